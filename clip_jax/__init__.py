@@ -1,0 +1,17 @@
+"""CLIP in JAX and Flax: `clip_jax.load(path)` gives a model that embeds and classifies."""
+
+__version__ = '0.1.0'
+
+_PUBLIC = {'load': 'clip_jax.pretrained', 'Clip': 'clip_jax.pretrained'}
+
+__all__ = ['Clip', '__version__', 'load']
+
+
+def __getattr__(name: str):
+    # JAX and the rest are imported only when something of them is used, so that `clip-jax --help`
+    # is quick.
+    if name not in _PUBLIC:
+        raise AttributeError(f'module clip_jax has no attribute {name!r}; public names: {__all__}')
+    import importlib
+
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -1,0 +1,180 @@
+"""From a config's names and numbers to objects: the one place where a name becomes a thing."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from clip_jax import lookup, optim
+from clip_jax.data.sources import open_source
+from clip_jax.data.transforms import Preprocess, decode
+from clip_jax.models.clip import CLIP
+
+TOKENIZER_CAPTIONS = 1_000_000  # a vocabulary does not get better from more
+
+
+def given(options: Mapping[str, Any], *without: str) -> dict[str, Any]:
+    """Returns the options that are set (not None), except those named."""
+    return {k: v for k, v in options.items() if v is not None and k not in without}
+
+
+def call(function: Callable, options: Mapping[str, Any], *, what: str, own: tuple = ()) -> Any:
+    """Calls a plug-in's function with options from outside; ValueError if it does not take or lacks
+    one.
+
+    `own` are the positional arguments that come from the program.
+    """
+    parameters = list(inspect.signature(function).parameters.values())[len(own) :]
+    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    for name in options:
+        lookup.check(name, names, what=f'{what}: option')
+    missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
+    if missing:
+        raise ValueError(f'{what}: {", ".join(missing)} must be given')
+    return function(*own, **options)
+
+
+def source(spec: str, options: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Opens the data set that a SPEC names; `options` holds those of each kind of source."""
+    kind = spec.partition(':')[0]
+    return open_source(spec, **given(options.get(kind, {})))
+
+
+def image_loader(options: Mapping[str, Mapping[str, Any]]) -> Callable[[str, list[int]], list]:
+    """Returns a function (SPEC, indices) -> decoded images uint8 [H, W, 3], for the figures."""
+
+    def load_images(spec: str, indices: list[int]) -> list:
+        data = source(spec, options)
+        return [decode(data[i]['image']) for i in indices]
+
+    return load_images
+
+
+def tokenizer(config: Mapping[str, Any], train_source: Any) -> Any:
+    """Makes the tokenizer that a config describes; a new vocabulary is trained on the training
+    captions.
+    """
+
+    def captions() -> Iterator[str]:
+        seen = 0
+        step = max(1, len(train_source) // TOKENIZER_CAPTIONS)
+        for i in range(0, len(train_source), step):
+            texts = train_source[i].get('texts', [])
+            yield from texts
+            seen += len(texts)
+            if seen >= TOKENIZER_CAPTIONS:
+                return
+
+    create = lookup.module('tokenizers', config['name']).create
+    return call(
+        create, given(config, 'name'), what=f'tokenizer {config["name"]}', own=(captions(),)
+    )
+
+
+def architecture(config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """Resolves a config's model to the complete fields of both encoders: the card's `model`."""
+    text_fields = {
+        'vocab_size': tokenizer.vocab_size,
+        'context_length': tokenizer.context_length,
+        'eot_id': tokenizer.eot_id,
+    }
+    return {
+        'image': _fields('models.image', config['image'], {}),
+        'text': _fields('models.text', config['text'], text_fields),
+        'embed_dim': config['embed_dim'],
+    }
+
+
+def _fields(folder: str, config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Expands a variant, lets the config's own values override it, and fills in the encoder's
+    defaults.
+    """
+    module = lookup.module(folder, config['name'])
+    what = f'{folder.replace(".", "/")}/{config["name"]}'
+    fields = dict(known)
+    if config.get('variant'):
+        size, _, patch = config['variant'].partition('/')
+        fields |= module.VARIANTS[lookup.check(size, module.VARIANTS, what=f'{what}: variant')]
+        if patch:
+            if not patch.isdigit():
+                raise ValueError(f'{what}: variant {config["variant"]!r}: expected SIZE/PATCH_SIZE')
+            fields['patch_size'] = int(patch)
+    fields |= given(config, 'name', 'variant')
+    allowed = {
+        f.name: f.default
+        for f in dataclasses.fields(module.Encoder)
+        if f.name not in ('parent', 'name', 'dtype', 'param_dtype')
+    }
+    for name in fields:
+        lookup.check(name, allowed, what=f'{what}: field')
+    missing = [n for n, v in allowed.items() if v is dataclasses.MISSING and n not in fields]
+    if missing:
+        raise ValueError(
+            f'{what}: {", ".join(missing)} must be given, or a variant that sets them: '
+            f'{", ".join(module.VARIANTS)}'
+        )
+    defaults = {n: v for n, v in allowed.items() if v is not dataclasses.MISSING}
+    return {'name': config['name'], **defaults, **fields}
+
+
+def model(architecture: Mapping[str, Any], dtype: str = 'auto') -> CLIP:
+    """Makes the model that a card's `model` describes; parameters are float32, arithmetic is
+    `dtype`.
+
+    'auto' is bfloat16 on accelerators and float32 on CPU.
+    """
+    lookup.check(dtype, ('auto', 'float32', 'bfloat16'), what='dtype')
+    if dtype == 'auto':
+        dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+    types = {'dtype': jnp.dtype(dtype), 'param_dtype': jnp.dtype('float32')}
+
+    def encoder(folder: str, fields: Mapping[str, Any]) -> Any:
+        cls = lookup.module(folder, fields['name']).Encoder
+        return cls(**given(fields, 'name'), **types)
+
+    return CLIP(
+        image=encoder('models.image', architecture['image']),
+        text=encoder('models.text', architecture['text']),
+        embed_dim=architecture['embed_dim'],
+        **types,
+    )
+
+
+def loss(config: Mapping[str, Any]) -> Callable:
+    """Returns the loss function of a config with its options bound."""
+    module = lookup.module('losses', config['name'])
+    lookup.check(
+        config['implementation'],
+        module.IMPLEMENTATIONS,
+        what=f'losses/{config["name"]}: implementation',
+    )
+    return functools.partial(module.loss, implementation=config['implementation'])
+
+
+def optimizer(
+    config: Mapping[str, Any], total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns the optimizer of a config and its learning rate as a function of the step."""
+    schedule = optim.warmup_cosine(
+        peak=config['learning_rate'],
+        warmup_steps=config['warmup_steps'],
+        total_steps=total_steps,
+    )
+    return optim.adamw(schedule, **given(config, 'learning_rate', 'warmup_steps')), schedule
+
+
+def preprocess(config: Mapping[str, Any], image_size: int) -> Preprocess:
+    """Returns the evaluation preprocessing of a config."""
+    return Preprocess.from_card({'size': image_size, **config})
+
+
+def evaluation(name: str, options: Mapping[str, Any], encoders: tuple, data: Any) -> dict[str, Any]:
+    """Runs evals/NAME on an opened source; `encoders` are (encode_image, encode_text)."""
+    evaluate = lookup.module('evals', name).evaluate
+    report = call(evaluate, given(options), what=f'evals/{name}', own=(*encoders, data))
+    return {'eval': name, **report}

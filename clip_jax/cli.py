@@ -1,0 +1,189 @@
+"""The command line: `clip-jax train | eval | plot`. The only file with flags; everything else can
+be imported.
+"""
+
+import argparse
+import ast
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+from clip_jax import __version__, lookup
+
+EXAMPLES = {
+    'train': """\
+examples:
+  clip-jax train --config=configs/quickstart.py --workdir=runs/quickstart
+  clip-jax train --config=configs/quickstart.py --workdir=runs/longer --config.total_steps=2000
+An interrupted run goes on at its last checkpoint when the same command is given again.""",
+    'eval': """\
+examples:
+  clip-jax eval zeroshot --model=runs/quickstart --data=tfds:shapes_captions/test_heldout
+  --templates=shapes clip-jax eval retrieval --model=runs/flickr8k --data='tars:flickr8k/val-*.tar'
+  --out=report.json
+Options of the eval itself are given as --option=value, those of the data source as
+--data.option=value.""",
+    'plot': """\
+example:
+  clip-jax plot --workdir=runs/quickstart""",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and exits: 0 done, 1 wrong input (one line says what), 2 wrong usage, 130
+    Ctrl-C.
+    """
+    args, rest = _parser().parse_known_args(arguments)
+    try:
+        sys.exit(COMMANDS[args.command](args, rest))
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if os.environ.get('CLIP_JAX_TRACEBACK'):
+            raise
+        print(f'clip-jax {args.command}: {error}', file=sys.stderr)
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='clip-jax',
+        description='CLIP in JAX and Flax: train, evaluate, look.',
+        epilog='CLIP_JAX_TRACEBACK=1 shows where an error comes from.',
+        allow_abbrev=False,
+    )
+    parser.add_argument('--version', action='version', version=__version__)
+    commands = parser.add_subparsers(dest='command', required=True, metavar='train | eval | plot')
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=EXAMPLES[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    train = command('train', 'train a model from a config file, or go on where its run stopped')
+    train.add_argument('--config', required=True, metavar='FILE[:ARG]', help='a page of configs/')
+    train.add_argument('--workdir', required=True, metavar='DIR', help='the run directory')
+    train.add_argument(
+        '--config.KEY', metavar='VALUE', help='another value for a key of the config'
+    )
+    evaluate = command('eval', 'score a model on a data set')
+    evaluate.add_argument('name', metavar='NAME', help='zeroshot or retrieval')
+    evaluate.add_argument(
+        '--model', required=True, metavar='PATH', help='a run directory or checkpoint'
+    )
+    evaluate.add_argument(
+        '--data', required=True, metavar='SPEC', help='tfds:NAME/SPLIT or tars:GLOB'
+    )
+    evaluate.add_argument('--out', metavar='FILE', help='where to write the report as JSON')
+    plot = command('plot', 'draw the figures of a run directory again')
+    plot.add_argument('--workdir', required=True, metavar='DIR', help='the run directory')
+    return parser
+
+
+def read_config(arguments: Sequence[str]) -> 'ConfigDict':
+    """Reads `--config=FILE[:ARG]` and `--config.key=value` …: a locked ConfigDict. The file is
+    Python, and is run.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file('config', flag_values=values)
+    given = [a.partition('=')[2] for a in arguments if a.startswith('--config=')]
+    file = pathlib.Path(given[0].partition(':')[0])
+    if not file.is_file():
+        near = sorted(p.name for p in file.parent.glob('*.py')) if file.parent.is_dir() else []
+        raise ValueError(
+            f'--config: there is no file {file}; found beside it: {", ".join(near) or "nothing"}'
+        )
+    sys.path.insert(0, str(file.parent.absolute()))  # a config starts from its neighbour `default`
+    try:
+        values(['clip-jax', *arguments])
+        return values.config
+    except (flags.Error, AttributeError, KeyError, TypeError, SyntaxError, ImportError) as error:
+        raise ValueError(f'--config: {_one_line(error)}') from error
+    finally:
+        sys.path.pop(0)
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())
+
+
+def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    for argument in rest:
+        if not argument.startswith('--config.') or '=' not in argument:
+            raise ValueError(f'there is no flag {argument!r}; expected --config.key=value')
+    config = read_config([f'--config={args.config}', *rest])
+    from clip_jax import train
+
+    return train.train(config, args.workdir)
+
+
+def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    lookup.check(args.name, lookup.names('evals'), what='evals')
+    options, source_options = {}, {}
+    for key, value in _assignments(rest):
+        of_source = key.startswith('data.')
+        (source_options if of_source else options)[key.removeprefix('data.')] = value
+    out = pathlib.Path(args.out) if args.out else None
+    if out and out.exists():
+        raise ValueError(f'--out: {out} exists; name a new file')
+    from clip_jax import build, pretrained
+
+    clip = pretrained.load(args.model, dtype='auto')
+    source = build.source(args.data, {args.data.partition(':')[0]: source_options})
+    report = build.evaluation(args.name, options, (clip.encode_image, clip.encode_text), source)
+    report = {'model': args.model, 'data': args.data, 'options': options, **report}
+    for key, value in report.items():
+        if isinstance(value, (int, float)):
+            print(f'{key:28} {value:,}' if isinstance(value, int) else f'{key:28} {value:.4f}')
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
+        print(f'report: {out}')
+    return 0
+
+
+def _assignments(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Reads `--key=value` …; a value that is a Python literal (number, list, …) is one, else a
+    string.
+    """
+    for argument in arguments:
+        key, equals, value = argument.partition('=')
+        if not key.startswith('--') or not equals:
+            raise ValueError(f'there is no flag {argument!r}; expected --option=value')
+        try:
+            yield key[2:], ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            yield key[2:], value
+
+
+def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    if rest:
+        raise ValueError(f'there is no flag {rest[0]!r}')
+    workdir = pathlib.Path(args.workdir)
+    config = workdir / 'config.json'
+    if not config.exists():
+        raise ValueError(f'{workdir}: no run directory (it has no config.json)')
+    from clip_jax import build, plots
+
+    options = json.loads(config.read_text())['data']['options']
+    for path in plots.write_all(workdir, build.image_loader(options)):
+        print(path)
+    return 0
+
+
+COMMANDS = {'train': _train, 'eval': _eval, 'plot': _plot}

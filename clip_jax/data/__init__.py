@@ -1,0 +1,1 @@
+"""From stored images and captions to batches on the devices."""

@@ -1,0 +1,448 @@
+"""The embedded data set: drawn shapes with captions, some colour-shape pairs kept out of training.
+
+A model that learns colours and shapes separately also names the pairs that it never saw:
+`test_heldout` measures that. Everything is drawn here, so building the set needs no network.
+"""
+
+import colorsys
+import dataclasses
+import functools
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image, ImageDraw
+
+from clip_jax import lookup
+
+COLOURS = {
+    'red': (214, 28, 36),
+    'orange': (250, 140, 10),
+    'yellow': (250, 225, 40),
+    'green': (40, 150, 50),
+    'cyan': (30, 205, 215),
+    'blue': (30, 60, 215),
+    'purple': (125, 35, 170),
+    'pink': (250, 130, 190),
+    'brown': (115, 65, 25),
+    'white': (248, 248, 248),
+    'grey': (128, 128, 128),
+    'black': (16, 16, 16),
+}
+SHAPES = (
+    'circle',
+    'square',
+    'triangle',
+    'star',
+    'ring',
+    'cross',
+    'heart',
+    'diamond',
+    'crescent',
+    'arrow',
+    'bolt',
+    'hourglass',
+)
+PAIRS = [f'{colour} {shape}' for colour in COLOURS for shape in SHAPES]
+# Every colour and every shape is held out exactly twice.
+HELD_OUT = sorted(PAIRS[12 * i + (i + shift) % 12] for i in range(12) for shift in (0, 5))
+SEEN = [pair for pair in PAIRS if pair not in HELD_OUT]
+
+# Diameters as shares of the picture's width, smallest and largest.
+SIZES = {'small': (0.26, 0.30), 'medium': (0.36, 0.42), 'large': (0.50, 0.58)}
+TEXTURES = ('plain', 'striped', 'dotted', 'checkered')
+BACKGROUNDS = ('plain', 'gradient', 'noisy', 'striped', 'checkered')
+SPLITS = {'train': 24_000, 'test': 1_000, 'test_seen': 1_200, 'test_heldout': 1_200}
+
+# Backgrounds are muted: dark, middling and light tones of little saturation.
+TONES = [
+    tuple(round(255 * c) for c in colorsys.hls_to_rgb(hue / 6, lightness, 0.12))
+    for lightness in (0.14, 0.20, 0.48, 0.55, 0.82, 0.90)
+    for hue in range(6)
+]
+# An object's colour is at least this far from its background (Euclidean, RGB of 0 to 255).
+CONTRAST = 100
+INVERSE = {'above': 'below', 'below': 'above', 'to the left of': 'to the right of'}
+INVERSE['to the right of'] = 'to the left of'
+
+SINGLE_CAPTIONS = (
+    'a {pair}',
+    'a {full}',
+    'a picture of a {pair}',
+    'a picture of a {full}',
+    'a drawing of a {full} on a {ground} background',
+    'a {pair} {where}',
+    'a {full} {where}',
+    'there is a {full} {where} of the picture',
+    '{where}, a {pair}',
+    'a {ground} background with a {pair} {where}',
+    'a {shape} that is {colour}',
+    'the {shape} {where} is {colour}',
+    'one {shape}, {colour}, on a {ground} background',
+    '{pair}, {where}, {ground} background',
+)
+DOUBLE_CAPTIONS = (
+    'a {pair} {relation} a {other_pair}',
+    'a {full} {relation} a {other_full}',
+    'a {other_pair} {inverse} a {pair}',
+    'a {other_full} {inverse} a {full}',
+    'a picture of a {pair} and a {other_pair}',
+    'a picture of a {full} {relation} a {other_full}',
+    'a {full} and, {inverse} it, a {other_full}',
+    'the {pair} is {relation} the {other_pair}',
+    'two shapes, a {pair} and a {other_pair}',
+    'a {full} {relation} a {other_pair} on a {ground} background',
+    'a {ground} background with a {pair} {relation} a {other_full}',
+    '{relation} a {other_pair} there is a {pair}',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    """One object of a picture; lengths are shares of the picture's width, angles are in degrees.
+
+    `size` is one of SIZES or a diameter, `position` the centre (x, y) with y downwards; objects
+    without a position are put next to each other.
+    """
+
+    colour: str
+    shape: str
+    size: str | float = 'medium'
+    position: tuple[float, float] | None = None
+    texture: str = 'plain'
+    rotation: float = 0.0
+
+    def __post_init__(self):
+        lookup.check(self.colour, COLOURS, what='colour')
+        lookup.check(self.shape, SHAPES, what='shape')
+        lookup.check(self.texture, TEXTURES, what='texture')
+        if isinstance(self.size, str):
+            lookup.check(self.size, SIZES, what='size')
+        elif not 0 < self.size <= 1:
+            raise ValueError(f"size {self.size} is not a share (0 to 1) of the picture's width.")
+
+    @classmethod
+    def parse(cls, text: str) -> 'Thing':
+        """Makes an object of words such as 'red star' or 'small striped red star'."""
+        if len(text.split()) < 2:
+            raise ValueError(f"object {text!r}: expected colour and shape, for example 'red star'.")
+        *extras, colour, shape = text.split()
+        for word in extras:
+            lookup.check(word, [*SIZES, *TEXTURES], what='size or texture')
+        fields = {'size' if word in SIZES else 'texture': word for word in extras}
+        return cls(colour, shape, **fields)
+
+    @property
+    def pair(self) -> str:
+        """Colour and shape, the name of the object's class."""
+        return f'{self.colour} {self.shape}'
+
+    @property
+    def diameter(self) -> float:
+        """The diameter as a share of the picture's width."""
+        return sum(SIZES[self.size]) / 2 if isinstance(self.size, str) else self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Backdrop:
+    """What is behind the objects: a pattern of BACKGROUNDS in shades of one tone (RGB).
+
+    Without a tone, the one of TONES that the objects stand out from most is taken. `seed` chooses
+    the direction and the noise.
+    """
+
+    pattern: str = 'plain'
+    tone: tuple[int, int, int] | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        lookup.check(self.pattern, BACKGROUNDS, what='background')
+
+
+def draw(
+    objects: str | Thing | Sequence[str | Thing],
+    background: str | Backdrop = 'plain',
+    size: int = 64,
+) -> Image.Image:
+    """Draws objects, given as words or as Things, on a background; ValueError for unknown words.
+
+    `draw('red star')`, `draw(['small blue ring', Thing('pink', 'heart')], 'striped', size=128)`.
+    """
+    things = [objects] if isinstance(objects, (str, Thing)) else objects
+    things = [Thing.parse(t) if isinstance(t, str) else t for t in things]
+    backdrop = Backdrop(background) if isinstance(background, str) else background
+    if backdrop.tone is None:
+        tone = max(TONES, key=lambda t: contrast(t, [thing.colour for thing in things]))
+        backdrop = dataclasses.replace(backdrop, tone=tone)
+    canvas = _paint_backdrop(backdrop, size)
+    for i, thing in enumerate(things):
+        if thing.position is None:
+            thing = dataclasses.replace(thing, position=((i + 0.5) / len(things), 0.5))
+        canvas += _mask(thing, size)[..., None] * (_paint_thing(thing, size) - canvas)
+    return Image.fromarray(np.uint8(np.clip(np.rint(canvas), 0, 255)))
+
+
+def contrast(tone: tuple[int, int, int], colours: Sequence[str]) -> float:
+    """Returns the distance in RGB of a background tone from the nearest of the named colours."""
+    return min((math.dist(COLOURS[c], tone) for c in colours), default=0)
+
+
+def _circle(radius: float, x: float = 0.0) -> np.ndarray:
+    t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    return np.stack([x + radius * np.cos(t), radius * np.sin(t)], axis=1)
+
+
+def _star(outer: float, inner: float) -> np.ndarray:
+    t = np.pi * (np.arange(10) / 5 - 0.5)
+    radius = np.where(np.arange(10) % 2, inner, outer)
+    return np.stack([radius * np.cos(t), radius * np.sin(t)], axis=1)
+
+
+def _heart() -> np.ndarray:
+    t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([16 * np.sin(t) ** 3, -y - 2.5], axis=1) / 16
+
+
+@functools.cache
+def _outlines() -> dict[str, list[np.ndarray]]:
+    """Each shape's polygon [N, 2] in about the unit circle, y downwards, and one to cut out."""
+    points = {
+        'square': '-80 -80  80 -80  80 80  -80 80',
+        'triangle': '0 -95  95 75  -95 75',
+        'cross': '-30 -95  30 -95  30 -30  95 -30  95 30  30 30  30 95  -30 95  -30 30  -95 30'
+        '  -95 -30  -30 -30',
+        'diamond': '0 -105  62 0  0 105  -62 0',
+        'arrow': '-100 -28  5 -28  5 -75  100 0  5 75  5 28  -100 28',
+        'bolt': '50 -105  -65 20  -12 20  -50 105  65 -25  12 -25',
+        'hourglass': '-78 -95  78 -95  14 0  78 95  -78 95  -14 0',
+    }
+    shapes = {k: [np.array(v.split(), float).reshape(-1, 2) / 100] for k, v in points.items()}
+    shapes['circle'] = [_circle(0.92)]
+    shapes['ring'] = [_circle(0.98), _circle(0.52)]
+    shapes['crescent'] = [_circle(0.98), _circle(0.80, x=0.45)]
+    shapes['star'] = [_star(1.08, 0.46)]
+    shapes['heart'] = [_heart()]
+    return shapes
+
+
+def _mask(thing: Thing, size: int, oversample: int = 4) -> np.ndarray:
+    """The object's share of each pixel, float [size, size], antialiased."""
+    big = Image.new('L', (size * oversample, size * oversample))
+    canvas = ImageDraw.Draw(big)
+    turn = np.deg2rad(thing.rotation)
+    matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    for polygon, fill in zip(_outlines()[thing.shape], (255, 0), strict=False):
+        points = thing.position + polygon @ matrix * thing.diameter / 2
+        canvas.polygon((points * size * oversample - 0.5).ravel().tolist(), fill=fill)
+    return np.asarray(big.reduce(oversample), np.float32) / 255
+
+
+@functools.lru_cache(maxsize=8)
+def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
+    x = (np.arange(size, dtype=np.float32) + 0.5) / size
+    return x[None, :], x[:, None]
+
+
+def _pattern(
+    name: str, size: int, *, period: float, angle: float, centre: Sequence[float], seed: int = 0
+) -> np.ndarray:
+    """Each pixel's share of the pattern's second tone, float [size, size]; angle in radians."""
+    x, y = _grid(size)
+    x, y = x - centre[0], y - centre[1]
+    u = x * np.cos(angle) + y * np.sin(angle)
+    v = y * np.cos(angle) - x * np.sin(angle)
+    wave = 2 * np.pi / period
+    match name:
+        case 'plain':
+            return np.zeros((size, size), np.float32)
+        case 'gradient':
+            return np.clip(0.5 + u / 1.2, 0, 1)
+        case 'noisy':
+            return np.random.default_rng(seed).random((size, size), np.float32)
+        case 'striped':
+            return np.clip(0.5 + 2.5 * (np.cos(wave * u) - 0.4), 0, 1)
+        case 'dotted':
+            return np.clip(0.5 + 4 * (np.cos(wave * u) + np.cos(wave * v) - 0.7), 0, 1)
+        case 'checkered':
+            return np.clip(0.5 + 3 * (np.sin(wave / 2 * u) * np.sin(wave / 2 * v) - 0.2), 0, 1)
+
+
+def _paint_thing(thing: Thing, size: int) -> np.ndarray:
+    """The object's colours over the whole picture, not yet cut out, float [size, size, 3]."""
+    colour = np.array(COLOURS[thing.colour], np.float32)
+    # Texture changes the lightness alone: dark marks on light colours, light marks on dark ones.
+    marks = colour * 0.6 if colour.mean() > 120 else colour + (255 - colour) * 0.35
+    angle = np.deg2rad(thing.rotation + 40)
+    weight = _pattern(thing.texture, size, period=0.1, angle=angle, centre=thing.position)
+    return colour + weight[..., None] * (marks - colour)
+
+
+def _paint_backdrop(backdrop: Backdrop, size: int) -> np.ndarray:
+    """The background, float [size, size, 3]."""
+    tone = np.array(backdrop.tone, np.float32)
+    angle = backdrop.seed % 180 * np.pi / 180
+    weight = _pattern(
+        backdrop.pattern, size, period=0.2, angle=angle, centre=(0.5, 0.5), seed=backdrop.seed
+    )
+    return tone + 28 * (weight[..., None] - 0.5)
+
+
+def _pick(rng: np.random.Generator, choices: Sequence):
+    return choices[rng.integers(len(choices))]
+
+
+def _random_size(rng: np.random.Generator, names: Sequence[str]) -> float:
+    return float(rng.uniform(*SIZES[_pick(rng, names)]))
+
+
+def _random_thing(
+    rng: np.random.Generator, pair: str, size: float, position: tuple[float, float]
+) -> Thing:
+    # A texture would hide the outline of a small object.
+    textured = rng.random() < 0.6 and size > SIZES['small'][1]
+    texture = _pick(rng, TEXTURES) if textured else 'plain'
+    return Thing(*pair.split(), size, position, texture, rotation=float(rng.uniform(-15, 15)))
+
+
+def _random_backdrop(rng: np.random.Generator, things: Sequence[Thing]) -> Backdrop:
+    colours = [thing.colour for thing in things]
+    tone = _pick(rng, [tone for tone in TONES if contrast(tone, colours) >= CONTRAST])
+    return Backdrop(_pick(rng, BACKGROUNDS), tone, seed=int(rng.integers(1 << 31)))
+
+
+def _one_thing(rng: np.random.Generator, pair: str) -> list[Thing]:
+    size = _random_size(rng, list(SIZES))
+    low, high = size / 2 + 0.02, 1 - size / 2 - 0.02
+    x, y = rng.uniform(low, high, 2).tolist()
+    return [_random_thing(rng, pair, size, (x, y))]
+
+
+def _two_things(rng: np.random.Generator, pairs: Sequence[str], relation: str) -> list[Thing]:
+    """Two objects that do not touch, the first `relation` the second."""
+    sizes = [_random_size(rng, list(SIZES)), _random_size(rng, ['small', 'medium'])]
+    if rng.random() < 0.5:
+        sizes.reverse()
+    first_comes_first = relation in ('above', 'to the left of')
+    before, after = sizes if first_comes_first else sizes[::-1]
+    margin = 0.015
+    gaps = rng.dirichlet([1, 1, 1]) * max(1 - before - after - 3 * margin, 0) + margin
+    along = [gaps[0] + before / 2, gaps[0] + before + gaps[1] + after / 2]
+    # The second is roughly beside or below the first, so that the relation is never in doubt.
+    half = max(sizes) / 2
+    across = rng.uniform(half, 1 - half) + np.array([0, rng.uniform(-0.12, 0.12)])
+    across = np.clip(across, half, 1 - half)
+    if not first_comes_first:
+        along.reverse()
+    points = np.stack([across, along] if relation in ('above', 'below') else [along, across], 1)
+    return [
+        _random_thing(rng, pair, size, tuple(point))
+        for pair, size, point in zip(pairs, sizes, points.tolist(), strict=True)
+    ]
+
+
+def scene(split: str, i: int) -> tuple[list[Thing], Backdrop, list[str]]:
+    """Returns the objects, the background and the 5 captions of picture `i` of a split."""
+    lookup.check(split, SPLITS, what='split')
+    rng = np.random.default_rng(np.random.SeedSequence([list(SPLITS).index(split), i]))
+    relation = ''
+    if split == 'test_seen':
+        things = _one_thing(rng, SEEN[i % len(SEEN)])
+    elif split == 'test_heldout':
+        things = _one_thing(rng, HELD_OUT[i % len(HELD_OUT)])
+    elif rng.random() < 0.5:
+        things = _one_thing(rng, _pick(rng, SEEN))
+    else:
+        pairs = [SEEN[k] for k in rng.choice(len(SEEN), 2, replace=False)]
+        relation = _pick(rng, list(INVERSE))
+        things = _two_things(rng, pairs, relation)
+    backdrop = _random_backdrop(rng, things)
+    templates = DOUBLE_CAPTIONS if relation else SINGLE_CAPTIONS
+    words = _words(things, backdrop, relation)
+    order = rng.permutation(len(templates))
+    # Templates that differ in size or texture alone give the same caption where these are unnamed.
+    captions = list(dict.fromkeys(_caption(templates[k], words) for k in order))
+    return things, backdrop, captions[:5]
+
+
+def _words(things: Sequence[Thing], backdrop: Backdrop, relation: str) -> dict[str, str]:
+    """What the places in a caption's template stand for."""
+    first, last = things[0], things[-1]
+    brightness = np.mean(backdrop.tone)
+    shade = 'dark ' if brightness < 85 else 'light ' if brightness > 170 else ''
+    return {
+        'colour': first.colour,
+        'shape': first.shape,
+        'pair': first.pair,
+        'full': _full_name(first),
+        'where': _where(*first.position),
+        'ground': shade + backdrop.pattern,
+        'other_pair': last.pair,
+        'other_full': _full_name(last),
+        'relation': relation,
+        'inverse': INVERSE.get(relation, ''),
+    }
+
+
+def _full_name(thing: Thing) -> str:
+    size = next(name for name, (_, largest) in SIZES.items() if thing.diameter <= largest)
+    named = [word for word in (size, thing.texture) if word not in ('medium', 'plain')]
+    return ' '.join([*named, thing.pair])
+
+
+def _where(x: float, y: float) -> str:
+    column = 'left' if x < 0.4 else 'right' if x > 0.6 else ''
+    row = 'top' if y < 0.4 else 'bottom' if y > 0.6 else ''
+    if row and column:
+        return f'in the {row} {column} corner'
+    return f'at the {row}' if row else f'on the {column}' if column else 'in the middle'
+
+
+def _caption(template: str, words: dict[str, str]) -> str:
+    return re.sub(r'\ba (?=[aeio]|hour)', 'an ', template.format(**words))
+
+
+def example(split: str, i: int) -> dict:
+    """Returns picture `i` of a split: JPEG bytes, captions, index in PAIRS (-1: two objects)."""
+    things, backdrop, captions = scene(split, i)
+    file = io.BytesIO()
+    # Full colour resolution (subsampling 0), or small objects lose theirs.
+    draw(things, backdrop).save(file, 'JPEG', quality=90, subsampling=0)
+    label = PAIRS.index(things[0].pair) if len(things) == 1 else -1
+    return {'image': file.getvalue(), 'captions': captions, 'label': label}
+
+
+class ShapesCaptions(tfds.core.GeneratorBasedBuilder):
+    """Drawn pictures of one or two coloured shapes with 5 captions; a label if there is one."""
+
+    VERSION = tfds.core.Version('1.0.0')
+    RELEASE_NOTES = {'1.0.0': 'First release.'}
+
+    def __init__(self, *, file_format: str = 'array_record', **options):
+        super().__init__(file_format=file_format, **options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(
+                {
+                    'image': tfds.features.Image(shape=(64, 64, 3), encoding_format='jpeg'),
+                    'captions': tfds.features.Sequence(tfds.features.Text()),
+                    'label': tfds.features.ClassLabel(names=PAIRS),
+                }
+            ),
+            supervised_keys=('image', 'label'),
+            # Record i is picture i.
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(split, count) for split, count in SPLITS.items()}
+
+    def _generate_examples(self, split: str, count: int) -> Iterator[tuple[int, dict]]:
+        for i in range(count):
+            yield i, example(split, i)

@@ -1,0 +1,222 @@
+"""TFDS data sets stored as ArrayRecord: `tfds:NAME[/CONFIG]/SPLIT`.
+
+Our own sets (`clip_jax/data/datasets`) are built when they are first asked for.
+"""
+
+import contextlib
+import functools
+import io
+import operator
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from clip_jax import lookup
+
+INFO_FILE = 'dataset_info.json'
+
+
+class TfdsSource:
+    """Random access to one split of a prepared set; images stay encoded."""
+
+    def __init__(
+        self,
+        name: str,
+        records: Sequence[bytes],
+        parse: Callable[[bytes], Mapping[str, Any]],
+        keys: Mapping[str, str],
+        label_names: list[str],
+    ):
+        """`keys` says which feature of a parsed record holds 'image', 'texts' and 'label'."""
+        self.label_names = label_names
+        self._name = name
+        self._records = records
+        self._parse = parse
+        self._keys = keys
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        if not 0 <= i < len(self):
+            raise IndexError(f'{self} has {len(self)} records, none with the number {i}.')
+        parsed = self._parse(self._records[i])
+        example = {what: _at(parsed, key) for what, key in self._keys.items()}
+        if 'texts' in example:
+            texts = example['texts']
+            texts = [texts] if isinstance(texts, bytes) else texts
+            example['texts'] = [text.decode() for text in texts]
+        return example
+
+    def where(self, i: int) -> str:
+        """Names record `i` in error messages."""
+        return f'record {i} of {self}'
+
+    def __str__(self) -> str:
+        return self._name
+
+
+def source(
+    address: str,
+    *,
+    data_dir: str = '',
+    image_key: str = 'image',
+    text_key: str = 'captions',
+    label_key: str = 'label',
+) -> TfdsSource:
+    """Opens `NAME[/CONFIG]/SPLIT` in `data_dir` (or in TFDS's own folder), built if it is ours.
+
+    A feature inside another is named with a slash, as in text_key='captions/text'. ValueError if
+    the set, the split or a feature is not there, or if the set is not stored as ArrayRecord.
+    """
+    set_name, _, split = address.rpartition('/')
+    if not set_name or not split:
+        raise ValueError(
+            f'tfds:{address} is not of the form tfds:NAME[/CONFIG]/SPLIT, for example '
+            "'tfds:shapes_captions/train'."
+        )
+    import tensorflow_datasets as tfds
+
+    root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    builder = tfds.builder_from_directory(_folder(root, set_name))
+    features = builder.info.features
+    keys = _keys(features, address, image_key, text_key, label_key)
+    label = _at(features, keys['label']) if 'label' in keys else None
+    names = label.names if isinstance(label, tfds.features.ClassLabel) else []
+    # What is not asked for is not parsed.
+    tops = {key.split('/')[0] for key in keys.values()}
+    used = tfds.features.FeaturesDict({top: features[top] for top in sorted(tops)})
+    encoded = {image_key: tfds.decode.SkipDecoding()}
+    parse = functools.partial(used.deserialize_example_np, decoders=encoded)
+    return TfdsSource(f'tfds:{address}', _records(builder, address, split), parse, keys, names)
+
+
+def _at(tree: Any, key: str) -> Any:
+    return functools.reduce(operator.getitem, key.split('/'), tree)
+
+
+def _folder(root: epath.Path, set_name: str) -> epath.Path:
+    """The folder of a set's newest version; our own sets are built if theirs is not there."""
+    base = root / set_name
+    if (base / INFO_FILE).exists():  # The name ends with a version.
+        return base
+    name, _, config = set_name.partition('/')
+    if name in lookup.names('data.datasets'):
+        return _own_folder(root, name, config)
+    versions = _versions(base)
+    if not versions:
+        place = root / name if (root / name).exists() else root
+        raise ValueError(
+            f'tfds: no prepared data set in {base}. {_contents(place)} Prepare it with: '
+            f'tfds build {set_name} --file_format=array_record --data_dir={root}'
+        )
+    return versions[-1]
+
+
+def _versions(base: epath.Path) -> list[epath.Path]:
+    """Prepared versions, oldest first; a build under way has a folder of another kind of name."""
+    from tensorflow_datasets.core import Version
+
+    folders = base.glob('*') if base.exists() else ()
+    folders = [folder for folder in folders if Version.is_valid(folder.name)]
+    folders = [folder for folder in folders if (folder / INFO_FILE).exists()]
+    return sorted(folders, key=lambda folder: Version(folder.name))
+
+
+def _contents(folder: epath.Path) -> str:
+    if not folder.exists():
+        return f'The folder {folder} does not exist.'
+    there = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return f'{folder} holds: {", ".join(there) or "nothing"}.'
+
+
+def _own_folder(root: epath.Path, name: str, config: str) -> epath.Path:
+    """The folder of the current version of one of our own sets, built if need be."""
+    import tensorflow_datasets as tfds
+
+    lookup.module('data.datasets', name)
+    make = tfds.builder_cls(name)
+    folder = root / name / config / str(make.VERSION)
+    if (root / name).exists():
+        return folder
+    if config and config not in make.builder_configs:
+        configs = ', '.join(make.builder_configs) or 'none'
+        raise ValueError(f'tfds: {name} has no config {config!r}. Its configs: {configs}.')
+    print(f'Building {name} in {folder} (once)', file=sys.stderr, flush=True)
+    try:
+        # TFDS prints its own notices; its progress bars go to stderr and stay.
+        with contextlib.redirect_stdout(io.StringIO()):
+            make(data_dir=root, config=config or None).download_and_prepare()
+    except OSError:
+        # A build ends with renaming its folder, which fails if another process was faster.
+        if not (folder / INFO_FILE).exists():
+            raise
+    return folder
+
+
+def _records(builder: Any, address: str, split: str) -> Sequence[bytes]:
+    """The split's serialized records; ValueError if it is unknown or empty or not ArrayRecord."""
+    import tensorflow_datasets as tfds
+
+    needed = tfds.core.FileFormat.ARRAY_RECORD
+    formats = builder.info.available_file_formats()
+    if needed not in formats:
+        raise ValueError(
+            f'tfds:{address}: {builder.data_dir} holds {"/".join(f.value for f in formats)} '
+            f'files, expected {needed.value}. Delete that folder and prepare it again with: '
+            f'tfds build {builder.name} --file_format={needed.value}'
+        )
+    splits = builder.info.splits
+    try:
+        count = splits[split].num_examples
+    except (KeyError, ValueError) as error:
+        there = ', '.join(f'{name} ({splits[name].num_examples})' for name in sorted(splits))
+        raise ValueError(
+            f'tfds:{address}: there is no split {split!r}. There are: {there}; a slice is written '
+            'like train[:10%].'
+        ) from error
+    if not count:
+        raise ValueError(f'tfds:{address}: {split!r} selects no examples. Take a larger slice.')
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
+    return builder.as_data_source(split, deserialize_method=raw, file_format=needed)
+
+
+def _keys(
+    features: Any, address: str, image_key: str, text_key: str, label_key: str
+) -> dict[str, str]:
+    """What is in which feature; only texts and labels under their default names may be missing."""
+    import tensorflow_datasets as tfds
+
+    stored = _flat(features.get_serialized_info())
+    images = [key for key in features if isinstance(features[key], tfds.features.Image)]
+    others = {key: info for key, info in stored.items() if key not in images}
+    texts = [
+        k for k, f in others.items() if np.dtype(f.np_dtype) == np.object_ and len(f.shape) < 2
+    ]
+    labels = [k for k, f in others.items() if np.issubdtype(f.np_dtype, np.integer) and not f.shape]
+    keys = {}
+    for what, key, default, choices in (
+        ('image', image_key, '', images),
+        ('texts', text_key, 'captions', texts),
+        ('label', label_key, 'label', labels),
+    ):
+        if key in choices:
+            keys[what] = key
+        elif key != default:
+            raise ValueError(
+                f'tfds:{address}: no feature {key!r} that holds {what}. Features that can: '
+                f'{", ".join(choices) or "none"}. All: {", ".join(stored)}.'
+            )
+    return keys
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Joins the keys of nested dicts with slashes."""
+    flat = {}
+    for key, value in tree.items():
+        inner = isinstance(value, Mapping)
+        flat |= _flat(value, f'{prefix}{key}/') if inner else {prefix + key: value}
+    return flat

@@ -1,0 +1,53 @@
+"""Encoders over a data set: embeddings in the order of the records."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+CHUNK = 1024  # records read at a time; the encoder cuts them into batches of its own
+
+
+def records(encode_image: Callable, data: Any) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Reads a data set once: the unit rows [N, D] of its images, and the records without their
+    images.
+    """
+    rows, others = [], []
+    for chunk in chunks(range(len(data)), unit='img'):
+        read = [data[i] for i in chunk]
+        images = [record.pop('image') for record in read]
+        try:
+            rows.append(encode_image(images))
+        except ValueError:
+            _raise_for_the_bad_one(encode_image, data, chunk, images)
+        others += read
+    return np.concatenate(rows), others
+
+
+def texts(encode_text: Callable, captions: Sequence[str]) -> np.ndarray:
+    """Embeds texts: unit rows [len(captions), D] in their order."""
+    return np.concatenate([encode_text(chunk) for chunk in chunks(captions, unit='txt')])
+
+
+def chunks(items: Sequence, *, unit: str) -> Iterator[Sequence]:
+    """Cuts a sequence into pieces of CHUNK items; on a terminal a bar shows how far it is."""
+    # A bar only where there is something to wait for.
+    hidden = len(items) <= CHUNK or not sys.stderr.isatty()
+    with tqdm(total=len(items), unit=unit, leave=False, disable=hidden) as bar:
+        for start in range(0, len(items), CHUNK):
+            chunk = items[start : start + CHUNK]
+            yield chunk
+            bar.update(len(chunk))
+
+
+def _raise_for_the_bad_one(
+    encode_image: Callable, data: Any, indices: Sequence[int], images: Sequence
+) -> None:
+    """Raises the error of a chunk again, with the record that causes it."""
+    for i, image in zip(indices, images, strict=True):
+        try:
+            encode_image([image])
+        except ValueError as error:
+            raise ValueError(f'{data.where(i)}: {error}') from None

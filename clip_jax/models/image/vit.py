@@ -1,0 +1,151 @@
+"""Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), with the pooling and norms that
+CLIP models use.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax import lookup
+from clip_jax.models.layers import Mlp, Norm, Transformer, check_sizes
+
+# 'B/16' in a config is row B with patch_size 16.
+VARIANTS: dict[str, dict[str, int]] = {
+    # How to train your ViT (arXiv 2106.10270), table 2; S and Ti first in DeiT (arXiv 2012.12877),
+    # table 1.
+    'Ti': {'width': 192, 'depth': 12, 'heads': 3, 'mlp_dim': 768},
+    'S': {'width': 384, 'depth': 12, 'heads': 6, 'mlp_dim': 1536},
+    # ViT (arXiv 2010.11929), table 1; B/32, B/16 and L/14 are CLIP's (arXiv 2103.00020), table 19.
+    'B': {'width': 768, 'depth': 12, 'heads': 12, 'mlp_dim': 3072},
+    'L': {'width': 1024, 'depth': 24, 'heads': 16, 'mlp_dim': 4096},
+    'H': {'width': 1280, 'depth': 32, 'heads': 16, 'mlp_dim': 5120},
+    # Scaling Vision Transformers (arXiv 2106.04560), table 2.
+    'g': {'width': 1408, 'depth': 40, 'heads': 16, 'mlp_dim': 6144},
+    'G': {'width': 1664, 'depth': 48, 'heads': 16, 'mlp_dim': 8192},
+}
+POOLS = ('cls', 'mean', 'map')
+
+
+class Encoder(nn.Module):
+    """ViT: float [B, H, W, 3] -> [B, width].
+
+    `pool`: 'cls' reads a class token, 'mean' averages the patches, 'map' attends to them with one
+    learned query (Scaling Vision Transformers, section 3.1). `pre_norm` is CLIP's layer norm before
+    the first block. `patch_dropout` is the share of patches left out in training (FLIP, arXiv
+    2212.00794).
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    pool: str = 'cls'
+    activation: str = 'gelu'
+    pre_norm: bool = True
+    norm_eps: float = 1e-5
+    patch_dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self):
+        lookup.check(self.pool, POOLS, what='models/image/vit: pool')
+        check_sizes('models/image/vit', self.width, self.heads, self.activation)
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f'models/image/vit: image_size {self.image_size} is not a multiple of '
+                f'patch_size {self.patch_size}'
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+        embedding = nn.initializers.normal(self.width**-0.5)
+        x = nn.DenseGeneral(
+            self.width,
+            axis=(-3, -2, -1),
+            use_bias=False,
+            kernel_init=nn.initializers.lecun_normal(),
+            name='patch_embedding',
+            **types,
+        )(patches(images, self.patch_size))
+        if self.pool == 'cls':
+            token = self.param('class_embedding', embedding, (self.width,), self.param_dtype)
+            token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width))
+            x = jnp.concatenate([token, x], axis=1)
+        positions = self.param('position_embedding', embedding, x.shape[1:], self.param_dtype)
+        x = x + positions.astype(x.dtype)
+        if train and self.patch_dropout:
+            first = int(self.pool == 'cls')
+            kept = drop_patches(x[:, first:], self.patch_dropout, self.make_rng('dropout'))
+            x = jnp.concatenate([x[:, :first], kept], axis=1)
+        if self.pre_norm:
+            x = Norm(epsilon=self.norm_eps, name='pre_norm', **types)(x)
+        x = Transformer(
+            depth=self.depth,
+            heads=self.heads,
+            mlp_dim=self.mlp_dim,
+            activation=self.activation,
+            norm_eps=self.norm_eps,
+            name='transformer',
+            **types,
+        )(x)
+        x = Norm(epsilon=self.norm_eps, name='post_norm', **types)(x)
+        if self.pool == 'cls':
+            return x[:, 0]
+        if self.pool == 'mean':
+            return x.mean(axis=1)
+        return AttentionPool(
+            self.heads, self.mlp_dim, self.activation, self.norm_eps, name='attention_pool', **types
+        )(x)
+
+
+class AttentionPool(nn.Module):
+    """One learned query attends to all patches, then an MLP: [B, L, width] -> [B, width]."""
+
+    heads: int
+    mlp_dim: int
+    activation: str
+    norm_eps: float
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+        probe = self.param('probe', nn.initializers.xavier_uniform(), (1, width), self.param_dtype)
+        probe = jnp.broadcast_to(probe.astype(x.dtype), (len(x), 1, width))
+        x = nn.MultiHeadDotProductAttention(self.heads, name='attention', **types)(probe, x)
+        y = Norm(epsilon=self.norm_eps, name='norm', **types)(x)
+        mlp = Mlp(
+            mlp_dim=self.mlp_dim,
+            activation=self.activation,
+            in_std=(2 * width) ** -0.5,
+            out_std=(2 * width) ** -0.5,
+            name='mlp',
+            **types,
+        )
+        return (x + mlp(y))[:, 0]
+
+
+def patches(images: jax.Array, size: int) -> jax.Array:
+    """Cuts images into squares: [B, H, W, C] -> [B, H/size * W/size, size, size, C], row by row."""
+    # A dense layer over these is the strided convolution of the papers; its gradient is far quicker
+    # on CPU.
+    batch, height, width, channels = images.shape
+    x = images.reshape(batch, height // size, size, width // size, size, channels)
+    return x.swapaxes(2, 3).reshape(batch, -1, size, size, channels)
+
+
+def drop_patches(x: jax.Array, share: float, key: jax.Array) -> jax.Array:
+    """Keeps round(L * (1 - share)) random rows of each image, at least one: [B, L, W] -> [B, kept,
+    W].
+    """
+    batch, length, _ = x.shape
+    kept = max(1, round(length * (1 - share)))
+    noise = jax.random.uniform(key, (batch, length))
+    _, chosen = jax.lax.top_k(noise, kept)
+    return jnp.take_along_axis(x, chosen[:, :, None], axis=1)

@@ -1,0 +1,153 @@
+"""SentencePiece vocabularies (Kudo and Richardson 2018), learned from captions or from a file."""
+
+import base64
+import io
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import sentencepiece
+from absl import logging
+from etils import epath
+
+from clip_jax import lookup
+from clip_jax.tokenizers import _rows
+
+MOST_CAPTIONS = 1_000_000
+
+
+class Tokenizer:
+    """Turns texts into rows `[BOS] ids [EOS] padding`, without the BOS where the model has none.
+
+    `model` is the content of a SentencePiece model file; its own rules clean and lower-case text.
+    """
+
+    def __init__(self, model: bytes, context_length: int):
+        self._model = model
+        self._library = sentencepiece.SentencePieceProcessor()
+        try:
+            self._library.LoadFromSerializedProto(model)
+        except RuntimeError as error:
+            raise ValueError(
+                f'tokenizers/sentencepiece: these {len(model)} bytes are no SentencePiece model.'
+            ) from error
+        self.vocab_size = self._library.vocab_size()
+        self.eot_id = self._library.eos_id()
+        if self.eot_id < 0:
+            raise ValueError(
+                'tokenizers/sentencepiece: the model has no end-of-text token; '
+                'train it with an eos_id, for models pool at that token.'
+            )
+        # As SigLIP does: a vocabulary without padding is padded with its end-of-text token.
+        self.pad_id = self._library.pad_id() if self._library.pad_id() >= 0 else self.eot_id
+        self._start = [self._library.bos_id()] if self._library.bos_id() >= 0 else []
+        self.context_length = context_length
+        if context_length < len(self._start) + 2:
+            raise ValueError(
+                f'tokenizers/sentencepiece: context_length is {context_length}; one token and the '
+                f'special ones need {len(self._start) + 2}.'
+            )
+
+    def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Returns int32 [N, context_length]; too long a text is cut, its end token kept."""
+        texts = _rows.as_list(texts)
+        rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+        # One text at a time: the library starts threads for each list, which costs a short one
+        # three quarters of its speed, and input pipelines have threads of their own.
+        for row, text in zip(rows, texts, strict=True):
+            ids = self._start + self._library.encode(_utf8(text))
+            ids = [*ids[: self.context_length - 1], self.eot_id]
+            row[: len(ids)] = ids
+        return rows
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of one row, as the model's rules cleaned it for encoding."""
+        return self._library.decode(_rows.content(ids, self))
+
+    @property
+    def card(self) -> dict[str, Any]:
+        model = base64.b64encode(self._model).decode('ascii')
+        return {'name': 'sentencepiece', 'context_length': self.context_length, 'model': model}
+
+    @classmethod
+    def from_card(cls, card: dict[str, Any]) -> 'Tokenizer':
+        """Makes the tokenizer that `card` describes."""
+        return cls(base64.b64decode(card['model'], validate=True), card['context_length'])
+
+    def save(self, folder: str) -> None:
+        """Writes `tokenizer.model`, which every program with SentencePiece reads."""
+        folder = epath.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'tokenizer.model').write_bytes(self._model)
+
+    def __reduce__(self):
+        return type(self), (self._model, self.context_length)
+
+
+def create(
+    texts: Iterable[str],
+    *,
+    context_length: int,
+    vocab_size: int = 32_000,
+    path: str = '',
+    algorithm: str = 'bpe',
+) -> Tokenizer:
+    """Loads the model file `path`, or without one learns at most `vocab_size` tokens from `texts`.
+
+    The first 1,000,000 captions are read. The same captions in the same order give the same model.
+    """
+    model = _read(path) if path else _train(texts, vocab_size, algorithm)
+    return Tokenizer(model, context_length)
+
+
+def _read(path: str) -> bytes:
+    file = epath.Path(path)
+    if not file.is_file():
+        raise ValueError(f'tokenizers/sentencepiece: there is no model file {path!r}.')
+    return file.read_bytes()
+
+
+def _train(texts: Iterable[str], vocab_size: int, algorithm: str) -> bytes:
+    lookup.check(algorithm, ['bpe', 'unigram'], what='tokenizers/sentencepiece algorithm')
+    captions = _rows.as_list(itertools.islice(texts, None))
+    if not any(caption.strip() for caption in captions):
+        raise ValueError(
+            f'tokenizers/sentencepiece: no text in {len(captions)} captions; give captions to '
+            'learn a vocabulary from, or the path of a model file.'
+        )
+    logging.info(
+        'sentencepiece: learning up to %d tokens (%s) from %d captions',
+        vocab_size,
+        algorithm,
+        len(captions),
+    )
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=map(_utf8, captions),
+            model_writer=model,
+            model_type=algorithm,
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            normalization_rule_name='nmt_nfkc_cf',
+            character_coverage=0.99999,  # every character that is left out becomes 'unknown'
+            max_sentence_length=2**20,  # longer captions are left out; the default is 4,192 bytes
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            num_threads=16,  # is written into the model, so it must not depend on the machine
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f'tokenizers/sentencepiece: no vocabulary of {vocab_size} tokens could be learned from '
+            f'{len(captions)} captions; it must hold 4 special tokens and every character. {error}'
+        ) from error
+    return model.getvalue()
+
+
+def _utf8(text: str) -> bytes:
+    """Encodes text; halves of surrogate pairs, as cut-off emoji leave them, become '?'."""
+    return text.encode('utf-8', 'replace')

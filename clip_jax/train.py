@@ -1,0 +1,367 @@
+"""Training: one step, a pure function, and the one loop around it."""
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import math
+import platform
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import optax
+from clu import parameter_overview
+from etils import epath
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from clip_jax import (
+    __version__,
+    build,
+    checkpoint,
+    metrics,
+    plots,
+    pretrained,
+    sharding,
+    state,
+    tokenizers,
+)
+from clip_jax.data import pipeline, transforms
+from clip_jax.state import TrainState
+
+INTERRUPTED = 130  # the shell's exit code for a program stopped by Ctrl-C
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    model: nn.Module,
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    normalise: Callable[[jax.Array], jax.Array],
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Returns the state after one update on a global batch, and the batch's metrics.
+
+    `batch` is {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}. Pure: every part is an
+    argument.
+    """
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+
+    def objective(params: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
+        image, text, scale, bias = model.apply(
+            {'params': params},
+            normalise(batch['image']),
+            batch['tokens'],
+            train=True,
+            rngs={'dropout': key},
+        )
+        return loss(image, text, scale, bias)
+
+    (value, numbers), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    numbers = {
+        'loss': value,
+        **numbers,
+        'logit_scale': params['logit_scale'],
+        'grad_norm': optax.global_norm(grads),
+    }
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), numbers
+
+
+def train(config: ConfigDict, workdir: str | epath.Path) -> int:
+    """Trains what the config describes in `workdir`, or goes on where an earlier run of it stopped.
+
+    Returns the exit code: 0 when the run is complete (also if it already was), 130 when Ctrl-C
+    stopped it. ValueError for anything wrong in the config, the data or the run directory.
+    """
+    workdir = epath.Path(workdir).expanduser().resolve()
+    resolved = json.loads(config.to_json_best_effort())
+    if finished(workdir, resolved):
+        print(f'{workdir}: this run is complete ({config.total_steps:,} steps); nothing to do.')
+        print(summary_text(workdir))
+        return 0
+    with contextlib.closing(Run(config, resolved, workdir)) as run:
+        if not run.loop():
+            return INTERRUPTED
+        run.finish()
+    print(summary_text(workdir))
+    return 0
+
+
+def finished(workdir: epath.Path, resolved: dict[str, Any]) -> bool:
+    """Whether `workdir` holds a complete run of this config; ValueError if of another."""
+    path = workdir / 'config.json'
+    if not path.exists():
+        if workdir.is_file() or (workdir.is_dir() and any(workdir.iterdir())):
+            raise ValueError(
+                f'{workdir}: not empty and no run directory; expected a new or empty folder'
+            )
+        return False
+    there = json.loads(path.read_text())
+    if there != resolved:
+        raise ValueError(
+            f'{workdir}: holds a run of another config ({_difference(there, resolved)}); '
+            'expected the same config, or another --workdir'
+        )
+    return (workdir / 'summary.json').exists()
+
+
+def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Names the first few keys in which two configs differ."""
+
+    def flat(tree: dict[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+        for key, value in tree.items():
+            if isinstance(value, dict) and value:
+                yield from flat(value, f'{prefix}{key}.')
+            else:
+                yield prefix + key, value
+
+    there, here = dict(flat(there)), dict(flat(here))
+    keys = [k for k in {**there, **here} if there.get(k, '-') != here.get(k, '-')]
+    shown = [f'{k} is {there.get(k, "-")!r} there, {here.get(k, "-")!r} here' for k in keys[:3]]
+    return '; '.join(shown) + (f'; and {len(keys) - 3} more' if len(keys) > 3 else '')
+
+
+class Run:
+    """A run directory with everything built that its config names, ready to train."""
+
+    def __init__(self, config: ConfigDict, resolved: dict[str, Any], workdir: epath.Path):
+        self.config, self.resolved, self.workdir = config, resolved, workdir
+        self.began = time.monotonic()
+        devices = jax.device_count()
+        if config.batch_size % devices:
+            raise ValueError(
+                f'batch_size {config.batch_size} is not a multiple of the {devices} devices'
+            )
+        self.mesh = sharding.make_mesh()
+        self.optimizer, self.schedule = build.optimizer(config.optimizer, config.total_steps)
+        loss = build.loss(config.loss)
+        source = build.source(config.data.train, config.data.options)
+        self.eval_sources = {
+            name: build.source(options.data, config.data.options)
+            for name, options in config.evals.items()
+        }
+        card_path = workdir / 'card.json'
+        if card_path.exists():
+            self.card = json.loads(card_path.read_text())
+        else:
+            self.card = _card(config, source)
+        self.model = build.model(self.card['model'], config.model.dtype)
+        tokenizer = tokenizers.from_card(self.card['tokenizer'])
+        self.state = state.create(self.model, self.optimizer, seed=config.seed, mesh=self.mesh)
+        overview = parameter_overview.get_parameter_overview(self.state.params, include_stats=False)
+        print(overview, flush=True)
+
+        for path, content in (('config.json', resolved), ('card.json', self.card)):
+            _write_json(workdir / path, content)
+        self.checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
+        iterator = pipeline.train_iterator(
+            source,
+            tokenizer,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            image_size=self.card['preprocess']['size'],
+            **config.data.augment,
+            num_threads=config.data.num_threads,
+        )
+        self.start = self._resume(iterator)
+        self.batches = pipeline.to_device(iterator, sharding.over_batch(self.mesh))
+        self.progress = metrics.Progress(
+            config.total_steps, config.batch_size, start_step=self.start
+        )
+        self.writer = metrics.MultiWriter(
+            # Without a checkpoint nothing of an earlier attempt counts, not even its step 0.
+            [self.progress, metrics.default_writer(workdir, resume_step=self.start or -1)]
+        )
+        self.logged = (
+            self.start,
+            0.0,
+        )  # step of the last line of metrics, seconds waited until then
+        preprocess = self.card['preprocess']
+        self.step = jax.jit(
+            functools.partial(
+                train_step,
+                model=self.model,
+                loss=loss,
+                optimizer=self.optimizer,
+                normalise=functools.partial(
+                    transforms.normalise,
+                    mean=tuple(preprocess['mean']),
+                    std=tuple(preprocess['std']),
+                ),
+            ),
+            donate_argnums=0,
+        )
+
+    def _resume(self, iterator: Any) -> int:
+        """Puts the newest checkpoint, if any, into state and iterator; returns its step."""
+        step = self.checkpoints.latest()
+        if step is None:
+            return 0
+        self.state = self.checkpoints.restore(step, self.state)
+        about = self.checkpoints.about(step)
+        iterator.set_state(about['input'])
+        self.began -= about['seconds']
+        print(
+            f'{self.workdir}: goes on at step {step:,} of {self.config.total_steps:,}', flush=True
+        )
+        return step
+
+    def loop(self) -> bool:
+        """Trains to the last step; returns False if Ctrl-C stopped it before."""
+        config, previous = self.config, None
+        if self.start == 0:
+            # Shows what chance is, and a mistake in an evaluation before hours of training.
+            self.evaluate(0)
+        with stop_on_interrupt() as stop:
+            for step in range(self.start + 1, config.total_steps + 1):
+                self.state, numbers = self.step(self.state, next(self.batches))
+                jax.block_until_ready(previous)  # one step in flight: Ctrl-C stays prompt
+                previous = numbers
+                last = step == config.total_steps
+                if last or step % config.log_every == 0:
+                    self.log(step, numbers)
+                if not last and step % config.eval_every == 0:
+                    self.evaluate(step)
+                if last or stop or step % config.checkpoint_every == 0:
+                    self.save()
+                if stop and not last:
+                    self.checkpoints.wait()
+                    print(
+                        f'stopped at step {step:,} of {config.total_steps:,}; '
+                        f'saved in {self.workdir}; the same command goes on from there'
+                    )
+                    return False
+        return True
+
+    def log(self, step: int, numbers: dict[str, jax.Array]) -> None:
+        """Writes a step's numbers; ValueError if the loss is no longer a number."""
+        scalars = {name: float(value) for name, value in numbers.items()}
+        if not math.isfinite(scalars['loss']):
+            raise ValueError(
+                f'the loss is {scalars["loss"]} at step {step:,}; the newest checkpoint is of step '
+                f'{self.checkpoints.latest()}; a lower learning_rate or more warmup_steps may help'
+            )
+        scalars['learning_rate'] = float(self.schedule(step - 1))
+        rate = self.progress.rate(step)
+        (last_step, last_waited), waited = self.logged, self.batches.waited
+        seconds = (step - last_step) * self.config.batch_size / rate
+        scalars |= {'pairs_per_second': rate, 'input_wait': (waited - last_waited) / seconds}
+        self.writer.write_scalars(step, scalars)
+        self.logged = (step, waited)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Runs every evaluation of the config; returns its numbers, leaves reports in `evals/`."""
+        clip = pretrained.from_card(self.card, self.state.params, self.model, self.mesh)
+        scalars = {}
+        with self.progress.pause():
+            for name, options in self.config.evals.items():
+                report = build.evaluation(
+                    options.eval,
+                    build.given(options, 'eval', 'data'),
+                    (clip.encode_image, clip.encode_text),
+                    self.eval_sources[name],
+                )
+                report = {'data': options.data, 'step': step, **report}
+                _write_json(self.workdir / 'evals' / f'{name}.json', report)
+                scalars |= {f'{name}/{k}': v for k, v in report.items() if isinstance(v, float)}
+            self.writer.write_scalars(step, scalars)
+        return scalars
+
+    def save(self) -> None:
+        """Starts to save the state, with the card and the input position, in the background."""
+        with self.progress.pause():
+            about = {
+                'card': self.card,
+                'config': self.resolved,
+                'input': self.batches.get_state(),
+                'seconds': time.monotonic() - self.began,
+                'versions': versions(),
+            }
+            self.checkpoints.save(self.state, about)
+
+    def finish(self) -> None:
+        """Evaluates the trained model, draws figures and writes `summary.json`: the run is
+        complete.
+        """
+        scalars = self.evaluate(self.config.total_steps)
+        self.checkpoints.wait()
+        self.writer.flush()
+        load_images = build.image_loader(self.config.data.options)
+        figures = plots.write_all(self.workdir, load_images)
+        rows = [r for r in metrics.read_jsonl(self.workdir / 'metrics.jsonl') if 'loss' in r]
+        summary = {
+            **scalars,
+            'loss': rows[-1]['loss'],
+            'step': self.config.total_steps,
+            'pairs': self.config.total_steps * self.config.batch_size,
+            'parameters': state.count(self.state.params),
+            'seconds': round(time.monotonic() - self.began, 1),
+            'pairs_per_second': round(statistics.median(r['pairs_per_second'] for r in rows), 1),
+            'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+            'versions': versions(),
+            'figures': [str(p.relative_to(self.workdir)) for p in figures],
+        }
+        _write_json(self.workdir / 'summary.json', summary)
+
+    def close(self) -> None:
+        """Stops reading ahead and closes every file; what is being saved is saved to its end."""
+        self.batches.close()
+        self.checkpoints.close()
+        self.writer.close()
+
+
+def _card(config: ConfigDict, source: Any) -> dict[str, Any]:
+    tokenizer = build.tokenizer(config.tokenizer, source)
+    architecture = build.architecture(config.model, tokenizer)
+    preprocess = build.preprocess(config.preprocess, architecture['image']['image_size'])
+    card = {'model': architecture, 'preprocess': preprocess.card, 'tokenizer': tokenizer.card}
+    return json.loads(json.dumps(card))  # as it will be read back: tuples are lists
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers of a run depend on."""
+    names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {'clip_jax': __version__, 'python': platform.python_version(), **found}
+
+
+def summary_text(workdir: epath.Path) -> str:
+    """The last numbers of a complete run and where things lie, for people."""
+    summary = json.loads((workdir / 'summary.json').read_text())
+    lines = [f'{name:44} {v:.4f}' for name, v in summary.items() if isinstance(v, float)]
+    places = ['summary.json', 'card.json', 'metrics.jsonl', 'checkpoints/', *summary['figures']]
+    return '\n'.join([*lines, f'in {workdir}: {", ".join(places)}'])
+
+
+@contextlib.contextmanager
+def stop_on_interrupt() -> Iterator[list]:
+    """Turns the first Ctrl-C into an entry in the list it yields; a second interrupts at once."""
+    stop: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if stop:
+            raise KeyboardInterrupt
+        stop.append(number)
+        print('\nCtrl-C: saving after this step; once more to stop at once', file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _write_json(path: epath.Path, content: Any) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + '.partial')
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + '\n')
+    partial.replace(path)

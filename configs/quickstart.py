@@ -1,0 +1,46 @@
+"""A small CLIP on drawn shapes, in minutes on a laptop's CPU.
+
+clip-jax train --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+import default
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the quickstart's config."""
+    c = default.get_config().unlock()
+    c.batch_size = 256
+    c.total_steps = 600
+    c.log_every = 20
+    c.eval_every = 200
+    c.checkpoint_every = 100
+
+    c.data.train = 'tfds:shapes_captions/train'
+    c.data.num_threads = 2
+
+    c.tokenizer.name = 'sentencepiece'
+    c.tokenizer.vocab_size = 320
+    c.tokenizer.context_length = 24
+
+    c.model.embed_dim = 128
+    c.model.image.variant = ''
+    c.model.image.update(
+        image_size=64, patch_size=8, width=128, depth=4, heads=2, mlp_dim=512, pool='mean'
+    )
+    c.model.text.variant = ''
+    c.model.text.update(width=128, depth=2, heads=2, mlp_dim=512)
+
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.warmup_steps = 100
+    c.optimizer.weight_decay = 0.1
+
+    heldout = {
+        'eval': 'zeroshot',
+        'data': 'tfds:shapes_captions/test_heldout',
+        'templates': 'shapes',
+    }
+    c.evals.zeroshot = ConfigDict({**heldout, 'classes': 'present'})  # pairs never seen in training
+    c.evals.zeroshot_all = ConfigDict({**heldout, 'classes': 'all'})  # among seen pairs as well
+    c.evals.retrieval = ConfigDict({'eval': 'retrieval', 'data': 'tfds:shapes_captions/test'})
+    return c.lock()

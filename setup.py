@@ -1,0 +1,51 @@
+"""Packaging of clip_jax. Lower bounds are the oldest versions that the tests were run with."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'clip_jax/__init__.py').read_text()).group(1)
+NOTEBOOK = ['ipykernel>=6.29', 'nbclient>=0.10']
+
+setup(
+    name='clip_jax',
+    version=VERSION,
+    description='CLIP in JAX and Flax: train, evaluate and use contrastive image-text models',
+    long_description=(HERE / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=find_packages(include=['clip_jax', 'clip_jax.*']),
+    package_data={'clip_jax': ['assets/*/*.txt']},
+    entry_points={'console_scripts': ['clip-jax = clip_jax.cli:main']},
+    install_requires=[
+        'absl-py>=2.1',
+        'array_record>=0.8; platform_system != "Windows"',
+        'clu>=0.0.12',
+        'etils[epath]>=1.9',
+        'flax>=0.12.8',
+        'ftfy>=6.3',
+        'grain>=0.2.18,<0.3',
+        'importlib_resources>=6.4',  # tensorflow-datasets imports it without asking for it
+        'instant-clip-tokenizer>=0.1.1',
+        'jax>=0.10.2',
+        'matplotlib>=3.9',
+        'ml-collections>=1.1',
+        'numpy>=2.0',
+        'opencv-python-headless>=4.10',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.8',
+        'pillow>=11',
+        'sentencepiece>=0.2.1',
+        'tensorboard>=2.19',
+        'tensorflow-datasets>=4.9.10',
+    ],
+    extras_require={
+        'tpu': ['jax[tpu]>=0.10.2'],
+        'cuda': ['jax[cuda13]>=0.10.2'],
+        'test': ['pytest>=8.3', 'ruff>=0.12', *NOTEBOOK],
+        'colab': NOTEBOOK,
+    },
+)

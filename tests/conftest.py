@@ -1,0 +1,115 @@
+"""Eight simulated devices for every test in this process, and small data that tests share."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# Before any test imports JAX: one CPU passes for eight devices, in this process only.
+SIMULATED = '--xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {SIMULATED}'.strip()
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+ROOT = Path(__file__).parents[1]
+COLOURS = {'red': (210, 30, 30), 'green': (30, 160, 40), 'blue': (40, 50, 200), 'white': (240,) * 3}
+
+
+@pytest.fixture(scope='session')
+def tiny_tars(tmp_path_factory) -> str:
+    """SPEC of a tar shard of 64 plain coloured JPEGs of 24 to 40 pixels, two captions and a label
+    each.
+    """
+    path = tmp_path_factory.mktemp('tars') / 'tiny-00000.tar'
+    rng = np.random.default_rng(0)
+    with tarfile.open(path, 'w') as tar:
+        for i in range(64):
+            label = i % len(COLOURS)
+            name, colour = list(COLOURS.items())[label]
+            size = (*rng.integers(24, 40, 2), 3)
+            pixels = np.clip(np.array(colour) + rng.normal(0, 20, size), 0, 255).astype(np.uint8)
+            image = io.BytesIO()
+            Image.fromarray(pixels).save(image, 'JPEG')
+            captions = f'a {name} picture\nsomething {name}\n'
+            for ext, data in ('jpg', image.getvalue()), ('txt', captions), ('cls', str(label)):
+                data = data if isinstance(data, bytes) else data.encode()
+                member = tarfile.TarInfo(f'{i:05}.{ext}')
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return f'tars:{path}'
+
+
+@pytest.fixture(scope='session')
+def tiny_config(tiny_tars, tmp_path_factory) -> Path:
+    """A config file for a model that trains in seconds on `tiny_tars`."""
+    folder = tmp_path_factory.mktemp('configs')
+    classes = folder / 'colours.txt'
+    classes.write_text('\n'.join(COLOURS) + '\n')
+    (folder / 'default.py').write_text((ROOT / 'configs/default.py').read_text())
+    config = folder / 'tiny.py'
+    config.write_text(f"""
+import default
+from ml_collections import ConfigDict
+
+def get_config():
+    c = default.get_config().unlock()
+    c.batch_size, c.total_steps = 16, 12
+    c.log_every, c.eval_every, c.checkpoint_every = 1, 4, 4
+    c.data.train = {tiny_tars!r}
+    c.data.augment.crop_scale = (0.6, 1.0)
+    c.data.augment.flip = 0.5
+    c.tokenizer.update(name='sentencepiece', vocab_size=40, context_length=12)
+    c.model.embed_dim = 16
+    small = dict(variant='', width=32, depth=2, heads=2, mlp_dim=64)
+    c.model.image.update(image_size=16, patch_size=8, patch_dropout=0.25, **small)
+    c.model.text.update(**small)
+    c.optimizer.update(learning_rate=3e-3, warmup_steps=2)
+    c.evals.zeroshot = ConfigDict(dict(
+        eval='zeroshot', data=c.data.train, classes={str(classes)!r}, templates=['a {{}} picture']))
+    c.evals.retrieval = ConfigDict(dict(eval='retrieval', data=c.data.train))
+    return c.lock()
+""")
+    return config
+
+
+def clip_jax_command(*arguments: str) -> list[str]:
+    """The command line of a fresh `clip-jax` process."""
+    return [sys.executable, '-c', 'from clip_jax.cli import main; main()', *arguments]
+
+
+def environment() -> dict[str, str]:
+    """The environment for programs that tests start: one CPU device, this checkout first."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    flags = os.environ['XLA_FLAGS'].replace(SIMULATED, '').strip()
+    return {**os.environ, 'PYTHONPATH': path, 'XLA_FLAGS': flags}
+
+
+@pytest.fixture(scope='session')
+def clip_jax_cli():
+    """Runs `clip-jax ARGUMENTS` in a process of its own: returns exit code, stdout, stderr."""
+
+    def run(*arguments: str, **options) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            clip_jax_command(*map(str, arguments)),
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=300,
+            **options,
+        )
+
+    return run
+
+
+@pytest.fixture(scope='session')
+def tiny_run(tiny_config, clip_jax_cli, tmp_path_factory) -> Path:
+    """The run directory of `tiny_config`, trained to its end through the command line."""
+    workdir = tmp_path_factory.mktemp('runs') / 'tiny'
+    done = clip_jax_cli('train', f'--config={tiny_config}', f'--workdir={workdir}')
+    assert done.returncode == 0, done.stderr
+    return workdir

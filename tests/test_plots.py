@@ -1,0 +1,330 @@
+"""Figures come out whole: of full and of scanty numbers, no text over another, nothing cut off."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.text import Text
+from PIL import Image
+
+from clip_jax import metrics, plots
+
+CLASSES = [f'{colour} {shape}' for colour in ('red', 'blue', 'green') for shape in ('star', 'disc')]
+LONG = 'a class with $5_{ and ^ and far too many words for the place that there is'
+
+
+def run_rows(steps=2000, every=10):
+    rng = np.random.default_rng(0)
+    rows = []
+    for step in range(every, steps + 1, every):
+        done = step / steps
+        accuracy = done**0.5 * rng.uniform(0.8, 1.0)
+        rows.append(
+            {
+                'step': step,
+                'loss': 6 * math.exp(-4 * done) * rng.uniform(0.9, 1.1),
+                'accuracy/image_to_text': accuracy,
+                'accuracy/text_to_image': accuracy**2,
+                'logit_scale': 14.3 + 40 * done,
+                'learning_rate': 5e-4 * min(1, 10 * done),
+                'grad_norm': rng.lognormal(),
+                'pairs_per_second': rng.normal(400, 10),
+                'input_wait': rng.uniform(0, 0.05),
+            }
+        )
+        if step % 400 == 0:
+            keys = ['zeroshot/top1', 'zeroshot_all/top1', 'retrieval/image_to_text/recall@10']
+            rows.append({'step': step, **dict.fromkeys(keys, 0.9 * done)})
+    return rows
+
+
+def pictures(count):
+    return list(np.random.default_rng(1).integers(0, 256, [count, 48, 48, 3], np.uint8))
+
+
+def zero_shot_report(count=12, classes=CLASSES):
+    rng = np.random.default_rng(2)
+    examples = []
+    for i in range(count):
+        top = [[classes[j], 0.4 - 0.05 * n] for n, j in enumerate(rng.permutation(6)[:5])]
+        examples.append({'index': 10 * i, 'label': classes[i % 6], 'top': top})
+    scores = {'top1': 0.912, 'top5': 0.99, 'images': 10_000, 'classes': 6}
+    return {'eval': 'zeroshot', 'data': 'folder:test', 'examples': examples, **scores}
+
+
+def similarity_report(count=6, text='a picture of a small {} in the middle of a quiet background'):
+    matrix = 0.1 * np.random.default_rng(3).random([count, count]) + 0.2 * np.eye(count)
+    texts = [text.replace('{}', CLASSES[i % 6]) for i in range(count)]
+    indices = list(range(100, 100 + count))
+    found = {'indices': indices, 'texts': texts, 'matrix': matrix.tolist()}
+    return {'eval': 'retrieval', 'data': 'folder:pairs', 'similarity': found}
+
+
+def drawn(draw, *arguments, monkeypatch):
+    """Returns the matplotlib figure that a function draws."""
+    figures = []
+    monkeypatch.setattr(plots, '_save', lambda figure, path: figures.append(figure))
+    draw(*arguments, 'figure.png')
+    return figures[0]
+
+
+def texts(figure):
+    return [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+
+
+def check_png(path, width, height):
+    with Image.open(path) as image:
+        assert image.format == 'PNG'
+        pixels = np.asarray(image.convert('L'), float)
+    assert pixels.std() > 5
+    assert width[0] <= pixels.shape[1] <= width[1]
+    assert height[0] <= pixels.shape[0] <= height[1]
+
+
+def test_the_three_figures_are_written_and_not_blank(tmp_path):
+    plots.training(run_rows(), tmp_path / 'new' / 'training.png')
+    plots.zero_shot(zero_shot_report(), pictures(12), tmp_path / 'zero_shot.png')
+    plots.similarity(similarity_report(), pictures(6), str(tmp_path / 'similarity.png'))
+    check_png(tmp_path / 'new' / 'training.png', (1200, 2200), (700, 1300))
+    check_png(tmp_path / 'zero_shot.png', (1200, 2200), (700, 1300))
+    check_png(tmp_path / 'similarity.png', (700, 2200), (500, 1800))
+
+
+@pytest.mark.parametrize(
+    ('draw', 'arguments'),
+    [
+        (plots.training, [run_rows()]),
+        (plots.training, [run_rows(20)]),
+        (plots.training, [[{'step': n, f'{n % 9}{LONG}/top1': 0.5} for n in range(20)]]),
+        (plots.zero_shot, [zero_shot_report(), pictures(12)]),
+        (plots.zero_shot, [zero_shot_report(1), pictures(1)]),
+        (plots.zero_shot, [zero_shot_report(4, [LONG] * 6), pictures(4)]),
+        (plots.similarity, [similarity_report(12), pictures(12)]),
+        (plots.similarity, [similarity_report(1), pictures(1)]),
+        (plots.similarity, [similarity_report(3, text=LONG * 3), pictures(3)]),
+    ],
+)
+def test_no_text_covers_another_or_leaves_the_figure(draw, arguments, monkeypatch):
+    figure = drawn(draw, *arguments, monkeypatch=monkeypatch)
+    figure.draw_without_rendering()  # settles the layout
+    boxes = {}
+    draw_text = Text.draw
+
+    def record(text, renderer):
+        if text.get_visible() and text.get_text().strip():
+            boxes[text] = text.get_text(), text.get_window_extent(renderer)
+        draw_text(text, renderer)
+
+    monkeypatch.setattr(Text, 'draw', record)
+    figure.draw_without_rendering()
+    boxes = list(boxes.values())
+    assert len(boxes) > 3
+    for name, box in boxes:
+        assert figure.bbox.x0 <= box.x0, name
+        assert box.x1 <= figure.bbox.x1, name
+        assert figure.bbox.y0 <= box.y0, name
+        assert box.y1 <= figure.bbox.y1, name
+    for (one, a), (other, b) in itertools.combinations(boxes, 2):
+        width = min(a.x1, b.x1) - max(a.x0, b.x0)
+        height = min(a.y1, b.y1) - max(a.y0, b.y0)
+        # Boxes include the room for descenders: two points of it may be shared.
+        points = figure.dpi / 72
+        assert width <= 2 * points or height <= 2 * points, (one, other)
+
+
+def test_training_shows_a_panel_for_each_kind_of_number_that_there_is(monkeypatch):
+    def titles(rows):
+        figure = drawn(plots.training, rows, monkeypatch=monkeypatch)
+        return [axes.get_title(loc='left') for axes in figure.axes if axes.get_title(loc='left')]
+
+    assert titles(run_rows()) == [
+        'Loss',
+        'Evaluations',
+        'Batch accuracy',
+        'Learning rate and logit scale',
+        'Gradient',
+        'Speed',
+    ]
+    assert titles([{'step': 1, 'loss': 2.0, 'logit_scale': 14.3}]) == ['Loss', 'Logit scale']
+    assert titles([{'step': 5, 'linear_probe/accuracy': 0.5}]) == ['Evaluations']
+
+
+def test_training_draws_headline_numbers_and_the_last_word_on_a_step(monkeypatch):
+    rows = [
+        {'step': 20, 'zeroshot/top1': 0.1, 'zeroshot/top5': 0.7, 'zeroshot/top10': 0.8},
+        {'step': 10, 'zeroshot/top1': 0.3, 'retrieval/text_to_image/recall@100': 0.9},
+        {'step': 20, 'zeroshot/top1': 0.625, 'retrieval/text_to_image/recall@10': 0.5},
+    ]
+    [axes] = drawn(plots.training, rows, monkeypatch=monkeypatch).axes
+    lines = [line.get_xydata().tolist() for line in axes.get_lines()]
+    assert lines == [[[10, 0.3], [20, 0.625]], [[20, 0.5]]]
+    words = {t.get_text() for t in texts(axes)}
+    assert {'62.5 %  zeroshot top-1', '50.0 %  retrieval text → image recall@10'} <= words
+
+
+def test_the_smooth_line_is_the_mean_of_its_surroundings(monkeypatch):
+    rng = np.random.default_rng(0)
+    noisy = [5 + rng.normal() for _ in range(400)]
+    rows = [{'step': n, 'loss': v} for n, v in enumerate(noisy)]
+    rows[200]['loss'] = math.nan
+    [axes] = drawn(plots.training, rows, monkeypatch=monkeypatch).axes
+    raw, smooth = (line.get_ydata() for line in axes.get_lines())
+    np.testing.assert_array_equal(raw, [row['loss'] for row in rows])
+    assert smooth[100] == pytest.approx(np.mean(noisy[95:106]))
+    assert smooth[0] == pytest.approx(np.mean(noisy[:6]))
+    assert smooth[202] == pytest.approx(np.mean(noisy[197:200] + noisy[201:208]))
+    assert np.flatnonzero(np.isnan(smooth)).tolist() == [200]  # a gap is shown, not bridged
+
+
+@pytest.mark.parametrize(('values', 'scale'), [([9, 3, 0.3], 'log'), ([9, 3, 1], 'linear')])
+def test_a_wide_loss_gets_a_log_scale(values, scale, monkeypatch):
+    rows = [{'step': n, 'loss': v} for n, v in enumerate(values)]
+    [axes] = drawn(plots.training, rows, monkeypatch=monkeypatch).axes
+    assert axes.get_yscale() == scale
+
+
+def test_a_run_that_broke_is_drawn(tmp_path):
+    rows = [
+        {'step': n, 'loss': math.nan, 'grad_norm': math.nan, 'x/top1': math.nan} for n in (1, 2)
+    ]
+    plots.training(rows, tmp_path / 'training.png')
+    check_png(tmp_path / 'training.png', (1200, 2200), (300, 1300))
+
+
+@pytest.mark.parametrize('rows', [[], [{'step': 1, 'seconds': 3.0}]])
+def test_training_without_any_curve_is_an_error(rows, tmp_path):
+    with pytest.raises(ValueError, match='expected rows with a "loss"'):
+        plots.training(rows, tmp_path / 'training.png')
+
+
+def test_zero_shot_marks_the_right_class_and_says_the_scores(monkeypatch):
+    report = zero_shot_report(2)
+    report['examples'][0] |= {'label': 'red star', 'top': [['red star', 0.3], ['blue disc', -0.1]]}
+    report['examples'][1] |= {'label': 'red star', 'top': [['blue disc', 0.4], ['red star', 0.2]]}
+    figure = drawn(plots.zero_shot, report, pictures(2), monkeypatch=monkeypatch)
+    bars = [axes for axes in figure.axes if axes.patches]
+    assert [axes.get_title(loc='left') for axes in bars] == ['✓ red star', '✗ red star']
+    widths = [[bar.get_width() for bar in axes.patches] for axes in bars]
+    assert widths == [[0.3, -0.1], [0.4, 0.2]]
+    colours = [[bar.get_facecolor() for bar in axes.patches] for axes in bars]
+    assert colours[0] == colours[1][::-1]
+    assert colours[0][0] != colours[0][1]
+    # One scale for all: bars of different pictures can be compared.
+    assert bars[0].get_xlim() == bars[1].get_xlim()
+    words = {t.get_text() for t in texts(figure)}
+    assert 'top-1 91.2 %   ·   top-5 99.0 %   ·   10,000 images   ·   6 classes' in words
+
+
+def test_similarity_puts_pictures_in_columns_and_texts_in_lines(monkeypatch):
+    report = similarity_report(2)
+    report['similarity'] |= {'texts': ['one', 'two'], 'matrix': [[0.11, 0.12], [0.21, 0.22]]}
+    figure = drawn(plots.similarity, report, pictures(2), monkeypatch=monkeypatch)
+    heat = figure.axes[0]
+    assert [t.get_text() for t in heat.get_yticklabels()] == ['one', 'two']
+    cells = {t.get_text(): t for t in heat.texts}
+    places = {name: tuple(t.get_position()) for name, t in cells.items()}
+    assert places == {
+        '0.11': (0.5, 0.5),
+        '0.12': (0.5, 1.5),
+        '0.21': (1.5, 0.5),
+        '0.22': (1.5, 1.5),
+    }
+    assert heat.yaxis_inverted()
+    colours = heat.collections[0].get_array()
+    np.testing.assert_array_equal(np.ravel(colours), [0.11, 0.21, 0.12, 0.22])
+    assert [name for name, t in cells.items() if t.get_weight() == 'bold'] == ['0.12', '0.22']
+    outlined = [tuple(np.round(box.get_xy())) for box in heat.patches]
+    assert outlined == [(0, 0), (1, 1)]
+    words = {t.get_text() for t in texts(figure)}
+    assert (
+        'own text nearest for 1 of 2 pictures   ·   own picture nearest for 1 of 2 texts' in words
+    )
+
+
+def test_equal_texts_share_the_first_place(monkeypatch):
+    report = similarity_report(2)
+    report['similarity']['matrix'] = [[0.3, 0.3 + 1e-9], [0.1, 0.1]]
+    figure = drawn(plots.similarity, report, pictures(2), monkeypatch=monkeypatch)
+    assert any('own text nearest for 2 of 2 pictures' in t.get_text() for t in texts(figure))
+
+
+@pytest.mark.parametrize('shape', [(40, 40), (20, 90, 3), (300, 30, 3)])
+def test_pictures_may_be_grey_and_of_any_shape(shape, tmp_path):
+    images = [np.full(shape, 200, np.uint8)] * 2
+    plots.zero_shot(zero_shot_report(2), images, tmp_path / 'a.png')
+    plots.similarity(similarity_report(2), images, tmp_path / 'b.png')
+    assert {path.name for path in tmp_path.iterdir()} == {'a.png', 'b.png'}
+
+
+def test_missing_pictures_and_crooked_matrices_are_errors(tmp_path):
+    with pytest.raises(ValueError, match='2 pictures for the 3 examples'):
+        plots.zero_shot(zero_shot_report(3), pictures(2), tmp_path / 'a.png')
+    with pytest.raises(ValueError, match='0 pictures for the 0 examples'):
+        plots.zero_shot({'examples': []}, [], tmp_path / 'a.png')
+    report = similarity_report(3)
+    report['similarity']['matrix'].pop()
+    with pytest.raises(ValueError, match=r'matrix \(2, 3\) does not fit 3 texts'):
+        plots.similarity(report, pictures(3), tmp_path / 'a.png')
+
+
+def test_write_all_draws_a_run_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, 'DPI', 40)  # to be quick
+    writer = metrics.JsonlWriter(tmp_path / 'metrics.jsonl')
+    for row in run_rows(100):
+        writer.write_scalars(row.pop('step'), row)
+    writer.close()
+    (tmp_path / 'evals').mkdir()
+    reports = {
+        'a_zeroshot': zero_shot_report(14),
+        'b_retrieval': similarity_report(),
+        'c_zeroshot': zero_shot_report(2) | {'data': 'folder:other'},
+        'd_zeroshot': {'eval': 'zeroshot', 'data': 'folder:test', 'top1': 0.5},
+        'e_linear_probe': {'eval': 'linear_probe', 'data': 'folder:test', 'accuracy': 0.5},
+    }
+    for name, report in reports.items():
+        (tmp_path / 'evals' / f'{name}.json').write_text(json.dumps(report))
+    asked = []
+
+    def load_images(spec, indices):
+        asked.append((spec, indices))
+        return pictures(len(indices))
+
+    written = plots.write_all(tmp_path, load_images)
+    names = ['training', 'zero_shot', 'similarity', 'zero_shot_c_zeroshot']
+    assert written == [tmp_path / 'plots' / f'{name}.png' for name in names]
+    assert sorted(written) == sorted((tmp_path / 'plots').iterdir())
+    assert asked == [
+        ('folder:test', [10 * i for i in range(12)]),
+        ('folder:pairs', list(range(100, 106))),
+        ('folder:other', [0, 10]),
+    ]
+
+
+def test_write_all_wants_a_run_directory_and_whole_reports(tmp_path):
+    with pytest.raises(ValueError, match=r'no metrics\.jsonl there.*run directory'):
+        plots.write_all(tmp_path, None)
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "loss": 1.0}\n')
+    assert len(plots.write_all(tmp_path, None)) == 1
+    (tmp_path / 'evals').mkdir()
+    (tmp_path / 'evals' / 'zeroshot.json').write_text('{"eval": "zeros')
+    with pytest.raises(ValueError, match=r'zeroshot\.json: no JSON'):
+        plots.write_all(tmp_path, None)
+
+
+def test_the_global_state_of_matplotlib_stays_as_it_was(tmp_path):
+    program = """
+import sys
+import matplotlib
+before = matplotlib.rcParams.copy()
+from clip_jax import plots
+plots.training([{'step': 1, 'loss': 1.0}], sys.argv[1])
+assert matplotlib.rcParams.copy() == before
+assert 'matplotlib.pyplot' not in sys.modules
+"""
+    command = [sys.executable, '-c', program, str(tmp_path / 'training.png')]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,119 @@
+"""CLIP's tokens, token by token."""
+
+import json
+import pathlib
+import random
+import string
+
+import ftfy
+import numpy as np
+import pytest
+
+from clip_jax.tokenizers import bpe
+
+GOLDEN = pathlib.Path(__file__).parents[2] / '../shared/golden/tokenizer'
+SOT, EOT = 49406, 49407
+
+needs_golden = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason='reference outputs are not on this machine'
+)
+
+
+@pytest.fixture(scope='module')
+def tokenizer() -> bpe.Tokenizer:
+    return bpe.Tokenizer()
+
+
+def ids_of(row: np.ndarray) -> list[int]:
+    """The ids of a row without its padding, which begins after the last end token."""
+    return row[: np.flatnonzero(row == EOT)[-1] + 1].tolist()
+
+
+@needs_golden
+@pytest.mark.parametrize(('file', 'length'), [('tokens', 77), ('tokens_ctx16', 16)])
+def test_equals_the_published_tokenizer(file, length):
+    texts = json.loads((GOLDEN / 'texts.json').read_text())
+    np.testing.assert_array_equal(
+        bpe.Tokenizer(length)(texts), np.load(GOLDEN / f'{file}.npy'), strict=True
+    )
+
+
+@needs_golden
+def test_decodes_as_the_published_tokenizer(tokenizer):
+    ids = json.loads((GOLDEN / 'encoded_openai.json').read_text())
+    expected = json.loads((GOLDEN / 'decoded_openai.json').read_text())
+    plain = [i for i, row in enumerate(ids) if not {SOT, EOT} & set(row)]
+    assert len(plain) > 290
+    assert [tokenizer.decode(ids[i]) for i in plain] == [expected[i].strip() for i in plain]
+
+
+@pytest.mark.parametrize(
+    ('text', 'ids'),
+    [
+        ('a photo of a cat', [320, 1125, 539, 320, 2368]),
+        ('  A\tPhoto  of a\nCAT ', [320, 1125, 539, 320, 2368]),
+        ('a photo of a cat.', [320, 1125, 539, 320, 2368, 269]),
+        ('', []),
+        ('\ufeffbom', [19469]),
+    ],
+)
+def test_known_ids(tokenizer, text, ids):
+    assert ids_of(tokenizer(text)[0]) == [SOT, *ids, EOT]
+
+
+@pytest.mark.parametrize(
+    ('text', 'same_as'),
+    [
+        ('schÃ¶n', 'schön'),
+        ('caf&amp;eacute;', 'café'),
+        ('<b> caf&amp;eacute;', '<b> café'),
+        ('\uff28\uff21\uff2c\uff26', 'half'),
+        ('“quotes”', '"quotes"'),
+    ],
+)
+def test_repairs_text_before_encoding(tokenizer, text, same_as):
+    np.testing.assert_array_equal(tokenizer(text), tokenizer(same_as))
+
+
+def test_printable_ascii_needs_no_repair():
+    letters = (string.printable[:95]).replace('&', '')
+    rng = random.Random(0)
+    for _ in range(2000):
+        text = ''.join(rng.choices(letters, k=20))
+        assert ftfy.fix_text(text) == text
+
+
+@pytest.mark.parametrize(
+    ('text', 'ids'),
+    [
+        ('<|startoftext|>', [SOT]),
+        ('a <|ENDOFTEXT|> b', [320, EOT, 321]),
+        ('a<|startoftext|><|endoftext|>b', [320, SOT, EOT, 321]),
+        ('<start_of_text>', [283, 1572, 318, 539, 318, 4160, 285]),
+        ('<End_Of_Text> x', [283, 806, 318, 539, 318, 4160, 285, 343]),
+    ],
+)
+def test_special_strings_are_those_of_the_published_code(tokenizer, text, ids):
+    assert ids_of(tokenizer(text)[0]) == [SOT, *ids, EOT]
+
+
+@pytest.mark.parametrize('sign', ['!', '_', '-'])
+def test_a_special_string_inside_a_run_of_signs_is_plain_text(tokenizer, sign):
+    np.testing.assert_array_equal(
+        tokenizer(f'{sign}<|endoftext|>'), tokenizer(f'{sign}<| endoftext |>')
+    )
+
+
+def test_decode_keeps_exclamation_marks_although_padding_has_their_id(tokenizer):
+    assert tokenizer.decode([SOT, 0, 320, EOT, 0, 0]) == '!a'
+
+
+def test_a_context_without_room_for_a_token_is_refused():
+    with pytest.raises(ValueError, match='context_length is 2'):
+        bpe.Tokenizer(2)
+
+
+def test_save_writes_the_card(tmp_path, tokenizer):
+    tokenizer.save(tmp_path / 'new')
+    card = json.loads((tmp_path / 'new/tokenizer_card.json').read_text())
+    assert card == tokenizer.card == {'name': 'bpe', 'context_length': 77}
