@@ -14,7 +14,7 @@ from PIL import Image
 from clip_jax import metrics, plots
 
 CLASSES = [f'{colour} {shape}' for colour in ('red', 'blue', 'green') for shape in ('star', 'disc')]
-LONG = 'a class with $5_{ and ^ and far too many words for the place that there is'
+LONG = 'a class with $5_{ and $^ and far too many words for the place that there is'
 
 
 def run_rows(steps=2000, every=10):
@@ -85,6 +85,7 @@ def check_png(path, width, height):
     assert height[0] <= pixels.shape[0] <= height[1]
 
 
+@pytest.mark.filterwarnings('error')
 def test_the_three_figures_are_written_and_not_blank(tmp_path):
     plots.training(run_rows(), tmp_path / 'new' / 'training.png')
     plots.zero_shot(zero_shot_report(), pictures(12), tmp_path / 'zero_shot.png')
@@ -123,6 +124,8 @@ def test_no_text_covers_another_or_leaves_the_figure(draw, arguments, monkeypatc
     figure.draw_without_rendering()
     boxes = list(boxes.values())
     assert len(boxes) > 3
+    if draw is plots.training:
+        assert min(axes.get_window_extent().width for axes in figure.axes) > 1.5 * figure.dpi
     for name, box in boxes:
         assert figure.bbox.x0 <= box.x0, name
         assert box.x1 <= figure.bbox.x1, name
@@ -213,6 +216,8 @@ def test_zero_shot_marks_the_right_class_and_says_the_scores(monkeypatch):
     colours = [[bar.get_facecolor() for bar in axes.patches] for axes in bars]
     assert colours[0] == colours[1][::-1]
     assert colours[0][0] != colours[0][1]
+    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    np.testing.assert_array_equal(shown, pictures(2))
     # One scale for all: bars of different pictures can be compared.
     assert bars[0].get_xlim() == bars[1].get_xlim()
     words = {t.get_text() for t in texts(figure)}
@@ -234,6 +239,9 @@ def test_similarity_puts_pictures_in_columns_and_texts_in_lines(monkeypatch):
         '0.22': (1.5, 1.5),
     }
     assert heat.yaxis_inverted()
+    shown = [axes for axes in figure.axes if axes.images]
+    assert shown[0].get_position().x0 < shown[1].get_position().x0
+    np.testing.assert_array_equal([axes.images[0].get_array() for axes in shown], pictures(2))
     colours = heat.collections[0].get_array()
     np.testing.assert_array_equal(np.ravel(colours), [0.11, 0.21, 0.12, 0.22])
     assert [name for name, t in cells.items() if t.get_weight() == 'bold'] == ['0.12', '0.22']
@@ -253,11 +261,20 @@ def test_equal_texts_share_the_first_place(monkeypatch):
 
 
 @pytest.mark.parametrize('shape', [(40, 40), (20, 90, 3), (300, 30, 3)])
-def test_pictures_may_be_grey_and_of_any_shape(shape, tmp_path):
+def test_pictures_may_be_grey_and_of_any_shape(shape, monkeypatch):
     images = [np.full(shape, 200, np.uint8)] * 2
-    plots.zero_shot(zero_shot_report(2), images, tmp_path / 'a.png')
-    plots.similarity(similarity_report(2), images, tmp_path / 'b.png')
-    assert {path.name for path in tmp_path.iterdir()} == {'a.png', 'b.png'}
+    for draw, report in (
+        (plots.zero_shot, zero_shot_report(2)),
+        (
+            plots.similarity,
+            similarity_report(2),
+        ),
+    ):
+        figure = drawn(draw, report, images, monkeypatch=monkeypatch)
+        shown = [axes.images[0] for axes in figure.axes if axes.images]
+        assert [image.get_array().shape for image in shown] == [shape, shape]
+        assert {image.get_cmap().name for image in shown} == {'gray'}
+        assert {image.axes.get_aspect() for image in shown} == {1.0}
 
 
 def test_missing_pictures_and_crooked_matrices_are_errors(tmp_path):

@@ -17,18 +17,47 @@ def records(encode_image: Callable, data: Any) -> tuple[np.ndarray, list[dict[st
     rows, others = [], []
     for chunk in chunks(range(len(data)), unit='img'):
         read = [data[i] for i in chunk]
-        images = [record.pop('image') for record in read]
+        images = [record['image'] for record in read]
         try:
             rows.append(encode_image(images))
         except ValueError:
             _raise_for_the_bad_one(encode_image, data, chunk, images)
-        others += read
-    return np.concatenate(rows), others
+            raise
+        others += [{k: v for k, v in record.items() if k != 'image'} for record in read]
+    return finite(np.concatenate(rows), 'images'), others
 
 
 def texts(encode_text: Callable, captions: Sequence[str]) -> np.ndarray:
-    """Embeds texts: unit rows [len(captions), D] in their order."""
-    return np.concatenate([encode_text(chunk) for chunk in chunks(captions, unit='txt')])
+    """Embeds texts: unit rows [len(captions), D] in their order; equal texts get equal rows."""
+    # An encoder may round the same text differently in batches of different sizes.
+    place = {caption: k for k, caption in enumerate(dict.fromkeys(captions))}
+    rows = np.concatenate([encode_text(chunk) for chunk in chunks(list(place), unit='txt')])
+    return finite(rows, 'texts')[[place[caption] for caption in captions]]
+
+
+def finite(rows: np.ndarray, what: str) -> np.ndarray:
+    """Returns the rows; ValueError if some hold NaN or infinity, with which no rank means
+    anything.
+    """
+    wrong = np.count_nonzero(~np.isfinite(rows).all(axis=1))
+    if wrong:
+        raise ValueError(
+            f'evals: the embeddings of {wrong:,} of {len(rows):,} {what} are not finite; '
+            'the model cannot be scored'
+        )
+    return rows
+
+
+def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the different rows, in order of appearance, and for each row its place among them.
+
+    Matrix products round equal rows differently, depending on their place. Products of different
+    rows alone, taken apart again, let equal rows tie to the last bit.
+    """
+    places: dict[bytes, int] = {}
+    place = np.array([places.setdefault(row.tobytes(), len(places)) for row in rows])
+    _, first = np.unique(place, return_index=True)
+    return rows[first], place
 
 
 def chunks(items: Sequence, *, unit: str) -> Iterator[Sequence]:

@@ -39,12 +39,16 @@ def _ranks(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> tuple[np.n
     """Ranks (1 is best) of each image's best caption among all texts, and of each text's image
     among all images.
     """
+    images, image_place = _embed.distinct(image)
+    texts, text_place = _embed.distinct(text)
 
     def blocks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         # Some rows at a time: memory stays far below images times texts.
-        for start in range(0, len(image), BLOCK):
-            rows = np.arange(start, min(start + BLOCK, len(image)))
-            yield rows, image[rows] @ text.T, owner[None, :] == rows[:, None]
+        for start in range(0, len(images), BLOCK):
+            product = (images[start : start + BLOCK] @ texts.T)[:, text_place]
+            inside = (start <= image_place) & (image_place < start + BLOCK)
+            rows = np.flatnonzero(inside)
+            yield rows, product[image_place[rows] - start], owner[None, :] == rows[:, None]
 
     own = np.empty(len(text), np.float32)
     for _, similarity, mine in blocks():
@@ -54,8 +58,7 @@ def _ranks(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> tuple[np.n
 
     to_text = np.empty(len(image), int)
     to_image = np.ones(len(text), int)
-    # The products are made a second time in the same way, so that equal vectors tie to the last
-    # bit.
+    # The products are made a second time in the same way: equal vectors tie to the last bit.
     for rows, similarity, mine in blocks():
         to_text[rows] = 1 + ((similarity >= best[rows][:, None]) & ~mine).sum(axis=1)
         to_image += ((similarity >= own[None, :]) & ~mine).sum(axis=0)

@@ -2,6 +2,7 @@
 section 3.1).
 """
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,7 +44,8 @@ def evaluate(
     right = np.searchsorted(competing, labels[scored])
 
     vectors = prompts.class_vectors(encode_text, names, templates)
-    similarity = rows[scored] @ vectors.T
+    vectors, place = _embed.distinct(_embed.finite(vectors, 'class texts'))
+    similarity = (rows[scored] @ vectors.T)[:, place]
     own = similarity[np.arange(len(right)), right]
     rank = (similarity >= own[:, None]).sum(axis=1)  # 1 is best; a tie counts against
     return {
@@ -59,16 +61,21 @@ def evaluate(
 
 def _names(classes: str | Sequence[str], data: Any) -> list[str]:
     """The class names, in the order of the labels."""
-    if not isinstance(classes, str):
-        return list(classes)
-    if classes not in ('all', 'present'):
+    if isinstance(classes, str) and classes not in ('all', 'present'):
         return prompts.class_names(classes)
-    if not data.label_names:
+    names = list(data.label_names if isinstance(classes, str) else classes)
+    if isinstance(classes, str) and not names:
         raise ValueError(
             f'evals/zeroshot: {data} does not name its classes; '
             'give a file with one name a line as `classes`'
         )
-    return list(data.label_names)
+    name, times = collections.Counter(names).most_common(1)[0] if names else ('', 0)
+    if times > 1:
+        raise ValueError(
+            f'evals/zeroshot: the class name {name!r} stands there more than once; '
+            'each class needs a name of its own'
+        )
+    return names
 
 
 def _labels(records: list[dict], names: list[str], data: Any) -> np.ndarray:

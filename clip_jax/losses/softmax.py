@@ -37,7 +37,7 @@ def loss(
 def _dense(
     image: jax.Array, text: jax.Array, scale: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The similarity matrix as one array; under jit with a mesh, each device holds its rows of it."""
+    """The whole similarity matrix as one array; on a mesh, each device holds its rows of it."""
     image, text = image.astype(jnp.float32), text.astype(jnp.float32)
     # The default precision is bfloat16 on TPU and TF32 on GPU: too coarse for logits of up to 100.
     similarity = scale * jnp.matmul(image, text.T, precision=jax.lax.Precision.HIGHEST)

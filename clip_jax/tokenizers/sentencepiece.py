@@ -110,7 +110,7 @@ def _read(path: str) -> bytes:
 
 def _train(texts: Iterable[str], vocab_size: int, algorithm: str) -> bytes:
     lookup.check(algorithm, ['bpe', 'unigram'], what='tokenizers/sentencepiece algorithm')
-    captions = _rows.as_list(itertools.islice(texts, None))
+    captions = _rows.as_list(itertools.islice(texts, MOST_CAPTIONS))
     if not any(caption.strip() for caption in captions):
         raise ValueError(
             f'tokenizers/sentencepiece: no text in {len(captions)} captions; give captions to '

@@ -85,9 +85,13 @@ def test_objects_stand_out_and_do_not_overlap(scenes, split):
         assert len(areas) == 1 or not (areas[0] & areas[1]).any()
 
 
-def test_every_two_colours_have_a_background():
-    for colours in itertools.combinations_with_replacement(shapes.COLOURS, 2):
-        assert max(shapes.contrast(tone, colours) for tone in shapes.TONES) >= shapes.CONTRAST
+def test_every_two_objects_have_a_background_that_both_stand_out_from():
+    kinds = itertools.product(shapes.COLOURS, ('plain', 'striped'))
+    things = [shapes.Thing(colour, 'star', texture=texture) for colour, texture in kinds]
+    rng = np.random.default_rng(0)
+    for pair in itertools.combinations_with_replacement(things, 2):
+        tone = shapes._random_backdrop(rng, pair).tone
+        assert shapes.contrast(tone, [thing.colour for thing in pair]) >= shapes.CONTRAST
 
 
 @pytest.mark.parametrize('texture', shapes.TEXTURES)

@@ -218,7 +218,7 @@ def test_wrong_options(folder, option, said):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match='folder .*/none does not exist'):
+    with pytest.raises(ValueError, match=r'folder .*/none does not exist'):
         sources.open_source('tfds:cifar10/train', data_dir=str(tmp_path / 'none'))
 
 

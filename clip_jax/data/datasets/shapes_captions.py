@@ -51,8 +51,8 @@ PAIRS = [f'{colour} {shape}' for colour in COLOURS for shape in SHAPES]
 HELD_OUT = sorted(PAIRS[12 * i + (i + shift) % 12] for i in range(12) for shift in (0, 5))
 SEEN = [pair for pair in PAIRS if pair not in HELD_OUT]
 
-# Diameters as shares of the picture's width, smallest and largest.
-SIZES = {'small': (0.26, 0.30), 'medium': (0.36, 0.42), 'large': (0.50, 0.58)}
+# Diameters as shares of the picture's width, from and to; a large and a medium object fit together.
+SIZES = {'small': (0.26, 0.30), 'medium': (0.36, 0.42), 'large': (0.46, 0.53)}
 TEXTURES = ('plain', 'striped', 'dotted', 'checkered')
 BACKGROUNDS = ('plain', 'gradient', 'noisy', 'striped', 'checkered')
 SPLITS = {'train': 24_000, 'test': 1_000, 'test_seen': 1_200, 'test_heldout': 1_200}
@@ -233,8 +233,8 @@ def _mask(thing: Thing, size: int, oversample: int = 4) -> np.ndarray:
     """The object's share of each pixel, float [size, size], antialiased."""
     big = Image.new('L', (size * oversample, size * oversample))
     canvas = ImageDraw.Draw(big)
-    turn = np.deg2rad(thing.rotation)
-    matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    turn = math.radians(thing.rotation)
+    matrix = [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]
     for polygon, fill in zip(_outlines()[thing.shape], (255, 0), strict=False):
         points = thing.position + polygon @ matrix * thing.diameter / 2
         canvas.polygon((points * size * oversample - 0.5).ravel().tolist(), fill=fill)
@@ -251,18 +251,18 @@ def _pattern(
     name: str, size: int, *, period: float, angle: float, centre: Sequence[float], seed: int = 0
 ) -> np.ndarray:
     """Each pixel's share of the pattern's second tone, float [size, size]; angle in radians."""
+    if name == 'plain':
+        return np.zeros((size, size), np.float32)
+    if name == 'noisy':
+        return np.random.default_rng(seed).random((size, size), np.float32)
     x, y = _grid(size)
     x, y = x - centre[0], y - centre[1]
-    u = x * np.cos(angle) + y * np.sin(angle)
-    v = y * np.cos(angle) - x * np.sin(angle)
-    wave = 2 * np.pi / period
+    u = x * math.cos(angle) + y * math.sin(angle)
+    v = y * math.cos(angle) - x * math.sin(angle)
+    wave = 2 * math.pi / period
     match name:
-        case 'plain':
-            return np.zeros((size, size), np.float32)
         case 'gradient':
             return np.clip(0.5 + u / 1.2, 0, 1)
-        case 'noisy':
-            return np.random.default_rng(seed).random((size, size), np.float32)
         case 'striped':
             return np.clip(0.5 + 2.5 * (np.cos(wave * u) - 0.4), 0, 1)
         case 'dotted':
@@ -271,20 +271,25 @@ def _pattern(
             return np.clip(0.5 + 3 * (np.sin(wave / 2 * u) * np.sin(wave / 2 * v) - 0.2), 0, 1)
 
 
+@functools.cache
+def _marks(name: str) -> np.ndarray:
+    """The second colour of a texture: dark marks on light colours, light marks on dark ones."""
+    colour = np.array(COLOURS[name], np.float32)
+    return colour * 0.68 if colour.mean() > 120 else colour + (255 - colour) * 0.35
+
+
 def _paint_thing(thing: Thing, size: int) -> np.ndarray:
     """The object's colours over the whole picture, not yet cut out, float [size, size, 3]."""
     colour = np.array(COLOURS[thing.colour], np.float32)
-    # Texture changes the lightness alone: dark marks on light colours, light marks on dark ones.
-    marks = colour * 0.6 if colour.mean() > 120 else colour + (255 - colour) * 0.35
-    angle = np.deg2rad(thing.rotation + 40)
+    angle = math.radians(thing.rotation + 40)
     weight = _pattern(thing.texture, size, period=0.1, angle=angle, centre=thing.position)
-    return colour + weight[..., None] * (marks - colour)
+    return colour + weight[..., None] * (_marks(thing.colour) - colour)
 
 
 def _paint_backdrop(backdrop: Backdrop, size: int) -> np.ndarray:
     """The background, float [size, size, 3]."""
     tone = np.array(backdrop.tone, np.float32)
-    angle = backdrop.seed % 180 * np.pi / 180
+    angle = math.radians(backdrop.seed % 180)
     weight = _pattern(
         backdrop.pattern, size, period=0.2, angle=angle, centre=(0.5, 0.5), seed=backdrop.seed
     )
@@ -308,9 +313,16 @@ def _random_thing(
     return Thing(*pair.split(), size, position, texture, rotation=float(rng.uniform(-15, 15)))
 
 
+@functools.cache
+def _fits(colour: str, textured: bool, tone: tuple[int, int, int]) -> bool:
+    """Whether an object of a colour stands out from a background, and the marks on it as well."""
+    marks_fit = math.dist(_marks(colour), tone) >= CONTRAST / 2
+    return contrast(tone, [colour]) >= CONTRAST and (marks_fit or not textured)
+
+
 def _random_backdrop(rng: np.random.Generator, things: Sequence[Thing]) -> Backdrop:
-    colours = [thing.colour for thing in things]
-    tone = _pick(rng, [tone for tone in TONES if contrast(tone, colours) >= CONTRAST])
+    needs = [(thing.colour, thing.texture != 'plain') for thing in things]
+    tone = _pick(rng, [tone for tone in TONES if all(_fits(*need, tone) for need in needs)])
     return Backdrop(_pick(rng, BACKGROUNDS), tone, seed=int(rng.integers(1 << 31)))
 
 
@@ -329,7 +341,7 @@ def _two_things(rng: np.random.Generator, pairs: Sequence[str], relation: str) -
     first_comes_first = relation in ('above', 'to the left of')
     before, after = sizes if first_comes_first else sizes[::-1]
     margin = 0.015
-    gaps = rng.dirichlet([1, 1, 1]) * max(1 - before - after - 3 * margin, 0) + margin
+    gaps = rng.dirichlet([1, 1, 1]) * (1 - before - after - 3 * margin) + margin
     along = [gaps[0] + before / 2, gaps[0] + before + gaps[1] + after / 2]
     # The second is roughly beside or below the first, so that the relation is never in doubt.
     half = max(sizes) / 2

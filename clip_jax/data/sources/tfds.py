@@ -140,7 +140,7 @@ def _own_folder(root: epath.Path, name: str, config: str) -> epath.Path:
     lookup.module('data.datasets', name)
     make = tfds.builder_cls(name)
     folder = root / name / config / str(make.VERSION)
-    if (root / name).exists():
+    if (folder / INFO_FILE).exists():
         return folder
     if config and config not in make.builder_configs:
         configs = ', '.join(make.builder_configs) or 'none'

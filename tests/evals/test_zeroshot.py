@@ -1,0 +1,262 @@
+"""Zero-shot accuracy is what a plain loop over images and classes finds."""
+
+import numpy as np
+import pytest
+
+from clip_jax.evals import _embed, zeroshot
+
+DIM = 63
+TEMPLATES = ['a {}', 'the {}!', '{} here']
+
+
+class Toy:
+    """A labelled set whose image i is the number i."""
+
+    def __init__(self, labels, label_names=()):
+        self.labels, self.label_names = labels, list(label_names)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        return {'image': i, 'texts': [], 'label': int(self.labels[i])}
+
+    def where(self, i):
+        return f'toy record {i}'
+
+    def __str__(self):
+        return 'toy'
+
+
+class Unlabelled(Toy):
+    def __getitem__(self, i):
+        return {'image': i}
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+class Encoders:
+    """Random unit rows [DIM] for every image number and for every text, the same each time."""
+
+    def __init__(self, seed=0):
+        self.seed = seed
+        self.rows = {}
+
+    def row(self, thing):
+        rng = np.random.default_rng([self.seed, *str(thing).encode()])
+        return self.rows.setdefault(thing, unit(rng.normal(size=DIM)))
+
+    def image(self, images):
+        return np.stack([self.row(i) for i in images])
+
+    text = image
+
+    def set_class(self, name, row):
+        for template in TEMPLATES:
+            self.rows[template.replace('{}', name)] = row
+
+
+def evaluate(encoders, data, **options):
+    options = {'templates': TEMPLATES, **options}
+    return zeroshot.evaluate(encoders.image, encoders.text, data, **options)
+
+
+def brute_force(encoders, labels, names):
+    """Shares of the images with label >= 0 whose class ranks first, and among the first five."""
+    vectors = []
+    for name in names:
+        mean = np.zeros(DIM)
+        for template in TEMPLATES:
+            mean += encoders.row(template.replace('{}', name))
+        vectors.append(mean / np.linalg.norm(mean))
+    ranks = []
+    for i, label in enumerate(labels):
+        if label >= 0:
+            cosines = [float(encoders.row(i) @ vector) for vector in vectors]
+            ranks.append(sum(cosine >= cosines[label] for cosine in cosines))
+    return np.mean(np.array(ranks) == 1), np.mean(np.array(ranks) <= 5)
+
+
+NAMES = [f'thing {k}' for k in range(9)]
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_accuracy_is_that_of_a_loop_over_images_and_classes(seed):
+    encoders = Encoders(seed)
+    labels = np.random.default_rng(seed).integers(-1, 9, 300)
+    report = evaluate(encoders, Toy(labels, NAMES))
+    top1, top5 = brute_force(encoders, labels, NAMES)
+    assert (report['top1'], report['top5']) == (top1, top5)
+    assert 0 < top1 < top5 < 1
+    assert report['images'] == (labels >= 0).sum()
+    assert report['unlabelled'] == (labels == -1).sum() > 0
+    assert (report['classes'], report['chance']) == (9, 1 / 9)
+
+
+def test_an_image_without_a_class_does_not_count():
+    encoders, labels = Encoders(), np.arange(9)
+    alone = evaluate(encoders, Toy(labels, NAMES))
+    mixed = evaluate(encoders, Toy([*labels, -1, -1], NAMES))
+    assert {**mixed, 'unlabelled': 0} == alone
+    assert mixed['unlabelled'] == 2
+
+
+def test_a_perfect_and_a_worst_encoder():
+    encoders, names = Encoders(), [f'thing {k}' for k in range(6)]
+    directions = unit(np.eye(DIM))
+    for k, name in enumerate(names):
+        encoders.set_class(name, directions[k])
+        encoders.rows[k] = directions[k]
+    report = evaluate(encoders, Toy(range(6), names))
+    assert (report['top1'], report['top5']) == (1, 1)
+    for k in range(6):
+        encoders.rows[k] = -directions[k]
+    report = evaluate(encoders, Toy(range(6), names))
+    assert (report['top1'], report['top5']) == (0, 0)
+
+
+@pytest.mark.parametrize(('twins', 'top1', 'top5'), [(1, 1, 1), (2, 0, 1), (5, 0, 1), (6, 0, 0)])
+@pytest.mark.parametrize('images', [1, 17, 61])
+def test_a_class_that_ties_with_the_right_one_counts_as_nearer(twins, top1, top5, images):
+    # Random numbers, so that sums in another order would differ in their last bit.
+    encoders = Encoders()
+    row = encoders.row('class')
+    names = NAMES[:6]
+    for name in names[:twins]:
+        encoders.set_class(name, row)
+    for name in names[twins:]:
+        encoders.set_class(name, -row)
+    for i in range(images):
+        encoders.rows[i] = unit(row + 0.1 * encoders.row(f'noise {i}'))
+    report = evaluate(encoders, Toy(np.arange(images) % twins, names))
+    assert (report['top1'], report['top5']) == (top1, top5)
+
+
+def test_prompts_are_averaged_before_classes_are_compared():
+    encoders = Encoders()
+    encoders.rows['a cat'] = encoders.rows['a dog'] = unit(np.eye(DIM)[0])
+    encoders.rows['cat!'], encoders.rows['dog!'] = unit(np.eye(DIM)[1]), unit(np.eye(DIM)[2])
+    encoders.rows[0] = unit(np.eye(DIM)[0] + 0.1 * np.eye(DIM)[2])
+    data = Toy([1], ['cat', 'dog'])
+    assert evaluate(encoders, data, templates=['a {}', '{}!'])['top1'] == 1
+    assert evaluate(encoders, data, templates=['a {}'])['top1'] == 0  # a tie
+
+
+def test_present_lets_only_classes_compete_that_some_image_has():
+    encoders = Encoders()
+    labels = np.random.default_rng(0).choice([1, 4, 7], 100)
+    data = Toy(labels, NAMES)
+    report = evaluate(encoders, data, classes='present')
+    renumbered = Toy(np.searchsorted([1, 4, 7], labels), [NAMES[k] for k in (1, 4, 7)])
+    assert report == evaluate(encoders, renumbered)
+    assert report['classes'] == 3
+    assert report['top1'] > evaluate(encoders, data, classes='all')['top1']
+
+
+def test_names_may_come_from_a_file_or_as_a_list(tmp_path):
+    encoders, labels = Encoders(), np.arange(30) % 9
+    expected = evaluate(encoders, Toy(labels, NAMES))
+    file = tmp_path / 'names.txt'
+    file.write_text('\n'.join(NAMES))
+    assert evaluate(encoders, Toy(labels), classes=str(file)) == expected
+    assert evaluate(encoders, Toy(labels), classes=NAMES) == expected
+    assert evaluate(encoders, Toy(labels, ['x'] * 9), classes=NAMES) == expected
+    # Names that no image has compete all the same.
+    assert evaluate(encoders, Toy(labels), classes=[*NAMES, 'other'])['classes'] == 10
+
+
+def test_numbers_do_not_depend_on_how_many_records_are_read_at_a_time(monkeypatch):
+    encoders = Encoders()
+    data = Toy(np.random.default_rng(0).integers(-1, 9, 100), NAMES)
+    expected = evaluate(encoders, data)
+    for chunk in (1, 7, 99, 100):
+        monkeypatch.setattr(_embed, 'CHUNK', chunk)
+        assert evaluate(encoders, data) == expected
+
+
+def test_examples_show_the_nearest_classes_of_scored_images():
+    encoders = Encoders()
+    labels = [-1 if i % 2 else i % 9 for i in range(100)]
+    examples = evaluate(encoders, Toy(labels, NAMES))['examples']
+    assert 1 < len(examples) <= 50
+    for example in examples:
+        i = example['index']
+        assert example['label'] == NAMES[labels[i]]
+        cosines = encoders.row(i) @ np.stack([_vector(encoders, name) for name in NAMES]).T
+        nearest = np.argsort(-cosines)[:5]
+        assert [name for name, _ in example['top']] == [NAMES[k] for k in nearest]
+        np.testing.assert_allclose([c for _, c in example['top']], cosines[nearest], atol=1e-4)
+
+
+def _vector(encoders, name):
+    return unit(np.mean([encoders.row(t.replace('{}', name)) for t in TEMPLATES], axis=0))
+
+
+@pytest.mark.parametrize(
+    ('data', 'options', 'message'),
+    [
+        (Unlabelled([0, 1], NAMES), {}, 'toy has images without a label; expected a labelled'),
+        (Toy([0, 12, 3], NAMES), {}, 'labels of toy go up to 12, but there are 9 class names'),
+        (Toy([0, 2]), {'classes': ['cat', 'dog']}, 'go up to 2, but there are 2 class names'),
+        (Toy([0, 1]), {}, 'toy does not name its classes; give a file with one name a line'),
+        (Toy([0, 1]), {'classes': 'present'}, 'toy does not name its classes'),
+        (Toy([-1, -1], NAMES), {}, 'no image of toy belongs to a single class'),
+        (Toy([0, 1]), {'classes': ['cat', 'dog', 'cat']}, "'cat' stands there more than once"),
+        (Toy([0, 1], ['cat', 'cat']), {}, "'cat' stands there more than once"),
+        (Toy([0, 1]), {'classes': '/no/such.txt'}, "no file '/no/such.txt'"),
+        (Toy([0, 1], NAMES), {'templates': 'generel'}, "Did you mean 'general'"),
+        (Toy([0, 1], NAMES), {'templates': ['a photo']}, 'lacks the {}'),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(data, options, message):
+    with pytest.raises(ValueError) as error:
+        evaluate(Encoders(), data, **options)
+    assert message in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_a_name_that_stands_twice_in_a_file_is_pointed_at(tmp_path):
+    file = tmp_path / 'names.txt'
+    file.write_text('cat\ndog\ncat\n')
+    with pytest.raises(ValueError, match=r"names\.txt': 'cat' stands in line 1 and in line 3"):
+        evaluate(Encoders(), Toy([0, 1]), classes=str(file))
+
+
+@pytest.mark.parametrize('chunk', [1, 4, 1024])
+def test_an_unreadable_image_is_named(monkeypatch, chunk):
+    encoders = Encoders()
+
+    def encode(images):
+        if 13 in images:
+            raise ValueError('not a readable image')
+        return encoders.image(images)
+
+    monkeypatch.setattr(_embed, 'CHUNK', chunk)
+    with pytest.raises(ValueError, match=r'^toy record 13: not a readable image$'):
+        zeroshot.evaluate(encode, encoders.text, Toy([0] * 20, NAMES))
+
+
+def test_an_error_of_no_single_image_is_not_swallowed():
+    encoders = Encoders()
+
+    def encode(images):
+        if len(images) > 1:
+            raise ValueError('too many images')
+        return encoders.image(images)
+
+    with pytest.raises(ValueError, match='too many images'):
+        zeroshot.evaluate(encode, encoders.text, Toy([0] * 20, NAMES))
+
+
+@pytest.mark.parametrize('which', ['image', 'text'])
+def test_embeddings_that_are_no_numbers_are_an_error_and_no_score(which):
+    # Every comparison with NaN is false: nothing would rank before the right class.
+    encoders = Encoders()
+    if which == 'image':
+        encoders.rows[3] = np.full(DIM, np.nan, np.float32)
+    else:
+        encoders.set_class(NAMES[3], np.full(DIM, np.nan, np.float32))
+    with pytest.raises(ValueError, match=f'{which}.* are not finite'):
+        evaluate(encoders, Toy(np.arange(9), NAMES))

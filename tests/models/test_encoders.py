@@ -1,0 +1,221 @@
+"""The encoders: their contracts, their sizes, and what must not influence what."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax import build, lookup, state
+from clip_jax.models.image import vit
+from clip_jax.models.text import transformer
+
+SMALL = {'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 64}
+IMAGE = {'name': 'vit', 'image_size': 16, 'patch_size': 8, **SMALL}
+TEXT = {
+    'name': 'transformer',
+    'vocab_size': 50,
+    'context_length': 10,
+    'eot_id': 3,
+    **SMALL,
+}
+
+
+class Vocabulary:
+    """As much of a tokenizer as an architecture needs: CLIP's."""
+
+    vocab_size, context_length, eot_id = 49408, 77, 49407
+
+
+def text_model(**fields):
+    model = transformer.Encoder(**{k: v for k, v in (TEXT | fields).items() if k != 'name'})
+    tokens = jnp.array([[2, 7, 8, 9, 3, 0, 0, 0, 0, 0], [2, 5, 3, 0, 0, 0, 0, 0, 0, 0]])
+    return model, model.init(jax.random.key(0), tokens), tokens
+
+
+def image_model(**fields):
+    model = vit.Encoder(**{k: v for k, v in (IMAGE | fields).items() if k != 'name'})
+    images = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
+    return model, model.init(jax.random.key(0), images), images
+
+
+@pytest.mark.parametrize('name', lookup.names('models.image'))
+def test_image_encoder_contract(name):
+    module = lookup.module('models.image', name)
+    fields = {k: v for k, v in IMAGE.items() if k != 'name'}
+    model = module.Encoder(**fields)
+    images = jnp.zeros((2, 16, 16, 3))
+    variables = model.init(jax.random.key(0), images)
+    rows = model.apply(variables, images)
+    assert rows.shape == (2, 32) and rows.dtype == jnp.float32
+    assert module.VARIANTS and hash(model) == hash(module.Encoder(**fields))
+
+
+@pytest.mark.parametrize('name', lookup.names('models.text'))
+def test_text_encoder_contract(name):
+    module = lookup.module('models.text', name)
+    model = module.Encoder(**{k: v for k, v in TEXT.items() if k != 'name'})
+    tokens = jnp.full((2, 10), 3, jnp.int32)
+    variables = model.init(jax.random.key(0), tokens)
+    assert model.apply(variables, tokens).shape == (2, 32)
+    assert module.VARIANTS
+
+
+# CLIP (arXiv 2103.00020) as OpenAI published it; figures are those that its own code counts.
+@pytest.mark.parametrize(
+    ('variant', 'text', 'embed_dim', 'millions'),
+    [
+        ('B/32', 'B', 512, 151.277313),
+        ('B/16', 'B', 512, 149.620737),
+        ('L/14', 'L', 768, 427.616513),
+    ],
+)
+def test_published_sizes(variant, text, embed_dim, millions):
+    config = {
+        'image': {'name': 'vit', 'variant': variant, 'image_size': 224},
+        'text': {'name': 'transformer', 'variant': text},
+        'embed_dim': embed_dim,
+    }
+    model = build.model(build.architecture(config, Vocabulary()))
+    params = jax.eval_shape(functools.partial(state.initial_params, model), jax.random.key(0))
+    assert state.count(params) == round(millions * 1e6)
+
+
+def test_the_causal_mask_lets_nothing_of_the_future_through():
+    """The gradient of each position's output with respect to later positions' inputs is zero."""
+    from clip_jax.models.layers import Transformer
+
+    x = jax.random.normal(jax.random.key(2), (1, 6, 32))
+
+    def influence(causal):
+        model = Transformer(depth=2, heads=2, mlp_dim=64, causal=causal)
+        variables = model.init(jax.random.key(0), x)
+        jacobian = jax.jacobian(lambda x: model.apply(variables, x)[0])(x)[:, :, 0]
+        return np.abs(np.asarray(jacobian)).max(axis=(1, 3))  # [to, from]
+
+    future = np.triu(np.ones((6, 6), bool), 1)
+    causal = influence(True)
+    assert (causal[future] == 0).all()
+    assert (causal[~future] > 0).all()
+    assert (influence(False) > 0).all()
+
+
+def test_text_is_read_at_its_end_and_what_follows_does_not_matter():
+    model, variables, tokens = text_model()
+    rows = model.apply(variables, tokens)
+    other_padding = tokens.at[:, 6:].set(9)
+    assert jnp.array_equal(rows, model.apply(variables, other_padding))
+    changed = model.apply(variables, tokens.at[:, 1].set(11))
+    assert (jnp.abs(changed - rows).max(axis=1) > 1e-3).all()
+    # Cutting off the padding changes nothing but the shapes of sums.
+    np.testing.assert_allclose(model.apply(variables, tokens[:, :6]), rows, atol=1e-6)
+
+
+def test_text_ends_at_its_first_end_token():
+    model, variables, tokens = text_model()
+    twice = tokens.at[:, 8].set(3)
+    assert jnp.array_equal(model.apply(variables, tokens), model.apply(variables, twice))
+
+
+@pytest.mark.parametrize('pool', vit.POOLS)
+def test_every_pooling_sees_every_patch(pool):
+    model, variables, images = image_model(pool=pool)
+    gradient = jax.grad(lambda x: jnp.sum(model.apply(variables, x) ** 3))(images)
+    patches = np.abs(np.asarray(vit.patches(gradient, 8))).max(axis=(2, 3, 4))
+    assert patches.shape == (3, 4)
+    assert (patches > 0).all()
+    assert ('class_embedding' in variables['params']) == (pool == 'cls')
+
+
+def test_patches_are_the_squares_of_the_image_row_by_row():
+    image = jnp.arange(4 * 6 * 1).reshape(1, 4, 6, 1)
+    cut = vit.patches(image, 2)
+    assert cut.shape == (1, 6, 2, 2, 1)
+    assert cut[0, 1, :, :, 0].tolist() == [[2, 3], [8, 9]]
+    assert cut[0, 3, :, :, 0].tolist() == [[12, 13], [18, 19]]
+
+
+def test_patch_embedding_is_a_strided_convolution():
+    _, variables, images = image_model()
+    kernel = variables['params']['patch_embedding']['kernel']
+    convolved = jax.lax.conv_general_dilated(
+        images, kernel, (8, 8), 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+    cut = vit.patches(images, 8).reshape(3, 4, -1) @ kernel.reshape(-1, 32)
+    np.testing.assert_allclose(convolved.reshape(3, 4, 32), cut, atol=1e-5)
+
+
+def test_patch_dropout_keeps_its_share_and_only_in_training():
+    x = jnp.broadcast_to(jnp.arange(8.0)[None, :, None], (500, 8, 2))
+    kept = vit.drop_patches(x, 0.75, jax.random.key(0))
+    assert kept.shape == (500, 2, 2)
+    assert (kept[:, 0] != kept[:, 1]).all()  # no patch twice
+    counts = np.bincount(np.asarray(kept[..., 0], int).ravel(), minlength=8)
+    assert counts.min() > 80  # 125 expected of each
+    model, variables, images = image_model(patch_dropout=0.5)
+    whole = image_model()[0].apply(variables, images)
+    key = {'dropout': jax.random.key(0)}
+    assert jnp.array_equal(model.apply(variables, images), whole)
+    dropped = model.apply(variables, images, train=True, rngs=key)
+    assert jnp.abs(dropped - whole).max() > 1e-3
+    assert jnp.array_equal(dropped, model.apply(variables, images, train=True, rngs=key))
+
+
+def test_arithmetic_is_bfloat16_over_float32_parameters():
+    card = {'image': IMAGE, 'text': TEXT, 'embed_dim': 16}
+    model, exact = build.model(card, 'bfloat16'), build.model(card, 'float32')
+    params = state.initial_params(model, jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+    images, tokens = jnp.ones((2, 16, 16, 3)), jnp.full((2, 10), 3)
+    variables = {'params': params}
+    rows = model.apply(variables, images, method='encode_image')
+    assert rows.dtype == jnp.bfloat16
+    text = model.apply(variables, tokens, method='encode_text')
+    assert text.dtype == jnp.bfloat16
+    image, text, scale, bias = model.apply(variables, images, tokens)
+    assert {image.dtype, text.dtype, scale.dtype} == {jnp.dtype('float32')} and bias is None
+    np.testing.assert_allclose(image, exact.apply(variables, images, tokens)[0], atol=0.03)
+
+
+def test_outputs_are_unit_rows_and_the_initial_scale_is_one_over_007():
+    model = build.model({'image': IMAGE, 'text': TEXT, 'embed_dim': 16})
+    variables = {'params': state.initial_params(model, jax.random.key(0))}
+    images, tokens = jax.random.normal(jax.random.key(1), (2, 16, 16, 3)), jnp.full((2, 10), 3)
+    image, text, scale, _ = model.apply(variables, images, tokens)
+    for rows in (image, text):
+        np.testing.assert_allclose(jnp.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    assert scale == pytest.approx(1 / 0.07, rel=1e-6)
+    rows = model.apply(variables, images, method='encode_image')
+    np.testing.assert_allclose(
+        rows / jnp.linalg.norm(rows, axis=1, keepdims=True), image, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'image_size': 20}, 'image_size 20 is not a multiple of patch_size 8'),
+        ({'heads': 5}, 'width 32 is not a multiple of heads 5'),
+        ({'pool': 'max'}, "no 'max'"),
+        ({'activation': 'geluu'}, "Did you mean 'gelu'"),
+    ],
+)
+def test_impossible_fields_are_refused_when_the_encoder_is_made(fields, message):
+    with pytest.raises(ValueError, match=message):
+        image_model(**fields)
+
+
+def test_activations_are_the_published_formulas():
+    from clip_jax.models.layers import ACTIVATIONS
+
+    x = np.linspace(-4, 4, 41)
+    erf = np.vectorize(__import__('math').erf)
+    exact = {
+        'gelu': x * (1 + erf(x / np.sqrt(2))) / 2,
+        'gelu_tanh': x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
+        'quick_gelu': x / (1 + np.exp(-1.702 * x)),
+    }
+    assert exact.keys() == ACTIVATIONS.keys()
+    for name, values in exact.items():
+        np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), values, atol=2e-6)

@@ -1,0 +1,253 @@
+"""A loaded model embeds and classifies the same, whatever form, number and devices."""
+
+import dataclasses
+import io
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+from conftest import COLOURS
+from PIL import Image
+
+import clip_jax
+from clip_jax import build, prompts, sharding
+from clip_jax.data.transforms import normalise
+from clip_jax.models.clip import unit
+
+
+@pytest.fixture(scope='module')
+def clip(tiny_run):
+    return clip_jax.load(tiny_run)
+
+
+@pytest.fixture(scope='module')
+def source(tiny_tars):
+    return build.source(tiny_tars, {})
+
+
+@pytest.fixture(scope='module')
+def pictures():
+    """Noise on a colour, in three shapes, as uint8 arrays."""
+    rng = np.random.default_rng(0)
+    shapes = [(20, 30, 3), (30, 20, 3), (16, 16, 3)]
+    colours = list(COLOURS.values())
+    return [
+        np.clip(rng.normal(colours[i % 4], 40, shapes[i % 3]), 0, 255).astype(np.uint8)
+        for i in range(21)
+    ]
+
+
+def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+def on_devices(clip, count, batch_size):
+    """The same model on a mesh of the first `count` devices."""
+    mesh = sharding.make_mesh(jax.devices()[:count])
+    variables = jax.device_put(clip.variables, sharding.replicated(mesh))
+    return dataclasses.replace(clip, mesh=mesh, variables=variables, batch_size=batch_size)
+
+
+def test_the_public_names_load(clip):
+    assert isinstance(clip, clip_jax.Clip)
+
+
+def test_a_run_directory_means_its_newest_checkpoint(clip, tiny_run, pictures):
+    newest = max((tiny_run / 'checkpoints').iterdir(), key=lambda path: int(path.name))
+    rows = clip.encode_image(pictures)
+    for path in (str(tiny_run), newest, str(newest), tiny_run / 'checkpoints'):
+        loaded = clip_jax.load(path)
+        np.testing.assert_array_equal(loaded.encode_image(pictures), rows)
+        np.testing.assert_array_equal(loaded.encode_text(['a red']), clip.encode_text(['a red']))
+    older = min((tiny_run / 'checkpoints').iterdir(), key=lambda path: int(path.name))
+    assert np.abs(clip_jax.load(older).encode_image(pictures) - rows).max() > 1e-4
+
+
+def test_the_card_is_that_of_the_run(clip, tiny_run):
+    assert clip.card == json.loads((tiny_run / 'card.json').read_text())
+    assert clip.preprocess.card == clip.card['preprocess']
+    assert clip.tokenizer.card == clip.card['tokenizer']
+
+
+def test_embeddings_are_unit_rows_in_float32(clip, pictures):
+    for rows in (clip.encode_image(pictures), clip.encode_text(['a red picture'] * 21)):
+        assert isinstance(rows, np.ndarray)
+        assert rows.dtype == np.float32
+        assert rows.shape == (21, 16)
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+
+
+def test_an_image_may_come_in_any_form(clip, pictures, tmp_path):
+    array = pictures[0]
+    path = tmp_path / 'picture.png'
+    path.write_bytes(png(array))
+    expected = clip.encode_image([array])
+    forms = [array, Image.fromarray(array), path, str(path), png(array)]
+    for form in forms:
+        np.testing.assert_array_equal(clip.encode_image(form), expected)
+        np.testing.assert_array_equal(clip.encode_image((form,)), expected)
+    rows = clip.encode_image(forms)
+    np.testing.assert_allclose(rows, np.repeat(expected, len(forms), 0), atol=1e-6)
+
+
+def test_an_array_of_images_is_many_images(clip, pictures):
+    same = [picture for picture in pictures if picture.shape == (20, 30, 3)]
+    assert len(same) > 1
+    np.testing.assert_array_equal(clip.encode_image(np.stack(same)), clip.encode_image(same))
+
+
+def test_one_text_is_a_list_of_one(clip):
+    np.testing.assert_array_equal(clip.encode_text('a red'), clip.encode_text(['a red']))
+
+
+def test_of_nothing_there_are_no_rows(clip):
+    for rows in (
+        clip.encode_image([]),
+        clip.encode_image(np.zeros((0, 16, 16, 3), np.uint8)),
+        clip.encode_text([]),
+    ):
+        assert rows.shape == (0, 16)
+        assert rows.dtype == np.float32
+
+
+@pytest.mark.parametrize('devices', [1, 3, 8])
+@pytest.mark.parametrize('batch_size', [1, 5, 256])
+def test_rows_depend_neither_on_devices_nor_on_batches(clip, pictures, devices, batch_size):
+    other = on_devices(clip, devices, batch_size)
+    texts = [f'{i} a {name} picture' for i, name in enumerate(COLOURS)] * 3
+    for n in (1, 12, 21):
+        images = pictures[:n]
+        np.testing.assert_allclose(
+            other.encode_image(images), clip.encode_image(images), rtol=0, atol=2e-6
+        )
+    np.testing.assert_allclose(other.encode_text(texts), clip.encode_text(texts), rtol=0, atol=2e-6)
+
+
+def test_the_order_of_images_is_the_order_of_rows(clip, pictures):
+    rows, order = clip.encode_image(pictures), np.random.default_rng(0).permutation(21)
+    mixed = dataclasses.replace(clip, batch_size=4).encode_image([pictures[i] for i in order])
+    np.testing.assert_allclose(mixed, rows[order], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(('devices', 'batch_size'), [(1, 256), (3, 7), (8, 64)])
+def test_scores_depend_neither_on_devices_nor_on_batches(clip, source, devices, batch_size):
+    def scores(model):
+        encoders = model.encode_image, model.encode_text
+        options = {'classes': list(COLOURS), 'templates': ['a {} picture', 'something {}']}
+        reports = (
+            build.evaluation('zeroshot', options, encoders, source),
+            build.evaluation('retrieval', {}, encoders, source),
+        )
+        return [{k: v for k, v in r.items() if isinstance(v, float)} for r in reports]
+
+    assert scores(on_devices(clip, devices, batch_size)) == scores(clip)
+
+
+def test_few_sizes_are_compiled(clip, pictures, caplog):
+    other = on_devices(clip, 5, 40)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, logger='jax'):
+        for n in range(1, 22):
+            other.encode_image(pictures[:n])
+            other.encode_text(['a red'] * n)
+    compiled = [r for r in caplog.records if 'Finished XLA compilation' in r.getMessage()]
+    assert 0 < len(compiled) <= 2 * 4  # 5, 10, 20 and 40 rows of either kind
+
+
+def test_probabilities_sum_to_1_and_follow_the_order_of_labels(clip, pictures):
+    labels, templates = list(COLOURS), ['a {} picture', 'something {}']
+    shares = clip.classify(pictures, labels, templates=templates)
+    assert shares.shape == (21, 4)
+    assert shares.dtype == np.float32
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-5)
+    backwards = clip.classify(pictures, labels[::-1], templates=templates)
+    np.testing.assert_allclose(backwards[:, ::-1], shares, atol=1e-4)
+
+
+def test_probabilities_are_the_softmax_of_scaled_cosines(clip, pictures):
+    labels, templates = list(COLOURS), ['a {} picture', 'something {}']
+    filled = [[t.replace('{}', name) for t in templates] for name in labels]
+    classes = np.stack([clip.encode_text(texts).mean(axis=0) for texts in filled])
+    classes /= np.linalg.norm(classes, axis=1, keepdims=True)
+    scale = np.exp(float(clip.variables['params']['logit_scale']))
+    powers = np.exp(scale * clip.encode_image(pictures) @ classes.T)
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    shares = clip.classify(pictures, labels, templates=templates)
+    np.testing.assert_allclose(shares, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_templates_are_plain_unless_said_otherwise(clip, pictures):
+    labels = list(COLOURS)
+    plain = clip.classify(pictures, labels, templates=prompts.templates('plain'))
+    np.testing.assert_array_equal(clip.classify(pictures, labels), plain)
+    np.testing.assert_array_equal(clip.classify(pictures, labels, templates='plain'), plain)
+
+
+def test_training_colours_are_recognised(clip, source):
+    images = [source[i]['image'] for i in range(len(source))]
+    labels = [source[i]['label'] for i in range(len(source))]
+    shares = clip.classify(images, list(COLOURS), templates=['a {} picture'])
+    assert np.mean(shares.argmax(axis=1) == labels) > 0.75  # chance is 0.25
+
+
+def test_the_model_can_be_applied_by_hand(clip, pictures):
+    texts = [f'a {name} picture' for name in COLOURS]
+    tokens = clip.tokenizer(texts)
+    images = normalise(
+        np.stack([clip.preprocess(picture) for picture in pictures[:4]]),
+        clip.preprocess.mean,
+        clip.preprocess.std,
+    )
+    image, text, scale, bias = clip.model.apply(clip.variables, images, tokens)
+    np.testing.assert_allclose(image, clip.encode_image(pictures[:4]), atol=1e-5)
+    np.testing.assert_allclose(text, clip.encode_text(texts), atol=1e-5)
+    assert float(scale) == pytest.approx(np.exp(clip.variables['params']['logit_scale']))
+    assert bias is None
+    for method, inputs, units in (('encode_image', images, image), ('encode_text', tokens, text)):
+        rows = clip.model.apply(clip.variables, inputs, method=method)
+        assert np.abs(np.linalg.norm(rows, axis=1) - 1).min() > 1e-3  # before normalisation
+        np.testing.assert_allclose(unit(rows), units, atol=1e-6)
+
+
+def test_arithmetic_may_be_coarser_and_the_rest_stays(clip, tiny_run, pictures):
+    coarse = clip_jax.load(tiny_run, dtype='bfloat16')
+    assert {x.dtype for x in jax.tree.leaves(coarse.variables)} == {np.dtype('float32')}
+    rows, expected = coarse.encode_image(pictures), clip.encode_image(pictures)
+    assert rows.dtype == np.float32
+    assert 1e-6 < np.abs(rows - expected).max() < 0.1
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
+def test_where_nothing_can_be_loaded_one_line_says_so(tmp_path, tiny_run):
+    empty, file = tmp_path / 'empty', tmp_path / 'file.bin'
+    empty.mkdir()
+    file.write_bytes(b'\x00' * 100)
+    (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
+    for path in (tmp_path / 'none', empty, file, tmp_path / 'run', tiny_run / 'plots'):
+        with pytest.raises(ValueError, match='expected a run directory') as error:
+            clip_jax.load(path)
+        assert str(error.value).startswith(f'{path}: ')
+        assert '\n' not in str(error.value)
+
+
+def test_an_unknown_type_of_arithmetic_is_refused(tiny_run):
+    with pytest.raises(ValueError, match="no 'float16'. Did you mean 'bfloat16'"):
+        clip_jax.load(tiny_run, dtype='float16')
+
+
+def test_what_cannot_be_read_is_named(clip, pictures, tmp_path):
+    for image, name in ((b'no image', 'no image'), (tmp_path / 'none.png', 'none.png')):
+        for images in (image, [pictures[0], image]):
+            with pytest.raises(ValueError, match=name):
+                clip.encode_image(images)
+    with pytest.raises(ValueError, match='text 1 is int 3'):
+        clip.encode_text(['a red', 3])
+
+
+@pytest.mark.parametrize('labels', ['red', [], ['red', 'blue', 'red']])
+def test_labels_are_several_different_names(clip, pictures, labels):
+    with pytest.raises(ValueError, match='labels|class name'):
+        clip.classify(pictures, labels)
