@@ -23,20 +23,20 @@ def given(options: Mapping[str, Any], *without: str) -> dict[str, Any]:
     return {k: v for k, v in options.items() if v is not None and k not in without}
 
 
-def call(function: Callable, options: Mapping[str, Any], *, what: str, own: tuple = ()) -> Any:
-    """Calls a plug-in's function with options from outside; ValueError if it does not take or lacks
+def bind(function: Callable, options: Mapping[str, Any], *, what: str, own: int = 0) -> Callable:
+    """Binds options from outside to a plug-in's function; ValueError if it does not take or lacks
     one.
 
-    `own` are the positional arguments that come from the program.
+    `own` is the number of its first arguments, which come from the program.
     """
-    parameters = list(inspect.signature(function).parameters.values())[len(own) :]
+    parameters = list(inspect.signature(function).parameters.values())[own:]
     names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     for name in options:
         lookup.check(name, names, what=f'{what}: option')
     missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
     if missing:
         raise ValueError(f'{what}: {", ".join(missing)} must be given')
-    return function(*own, **options)
+    return functools.partial(function, **options)
 
 
 def source(spec: str, options: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -71,9 +71,8 @@ def tokenizer(config: Mapping[str, Any], train_source: Any) -> Any:
                 return
 
     create = lookup.module('tokenizers', config['name']).create
-    return call(
-        create, given(config, 'name'), what=f'tokenizer {config["name"]}', own=(captions(),)
-    )
+    what = f'tokenizer {config["name"]}'
+    return bind(create, given(config, 'name'), what=what, own=1)(captions())
 
 
 def architecture(config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
@@ -165,16 +164,24 @@ def optimizer(
         warmup_steps=config['warmup_steps'],
         total_steps=total_steps,
     )
-    return optim.adamw(schedule, **given(config, 'learning_rate', 'warmup_steps')), schedule
+    options = given(config, 'learning_rate', 'warmup_steps')
+    return bind(optim.adamw, options, what='optimizer', own=1)(schedule), schedule
 
 
 def preprocess(config: Mapping[str, Any], image_size: int) -> Preprocess:
     """Returns the evaluation preprocessing of a config."""
+    fields = [field.name for field in dataclasses.fields(Preprocess)]
+    for name in config:
+        lookup.check(name, fields, what='preprocess: field')
     return Preprocess.from_card({'size': image_size, **config})
 
 
-def evaluation(name: str, options: Mapping[str, Any], encoders: tuple, data: Any) -> dict[str, Any]:
-    """Runs evals/NAME on an opened source; `encoders` are (encode_image, encode_text)."""
-    evaluate = lookup.module('evals', name).evaluate
-    report = call(evaluate, given(options), what=f'evals/{name}', own=(*encoders, data))
-    return {'eval': name, **report}
+def evaluation(name: str, options: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
+    """Returns evals/NAME with its options: (encode_image, encode_text, source) -> report."""
+    function = lookup.module('evals', name).evaluate
+    evaluate = bind(function, given(options), what=f'evals/{name}', own=3)
+
+    def report(encode_image: Callable, encode_text: Callable, data: Any) -> dict[str, Any]:
+        return {'eval': name, **evaluate(encode_image, encode_text, data)}
+
+    return report

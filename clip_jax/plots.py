@@ -55,8 +55,6 @@ STYLE = {
     'ytick.labelsize': 8.5,
 }
 
-PER_CENT = ticker.PercentFormatter(1, decimals=0, symbol=' %')
-
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # a key's steps and values
 
 
@@ -137,7 +135,7 @@ def similarity(
     cell, left, right, bottom = 0.68, 3.0, 1.0, 0.5  # inches
     size = n * cell
     width, height = max(left + size + right, 6.8), bottom + size + cell + 0.1 + HEAD
-    figure = _figure(width, height, 'Similarity of pictures and texts', _nearest(matrix))
+    figure = _figure(width, height, 'Similarity of pictures and texts', _nearest(matrix, texts))
     figure.set_layout_engine('none')
 
     def place(x: float, y: float, wide: float, high: float) -> Axes:
@@ -246,7 +244,7 @@ def _evaluations(axes: Axes, curves: Curves) -> None:
     axes.set(title='Evaluations', ylabel='share of test examples')
     highest = np.nanmax([1e-3, *(v for _, values in curves.values() for v in values)])
     axes.set_ylim(0, min(1.08 * highest, 1.02))
-    axes.yaxis.set_major_formatter(PER_CENT)
+    axes.yaxis.set_major_formatter(_per_cent)
     _end_labels(axes, labels)
 
 
@@ -254,7 +252,7 @@ def _batch_accuracy(axes: Axes, curves: Curves) -> None:
     for (key, (steps, values)), colour in zip(curves.items(), COLOURS, strict=False):
         _smooth_line(axes, steps, values, colour, label=_name(key.removeprefix('accuracy/')))
     axes.set(title='Batch accuracy', ylabel='own partner nearest', ylim=(0, 1.02))
-    axes.yaxis.set_major_formatter(PER_CENT)
+    axes.yaxis.set_major_formatter(_per_cent)
     _legend(axes)
 
 
@@ -287,7 +285,7 @@ def _speed(host: Axes, curves: Curves) -> None:
         axes.set_ylabel('time waiting for input' if waits else 'pairs a second', color=colour)
         axes.set_ylim(0, 1 if waits else 1.15 * np.nanmax([*values, 1e-9]))
         plain = ticker.StrMethodFormatter('{x:,.0f}')
-        axes.yaxis.set_major_formatter(PER_CENT if waits else plain)
+        axes.yaxis.set_major_formatter(_per_cent if waits else plain)
     host.set_title('Speed')
 
 
@@ -329,7 +327,7 @@ def _log_if_wide(axes: Axes, values: np.ndarray) -> None:
     if len(known) and known.min() > 0 and known.max() > 20 * known.min():
         axes.set_yscale('log')
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f'{value:g}'))
+        axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
         axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
@@ -384,14 +382,16 @@ def _step_axis(axes: Axes, curves: Curves) -> None:
     axes.xaxis.set_major_formatter(_thousands)
 
 
-@ticker.FuncFormatter
 def _thousands(value: float, _: int | None = None) -> str:
     if abs(value) >= 1e6:
         return f'{value / 1e6:g}M'
     return f'{value / 1e3:g}k' if abs(value) >= 1e4 else f'{value:,.0f}'
 
 
-@ticker.FuncFormatter
+def _per_cent(value: float, _: int | None = None) -> str:
+    return f'{100 * value:.4g} %'
+
+
 def _exponent(value: float, _: int | None = None) -> str:
     mantissa, exponent = f'{value:.1e}'.split('e')
     return f'{float(mantissa):g}e{int(exponent)}' if value else '0'
@@ -449,7 +449,7 @@ def _heat_map(axes: Axes, matrix: np.ndarray, texts: Sequence[str]) -> QuadMesh:
     axes.tick_params(length=0, labelcolor=INK)
     axes.set_xticks([])
     axes.set_yticks(np.arange(n) + 0.5, [_wrapped(text) for text in texts])
-    nearest = _is_highest(matrix, axis=1)
+    nearest = matrix == matrix.max(axis=1, keepdims=True)
     for i, j in np.ndindex(n, n):
         look = {
             'color': 'white' if mesh.norm(matrix[i, j]) > 0.6 else INK,
@@ -462,18 +462,16 @@ def _heat_map(axes: Axes, matrix: np.ndarray, texts: Sequence[str]) -> QuadMesh:
     return mesh
 
 
-def _nearest(matrix: np.ndarray) -> str:
-    n = len(matrix)
-    texts, pictures = (_is_highest(matrix, axis).diagonal().sum() for axis in (1, 0))
+def _nearest(matrix: np.ndarray, texts: Sequence[str]) -> str:
+    n = len(texts)
+    # As in the evaluations a tie counts against the right one; equal texts are no rivals.
+    rival = np.not_equal.outer(np.asarray(texts, object), np.asarray(texts, object))
+    rivals = np.where(rival, matrix, -np.inf)
+    of_pictures, of_texts = ((matrix.diagonal() > rivals.max(axis)).sum() for axis in (1, 0))
     return (
-        f'own text nearest for {texts} of {n} pictures   ·   '
-        f'own picture nearest for {pictures} of {n} texts'
+        f'own text nearest for {of_pictures} of {n} pictures   ·   '
+        f'own picture nearest for {of_texts} of {n} texts'
     )
-
-
-def _is_highest(matrix: np.ndarray, axis: int) -> np.ndarray:
-    # Equal captions tie: rounding must not decide between them.
-    return matrix >= matrix.max(axis, keepdims=True) - 1e-6
 
 
 def _wrapped(text: str) -> str:

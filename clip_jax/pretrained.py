@@ -65,6 +65,8 @@ class Clip:
 
         `templates`: a prompt set's name, or templates such as 'a photo of a {}.'.
         """
+        if isinstance(labels, str) or not len(labels):
+            raise ValueError(f'labels {labels!r}: expected a list of at least one name')
         classes = prompts.class_vectors(self.encode_text, labels, prompts.templates(templates))
         scale = np.exp(np.asarray(self.variables['params']['logit_scale'], np.float32))
         logits = scale * self.encode_image(images) @ classes.T

@@ -24,6 +24,7 @@ from clip_jax import (
     __version__,
     build,
     checkpoint,
+    lookup,
     metrics,
     plots,
     pretrained,
@@ -135,6 +136,7 @@ class Run:
     def __init__(self, config: ConfigDict, resolved: dict[str, Any], workdir: epath.Path):
         self.config, self.resolved, self.workdir = config, resolved, workdir
         self.began = time.monotonic()
+        _check_counts(config)
         devices = jax.device_count()
         if config.batch_size % devices:
             raise ValueError(
@@ -144,24 +146,17 @@ class Run:
         self.optimizer, self.schedule = build.optimizer(config.optimizer, config.total_steps)
         loss = build.loss(config.loss)
         source = build.source(config.data.train, config.data.options)
-        self.eval_sources = {
-            name: build.source(options.data, config.data.options)
-            for name, options in config.evals.items()
+        self.evals = {
+            name: _evaluation(name, options, config) for name, options in config.evals.items()
         }
         card_path = workdir / 'card.json'
-        if card_path.exists():
+        begun = card_path.exists()
+        if begun:
             self.card = json.loads(card_path.read_text())
         else:
             self.card = _card(config, source)
         self.model = build.model(self.card['model'], config.model.dtype)
         tokenizer = tokenizers.from_card(self.card['tokenizer'])
-        self.state = state.create(self.model, self.optimizer, seed=config.seed, mesh=self.mesh)
-        overview = parameter_overview.get_parameter_overview(self.state.params, include_stats=False)
-        print(overview, flush=True)
-
-        for path, content in (('config.json', resolved), ('card.json', self.card)):
-            _write_json(workdir / path, content)
-        self.checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
         iterator = pipeline.train_iterator(
             source,
             tokenizer,
@@ -171,6 +166,15 @@ class Run:
             **config.data.augment,
             num_threads=config.data.num_threads,
         )
+        self.state = state.create(self.model, self.optimizer, seed=config.seed, mesh=self.mesh)
+        overview = parameter_overview.get_parameter_overview(self.state.params, include_stats=False)
+        print(overview, flush=True)
+        # Before anything is written: what only an evaluation finds wrong leaves nothing behind.
+        self.reports = {} if begun else self.score()
+
+        for path, content in (('config.json', resolved), ('card.json', self.card)):
+            _write_json(workdir / path, content)
+        self.checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
         self.start = self._resume(iterator)
         self.batches = pipeline.to_device(iterator, sharding.over_batch(self.mesh))
         self.progress = metrics.Progress(
@@ -180,10 +184,8 @@ class Run:
             # Without a checkpoint nothing of an earlier attempt counts, not even its step 0.
             [self.progress, metrics.default_writer(workdir, resume_step=self.start or -1)]
         )
-        self.logged = (
-            self.start,
-            0.0,
-        )  # step of the last line of metrics, seconds waited until then
+        # Step of the last line of metrics, and the seconds waited for input until then.
+        self.logged = (self.start, 0.0)
         preprocess = self.card['preprocess']
         self.step = jax.jit(
             functools.partial(
@@ -219,7 +221,7 @@ class Run:
         config, previous = self.config, None
         if self.start == 0:
             # Shows what chance is, and a mistake in an evaluation before hours of training.
-            self.evaluate(0)
+            self.report(0, self.reports or self.score())
         with stop_on_interrupt() as stop:
             for step in range(self.start + 1, config.total_steps + 1):
                 self.state, numbers = self.step(self.state, next(self.batches))
@@ -259,20 +261,25 @@ class Run:
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Runs every evaluation of the config; returns its numbers, leaves reports in `evals/`."""
-        clip = pretrained.from_card(self.card, self.state.params, self.model, self.mesh)
-        scalars = {}
         with self.progress.pause():
-            for name, options in self.config.evals.items():
-                report = build.evaluation(
-                    options.eval,
-                    build.given(options, 'eval', 'data'),
-                    (clip.encode_image, clip.encode_text),
-                    self.eval_sources[name],
-                )
-                report = {'data': options.data, 'step': step, **report}
-                _write_json(self.workdir / 'evals' / f'{name}.json', report)
-                scalars |= {f'{name}/{k}': v for k, v in report.items() if isinstance(v, float)}
-            self.writer.write_scalars(step, scalars)
+            return self.report(step, self.score())
+
+    def score(self) -> dict[str, dict[str, Any]]:
+        """Runs every evaluation of the config; returns its reports."""
+        clip = pretrained.from_card(self.card, self.state.params, self.model, self.mesh)
+        return {
+            name: evaluate(clip.encode_image, clip.encode_text, source)
+            for name, (evaluate, source) in self.evals.items()
+        }
+
+    def report(self, step: int, reports: dict[str, dict[str, Any]]) -> dict[str, float]:
+        """Writes the reports of a step to `evals/`, their numbers to the metrics; returns these."""
+        scalars = {}
+        for name, report in reports.items():
+            report = {'data': self.config.evals[name].data, 'step': step, **report}
+            _write_json(self.workdir / 'evals' / f'{name}.json', report)
+            scalars |= {f'{name}/{k}': v for k, v in report.items() if isinstance(v, float)}
+        self.writer.write_scalars(step, scalars)
         return scalars
 
     def save(self) -> None:
@@ -316,6 +323,21 @@ class Run:
         self.batches.close()
         self.checkpoints.close()
         self.writer.close()
+
+
+def _check_counts(config: ConfigDict) -> None:
+    names = ('batch_size', 'log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints')
+    for name in names:
+        if config[name] < 1:
+            raise ValueError(f'{name} is {config[name]}; expected at least 1')
+
+
+def _evaluation(name: str, options: ConfigDict, config: ConfigDict) -> tuple[Callable, Any]:
+    """One entry of `config.evals`: the evaluation with its options, and its source."""
+    for key in ('eval', 'data'):
+        lookup.check(key, options, what=f'config.evals.{name}')
+    evaluate = build.evaluation(options.eval, build.given(options, 'eval', 'data'))
+    return evaluate, build.source(options.data, config.data.options)
 
 
 def _card(config: ConfigDict, source: Any) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
     c.model.image.heads = placeholder(int)
     c.model.image.mlp_dim = placeholder(int)
     c.model.image.pool = 'cls'  # cls, mean or map
+    c.model.image.positions = 'learned'  # or sincos2d: fixed sines and cosines
     c.model.image.pre_norm = True  # CLIP's layer norm before the first block
     c.model.image.activation = 'gelu'  # gelu, gelu_tanh or quick_gelu
     c.model.image.patch_dropout = 0.0  # share of patches left out in training

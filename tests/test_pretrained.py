@@ -100,8 +100,10 @@ def test_an_array_of_images_is_many_images(clip, pictures):
     np.testing.assert_array_equal(clip.encode_image(np.stack(same)), clip.encode_image(same))
 
 
-def test_one_text_is_a_list_of_one(clip):
-    np.testing.assert_array_equal(clip.encode_text('a red'), clip.encode_text(['a red']))
+@pytest.mark.parametrize('text', ['a red picture', ''])
+def test_one_text_is_a_list_of_one(clip, text):
+    few = dataclasses.replace(clip, batch_size=4)
+    np.testing.assert_array_equal(few.encode_text(text), few.encode_text([text]))
 
 
 def test_of_nothing_there_are_no_rows(clip):
@@ -114,12 +116,11 @@ def test_of_nothing_there_are_no_rows(clip):
         assert rows.dtype == np.float32
 
 
-@pytest.mark.parametrize('devices', [1, 3, 8])
-@pytest.mark.parametrize('batch_size', [1, 5, 256])
+@pytest.mark.parametrize(('devices', 'batch_size'), [(1, 256), (1, 5), (3, 256), (8, 1), (8, 5)])
 def test_rows_depend_neither_on_devices_nor_on_batches(clip, pictures, devices, batch_size):
     other = on_devices(clip, devices, batch_size)
     texts = [f'{i} a {name} picture' for i, name in enumerate(COLOURS)] * 3
-    for n in (1, 12, 21):
+    for n in (1, 21):
         images = pictures[:n]
         np.testing.assert_allclose(
             other.encode_image(images), clip.encode_image(images), rtol=0, atol=2e-6
@@ -136,11 +137,11 @@ def test_the_order_of_images_is_the_order_of_rows(clip, pictures):
 @pytest.mark.parametrize(('devices', 'batch_size'), [(1, 256), (3, 7), (8, 64)])
 def test_scores_depend_neither_on_devices_nor_on_batches(clip, source, devices, batch_size):
     def scores(model):
-        encoders = model.encode_image, model.encode_text
+        parts = model.encode_image, model.encode_text, source
         options = {'classes': list(COLOURS), 'templates': ['a {} picture', 'something {}']}
         reports = (
-            build.evaluation('zeroshot', options, encoders, source),
-            build.evaluation('retrieval', {}, encoders, source),
+            build.evaluation('zeroshot', options)(*parts),
+            build.evaluation('retrieval', {})(*parts),
         )
         return [{k: v for k, v in r.items() if isinstance(v, float)} for r in reports]
 
@@ -234,7 +235,7 @@ def test_where_nothing_can_be_loaded_one_line_says_so(tmp_path, tiny_run):
 
 
 def test_an_unknown_type_of_arithmetic_is_refused(tiny_run):
-    with pytest.raises(ValueError, match="no 'float16'. Did you mean 'bfloat16'"):
+    with pytest.raises(ValueError, match=r"no 'float16'\. Did you mean 'bfloat16'"):
         clip_jax.load(tiny_run, dtype='float16')
 
 
@@ -247,7 +248,7 @@ def test_what_cannot_be_read_is_named(clip, pictures, tmp_path):
         clip.encode_text(['a red', 3])
 
 
-@pytest.mark.parametrize('labels', ['red', [], ['red', 'blue', 'red']])
-def test_labels_are_several_different_names(clip, pictures, labels):
-    with pytest.raises(ValueError, match='labels|class name'):
+@pytest.mark.parametrize('labels', ['red', []])
+def test_labels_are_a_list_of_names(clip, pictures, labels):
+    with pytest.raises(ValueError, match='expected a list of at least one name'):
         clip.classify(pictures, labels)

@@ -30,6 +30,7 @@ def evaluate(
     to no class and are not scored; `unlabelled` counts them. A class that ties with the right one
     counts as nearer.
     """
+    _check_texts(classes=classes, templates=templates)
     templates = prompts.templates(templates)
     names = _names(classes, data)
     rows, records = _embed.records(encode_image, data)
@@ -57,6 +58,15 @@ def evaluate(
         'chance': 1 / len(names),
         'examples': _examples(similarity, right, scored, names),
     }
+
+
+def _check_texts(**options: Any) -> None:
+    for option, value in options.items():
+        many = isinstance(value, Sequence) and all(isinstance(text, str) for text in value)
+        if not isinstance(value, str) and not many:
+            raise ValueError(
+                f'evals/zeroshot: {option} is {value!r}; expected a name, a file or a list of texts'
+            )
 
 
 def _names(classes: str | Sequence[str], data: Any) -> list[str]:

@@ -27,9 +27,7 @@ COLOURS = {
     'blue': (30, 60, 215),
     'purple': (125, 35, 170),
     'pink': (250, 130, 190),
-    'brown': (115, 65, 25),
     'white': (248, 248, 248),
-    'grey': (128, 128, 128),
     'black': (16, 16, 16),
 }
 SHAPES = (
@@ -40,19 +38,18 @@ SHAPES = (
     'ring',
     'cross',
     'heart',
-    'diamond',
     'crescent',
     'arrow',
-    'bolt',
     'hourglass',
 )
 PAIRS = [f'{colour} {shape}' for colour in COLOURS for shape in SHAPES]
 # Every colour and every shape is held out exactly twice.
-HELD_OUT = sorted(PAIRS[12 * i + (i + shift) % 12] for i in range(12) for shift in (0, 5))
+HELD_OUT = sorted(PAIRS[10 * i + (i + shift) % 10] for i in range(10) for shift in (0, 4))
 SEEN = [pair for pair in PAIRS if pair not in HELD_OUT]
 
-# Diameters as shares of the picture's width, from and to; a large and a medium object fit together.
-SIZES = {'small': (0.26, 0.30), 'medium': (0.36, 0.42), 'large': (0.46, 0.53)}
+# Diameters as shares of the picture's width, from and to; two objects are PAIRED times as large.
+SIZES = {'small': (0.36, 0.42), 'medium': (0.50, 0.58), 'large': (0.66, 0.78)}
+PAIRED = 0.6
 TEXTURES = ('plain', 'striped', 'dotted', 'checkered')
 BACKGROUNDS = ('plain', 'gradient', 'noisy', 'striped', 'checkered')
 SPLITS = {'train': 24_000, 'test': 1_000, 'test_seen': 1_200, 'test_heldout': 1_200}
@@ -73,16 +70,15 @@ SINGLE_CAPTIONS = (
     'a {full}',
     'a picture of a {pair}',
     'a picture of a {full}',
+    'a drawing of a {pair}',
     'a drawing of a {full} on a {ground} background',
-    'a {pair} {where}',
     'a {full} {where}',
-    'there is a {full} {where} of the picture',
+    'there is a {full}',
     '{where}, a {pair}',
-    'a {ground} background with a {pair} {where}',
     'a {shape} that is {colour}',
     'the {shape} {where} is {colour}',
-    'one {shape}, {colour}, on a {ground} background',
-    '{pair}, {where}, {ground} background',
+    'one {shape}, {colour}',
+    'a {ground} background with a {pair} {where}',
 )
 DOUBLE_CAPTIONS = (
     'a {pair} {relation} a {other_pair}',
@@ -104,8 +100,8 @@ DOUBLE_CAPTIONS = (
 class Thing:
     """One object of a picture; lengths are shares of the picture's width, angles are in degrees.
 
-    `size` is one of SIZES or a diameter, `position` the centre (x, y) with y downwards; objects
-    without a position are put next to each other.
+    `size` is one of SIZES (less where there are two) or a diameter, `position` the centre (x, y)
+    with y downwards; objects without a position are put next to each other.
     """
 
     colour: str
@@ -181,6 +177,8 @@ def draw(
     for i, thing in enumerate(things):
         if thing.position is None:
             thing = dataclasses.replace(thing, position=((i + 0.5) / len(things), 0.5))
+        if isinstance(thing.size, str) and len(things) > 1:
+            thing = dataclasses.replace(thing, size=PAIRED * thing.diameter)
         canvas += _mask(thing, size)[..., None] * (_paint_thing(thing, size) - canvas)
     return Image.fromarray(np.uint8(np.clip(np.rint(canvas), 0, 255)))
 
@@ -215,9 +213,7 @@ def _outlines() -> dict[str, list[np.ndarray]]:
         'triangle': '0 -95  95 75  -95 75',
         'cross': '-30 -95  30 -95  30 -30  95 -30  95 30  30 30  30 95  -30 95  -30 30  -95 30'
         '  -95 -30  -30 -30',
-        'diamond': '0 -105  62 0  0 105  -62 0',
         'arrow': '-100 -28  5 -28  5 -75  100 0  5 75  5 28  -100 28',
-        'bolt': '50 -105  -65 20  -12 20  -50 105  65 -25  12 -25',
         'hourglass': '-78 -95  78 -95  14 0  78 95  -78 95  -14 0',
     }
     shapes = {k: [np.array(v.split(), float).reshape(-1, 2) / 100] for k, v in points.items()}
@@ -300,8 +296,8 @@ def _pick(rng: np.random.Generator, choices: Sequence):
     return choices[rng.integers(len(choices))]
 
 
-def _random_size(rng: np.random.Generator, names: Sequence[str]) -> float:
-    return float(rng.uniform(*SIZES[_pick(rng, names)]))
+def _random_size(rng: np.random.Generator) -> float:
+    return float(rng.uniform(*_pick(rng, list(SIZES.values()))))
 
 
 def _random_thing(
@@ -327,7 +323,7 @@ def _random_backdrop(rng: np.random.Generator, things: Sequence[Thing]) -> Backd
 
 
 def _one_thing(rng: np.random.Generator, pair: str) -> list[Thing]:
-    size = _random_size(rng, list(SIZES))
+    size = _random_size(rng)
     low, high = size / 2 + 0.02, 1 - size / 2 - 0.02
     x, y = rng.uniform(low, high, 2).tolist()
     return [_random_thing(rng, pair, size, (x, y))]
@@ -335,9 +331,7 @@ def _one_thing(rng: np.random.Generator, pair: str) -> list[Thing]:
 
 def _two_things(rng: np.random.Generator, pairs: Sequence[str], relation: str) -> list[Thing]:
     """Two objects that do not touch, the first `relation` the second."""
-    sizes = [_random_size(rng, list(SIZES)), _random_size(rng, ['small', 'medium'])]
-    if rng.random() < 0.5:
-        sizes.reverse()
+    sizes = [PAIRED * _random_size(rng) for _ in range(2)]
     first_comes_first = relation in ('above', 'to the left of')
     before, after = sizes if first_comes_first else sizes[::-1]
     margin = 0.015
@@ -365,7 +359,7 @@ def scene(split: str, i: int) -> tuple[list[Thing], Backdrop, list[str]]:
         things = _one_thing(rng, SEEN[i % len(SEEN)])
     elif split == 'test_heldout':
         things = _one_thing(rng, HELD_OUT[i % len(HELD_OUT)])
-    elif rng.random() < 0.5:
+    elif rng.random() < 2 / 3:
         things = _one_thing(rng, _pick(rng, SEEN))
     else:
         pairs = [SEEN[k] for k in rng.choice(len(SEEN), 2, replace=False)]
@@ -383,24 +377,25 @@ def scene(split: str, i: int) -> tuple[list[Thing], Backdrop, list[str]]:
 def _words(things: Sequence[Thing], backdrop: Backdrop, relation: str) -> dict[str, str]:
     """What the places in a caption's template stand for."""
     first, last = things[0], things[-1]
+    scale = PAIRED if len(things) > 1 else 1.0
     brightness = np.mean(backdrop.tone)
     shade = 'dark ' if brightness < 85 else 'light ' if brightness > 170 else ''
     return {
         'colour': first.colour,
         'shape': first.shape,
         'pair': first.pair,
-        'full': _full_name(first),
+        'full': _full_name(first, scale),
         'where': _where(*first.position),
         'ground': shade + backdrop.pattern,
         'other_pair': last.pair,
-        'other_full': _full_name(last),
+        'other_full': _full_name(last, scale),
         'relation': relation,
         'inverse': INVERSE.get(relation, ''),
     }
 
 
-def _full_name(thing: Thing) -> str:
-    size = next(name for name, (_, largest) in SIZES.items() if thing.diameter <= largest)
+def _full_name(thing: Thing, scale: float) -> str:
+    size = next(name for name, (_, most) in SIZES.items() if thing.diameter <= most * scale)
     named = [word for word in (size, thing.texture) if word not in ('medium', 'plain')]
     return ' '.join([*named, thing.pair])
 

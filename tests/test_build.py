@@ -1,0 +1,341 @@
+"""Names and numbers of a config become the things that they name, or an error that says why not."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import COLOURS
+
+from clip_jax import build, lookup
+from clip_jax.state import initial_params
+
+IMAGE = {'name': 'vit', 'variant': 'B/16', 'image_size': 32}
+TEXT = {'name': 'transformer', 'variant': 'B'}
+SMALL = {'variant': '', 'width': 8, 'depth': 1, 'heads': 2, 'mlp_dim': 16}
+OPTIMIZER = {
+    'learning_rate': 0.1,
+    'warmup_steps': 10,
+    'b1': 0.9,
+    'b2': 0.98,
+    'eps': 1e-6,
+    'weight_decay': 0.2,
+    'clip_norm': 1.0,
+}
+
+
+class Words:
+    """What `architecture` reads of a tokenizer."""
+
+    vocab_size, context_length, eot_id = 50, 12, 3
+
+
+def architecture(image=(), text=(), **others):
+    """The architecture of a config in which `image` and `text` hold other values or new keys."""
+    config = {'image': {**IMAGE, **dict(image)}, 'text': {**TEXT, **dict(text)}, 'embed_dim': 4}
+    return build.architecture({**config, **others}, Words())
+
+
+def small(**options):
+    card = architecture({**SMALL, 'patch_size': 16}, SMALL)
+    return build.model(card, **options)
+
+
+def test_a_variant_sets_sizes_and_its_number_the_patches():
+    image = architecture()['image']
+    sizes = {'width': 768, 'depth': 12, 'heads': 12, 'mlp_dim': 3072}
+    assert {name: image[name] for name in sizes} == sizes
+    assert (image['name'], image['patch_size'], image['image_size']) == ('vit', 16, 32)
+    assert 'variant' not in image
+
+
+def test_what_is_set_beside_a_variant_overrides_it():
+    image = architecture({'width': 96, 'heads': 3, 'patch_size': 8, 'depth': None})['image']
+    assert (image['width'], image['heads'], image['patch_size']) == (96, 3, 8)
+    assert (image['depth'], image['mlp_dim']) == (12, 3072)
+
+
+def test_without_a_variant_sizes_are_given_one_by_one():
+    image = architecture({**SMALL, 'patch_size': 4})['image']
+    assert (image['width'], image['depth'], image['patch_size']) == (8, 1, 4)
+
+
+def test_the_architecture_says_all_that_an_encoder_knows():
+    # A default that changes later must not change a model that is already trained.
+    card = architecture()
+    assert {'pool', 'activation', 'pre_norm', 'norm_eps', 'patch_dropout'} <= set(card['image'])
+    assert {'activation', 'norm_eps'} <= set(card['text'])
+    assert not {'dtype', 'param_dtype', 'parent'} & (set(card['image']) | set(card['text']))
+    assert card['embed_dim'] == 4
+
+
+def test_the_tokenizer_sets_the_sizes_that_it_knows():
+    text = architecture()['text']
+    assert (text['vocab_size'], text['context_length'], text['eot_id']) == (50, 12, 3)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'image': {'name': 'vitt'}}, r"models/image: there is no 'vitt'\. Did you mean 'vit'\?"),
+        ({'text': {'name': 'transfromer'}}, r"models/text: .* Did you mean 'transformer'\?"),
+        ({'image': {'variant': 'b/32'}}, r"vit: variant: there is no 'b'.*There are: B, G, H, L"),
+        ({'text': {'variant': 'RN50x5'}}, r"transformer: variant: .*Did you mean 'RN50x\d+'\?"),
+        ({'image': {'variant': 'B/x'}}, r"variant 'B/x': expected SIZE/PATCH_SIZE"),
+        ({'text': {'variant': 'B/16'}}, r"transformer: field: there is no 'patch_size'"),
+        ({'image': {'widht': 8}}, r"models/image/vit: field: .*'widht'\. Did you mean 'width'\?"),
+        ({'text': {'pool': 'cls'}}, r"models/text/transformer: field: there is no 'pool'"),
+        ({'image': {'variant': 'B'}}, r'vit: patch_size must be given, or a variant .*: Ti, S, B'),
+        ({'text': {'variant': ''}}, r'transformer: width, depth, heads, mlp_dim must be given'),
+        ({'text': {'variant': None}}, r'transformer: width, depth, heads, mlp_dim must be given'),
+    ],
+)
+def test_a_wrong_architecture_says_what_is_wrong(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        architecture(**changes)
+    assert '\n' not in str(error.value)
+
+
+def test_a_model_is_the_same_after_its_card_was_stored():
+    card = architecture({**SMALL, 'patch_size': 16}, SMALL)
+    assert build.model(json.loads(json.dumps(card))) == build.model(card)
+
+
+@pytest.mark.parametrize(
+    ('backend', 'dtype', 'expected'),
+    [
+        ('cpu', 'auto', 'float32'),
+        ('tpu', 'auto', 'bfloat16'),
+        ('gpu', 'auto', 'bfloat16'),
+        ('tpu', 'float32', 'float32'),
+        ('cpu', 'bfloat16', 'bfloat16'),
+    ],
+)
+def test_arithmetic_is_bfloat16_on_accelerators_and_parameters_float32(
+    monkeypatch, backend, dtype, expected
+):
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    model = small(dtype=dtype)
+    for module in (model, model.image, model.text):
+        assert module.dtype == jnp.dtype(expected)
+        assert module.param_dtype == jnp.float32
+    monkeypatch.undo()
+    params = jax.eval_shape(lambda key: initial_params(model, key), jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+    tokens = jnp.zeros((2, 12), jnp.int32)
+    rows = jax.eval_shape(
+        lambda p: model.apply({'params': p}, tokens, method='encode_text'), params
+    )
+    assert (rows.shape, rows.dtype) == ((2, 4), jnp.dtype(expected))
+
+
+def test_an_unknown_type_of_arithmetic_gets_the_nearest():
+    with pytest.raises(ValueError, match=r"dtype: there is no 'bf16'.*bfloat16"):
+        small(dtype='bf16')
+
+
+@pytest.mark.parametrize('name', lookup.names('losses'))
+def test_a_loss_is_ready_for_rows_and_scale(name):
+    for implementation in lookup.module('losses', name).IMPLEMENTATIONS:
+        loss = build.loss({'name': name, 'implementation': implementation})
+        value, _ = loss(jnp.eye(3), jnp.eye(3), jnp.float32(10))
+        assert value.shape == ()
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ({'name': 'sofmax', 'implementation': 'dense'}, r"Did you mean 'softmax'\?"),
+        ({'name': 'softmax', 'implementation': 'dens'}, r"implementation: .*Did you mean 'dense'"),
+    ],
+)
+def test_an_unknown_loss_gets_the_nearest(config, message):
+    with pytest.raises(ValueError, match=f'losses.*{message}'):
+        build.loss(config)
+
+
+def update(config, grads, params, steps=1):
+    """The update of the last of several steps with the same gradient."""
+    optimizer, _ = build.optimizer(config, total_steps=100)
+    state = optimizer.init(params)
+    for _ in range(steps):
+        updates, state = optimizer.update(grads, state, params)
+    return updates
+
+
+def test_the_learning_rate_warms_up_and_falls_to_0():
+    _, schedule = build.optimizer(OPTIMIZER, total_steps=100)
+    assert [float(schedule(step)) for step in (0, 5, 10, 55, 100)] == pytest.approx(
+        [0, 0.05, 0.1, 0.05, 0], abs=1e-6
+    )
+
+
+def test_options_reach_the_optimizer():
+    params = {'kernel': jnp.array([2.0, 0.0]), 'bias': jnp.array([2.0, 0.0])}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    # Without a gradient there is only weight decay, at step 2 with a tenth of the learning rate.
+    updates = update(OPTIMIZER, zero, params, steps=2)
+    np.testing.assert_allclose(updates['kernel'], [-0.01 * 0.2 * 2, 0], rtol=1e-6)
+    np.testing.assert_array_equal(updates['bias'], 0)
+    undecayed = update({**OPTIMIZER, 'weight_decay': 0.0}, zero, params, steps=2)
+    assert optax.global_norm(undecayed) == 0
+    # With a large eps AdamW's step is in proportion to the gradient, so that clipping shows.
+    plain = {**OPTIMIZER, 'weight_decay': 0.0, 'eps': 1e6}
+    grads = {'kernel': jnp.array([30.0, 40.0]), 'bias': jnp.zeros(2)}
+    clipped = optax.global_norm(update(plain, grads, params, steps=2))
+    free = optax.global_norm(update({**plain, 'clip_norm': 0.0}, grads, params, steps=2))
+    assert free / clipped == pytest.approx(50, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'warmup_steps': 100}, 'warmup_steps is 100; expected at least 0 and less than.* 100'),
+        ({'warmup_steps': -1}, 'warmup_steps is -1'),
+        ({'weight_decays': 0.1}, r"optimizer: option: .*Did you mean 'weight_decay'\?"),
+        ({'b2': None}, 'optimizer: b2 must be given'),
+    ],
+)
+def test_a_wrong_optimizer_says_what_is_wrong(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build.optimizer({**OPTIMIZER, **changes}, total_steps=100)
+
+
+def test_preprocessing_has_the_size_of_the_model():
+    rule = build.preprocess({'resize': 'squash', 'mean': [0.5] * 3, 'std': [0.1] * 3}, 48)
+    assert rule(np.zeros((10, 20, 3), np.uint8)).shape == (48, 48, 3)
+    assert rule.card['resize'] == 'squash'
+    assert rule.card['mean'] == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'resize': 'squach'}, r"preprocess: resize: .*Did you mean 'squash'\?"),
+        ({'resiz': 'squash'}, r"preprocess: field: .*Did you mean 'resize'\?"),
+    ],
+)
+def test_wrong_preprocessing_says_what_is_wrong(changes, message):
+    with pytest.raises(ValueError, match=message):
+        build.preprocess({'mean': [0.5] * 3, 'std': [0.1] * 3, **changes}, 48)
+
+
+def test_a_source_gets_the_options_of_its_kind_that_are_set(tiny_tars):
+    options = {
+        'tars': {'text_exts': ('nothing',), 'label_ext': None},
+        'tfds': {'no such option': 1},
+    }
+    record = build.source(tiny_tars, options)[0]
+    assert set(record) == {'image', 'label'}
+    assert set(build.source(tiny_tars, {})[0]) == {'image', 'texts', 'label'}
+
+
+@pytest.mark.parametrize(
+    ('spec', 'options', 'message'),
+    [
+        ('tar:x.tar', {}, r"data/sources: there is no 'tar'\. Did you mean 'tars'\?"),
+        ('x.tar', {}, r"'x\.tar' is not of the form KIND:ADDRESS.*Kinds: .*tars"),
+        ('tars:x.tar', {'tars': {'text_ext': 'txt'}}, r"tars: .*Did you mean 'text_exts'\?"),
+        ('tars:/no/x-*.tar', {}, r"no file matches '/no/x-\*\.tar'"),
+    ],
+)
+def test_a_wrong_source_says_what_is_wrong(spec, options, message):
+    with pytest.raises(ValueError, match=message):
+        build.source(spec, options)
+
+
+def test_pictures_are_loaded_for_figures(tiny_tars):
+    images = build.image_loader({'tars': {'text_exts': ['txt']}})(tiny_tars, [3, 0])
+    source = build.source(tiny_tars, {})
+    for image, i in zip(images, (3, 0), strict=True):
+        assert image.dtype == np.uint8
+        assert image.shape[2] == 3
+        colour = list(COLOURS.values())[source[i]['label']]
+        np.testing.assert_allclose(image.mean(axis=(0, 1)), colour, atol=15)
+
+
+class Captions:
+    """A source that says how much of it was read."""
+
+    def __init__(self, n, each):
+        self.n, self.each, self.reads = n, each, []
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        self.reads.append(i)
+        return {
+            'image': b'',
+            'texts': [f'a picture of thing {i} and {k}' for k in range(self.each)],
+        }
+
+
+def test_a_vocabulary_is_learned_from_the_training_captions():
+    config = {'name': 'sentencepiece', 'context_length': 9, 'vocab_size': 40, 'path': None}
+    tokenizer = build.tokenizer(config, Captions(100, 2))
+    assert (tokenizer.context_length, tokenizer.vocab_size) == (9, 40)
+    assert tokenizer.decode(tokenizer(['a thing'])[0]) == 'a thing'
+
+
+def test_a_vocabulary_that_is_fixed_reads_no_captions():
+    source = Captions(100, 2)
+    tokenizer = build.tokenizer({'name': 'bpe', 'context_length': 20}, source)
+    assert (tokenizer.vocab_size, tokenizer.context_length, source.reads) == (49408, 20, [])
+
+
+def test_of_much_data_only_a_part_spread_over_it_is_read(monkeypatch):
+    monkeypatch.setattr(build, 'TOKENIZER_CAPTIONS', 50)
+    source = Captions(1000, 1)
+    config = {'name': 'sentencepiece', 'context_length': 9, 'vocab_size': 40}
+    build.tokenizer(config, source)
+    assert len(source.reads) == len(set(source.reads)) == 50
+    assert max(source.reads) > 900
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ({'name': 'sentencpiece'}, r"tokenizers: .*Did you mean 'sentencepiece'\?"),
+        ({'name': 'bpe'}, r'tokenizer bpe: context_length must be given'),
+        (
+            {'name': 'bpe', 'context_length': 9, 'vocab_size': 5},
+            r"option: there is no 'vocab_size'",
+        ),
+        (
+            {'name': 'sentencepiece', 'context_length': 9, 'vocabsize': 5},
+            r"tokenizer sentencepiece: option: .*Did you mean 'vocab_size'\?",
+        ),
+    ],
+)
+def test_a_wrong_tokenizer_says_what_is_wrong(config, message):
+    with pytest.raises(ValueError, match=message):
+        build.tokenizer(config, Captions(10, 1))
+
+
+def encode(things):
+    return np.eye(70, dtype=np.float32)[: len(things)]
+
+
+def test_an_evaluation_gets_its_options_that_are_set(tiny_tars):
+    source = build.source(tiny_tars, {})
+    options = {'classes': list(COLOURS), 'templates': None}
+    report = build.evaluation('zeroshot', options)(encode, encode, source)
+    assert (report['eval'], report['classes'], report['images']) == ('zeroshot', 4, 64)
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'message'),
+    [
+        ('zero_shot', {}, r"evals: there is no 'zero_shot'\. Did you mean 'zeroshot'\?"),
+        ('_embed', {}, r"evals: there is no '_embed'"),
+        ('zeroshot', {'class': 'all'}, r"evals/zeroshot: option: .*Did you mean 'classes'\?"),
+        ('retrieval', {'templates': 'plain'}, r"evals/retrieval: option: .*no 'templates'"),
+        ('zeroshot', {'data': 'tars:x'}, r"evals/zeroshot: option: there is no 'data'"),
+    ],
+)
+def test_a_wrong_evaluation_says_what_is_wrong(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        build.evaluation(name, options)

@@ -1,0 +1,412 @@
+"""Wrong input gets one line that says what is wrong, exit code 1, and nothing is written."""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import environment
+
+from clip_jax import cli
+
+COMMANDS = ('train', 'eval', 'plot')
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Every file of a folder with a hash of its content, and its folders."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else 'folder'
+        for path in sorted(folder.rglob('*'))
+    }
+
+
+def tar(path: Path, **members: bytes) -> str:
+    """Writes a tar shard; returns its SPEC."""
+    with tarfile.open(path, 'w') as file:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            file.addfile(member, io.BytesIO(data))
+    return f'tars:{path}'
+
+
+@pytest.fixture
+def line(capfd, tmp_path):
+    """Runs a command that fails: returns its one line, after checking that nothing was written.
+
+    `begun`: training has begun, so that there are lines of progress and a run directory.
+    """
+
+    def run(*arguments, begun=False) -> str:
+        before = hashes(tmp_path)
+        with pytest.raises(SystemExit) as end:
+            cli.main([str(argument) for argument in arguments])
+        error = capfd.readouterr().err
+        assert end.value.code == 1
+        *progress, last, end = error.split('\n')
+        assert last.startswith(f'clip-jax {arguments[0]}: ')
+        assert end == ''
+        if begun:
+            assert all(line.startswith('step ') for line in progress)
+        else:
+            assert progress == []
+            assert hashes(tmp_path) == before
+        return last.removeprefix(f'clip-jax {arguments[0]}: ')
+
+    return run
+
+
+@pytest.fixture
+def train(line, tiny_config, tmp_path):
+    """Trains the tiny config with other values, which fails: returns the line that says why."""
+
+    def run(*changes, config=tiny_config, **options) -> str:
+        changes = [f'--config.{change}' for change in changes]
+        workdir = tmp_path / 'run'
+        return line('train', f'--config={config}', f'--workdir={workdir}', *changes, **options)
+
+    return run
+
+
+@pytest.fixture
+def bad_tar(tiny_tars, tmp_path) -> str:
+    """SPEC of the tiny shard with one picture, 00020.jpg, spoilt."""
+    path = tmp_path / 'bad.tar'
+    with tarfile.open(tiny_tars.removeprefix('tars:')) as old, tarfile.open(path, 'w') as new:
+        for member in old:
+            data = old.extractfile(member).read()
+            data = b'x' * len(data) if member.name == '00020.jpg' else data
+            new.addfile(member, io.BytesIO(data))
+    return f'tars:{path}'
+
+
+@pytest.fixture
+def twice(tmp_path) -> Path:
+    """A file of class names in which one stands twice."""
+    path = tmp_path / 'twice.txt'
+    path.write_text('red\ngreen\nblue\nred\n')
+    return path
+
+
+# train
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ('batchsize=8', "--config: there is no 'batchsize'. Did you mean 'batch_size'?"),
+        ('model.image.widht=8', "--config.model.image: there is no 'widht'. Did you mean 'width'?"),
+        ('optimizer.lr=1', "--config.optimizer: there is no 'lr'. There are: b1, b2, clip_norm, "),
+        ('evals.zeroshot.clases=all', "Did you mean 'classes'?"),
+        ('evals.more.eval=zeroshot', "--config.evals: there is no 'more'. There are: retrieval"),
+        ('batch_size=many', '--config.batch_size=many: invalid literal'),
+        ('model=3', '--config.model=3'),
+        ('batch_size.more=3', 'batch_size.more'),
+    ],
+)
+def test_a_wrong_key_or_value_of_the_config(train, change, message):
+    assert message in train(change)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ('model.image.variant=C/32', "models/image/vit: variant: there is no 'C'"),
+        ('model.image.name=vitt', "Did you mean 'vit'?"),
+        ('model.image.activation=gleu', "Did you mean 'gelu'?"),
+        ('model.image.patch_size=7', 'image_size 16 is not a multiple of patch_size 7'),
+        ('model.dtype=bf16', "dtype: there is no 'bf16'"),
+        ('loss.name=softmx', "Did you mean 'softmax'?"),
+        ('loss.implementation=dens', "Did you mean 'dense'?"),
+        ('tokenizer.name=sentencepeice', "Did you mean 'sentencepiece'?"),
+        ('preprocess.resize=squach', "Did you mean 'squash'?"),
+        ('evals.zeroshot.eval=zero_shot', "Did you mean 'zeroshot'?"),
+        ('evals.retrieval.eval=zeroshoot', "Did you mean 'zeroshot'?"),
+        ('data.train=tar:x.tar', "data/sources: there is no 'tar'. Did you mean 'tars'?"),
+        ('data.train=x.tar', 'not of the form KIND:ADDRESS'),
+        ('data.train=tars:/no/such-*.tar', "no file matches '/no/such-*.tar'"),
+        ('evals.retrieval.data=tars:/no/such-*.tar', "no file matches '/no/such-*.tar'"),
+        ('optimizer.warmup_steps=12', 'warmup_steps is 12'),
+        ('batch_size=12', 'not a multiple of the 8 devices'),
+        ('batch_size=128', 'larger than the data set, which has 64'),
+        ('batch_size=0', 'batch_size is 0; expected at least 1'),
+        ('log_every=0', 'log_every is 0; expected at least 1'),
+        ('eval_every=0', 'eval_every is 0; expected at least 1'),
+        ('checkpoint_every=0', 'checkpoint_every is 0; expected at least 1'),
+        ('keep_checkpoints=0', 'keep_checkpoints is 0; expected at least 1'),
+        ('total_steps=0', 'total_steps 0'),
+    ],
+)
+def test_a_value_that_cannot_be(train, change, message):
+    assert message in train(change)
+
+
+def test_a_config_file_that_is_missing(train, tiny_config):
+    line = train(config=tiny_config.with_name('tniy.py'))
+    assert 'there is no file' in line
+    assert 'found beside it: default.py, tiny.py' in line
+    assert 'found beside it: nothing' in train(config='/no/such/folder/x.py')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('def get_config(:\n    pass\n', 'SyntaxError: invalid syntax (wrong.py, line 1)'),
+        ('def get_conf():\n    pass\n', "no attribute 'get_config'"),
+        ('import no_such_module\n', "No module named 'no_such_module'"),
+        ('def get_config():\n    return 1 + None\n', "unsupported operand type(s) for +: 'int'"),
+        ('import default\nc = defalt.get_config()\n', "name 'defalt' is not defined"),
+        ('import default\nc = default.get_config()\nc.batchsize = 8\n', '"batch_size" instead of'),
+    ],
+)
+def test_a_config_file_that_cannot_be_read(
+    train, tiny_config, tmp_path, monkeypatch, text, message
+):
+    # Python keeps what a config of an earlier test defined.
+    monkeypatch.delitem(sys.modules, 'config_config', raising=False)
+    shutil.copy(tiny_config.with_name('default.py'), tmp_path)
+    config = tmp_path / 'wrong.py'
+    config.write_text(text)
+    assert message in train(config=config)
+
+
+def test_an_evaluation_of_the_config_lacks_its_data(train, tiny_config, tmp_path):
+    shutil.copytree(tiny_config.parent, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / 'tiny.py'
+    change = "    c.evals.more = {'eval': 'zeroshot'}\n    return c.lock()"
+    config.write_text(config.read_text().replace('    return c.lock()', change))
+    assert "config.evals.more: there is no 'data'" in train(config=config)
+
+
+@pytest.mark.parametrize('flag', ['--config.total_steps', '--conf.seed=1', 'seed=1', '--seed=1'])
+def test_what_is_no_flag(line, tiny_config, tmp_path, flag):
+    flags = f'--config={tiny_config}', f'--workdir={tmp_path / "run"}', flag
+    assert f'there is no flag {flag!r}' in line('train', *flags)
+
+
+def test_data_without_samples(train, tmp_path):
+    nothing = tar(tmp_path / 'nothing.tar')
+    texts = tar(tmp_path / 'texts.tar', **{'0.txt': b'a cat', '0.json': b'{}'})
+    (tmp_path / 'no.tar').write_bytes(b'')
+    for spec, message in (
+        (nothing, 'the tar is empty'),
+        (texts, 'no sample has an image'),
+        (f'tars:{tmp_path / "no.tar"}', 'no.tar'),
+    ):
+        assert message in train(f'data.train={spec}')
+
+
+def test_data_without_captions_or_labels(train, tiny_tars, tmp_path):
+    with tarfile.open(tiny_tars.removeprefix('tars:')) as old:
+        members = {m.name: old.extractfile(m).read() for m in old if m.name.endswith('.jpg')}
+    spec = tar(tmp_path / 'pictures.tar', **members)
+    assert 'no text' in train(f'data.train={spec}')
+    assert 'has images without a label' in train(f'evals.zeroshot.data={spec}')
+    assert 'pictures.tar: 00000.jpg has no caption' in train(f'evals.retrieval.data={spec}')
+
+
+def test_an_unreadable_picture_in_the_training_data_is_named(train, bad_tar):
+    line = train(f'data.train={bad_tar}', 'batch_size=64', begun=True)
+    assert 'bad.tar: 00020.jpg: not a readable image' in line
+
+
+def test_an_unreadable_picture_in_the_evaluation_data_is_named(train, bad_tar):
+    line = train(f'evals.retrieval.data={bad_tar}')
+    assert 'bad.tar: 00020.jpg: ' in line
+    assert 'not a readable image' in line
+
+
+def test_class_names_that_stand_twice(train, twice):
+    line = train(f'evals.zeroshot.classes={twice}')
+    assert "twice.txt': 'red' stands in line 1 and in line 4" in line
+
+
+def test_a_run_of_another_config_stays_as_it_is(line, tiny_config, tiny_run):
+    before = hashes(tiny_run)
+    same = f'--config={tiny_config}', f'--workdir={tiny_run}'
+    message = line('train', *same, '--config.total_steps=13', '--config.model.embed_dim=8')
+    assert f'{tiny_run}: holds a run of another config' in message
+    assert 'total_steps is 12 there, 13 here' in message
+    assert 'model.embed_dim is 16 there, 8 here' in message
+    assert hashes(tiny_run) == before
+
+
+def test_a_folder_with_other_things_stays_as_it_is(line, tiny_config, tmp_path):
+    (tmp_path / 'notes.txt').write_text('mine')
+    for workdir in tmp_path, tmp_path / 'notes.txt':
+        message = line('train', f'--config={tiny_config}', f'--workdir={workdir}')
+        assert f'{workdir}: not empty and no run directory' in message
+
+
+# eval
+
+
+@pytest.fixture
+def evaluate(line, tiny_run, tiny_tars, tmp_path):
+    """Evaluates the tiny run, which fails: returns the line that says why."""
+
+    def run(name, *options, model=tiny_run, data=tiny_tars) -> str:
+        out = f'--out={tmp_path / "report.json"}'
+        return line('eval', name, f'--model={model}', f'--data={data}', out, *options)
+
+    return run
+
+
+def test_an_unknown_evaluation_or_option(evaluate, tiny_tars):
+    assert "Did you mean 'zeroshot'?" in evaluate('zerosht')
+    assert "Did you mean 'classes'?" in evaluate('zeroshot', '--clases=all')
+    assert "no 'templates'" in evaluate('retrieval', '--templates=plain')
+    assert "Did you mean 'text_exts'?" in evaluate('zeroshot', '--data.text_ext=txt')
+    assert "there is no flag '--fast'" in evaluate('zeroshot', '--fast')
+    assert "there is no flag 'more'" in evaluate('zeroshot', 'more')
+    assert "Did you mean 'general'?" in evaluate('zeroshot', '--classes=all', '--templates=generel')
+
+
+def test_data_that_cannot_be_evaluated(evaluate, bad_tar, twice):
+    assert "no file matches '/no/x.tar'" in evaluate('zeroshot', data='tars:/no/x.tar')
+    assert 'not of the form KIND:ADDRESS' in evaluate('zeroshot', data='/no/x.tar')
+    assert 'does not name its classes' in evaluate('zeroshot')
+    assert "'red' stands in line 1 and in line 4" in evaluate('zeroshot', f'--classes={twice}')
+    few = '--classes=["red", "green"]'
+    assert 'go up to 3, but there are 2 class names' in evaluate('zeroshot', few)
+    names = '--classes=["red", "green", "blue", "white"]'
+    for name, options in ('zeroshot', [names]), ('retrieval', []):
+        line = evaluate(name, *options, data=bad_tar)
+        assert 'bad.tar: 00020.jpg: ' in line
+        assert 'not a readable image' in line
+
+
+@pytest.mark.parametrize('option', ['--classes=5', '--classes=[1, 2, 3, 4]', '--templates=5'])
+def test_options_of_a_wrong_type(evaluate, option):
+    options = [option] if 'classes' in option else [option, '--classes=["a", "b", "c", "d"]']
+    name = option[2:].partition('=')[0]
+    assert name in evaluate('zeroshot', *options)
+
+
+def test_a_model_that_is_not_there(evaluate, tmp_path):
+    names = '--classes=["red", "green", "blue", "white"]'
+    for path, message in (
+        (tmp_path / 'none', 'there is no such file or folder'),
+        (tmp_path, 'no checkpoint found'),
+    ):
+        line = evaluate('zeroshot', names, model=path)
+        assert line.startswith(f'{path}: {message}')
+
+
+def test_a_report_that_exists_is_not_overwritten(evaluate, tmp_path):
+    (tmp_path / 'report.json').write_text('mine')
+    assert 'report.json exists' in evaluate('retrieval')
+
+
+def test_a_report_is_written(capfd, tiny_run, tiny_tars, tmp_path):
+    out = tmp_path / 'new' / 'report.json'
+    with pytest.raises(SystemExit) as end:
+        cli.main(
+            ['eval', 'retrieval', f'--model={tiny_run}', f'--data={tiny_tars}', f'--out={out}']
+        )
+    printed = capfd.readouterr()
+    assert (end.value.code, printed.err) == (0, '')
+    report = json.loads(out.read_text())
+    assert f'recall@10      {report["text_to_image/recall@10"]:.4f}' in printed.out
+    assert str(out) in printed.out
+
+
+# plot
+
+
+def test_a_plot_needs_a_run(line, tmp_path):
+    assert f'{tmp_path}: no run directory' in line('plot', f'--workdir={tmp_path}')
+    assert 'no run directory' in line('plot', f'--workdir={tmp_path / "none"}')
+    assert "there is no flag '--dpi=3'" in line('plot', f'--workdir={tmp_path}', '--dpi=3')
+
+
+def test_a_plot_needs_metrics(line, tiny_run, tmp_path):
+    shutil.copy(tiny_run / 'config.json', tmp_path)
+    assert 'no metrics.jsonl' in line('plot', f'--workdir={tmp_path}')
+
+
+# the program
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        (),
+        ('trian',),
+        ('train',),
+        ('train', '--config=x.py'),
+        ('train', '--workdir=x'),
+        ('eval', '--model=x', '--data=y'),
+        ('eval', 'zeroshot', '--data=y'),
+        ('plot',),
+    ],
+)
+def test_wrong_usage_shows_the_usage(capfd, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(arguments))
+    error = capfd.readouterr().err
+    assert end.value.code == 2
+    assert error.startswith('usage: clip-jax')
+    assert 'error: ' in error.splitlines()[-1]
+    assert hashes(tmp_path) == {}
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_explains_with_an_example(capfd, command):
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, '--help'])
+    assert end.value.code == 0
+    text = capfd.readouterr().out
+    examples = text.partition('example')[2]
+    assert f'  clip-jax {command} ' in examples
+    assert max(map(len, text.splitlines())) <= 100
+    for example in examples.split('clip-jax ')[1:]:
+        assert example.split()[0] == command
+
+
+def test_help_knows_every_command(capfd):
+    with pytest.raises(SystemExit):
+        cli.main(['--help'])
+    text = capfd.readouterr().out
+    assert set(cli.COMMANDS) == set(COMMANDS)
+    assert all(f'    {command} ' in text for command in COMMANDS)
+
+
+def test_help_and_usage_errors_are_quick():
+    program = """
+import sys
+from clip_jax import cli
+for arguments in ['--help'], ['train', '--help'], ['eval', '--help'], ['plot', '--help'], ['eval']:
+    try:
+        cli.main(arguments)
+    except SystemExit:
+        pass
+print('imported:', {'jax', 'numpy', 'flax', 'grain', 'tensorflow_datasets'} & {*sys.modules})
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', program], capture_output=True, text=True, env=environment()
+    )
+    assert done.stdout.splitlines()[-1] == 'imported: set()', done.stderr
+
+
+def test_the_real_program_says_one_line_too(clip_jax_cli, tiny_config, tmp_path):
+    flags = f'--config={tiny_config}', f'--workdir={tmp_path / "run"}'
+    done = clip_jax_cli('train', *flags, '--config.loss.name=softmx')
+    assert done.returncode == 1
+    assert done.stderr.startswith("clip-jax train: losses: there is no 'softmx'. Did you mean")
+    assert done.stderr.count('\n') == 1
+    assert hashes(tmp_path) == {}
+
+
+def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv('CLIP_JAX_TRACEBACK', '1')
+    with pytest.raises(ValueError, match='no run directory'):
+        cli.main(['plot', f'--workdir={tmp_path}'])

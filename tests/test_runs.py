@@ -1,0 +1,309 @@
+"""Whole runs through the command line: what they leave, that they learn, and that stopping them
+changes nothing.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from conftest import clip_jax_command, environment
+from PIL import Image
+
+import clip_jax
+from clip_jax import checkpoint, metrics
+
+STEPS = 12
+MEASURED = {'loss', 'accuracy/image_to_text', 'grad_norm', 'logit_scale', 'learning_rate'}
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob('*') if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def rows(workdir: Path) -> list[dict]:
+    path = workdir / 'metrics.jsonl'
+    return metrics.read_jsonl(path) if path.exists() else []
+
+
+def training(workdir: Path) -> list[dict]:
+    """What training computed at each step, without what depends on the clock."""
+    clock = {'pairs_per_second', 'input_wait'}
+    found = [row for row in rows(workdir) if 'loss' in row]
+    return [{k: v for k, v in row.items() if k not in clock} for row in found]
+
+
+def summary(workdir: Path) -> dict:
+    return json.loads((workdir / 'summary.json').read_text())
+
+
+# What a run leaves
+
+
+def test_a_run_directory_holds_what_is_promised(tiny_run):
+    there = {path.name for path in tiny_run.iterdir()}
+    events = {name for name in there if name.startswith('events.')}
+    assert len(events) == 1
+    assert there - events == {
+        'config.json',
+        'card.json',
+        'metrics.jsonl',
+        'checkpoints',
+        'evals',
+        'plots',
+        'summary.json',
+    }
+    for path in tiny_run.rglob('*.json'):
+        assert isinstance(json.loads(path.read_text()), dict), path
+    assert {path.stem for path in (tiny_run / 'evals').iterdir()} == {'zeroshot', 'retrieval'}
+    assert {path.name for path in (tiny_run / 'checkpoints').iterdir()} == {'8', '12'}
+
+
+def test_the_config_is_complete(tiny_run, tiny_tars):
+    config = json.loads((tiny_run / 'config.json').read_text())
+    assert config['data']['train'] == tiny_tars
+    assert (config['total_steps'], config['optimizer']['b2']) == (STEPS, 0.98)
+    about = checkpoint.read_about(checkpoint.find(tiny_run))
+    assert about['config'] == config
+    assert about['card'] == json.loads((tiny_run / 'card.json').read_text())
+
+
+def test_the_summary_has_the_last_numbers_and_what_they_depend_on(tiny_run):
+    last = summary(tiny_run)
+    final = {k: v for row in rows(tiny_run) if row['step'] == STEPS for k, v in row.items()}
+    for name in ('loss', 'zeroshot/top1', 'retrieval/image_to_text/recall@1'):
+        assert last[name] == final[name]
+    assert (last['step'], last['pairs'], last['devices']) == (STEPS, 16 * STEPS, '1 x cpu')
+    assert last['versions']['jax'] == importlib.metadata.version('jax')
+    assert last['versions']['clip_jax'] == clip_jax.__version__
+    assert last['parameters'] > 10_000
+    assert last['seconds'] > 0
+    assert last['pairs_per_second'] > 0
+
+
+def test_figures_are_pictures(tiny_run):
+    figures = summary(tiny_run)['figures']
+    assert {f'plots/{p.name}' for p in (tiny_run / 'plots').iterdir()} == set(figures)
+    assert len(figures) == 3
+    for figure in figures:
+        with Image.open(tiny_run / figure) as image:
+            assert min(image.size) > 300
+            assert len(image.getcolors(image.width * image.height)) > 10
+
+
+def test_reports_say_what_was_scored_and_when(tiny_run, tiny_tars):
+    for name in ('zeroshot', 'retrieval'):
+        report = json.loads((tiny_run / 'evals' / f'{name}.json').read_text())
+        assert (report['eval'], report['data'], report['step']) == (name, tiny_tars, STEPS)
+
+
+def test_every_step_stands_once_in_the_metrics(tiny_run):
+    assert [row['step'] for row in training(tiny_run)] == list(range(1, STEPS + 1))
+    assert all(row.keys() >= MEASURED for row in training(tiny_run))
+    evaluations = [row['step'] for row in rows(tiny_run) if 'zeroshot/top1' in row]
+    assert evaluations == [0, 4, 8, STEPS]
+
+
+def test_training_learns(tiny_run):
+    losses = [row['loss'] for row in training(tiny_run)]
+    assert np.mean(losses[-4:]) < np.mean(losses[:2]) - 0.5
+    first, *_, last = [row['zeroshot/top1'] for row in rows(tiny_run) if 'zeroshot/top1' in row]
+    assert last > 0.75
+    assert last > first
+
+
+# What other commands make of it
+
+
+def test_the_same_command_again_changes_nothing(tiny_run, tiny_config, clip_jax_cli):
+    before = hashes(tiny_run)
+    done = clip_jax_cli('train', f'--config={tiny_config}', f'--workdir={tiny_run}')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert 'this run is complete (12 steps); nothing to do' in done.stdout
+    assert f'zeroshot/top1 {summary(tiny_run)["zeroshot/top1"]:.4f}' in ' '.join(
+        done.stdout.split()
+    )
+    assert hashes(tiny_run) == before
+
+
+def test_an_evaluation_afterwards_finds_the_same_numbers(
+    tiny_run, tiny_config, tiny_tars, clip_jax_cli, tmp_path
+):
+    before = hashes(tiny_run)
+    done = clip_jax_cli(
+        'eval',
+        'zeroshot',
+        f'--model={tiny_run}',
+        f'--data={tiny_tars}',
+        f'--classes={tiny_config.with_name("colours.txt")}',
+        '--templates=["a {} picture"]',
+        f'--out={tmp_path / "report.json"}',
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    report = json.loads((tmp_path / 'report.json').read_text())
+    in_training = json.loads((tiny_run / 'evals/zeroshot.json').read_text())
+    assert report.items() >= {k: v for k, v in in_training.items() if k != 'step'}.items()
+    assert report['top1'] == summary(tiny_run)['zeroshot/top1']
+    assert hashes(tiny_run) == before
+
+
+def test_figures_can_be_drawn_again(tiny_run, clip_jax_cli):
+    before = hashes(tiny_run)
+    figures = [tiny_run / name for name in summary(tiny_run)['figures']]
+    for figure in figures:
+        figure.unlink()
+    done = clip_jax_cli('plot', f'--workdir={tiny_run}')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert {Path(line) for line in done.stdout.split()} == set(figures)
+    assert hashes(tiny_run) == before
+
+
+# Stopped and taken up again
+
+
+class Process:
+    """A `clip-jax train` that can be stopped; its output goes to files."""
+
+    # The program is compiled once for all. (Never with several simulated devices: their programs
+    # from the cache wait for each other for ever, as of jax 0.10.2.)
+    CACHE = {
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
+    }
+
+    def __init__(self, workdir: Path, config: Path):
+        # Evaluating at each step takes time, so that a signal arrives between two steps, and
+        # changes nothing in training. Checkpoints are written at 5 and 10.
+        changes = '--config.eval_every=1', '--config.checkpoint_every=5'
+        flags = f'--config={config}', f'--workdir={workdir}', *changes
+        cache = {**self.CACHE, 'JAX_COMPILATION_CACHE_DIR': str(workdir.with_suffix('.cache'))}
+        self.workdir, self.began = workdir, time.monotonic()
+        self.out, self.err = workdir.with_suffix('.out'), workdir.with_suffix('.err')
+        with self.out.open('w') as out, self.err.open('w') as err:
+            self.process = subprocess.Popen(
+                clip_jax_command('train', *flags),
+                stdout=out,
+                stderr=err,
+                env={**environment(), **cache},
+            )
+
+    def until(self, text: str) -> None:
+        """Waits until there is a text in stderr; AssertionError if the process ends before."""
+        end = time.monotonic() + 200
+        while text not in self.err.read_text():
+            assert self.process.poll() is None, self.err.read_text()
+            assert time.monotonic() < end, self.err.read_text()
+            time.sleep(0.005)
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self) -> 'End':
+        """Waits for the end of the process and says what there is then."""
+        code, seconds = self.process.wait(200), time.monotonic() - self.began
+        steps = [row['step'] for row in training(self.workdir)]
+        saved = [int(path.name) for path in (self.workdir / 'checkpoints').iterdir()]
+        return End(
+            code, seconds, steps, max(saved, default=0), self.out.read_text(), self.err.read_text()
+        )
+
+
+class End(NamedTuple):
+    """What a process left: exit code, wall time, logged steps, newest checkpoint, its output."""
+
+    code: int
+    seconds: float
+    steps: list[int]
+    saved: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp('stopped') / 'run'
+
+
+@pytest.fixture(scope='module')
+def ends(workdir, tiny_config) -> list[End]:
+    """The ends of four processes of one run: killed after step 1, stopped softly after step 2 and
+    hard after step 7, left alone.
+    """
+    killed = Process(workdir, tiny_config)
+    killed.until('step  1/12')
+    killed.process.kill()
+    ends = [killed.end()]
+
+    soft = Process(workdir, tiny_config)
+    soft.until('step  2/12')
+    soft.interrupt()
+    ends.append(soft.end())
+
+    hard = Process(workdir, tiny_config)
+    hard.until('step  7/12')
+    hard.interrupt()
+    hard.until('once more')
+    hard.interrupt()
+    ends.append(hard.end())
+
+    return [*ends, Process(workdir, tiny_config).end()]
+
+
+def test_what_was_killed_before_its_first_checkpoint_starts_again(ends):
+    killed, soft, *_ = ends
+    assert (killed.code, killed.steps[0], killed.saved) == (-signal.SIGKILL, 1, 0)
+    assert 'goes on at step' not in soft.out
+    assert soft.steps == list(range(1, len(soft.steps) + 1))
+
+
+def test_ctrl_c_saves_and_stops(ends, workdir):
+    soft = ends[1]
+    assert soft.code == 130
+    assert 2 <= soft.saved == soft.steps[-1] < STEPS
+    assert f'stopped at step {soft.saved} of 12; saved in {workdir}' in soft.out
+    assert 'saving after this step' in soft.err
+    assert 'Traceback' not in soft.err
+
+
+def test_ctrl_c_twice_stops_at_once(ends):
+    _, soft, hard, _ = ends
+    assert f'goes on at step {soft.saved} of 12' in hard.out
+    assert 'stopped at step' not in hard.out
+    assert (hard.code, hard.err.splitlines()[-1]) == (130, 'interrupted')
+    assert 'Traceback' not in hard.err
+    assert hard.saved == 5  # the last that was written before
+    assert 7 <= hard.steps[-1] < STEPS
+
+
+def test_the_run_goes_on_at_the_last_checkpoint(ends, workdir):
+    last = ends[-1]
+    assert last.code == 0, last.err
+    assert 'goes on at step 5 of 12' in last.out
+    assert (last.steps, last.saved) == (list(range(1, STEPS + 1)), STEPS)
+    assert [r['step'] for r in rows(workdir) if 'zeroshot/top1' in r] == list(range(STEPS + 1))
+    assert (workdir / 'summary.json').exists()
+
+
+def test_what_was_stopped_ends_as_what_was_not(ends, workdir, tiny_run):
+    assert training(workdir) == training(tiny_run)
+    leaves, names = jax.tree.flatten(clip_jax.load(workdir).variables)
+    expected, expected_names = jax.tree.flatten(clip_jax.load(tiny_run).variables)
+    assert names == expected_names
+    for leaf, wanted in zip(leaves, expected, strict=True):
+        np.testing.assert_array_equal(leaf, wanted)
+    for name in ('zeroshot/top1', 'retrieval/text_to_image/recall@5', 'loss'):
+        assert summary(workdir)[name] == summary(tiny_run)[name]
+
+
+def test_the_seconds_of_earlier_attempts_count(ends, workdir):
+    # The last process alone, from its start to its end, took less.
+    assert summary(workdir)['seconds'] > ends[-1].seconds
+    assert summary(workdir)['seconds'] < sum(end.seconds for end in ends)
