@@ -41,6 +41,7 @@ setup(
         'sentencepiece>=0.2.1',
         'tensorboard>=2.19',
         'tensorflow-datasets>=4.9.10',
+        'tqdm>=4.66',
     ],
     extras_require={
         'tpu': ['jax[tpu]>=0.10.2'],

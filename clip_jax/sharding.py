@@ -11,7 +11,7 @@ DATA = 'data'
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh over all devices of all hosts, or over the given ones; its axis is `data`."""
+    """Returns the mesh of all devices of all hosts, or of the given ones; its axis is `data`."""
     devices = jax.devices() if devices is None else devices
     # The default axis type is Explicit, under which every operation would need shardings in its
     # types.

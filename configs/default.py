@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of initialisation, shuffling, augmentation and dropout
     c.batch_size = 1024  # pairs a step, over all devices; each pair's negatives are all the others
-    c.total_steps = 100_000
+    c.total_steps = 100_000  # updates; the learning rate ends at 0 there
     c.log_every = 50  # steps between two lines of metrics
     c.eval_every = 5_000  # steps between two rounds of evals; also one at the start and the end
     c.checkpoint_every = 1_000  # steps between two checkpoints
@@ -32,24 +32,24 @@ def get_config() -> ConfigDict:
     c.data.options.tfds = ConfigDict()
     # Where prepared sets lie; TFDS's own default is $TFDS_DATA_DIR or ~/tensorflow_datasets.
     c.data.options.tfds.data_dir = placeholder(str)
-    c.data.options.tfds.image_key = 'image'
-    c.data.options.tfds.text_key = 'captions'
-    c.data.options.tfds.label_key = 'label'
+    c.data.options.tfds.image_key = 'image'  # the feature that holds the image
+    c.data.options.tfds.text_key = 'captions'  # the feature with one text or several
+    c.data.options.tfds.label_key = 'label'  # the feature with the class, if there is one
     c.data.options.tars = ConfigDict()
-    c.data.options.tars.image_exts = ('jpg', 'jpeg', 'png', 'webp')
-    c.data.options.tars.text_exts = ('txt',)
-    c.data.options.tars.label_ext = 'cls'
+    c.data.options.tars.image_exts = ('jpg', 'jpeg', 'png', 'webp')  # members that are images
+    c.data.options.tars.text_exts = ('txt',)  # members with captions, one a line
+    c.data.options.tars.label_ext = 'cls'  # the member with the class, a number
 
     # Evaluation preprocessing; part of the card.
     c.preprocess = ConfigDict()
     c.preprocess.resize = 'shortest'  # shortest side, then centre crop; or squash, to a square
     c.preprocess.interpolation = 'bicubic'  # or bilinear
-    c.preprocess.mean = (0.48145466, 0.4578275, 0.40821073)
-    c.preprocess.std = (0.26862954, 0.26130258, 0.27577711)
+    c.preprocess.mean = (0.48145466, 0.4578275, 0.40821073)  # of red, green, blue; OpenAI's
+    c.preprocess.std = (0.26862954, 0.26130258, 0.27577711)  # as above
 
     c.tokenizer = ConfigDict()
     c.tokenizer.name = 'bpe'  # CLIP's; or sentencepiece, trained on the training captions
-    c.tokenizer.context_length = 77
+    c.tokenizer.context_length = 77  # tokens a text; longer ones are cut
     c.tokenizer.path = placeholder(str)  # sentencepiece: a model file, instead of training one
     c.tokenizer.vocab_size = placeholder(int)  # sentencepiece: pieces to train
 
@@ -57,40 +57,40 @@ def get_config() -> ConfigDict:
     c.model.embed_dim = 512  # of the space that images and texts share
     c.model.dtype = 'auto'  # of arithmetic: float32, bfloat16; auto: bfloat16 on accelerators
     c.model.image = ConfigDict()
-    c.model.image.name = 'vit'
+    c.model.image.name = 'vit'  # a file of models/image/
     c.model.image.variant = 'B/32'  # a row of VARIANTS / patch_size; what is set below overrides it
-    c.model.image.image_size = 224
-    c.model.image.patch_size = placeholder(int)
-    c.model.image.width = placeholder(int)
-    c.model.image.depth = placeholder(int)
-    c.model.image.heads = placeholder(int)
-    c.model.image.mlp_dim = placeholder(int)
+    c.model.image.image_size = 224  # pixels, height and width
+    c.model.image.patch_size = placeholder(int)  # pixels, height and width
+    c.model.image.width = placeholder(int)  # features of a patch
+    c.model.image.depth = placeholder(int)  # blocks
+    c.model.image.heads = placeholder(int)  # of attention
+    c.model.image.mlp_dim = placeholder(int)  # hidden features of a block's MLP
     c.model.image.pool = 'cls'  # cls, mean or map
     c.model.image.positions = 'learned'  # or sincos2d: fixed sines and cosines
     c.model.image.pre_norm = True  # CLIP's layer norm before the first block
     c.model.image.activation = 'gelu'  # gelu, gelu_tanh or quick_gelu
     c.model.image.patch_dropout = 0.0  # share of patches left out in training
     c.model.text = ConfigDict()
-    c.model.text.name = 'transformer'
-    c.model.text.variant = 'B'
-    c.model.text.width = placeholder(int)
-    c.model.text.depth = placeholder(int)
-    c.model.text.heads = placeholder(int)
-    c.model.text.mlp_dim = placeholder(int)
-    c.model.text.activation = 'gelu'
+    c.model.text.name = 'transformer'  # a file of models/text/
+    c.model.text.variant = 'B'  # as for the image encoder, and so the rest
+    c.model.text.width = placeholder(int)  # features of a token
+    c.model.text.depth = placeholder(int)  # blocks
+    c.model.text.heads = placeholder(int)  # of attention
+    c.model.text.mlp_dim = placeholder(int)  # hidden features of a block's MLP
+    c.model.text.activation = 'gelu'  # gelu, gelu_tanh or quick_gelu
 
     c.loss = ConfigDict()
-    c.loss.name = 'softmax'
-    c.loss.implementation = 'dense'
+    c.loss.name = 'softmax'  # a file of losses/
+    c.loss.implementation = 'dense'  # the whole similarity matrix at once
 
     # AdamW with linear warm-up, then half a cosine to 0.
     c.optimizer = ConfigDict()
     c.optimizer.learning_rate = 5e-4  # at its peak
-    c.optimizer.warmup_steps = 2_000
-    c.optimizer.b1 = 0.9
-    c.optimizer.b2 = 0.98
-    c.optimizer.eps = 1e-6
-    c.optimizer.weight_decay = 0.2
+    c.optimizer.warmup_steps = 2_000  # the learning rate's way up, a line
+    c.optimizer.b1 = 0.9  # decay of the mean of gradients
+    c.optimizer.b2 = 0.98  # decay of the mean of their squares
+    c.optimizer.eps = 1e-6  # added to the root of that
+    c.optimizer.weight_decay = 0.2  # of kernels and embeddings; times the learning rate
     c.optimizer.clip_norm = 1.0  # of the gradient's global norm; 0: not clipped
 
     # A name of your choice -> a file of evals/, a SPEC, and that file's options, for instance

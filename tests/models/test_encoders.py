@@ -146,6 +146,20 @@ def test_patch_embedding_is_a_strided_convolution():
     np.testing.assert_allclose(convolved.reshape(3, 4, 32), cut, atol=1e-5)
 
 
+def test_fixed_positions_tell_rows_from_columns_and_are_no_parameters():
+    table = np.asarray(vit.sincos2d(3, 16))
+    assert table.shape == (9, 16)
+    assert np.abs(table[:, None] - table[None]).max(axis=-1)[~np.eye(9, dtype=bool)].min() > 0.1
+    # Neighbours in a row share the row's half, neighbours in a column the column's.
+    np.testing.assert_array_equal(table[0, 8:], table[1, 8:])
+    np.testing.assert_array_equal(table[0, :8], table[3, :8])
+    np.testing.assert_allclose(table[1, 0], np.sin(1), rtol=1e-6)
+    model, variables, images = image_model(positions='sincos2d')
+    assert 'position_embedding' not in variables['params']
+    turned = model.apply(variables, images[:, ::-1]) - model.apply(variables, images)
+    assert jnp.abs(turned).max() > 1e-3
+
+
 def test_patch_dropout_keeps_its_share_and_only_in_training():
     x = jnp.broadcast_to(jnp.arange(8.0)[None, :, None], (500, 8, 2))
     kept = vit.drop_patches(x, 0.75, jax.random.key(0))
@@ -198,6 +212,8 @@ def test_outputs_are_unit_rows_and_the_initial_scale_is_one_over_007():
         ({'image_size': 20}, 'image_size 20 is not a multiple of patch_size 8'),
         ({'heads': 5}, 'width 32 is not a multiple of heads 5'),
         ({'pool': 'max'}, "no 'max'"),
+        ({'positions': 'sincos'}, "Did you mean 'sincos2d'"),
+        ({'positions': 'sincos2d', 'width': 30}, 'width in fours'),
         ({'activation': 'geluu'}, "Did you mean 'gelu'"),
     ],
 )

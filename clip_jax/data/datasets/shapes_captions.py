@@ -67,17 +67,17 @@ INVERSE['to the right of'] = 'to the left of'
 
 SINGLE_CAPTIONS = (
     'a {pair}',
-    'a {full}',
+    'one {pair}',
+    'there is a {pair}',
     'a picture of a {pair}',
-    'a picture of a {full}',
     'a drawing of a {pair}',
-    'a drawing of a {full} on a {ground} background',
-    'a {full} {where}',
-    'there is a {full}',
-    '{where}, a {pair}',
     'a {shape} that is {colour}',
+    'the {shape} is {colour}',
+    'a {full}',
+    'a picture of a {full}',
+    'a {full} {where}',
     'the {shape} {where} is {colour}',
-    'one {shape}, {colour}',
+    'a {full} on a {ground} background',
     'a {ground} background with a {pair} {where}',
 )
 DOUBLE_CAPTIONS = (
@@ -304,9 +304,9 @@ def _random_thing(
     rng: np.random.Generator, pair: str, size: float, position: tuple[float, float]
 ) -> Thing:
     # A texture would hide the outline of a small object.
-    textured = rng.random() < 0.6 and size > SIZES['small'][1]
+    textured = rng.random() < 0.5 and size > SIZES['small'][1]
     texture = _pick(rng, TEXTURES) if textured else 'plain'
-    return Thing(*pair.split(), size, position, texture, rotation=float(rng.uniform(-15, 15)))
+    return Thing(*pair.split(), size, position, texture, rotation=float(rng.uniform(-10, 10)))
 
 
 @functools.cache
@@ -324,8 +324,8 @@ def _random_backdrop(rng: np.random.Generator, things: Sequence[Thing]) -> Backd
 
 def _one_thing(rng: np.random.Generator, pair: str) -> list[Thing]:
     size = _random_size(rng)
-    low, high = size / 2 + 0.02, 1 - size / 2 - 0.02
-    x, y = rng.uniform(low, high, 2).tolist()
+    low = max(0.3, size / 2 + 0.02)
+    x, y = rng.uniform(low, 1 - low, 2).tolist()
     return [_random_thing(rng, pair, size, (x, y))]
 
 

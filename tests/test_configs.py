@@ -1,0 +1,42 @@
+"""Every page of configs/ can be read, says what differs from the default, and describes a model."""
+
+import itertools
+import re
+
+import pytest
+from conftest import ROOT
+
+from clip_jax import build, cli
+
+PAGES = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
+
+
+class Vocabulary:
+    """As much of a tokenizer as an architecture needs."""
+
+    vocab_size, context_length, eot_id = 320, 24, 3
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_a_page_describes_a_model_an_optimizer_and_evaluations(page):
+    config = cli.read_config([f'--config={ROOT / "configs" / page}'])
+    assert config.is_locked
+    build.model(build.architecture(config.model, Vocabulary()))
+    build.optimizer(config.optimizer, config.total_steps)
+    build.loss(config.loss)
+    build.preprocess(config.preprocess, config.model.image.image_size)
+    for options in config.evals.values():
+        build.evaluation(options.eval, build.given(options, 'eval', 'data'))
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_a_page_begins_with_its_command(page):
+    text = (ROOT / 'configs' / page).read_text()
+    assert f'clip-jax train --config=configs/{page}' in text.split('"""')[1]
+
+
+def test_every_key_of_the_default_has_a_comment():
+    lines = (ROOT / 'configs/default.py').read_text().splitlines()
+    for before, line in itertools.pairwise(lines):
+        if re.match(r'    c\.[\w.]+ = (?!ConfigDict\(\))', line):
+            assert '  # ' in line or before.strip().startswith('#'), line
