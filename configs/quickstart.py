@@ -11,28 +11,28 @@ def get_config() -> ConfigDict:
     """Returns the quickstart's config."""
     c = default.get_config().unlock()
     c.batch_size = 256
-    c.total_steps = 600
+    c.total_steps = 700
     c.log_every = 20
     c.eval_every = 200
     c.checkpoint_every = 100
 
     c.data.train = 'tfds:shapes_captions/train'
     c.data.num_threads = 2
+    c.data.augment.crop_scale = (1.0, 1.0)  # the whole picture: a crop would cut off shapes
 
     c.tokenizer.name = 'sentencepiece'
     c.tokenizer.vocab_size = 320
-    c.tokenizer.context_length = 24
+    c.tokenizer.context_length = 20
 
     c.model.embed_dim = 128
     c.model.image.variant = ''
-    c.model.image.update(
-        image_size=64, patch_size=8, width=128, depth=4, heads=2, mlp_dim=512, pool='mean'
-    )
+    c.model.image.update(image_size=32, patch_size=8, width=128, depth=4, heads=4, mlp_dim=512)
+    c.model.image.update(pool='mean', positions='sincos2d')
     c.model.text.variant = ''
-    c.model.text.update(width=128, depth=2, heads=2, mlp_dim=512)
+    c.model.text.update(width=64, depth=2, heads=2, mlp_dim=256)
 
-    c.optimizer.learning_rate = 1e-3
-    c.optimizer.warmup_steps = 100
+    c.optimizer.learning_rate = 3e-3
+    c.optimizer.warmup_steps = 70
     c.optimizer.weight_decay = 0.1
 
     heldout = {
