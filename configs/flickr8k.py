@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     """Returns the config for Flickr8k in tar shards."""
     c = default.get_config().unlock()
     c.batch_size = 256
-    c.total_steps = 700
+    c.total_steps = 800
     c.log_every = 10
     c.eval_every = 200
     c.checkpoint_every = 100
@@ -25,17 +25,17 @@ def get_config() -> ConfigDict:
 
     c.tokenizer.name = 'sentencepiece'
     c.tokenizer.vocab_size = 3000
-    c.tokenizer.context_length = 24
+    c.tokenizer.context_length = 20
 
     c.model.embed_dim = 192
     c.model.image.variant = ''
-    c.model.image.update(image_size=64, patch_size=8, width=192, depth=6, heads=3, mlp_dim=768)
-    c.model.image.update(pool='mean', positions='sincos2d', patch_dropout=0.5)
+    c.model.image.update(image_size=64, patch_size=16, width=192, depth=6, heads=3, mlp_dim=768)
+    c.model.image.update(pool='mean', positions='sincos2d')
     c.model.text.variant = ''
     c.model.text.update(width=192, depth=4, heads=3, mlp_dim=768)
 
     c.optimizer.learning_rate = 1e-3
-    c.optimizer.warmup_steps = 70
+    c.optimizer.warmup_steps = 80
     c.optimizer.weight_decay = 0.2
 
     c.evals.retrieval = ConfigDict({'eval': 'retrieval', 'data': 'tars:flickr8k/val-*.tar'})
