@@ -1,6 +1,7 @@
 """Training: one step, a pure function, and the one loop around it."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -30,7 +31,6 @@ from clip_jax import (
     pretrained,
     sharding,
     state,
-    tokenizers,
 )
 from clip_jax.data import pipeline, transforms
 from clip_jax.state import TrainState
@@ -155,18 +155,19 @@ class Run:
             self.card = json.loads(card_path.read_text())
         else:
             self.card = _card(config, source)
-        self.model = build.model(self.card['model'], config.model.dtype)
-        tokenizer = tokenizers.from_card(self.card['tokenizer'])
+        model = build.model(self.card['model'], config.model.dtype)
+        self.state = state.create(model, self.optimizer, seed=config.seed, mesh=self.mesh)
+        # Without parameters: they change, and a second copy would stay on the devices.
+        self.clip = pretrained.from_card(self.card, {}, model, self.mesh)
         iterator = pipeline.train_iterator(
             source,
-            tokenizer,
+            self.clip.tokenizer,
             batch_size=config.batch_size,
             seed=config.seed,
-            image_size=self.card['preprocess']['size'],
+            image_size=self.clip.preprocess.size,
             **config.data.augment,
             num_threads=config.data.num_threads,
         )
-        self.state = state.create(self.model, self.optimizer, seed=config.seed, mesh=self.mesh)
         overview = parameter_overview.get_parameter_overview(self.state.params, include_stats=False)
         print(overview, flush=True)
         # Before anything is written: what only an evaluation finds wrong leaves nothing behind.
@@ -186,17 +187,15 @@ class Run:
         )
         # Step of the last line of metrics, and the seconds waited for input until then.
         self.logged = (self.start, 0.0)
-        preprocess = self.card['preprocess']
+        preprocess = self.clip.preprocess
         self.step = jax.jit(
             functools.partial(
                 train_step,
-                model=self.model,
+                model=model,
                 loss=loss,
                 optimizer=self.optimizer,
                 normalise=functools.partial(
-                    transforms.normalise,
-                    mean=tuple(preprocess['mean']),
-                    std=tuple(preprocess['std']),
+                    transforms.normalise, mean=preprocess.mean, std=preprocess.std
                 ),
             ),
             donate_argnums=0,
@@ -266,7 +265,7 @@ class Run:
 
     def score(self) -> dict[str, dict[str, Any]]:
         """Runs every evaluation of the config; returns its reports."""
-        clip = pretrained.from_card(self.card, self.state.params, self.model, self.mesh)
+        clip = dataclasses.replace(self.clip, variables={'params': self.state.params})
         return {
             name: evaluate(clip.encode_image, clip.encode_text, source)
             for name, (evaluate, source) in self.evals.items()
