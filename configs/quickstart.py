@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Returns the quickstart's config."""
     c = default.get_config().unlock()
-    c.batch_size = 256
-    c.total_steps = 700
+    c.batch_size = 128
+    c.total_steps = 720
     c.log_every = 20
-    c.eval_every = 200
+    c.eval_every = 360
     c.checkpoint_every = 100
 
     c.data.train = 'tfds:shapes_captions/train'
@@ -27,12 +27,12 @@ def get_config() -> ConfigDict:
     c.model.embed_dim = 128
     c.model.image.variant = ''
     c.model.image.update(image_size=32, patch_size=8, width=128, depth=4, heads=4, mlp_dim=512)
-    c.model.image.update(pool='mean', positions='sincos2d')
+    c.model.image.update(pool='cls', positions='sincos2d', pre_norm=False)
     c.model.text.variant = ''
     c.model.text.update(width=64, depth=2, heads=2, mlp_dim=256)
 
-    c.optimizer.learning_rate = 3e-3
-    c.optimizer.warmup_steps = 70
+    c.optimizer.learning_rate = 1.5e-3
+    c.optimizer.warmup_steps = 60
     c.optimizer.weight_decay = 0.1
 
     heldout = {

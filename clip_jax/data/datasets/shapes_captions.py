@@ -48,11 +48,11 @@ HELD_OUT = sorted(PAIRS[10 * i + (i + shift) % 10] for i in range(10) for shift 
 SEEN = [pair for pair in PAIRS if pair not in HELD_OUT]
 
 # Diameters as shares of the picture's width, from and to; two objects are PAIRED times as large.
-SIZES = {'small': (0.36, 0.42), 'medium': (0.50, 0.58), 'large': (0.66, 0.78)}
-PAIRED = 0.6
+SIZES = {'small': (0.46, 0.52), 'medium': (0.58, 0.66), 'large': (0.72, 0.82)}
+PAIRED = 0.57
 TEXTURES = ('plain', 'striped', 'dotted', 'checkered')
 BACKGROUNDS = ('plain', 'gradient', 'noisy', 'striped', 'checkered')
-SPLITS = {'train': 24_000, 'test': 1_000, 'test_seen': 1_200, 'test_heldout': 1_200}
+SPLITS = {'train': 20_000, 'test': 500, 'test_seen': 1_200, 'test_heldout': 1_200}
 
 # Backgrounds are muted: dark, middling and light tones of little saturation.
 TONES = [
@@ -65,35 +65,45 @@ CONTRAST = 100
 INVERSE = {'above': 'below', 'below': 'above', 'to the left of': 'to the right of'}
 INVERSE['to the right of'] = 'to the left of'
 
-SINGLE_CAPTIONS = (
+# Captions that name colour and shape alone, and captions that say more.
+SINGLE_PLAIN = (
     'a {pair}',
     'one {pair}',
     'there is a {pair}',
     'a picture of a {pair}',
     'a drawing of a {pair}',
-    'a {shape} that is {colour}',
     'the {shape} is {colour}',
+)
+SINGLE_DETAILED = (
     'a {full}',
     'a picture of a {full}',
     'a {full} {where}',
+    'a {pair} {where}',
     'the {shape} {where} is {colour}',
     'a {full} on a {ground} background',
-    'a {ground} background with a {pair} {where}',
+    'a {ground} background with a {pair}',
 )
-DOUBLE_CAPTIONS = (
+DOUBLE_PLAIN = (
+    'a {pair} and a {other_pair}',
     'a {pair} {relation} a {other_pair}',
-    'a {full} {relation} a {other_full}',
     'a {other_pair} {inverse} a {pair}',
-    'a {other_full} {inverse} a {full}',
     'a picture of a {pair} and a {other_pair}',
-    'a picture of a {full} {relation} a {other_full}',
-    'a {full} and, {inverse} it, a {other_full}',
     'the {pair} is {relation} the {other_pair}',
     'two shapes, a {pair} and a {other_pair}',
-    'a {full} {relation} a {other_pair} on a {ground} background',
-    'a {ground} background with a {pair} {relation} a {other_full}',
     '{relation} a {other_pair} there is a {pair}',
 )
+DOUBLE_DETAILED = (
+    'a {full} {relation} a {other_full}',
+    'a {other_full} {inverse} a {full}',
+    'a picture of a {full} {relation} a {other_full}',
+    'a {full} and, {inverse} it, a {other_full}',
+    'a {full} {relation} a {other_pair} on a {ground} background',
+    'a {ground} background with a {pair} {relation} a {other_full}',
+)
+# Of a picture's captions so many are plain: shapes are much harder to learn than colours, and
+# captions that can be told apart by size, place and background teach them late.
+CAPTIONS, PLAIN_CAPTIONS = 5, 4
+TWO_OBJECTS = 1 / 8  # share of the pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,9 +314,9 @@ def _random_thing(
     rng: np.random.Generator, pair: str, size: float, position: tuple[float, float]
 ) -> Thing:
     # A texture would hide the outline of a small object.
-    textured = rng.random() < 0.5 and size > SIZES['small'][1]
+    textured = rng.random() < 0.4 and size > SIZES['small'][1]
     texture = _pick(rng, TEXTURES) if textured else 'plain'
-    return Thing(*pair.split(), size, position, texture, rotation=float(rng.uniform(-10, 10)))
+    return Thing(*pair.split(), size, position, texture, rotation=float(rng.uniform(-8, 8)))
 
 
 @functools.cache
@@ -324,7 +334,7 @@ def _random_backdrop(rng: np.random.Generator, things: Sequence[Thing]) -> Backd
 
 def _one_thing(rng: np.random.Generator, pair: str) -> list[Thing]:
     size = _random_size(rng)
-    low = max(0.3, size / 2 + 0.02)
+    low = max(0.35, size / 2 + 0.02)
     x, y = rng.uniform(low, 1 - low, 2).tolist()
     return [_random_thing(rng, pair, size, (x, y))]
 
@@ -351,7 +361,7 @@ def _two_things(rng: np.random.Generator, pairs: Sequence[str], relation: str) -
 
 
 def scene(split: str, i: int) -> tuple[list[Thing], Backdrop, list[str]]:
-    """Returns the objects, the background and the 5 captions of picture `i` of a split."""
+    """Returns the objects, the background and the captions of picture `i` of a split."""
     lookup.check(split, SPLITS, what='split')
     rng = np.random.default_rng(np.random.SeedSequence([list(SPLITS).index(split), i]))
     relation = ''
@@ -359,19 +369,24 @@ def scene(split: str, i: int) -> tuple[list[Thing], Backdrop, list[str]]:
         things = _one_thing(rng, SEEN[i % len(SEEN)])
     elif split == 'test_heldout':
         things = _one_thing(rng, HELD_OUT[i % len(HELD_OUT)])
-    elif rng.random() < 2 / 3:
+    elif rng.random() >= TWO_OBJECTS:
         things = _one_thing(rng, _pick(rng, SEEN))
     else:
         pairs = [SEEN[k] for k in rng.choice(len(SEEN), 2, replace=False)]
         relation = _pick(rng, list(INVERSE))
         things = _two_things(rng, pairs, relation)
     backdrop = _random_backdrop(rng, things)
-    templates = DOUBLE_CAPTIONS if relation else SINGLE_CAPTIONS
-    words = _words(things, backdrop, relation)
-    order = rng.permutation(len(templates))
-    # Templates that differ in size or texture alone give the same caption where these are unnamed.
-    captions = list(dict.fromkeys(_caption(templates[k], words) for k in order))
-    return things, backdrop, captions[:5]
+    return things, backdrop, _captions(rng, _words(things, backdrop, relation))
+
+
+def _captions(rng: np.random.Generator, words: dict[str, str]) -> list[str]:
+    """Different captions of one picture, plain ones first."""
+    double = bool(words['relation'])
+    plain = DOUBLE_PLAIN if double else SINGLE_PLAIN
+    detailed = DOUBLE_DETAILED if double else SINGLE_DETAILED
+    chosen = rng.permutation(plain)[:PLAIN_CAPTIONS].tolist() + rng.permutation(detailed).tolist()
+    # A detailed template gives a plain caption where size and texture are unnamed.
+    return list(dict.fromkeys(_caption(template, words) for template in chosen))[:CAPTIONS]
 
 
 def _words(things: Sequence[Thing], backdrop: Backdrop, relation: str) -> dict[str, str]:
@@ -401,8 +416,8 @@ def _full_name(thing: Thing, scale: float) -> str:
 
 
 def _where(x: float, y: float) -> str:
-    column = 'left' if x < 0.4 else 'right' if x > 0.6 else ''
-    row = 'top' if y < 0.4 else 'bottom' if y > 0.6 else ''
+    column = 'left' if x < 0.43 else 'right' if x > 0.57 else ''
+    row = 'top' if y < 0.43 else 'bottom' if y > 0.57 else ''
     if row and column:
         return f'in the {row} {column} corner'
     return f'at the {row}' if row else f'on the {column}' if column else 'in the middle'
