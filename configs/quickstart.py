@@ -1,6 +1,8 @@
 """A small CLIP on drawn shapes, in minutes on a laptop's CPU.
 
-clip-jax train --config=configs/quickstart.py --workdir=runs/quickstart
+    clip-jax train --config=configs/quickstart.py --workdir=runs/quickstart
+
+2 CPU cores, 6 minutes: zeroshot/top1 90.7 %, zeroshot_all/top1 40.8 % (seed 0).
 """
 
 import default

@@ -48,6 +48,12 @@ def train_iterator(
         raise ValueError(
             f'batch_size {batch_size} must be a multiple of the number of hosts, {shard_count}.'
         )
+    if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
+        raise ValueError(
+            f'crop_scale {tuple(crop_scale)} is not a pair of shares of the area, as (0.5, 1)'
+        )
+    if not 0 <= flip <= 1:
+        raise ValueError(f'flip {flip} is not a probability from 0 to 1')
     # A thread here has one image at a time; OpenCV's own threads would only compete with it.
     cv2.setNumThreads(0)
     example = functools.partial(

@@ -26,6 +26,11 @@ class CLIP(nn.Module):
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
+    def __post_init__(self):
+        if self.embed_dim < 1:
+            raise ValueError(f'embed_dim is {self.embed_dim}; expected at least 1')
+        super().__post_init__()
+
     def setup(self):
         self.image_projection = self._projection(self.image.width)
         self.text_projection = self._projection(self.text.width)

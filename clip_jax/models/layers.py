@@ -16,9 +16,14 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def check_sizes(what: str, width: int, heads: int, activation: str) -> None:
-    """Raises ValueError for a width that does not divide into heads or an unknown activation."""
+def check_sizes(what: str, activation: str, *, width: int, heads: int, **others: int) -> None:
+    """Raises ValueError for a size below 1, a width that does not divide into heads, or an unknown
+    activation.
+    """
     lookup.check(activation, ACTIVATIONS, what=f'{what}: activation')
+    for name, size in {'width': width, 'heads': heads, **others}.items():
+        if size < 1:
+            raise ValueError(f'{what}: {name} is {size}; expected at least 1')
     if width % heads:
         raise ValueError(f'{what}: width {width} is not a multiple of heads {heads}')
 

@@ -162,6 +162,18 @@ def test_impossible_batches_are_refused():
         start(Pictures(50), shard_count=3)
 
 
+@pytest.mark.parametrize('scale', [(0.5,), (0.0, 1.0), (0.9, 0.5), (0.5, 1.5)])
+def test_impossible_crops_are_refused(scale):
+    with pytest.raises(ValueError, match=r'crop_scale .* is not a pair of shares'):
+        start(Pictures(50), crop_scale=scale)
+
+
+@pytest.mark.parametrize('flip', [-0.1, 1.1])
+def test_impossible_probabilities_are_refused(flip):
+    with pytest.raises(ValueError, match=f'flip {flip} is not a probability'):
+        start(Pictures(50), flip=flip)
+
+
 @pytest.mark.parametrize('threads', [0, 2])
 @pytest.mark.parametrize('device', [False, True])
 def test_a_bad_record_is_named_in_one_line(threads, device):

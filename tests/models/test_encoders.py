@@ -211,6 +211,11 @@ def test_outputs_are_unit_rows_and_the_initial_scale_is_one_over_007():
     [
         ({'image_size': 20}, 'image_size 20 is not a multiple of patch_size 8'),
         ({'heads': 5}, 'width 32 is not a multiple of heads 5'),
+        ({'heads': 0}, 'heads is 0; expected at least 1'),
+        ({'depth': 0}, 'depth is 0'),
+        ({'mlp_dim': -4}, 'mlp_dim is -4'),
+        ({'patch_size': 0}, 'patch_size is 0'),
+        ({'patch_dropout': 1.0}, 'patch_dropout 1.0'),
         ({'pool': 'max'}, "no 'max'"),
         ({'positions': 'sincos'}, "Did you mean 'sincos2d'"),
         ({'positions': 'sincos2d', 'width': 30}, 'width in fours'),

@@ -56,7 +56,20 @@ class Encoder(nn.Module):
     def __post_init__(self):
         lookup.check(self.pool, POOLS, what='models/image/vit: pool')
         lookup.check(self.positions, POSITIONS, what='models/image/vit: positions')
-        check_sizes('models/image/vit', self.width, self.heads, self.activation)
+        check_sizes(
+            'models/image/vit',
+            self.activation,
+            width=self.width,
+            heads=self.heads,
+            depth=self.depth,
+            mlp_dim=self.mlp_dim,
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+        )
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(
+                f'models/image/vit: patch_dropout {self.patch_dropout} is not from 0 to below 1'
+            )
         if self.positions == 'sincos2d' and self.width % 4:
             raise ValueError(f'models/image/vit: sincos2d needs width in fours, not {self.width}')
         if self.image_size % self.patch_size:

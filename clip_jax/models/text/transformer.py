@@ -38,7 +38,14 @@ class Encoder(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
-        check_sizes('models/text/transformer', self.width, self.heads, self.activation)
+        check_sizes(
+            'models/text/transformer',
+            self.activation,
+            width=self.width,
+            heads=self.heads,
+            depth=self.depth,
+            mlp_dim=self.mlp_dim,
+        )
         super().__post_init__()
 
     @nn.compact
