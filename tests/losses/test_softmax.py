@@ -62,8 +62,10 @@ def test_value_and_gradients_equal_a_float64_oracle(scale, n):
         if np.linalg.norm(exact) < 1e-12:  # one pair alone: nothing to tell it from
             assert np.abs(np.asarray(mine)).max() < 1e-6
         else:
-            # Rounding a logit to float32 changes its exponential by up to scale * 2**-24.
-            assert relative_error(mine, exact) < 2e-6 + scale * 2**-24
+            # The gradient of the scale is a small sum of terms that cancel: rounding a logit to
+            # float32 changes them by up to scale * 2**-24. The others keep all their digits.
+            cancelled = scale * 2**-24 if mine is ours[-1] else 0
+            assert relative_error(mine, exact) < 2e-6 + cancelled
 
 
 @pytest.mark.parametrize('devices', [2, 8])
