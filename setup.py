@@ -29,15 +29,16 @@ setup(
         'ftfy>=6.3',
         'grain>=0.2.18,<0.3',
         'importlib_resources>=6.4',  # tensorflow-datasets imports it without asking for it
-        'instant-clip-tokenizer>=0.1.1',
         'jax>=0.10.2',
         'matplotlib>=3.9',
         'ml-collections>=1.1',
         'numpy>=2.0',
         'opencv-python-headless>=4.11',
+        'openai-clip>=1.0.1',  # read for CLIP's vocabulary alone, never imported
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
         'pillow>=11',
+        'regex>=2024.11.6',
         'sentencepiece>=0.2.1',
         'tensorboard>=2.19',
         'tensorflow-datasets>=4.9.10',

@@ -1,24 +1,36 @@
 """CLIP's byte-pair encoding (Radford et al. 2021), with its published 49,408 tokens."""
 
+import functools
+import gzip
+import hashlib
 import html
+import itertools
 import json
-import re
+import math
 from collections.abc import Iterable, Sequence
+from importlib import metadata
 from typing import Any
 
 import ftfy
-import instant_clip_tokenizer
 import numpy as np
+import regex
 from etils import epath
 
 from clip_jax.tokenizers import _rows
 
-_SOT = 49406
-# The vocabulary calls its special tokens <|startoftext|> and <|endoftext|>; the library spells them
-# <start_of_text> and <end_of_text>. Either is special only where a match can begin, hence runs of
-# other signs are matched too: in '!<|endoftext|>' the run '!<|' wins and nothing is special.
-_SPECIAL_OR_SIGNS = re.compile(r'<\|(start|end)oftext\|>|(?:[^\s\w]|_)+')
-_LIBRARY_SPECIAL = re.compile(r'<(?=(?:start|end)_of_text>)')
+# The published list of merges is not ours to copy; this package brings it and needs no PyTorch.
+_PACKAGE, _FILE = 'openai-clip', 'clip/bpe_simple_vocab_16e6.txt.gz'
+_SHA256 = '924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a'
+_MERGES = 48894
+
+_SPECIAL = {'<|startoftext|>': 49406, '<|endoftext|>': 49407}
+# A word, one digit, a run of other signs, or an English clitic. Specials count where a match can
+# begin: in '!<|endoftext|>' the run '!<|' wins and nothing is special.
+_WORDS = regex.compile(
+    r"<\|(?:start|end)oftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
+    regex.IGNORECASE,  # The text is in lower case, but "'ſ" is one more "'s".
+)
+_END = '</w>'  # marks the last token of a word
 
 
 def clean(text: str) -> str:
@@ -26,21 +38,67 @@ def clean(text: str) -> str:
     # ftfy takes 90% of the time and leaves text of printable ASCII without '&' as it is.
     if '&' in text or not (text.isascii() and text.isprintable()):
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    text = ' '.join(text.split()).lower()
-    return _respell(text) if 'oftext|>' in text or '_of_text>' in text else text
+    return ' '.join(text.split()).lower()
 
 
-def _respell(text: str) -> str:
-    """Returns text in which the library finds the special tokens that the published code finds."""
-    text = _LIBRARY_SPECIAL.sub('< ', text)
-    return _SPECIAL_OR_SIGNS.sub(lambda m: f' <{m[1]}_of_text> ' if m[1] else m[0], text)
+@functools.cache
+def _alphabet() -> list[str]:
+    """Returns the sign that stands for each byte: itself where it shows, otherwise one above 255.
+
+    The sorted order of these signs is the order of the first 256 ids.
+    """
+    hidden = iter(range(256, 512))
+    shows = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    return [chr(byte if byte in shows else next(hidden)) for byte in range(256)]
+
+
+def _read_merges() -> list[tuple[str, str]]:
+    """Returns the published merges, most important first; ValueError where they are not found."""
+    try:
+        packed = metadata.distribution(_PACKAGE).locate_file(_FILE).read_bytes()
+    except (metadata.PackageNotFoundError, OSError):
+        packed = b''
+    if hashlib.sha256(packed).hexdigest() != _SHA256:
+        raise ValueError(
+            f"tokenizers/bpe: CLIP's vocabulary {_FILE} of the package {_PACKAGE} is "
+            f'{"missing" if not packed else "not the published file"}; '
+            f'pip install --force-reinstall --no-deps {_PACKAGE}'
+        )
+    lines = gzip.decompress(packed).decode().split('\n')
+    return [tuple(line.split()) for line in lines[1 : _MERGES + 1]]
+
+
+@functools.cache
+def _vocabulary() -> tuple[dict[str, int], dict[tuple[str, str], int]]:
+    """Returns the id of every token, in the order of ids, and the rank of every merge."""
+    merges = _read_merges()
+    signs = sorted(_alphabet())
+    tokens = [*signs, *(sign + _END for sign in signs), *map(''.join, merges), *_SPECIAL]
+    return {token: i for i, token in enumerate(tokens)}, {pair: i for i, pair in enumerate(merges)}
+
+
+@functools.lru_cache(maxsize=2**16)
+def _encode_word(word: str) -> list[int]:
+    """Returns the ids of one word: its bytes, the best-ranked neighbours merged while any are."""
+    ids, ranks = _vocabulary()
+    if word in _SPECIAL:
+        return [ids[word]]
+    parts = [_alphabet()[byte] for byte in word.encode()]
+    parts[-1] += _END
+    while len(parts) > 1:
+        pairs = enumerate(itertools.pairwise(parts))
+        rank, i = min((ranks.get(pair, math.inf), i) for i, pair in pairs)
+        if rank == math.inf:
+            break
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return [ids[part] for part in parts]
 
 
 class Tokenizer:
     """Turns texts into rows `[SOT] ids [EOT] 0 ...`, equal to OpenAI's with `truncate=True`."""
 
     vocab_size = 49408
-    eot_id = 49407
+    sot_id, eot_id = _SPECIAL.values()
     pad_id = 0
 
     def __init__(self, context_length: int = 77):
@@ -48,18 +106,26 @@ class Tokenizer:
             raise ValueError(
                 f'tokenizers/bpe: context_length is {context_length}; start, token and end need 3.'
             )
+        _vocabulary()  # Raises here rather than at the first text.
         self.context_length = context_length
-        self._library = instant_clip_tokenizer.Tokenizer()
 
     def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
         """Returns int32 [N, context_length]; too long a text is cut, its end token kept."""
-        texts = [clean(text) for text in _rows.as_list(texts)]
-        rows = self._library.tokenize_batch(texts, context_length=self.context_length)
-        return rows.astype(np.int32)
+        texts = _rows.as_list(texts)
+        rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            ids = [i for word in _WORDS.findall(clean(text)) for i in _encode_word(word)]
+            ids = [self.sot_id, *ids[: self.context_length - 2], self.eot_id]
+            row[: len(ids)] = ids
+        return rows
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of one row, cleaned as it was for encoding; signs may stand apart."""
-        return self._library.decode([i for i in _rows.content(ids, self) if i != _SOT]).strip()
+        tokens = list(_vocabulary()[0])
+        signs = ''.join(tokens[i] for i in _rows.content(ids, self) if i != self.sot_id)
+        byte_of = {sign: byte for byte, sign in enumerate(_alphabet())}
+        words = [bytes(byte_of[sign] for sign in word) for word in signs.split(_END)]
+        return b' '.join(words).decode(errors='replace').strip()
 
     @property
     def card(self) -> dict[str, Any]:
@@ -75,9 +141,6 @@ class Tokenizer:
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'tokenizer_card.json').write_text(json.dumps(self.card, indent=2) + '\n')
-
-    def __reduce__(self):
-        return type(self), (self.context_length,)
 
 
 def create(texts: Iterable[str], *, context_length: int) -> Tokenizer:

@@ -1,9 +1,11 @@
 """CLIP's tokens, token by token."""
 
+import importlib.util
 import json
 import pathlib
 import random
 import string
+from importlib import metadata
 
 import ftfy
 import numpy as np
@@ -45,6 +47,64 @@ def test_decodes_as_the_published_tokenizer(tokenizer):
     plain = [i for i, row in enumerate(ids) if not {SOT, EOT} & set(row)]
     assert len(plain) > 290
     assert [tokenizer.decode(ids[i]) for i in plain] == [expected[i].strip() for i in plain]
+
+
+@pytest.fixture(scope='module')
+def published():
+    """OpenAI's own tokenizer, from the package that brings its vocabulary; needs no PyTorch."""
+    path = metadata.distribution('openai-clip').locate_file('clip/simple_tokenizer.py')
+    spec = importlib.util.spec_from_file_location('published_tokenizer', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SimpleTokenizer()
+
+
+def odd_texts(count: int) -> list[str]:
+    """Random texts of letters, signs and whatever else captions of the web contain."""
+    rng = random.Random(0)
+    pieces = [*string.printable, '<|startoftext|>', '<|ENDOFTEXT|>', '&amp;', "'s", "'\u017f"]
+    pieces += [
+        'schÃ¶n',
+        '“',
+        '\u0301',
+        '\u200b',
+        '\u2028',
+        '\x1c',
+        '\xa0',
+        "'LL",
+        *'éﬀ猫😀²Ⅷ½İßª…_',
+    ]
+    return [''.join(rng.choices(pieces, k=rng.randint(0, 40))) for _ in range(count)]
+
+
+def test_equals_the_published_code_on_any_text(published):
+    texts = odd_texts(2000)
+    rows = bpe.Tokenizer(context_length=128)(texts)
+    assert max(map(len, map(ids_of, rows))) > 50
+    for text, row in zip(texts, rows, strict=True):
+        assert ids_of(row) == [SOT, *published.encode(text)[:126], EOT], repr(text)
+
+
+def test_decodes_as_the_published_code_any_ids(tokenizer, published):
+    rng = random.Random(0)
+    for _ in range(1000):
+        ids = rng.choices(range(SOT), k=5)
+        assert tokenizer.decode([SOT, *ids, EOT]) == published.decode(ids).strip()
+
+
+@pytest.mark.parametrize(
+    ('package', 'file', 'said'),
+    [
+        ('no-such-package', 'clip/bpe_simple_vocab_16e6.txt.gz', 'missing'),
+        ('openai-clip', 'clip/no_such_file', 'missing'),
+        ('openai-clip', 'clip/simple_tokenizer.py', 'not the published file'),
+    ],
+)
+def test_says_what_to_do_where_the_vocabulary_is_wrong(monkeypatch, package, file, said):
+    monkeypatch.setattr(bpe, '_PACKAGE', package)
+    monkeypatch.setattr(bpe, '_FILE', file)
+    with pytest.raises(ValueError, match=rf'{said}; pip install --force-reinstall .*{package}'):
+        bpe._read_merges()
 
 
 @pytest.mark.parametrize(
