@@ -42,6 +42,7 @@ setup(
         'sentencepiece>=0.2.1',
         'tensorboard>=2.19',
         'tensorflow-datasets>=4.9.10',
+        'tokenizers>=0.21',
         'tqdm>=4.66',
     ],
     extras_require={

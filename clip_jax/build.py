@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from clip_jax import lookup, optim
 from clip_jax.data.sources import open_source
 from clip_jax.data.transforms import Preprocess, decode
-from clip_jax.models.clip import CLIP
+from clip_jax.models import clip
 
 TOKENIZER_CAPTIONS = 1_000_000  # a vocabulary does not get better from more
+IMAGE_SIZE = 224  # pixels, where neither the config nor a variant of the image encoder says it
 
 
 def given(options: Mapping[str, Any], *without: str) -> dict[str, Any]:
@@ -83,9 +83,9 @@ def architecture(config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
         'eot_id': tokenizer.eot_id,
     }
     return {
-        'image': _fields('models.image', config['image'], {}),
+        'image': _fields('models.image', config['image'], {'image_size': IMAGE_SIZE}),
         'text': _fields('models.text', config['text'], text_fields),
-        'embed_dim': config['embed_dim'],
+        **given(config, 'image', 'text', 'dtype'),
     }
 
 
@@ -121,7 +121,7 @@ def _fields(folder: str, config: Mapping[str, Any], known: Mapping[str, Any]) ->
     return {'name': config['name'], **defaults, **fields}
 
 
-def model(architecture: Mapping[str, Any], dtype: str = 'auto') -> CLIP:
+def model(architecture: Mapping[str, Any], dtype: str = 'auto') -> clip.CLIP:
     """Makes the model that a card's `model` describes; parameters are float32, arithmetic is
     `dtype`.
 
@@ -130,18 +130,7 @@ def model(architecture: Mapping[str, Any], dtype: str = 'auto') -> CLIP:
     lookup.check(dtype, ('auto', 'float32', 'bfloat16'), what='dtype')
     if dtype == 'auto':
         dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-    types = {'dtype': jnp.dtype(dtype), 'param_dtype': jnp.dtype('float32')}
-
-    def encoder(folder: str, fields: Mapping[str, Any]) -> Any:
-        cls = lookup.module(folder, fields['name']).Encoder
-        return cls(**given(fields, 'name'), **types)
-
-    return CLIP(
-        image=encoder('models.image', architecture['image']),
-        text=encoder('models.text', architecture['text']),
-        embed_dim=architecture['embed_dim'],
-        **types,
-    )
+    return clip.from_card(architecture, dtype)
 
 
 def loss(config: Mapping[str, Any]) -> Callable:

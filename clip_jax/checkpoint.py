@@ -1,4 +1,4 @@
-"""Checkpoints through Orbax: parameters, what training needs besides, and the card, saved together
+"""Checkpoints through Orbax: variables, what training needs besides, and the card, saved together
 or not at all.
 """
 
@@ -17,9 +17,9 @@ FOLDER = 'checkpoints'
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: `<step>/params`, `<step>/training`, `<step>/about`.
+    """The folder `checkpoints/` of a run: `<step>/variables`, `<step>/training`, `<step>/about`.
 
-    `params` alone is enough to use the model, `training` holds step number, optimizer state and
+    `variables` alone are enough to use the model, `training` holds step number, optimizer state and
     random key, `about` is JSON: the card, the config, the input position.
     """
 
@@ -39,7 +39,7 @@ class Checkpoints:
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
+                variables=ocp.args.StandardSave(state.variables),
                 training=ocp.args.StandardSave(training),
                 about=ocp.args.JsonSave(about),
             ),
@@ -56,11 +56,13 @@ class Checkpoints:
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_shapes(like.params)),
+                variables=ocp.args.StandardRestore(_shapes(like.variables)),
                 training=ocp.args.StandardRestore(_shapes(training)),
             ),
         )
-        return TrainState(params=restored['params'], **restored['training'])
+        buffers = restored['variables']
+        params = buffers.pop('params')
+        return TrainState(params=params, buffers=buffers, **restored['training'])
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk."""
@@ -82,7 +84,7 @@ def find(path: str | epath.Path) -> epath.Path:
         raise ValueError(
             f'{path}: there is no such file or folder; expected a run directory or a checkpoint'
         )
-    if (path / 'params').is_dir() and (path / 'about').is_dir():
+    if (path / 'variables').is_dir() and (path / 'about').is_dir():
         return path
     folder = path if path.name == FOLDER else path / FOLDER
     steps = [p for p in folder.glob('*') if re.fullmatch(r'\d+', p.name)] if folder.is_dir() else []
@@ -101,8 +103,8 @@ def read_about(path: epath.Path) -> dict[str, Any]:
         return checkpointer.restore(path / 'about')
 
 
-def read_params(path: epath.Path, like: Any, mesh: Mesh) -> dict[str, Any]:
-    """Reads the parameters of a checkpoint folder onto every device; `like` says their shapes and
+def read_variables(path: epath.Path, like: Any, mesh: Mesh) -> dict[str, Any]:
+    """Reads the variables of a checkpoint folder onto every device; `like` says their shapes and
     types.
     """
     everywhere = sharding.replicated(mesh)
@@ -110,4 +112,4 @@ def read_params(path: epath.Path, like: Any, mesh: Mesh) -> dict[str, Any]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), like
     )
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path / 'params', shapes)
+        return checkpointer.restore(path / 'variables', shapes)

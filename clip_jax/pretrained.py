@@ -15,16 +15,15 @@ from jax.sharding import Mesh
 
 from clip_jax import build, checkpoint, prompts, sharding, tokenizers
 from clip_jax.data.transforms import Preprocess, normalise
-from clip_jax.models.clip import CLIP, unit
-from clip_jax.state import initial_params
+from clip_jax.models.clip import CLIP, shapes, unit
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
     """A CLIP model with everything that its use needs.
 
-    `variables` is `{'params': …}` for `model.apply`; `card` describes architecture, preprocessing
-    and tokenizer.
+    `variables` is what `model.apply` takes: `{'params': …}`, with a ResNet also `batch_stats`;
+    `card` describes architecture, preprocessing and tokenizer.
     """
 
     model: CLIP
@@ -104,13 +103,13 @@ def _text_rows(variables, tokens, *, model: CLIP) -> jax.Array:
     return unit(model.apply(variables, tokens, method='encode_text'))
 
 
-def from_card(card: dict[str, Any], params: dict, model: CLIP, mesh: Mesh) -> Clip:
-    """Joins a model and its parameters with the tokenizer and the preprocessing that the card
+def from_card(card: dict[str, Any], variables: dict, model: CLIP, mesh: Mesh) -> Clip:
+    """Joins a model and its variables with the tokenizer and the preprocessing that the card
     describes.
     """
     return Clip(
         model=model,
-        variables={'params': params},
+        variables=variables,
         card=card,
         tokenizer=tokenizers.from_card(card['tokenizer']),
         preprocess=Preprocess.from_card(card['preprocess']),
@@ -128,5 +127,4 @@ def load(path: str | pathlib.Path, *, dtype: str = 'float32') -> Clip:
     card = checkpoint.read_about(folder)['card']
     model = build.model(card['model'], dtype)
     mesh = sharding.make_mesh()
-    shapes = jax.eval_shape(functools.partial(initial_params, model), jax.random.key(0))
-    return from_card(card, checkpoint.read_params(folder, shapes, mesh), model, mesh)
+    return from_card(card, checkpoint.read_variables(folder, shapes(model), mesh), model, mesh)

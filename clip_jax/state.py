@@ -5,42 +5,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 from jax.sharding import Mesh
 
 from clip_jax import sharding
+from clip_jax.models import clip
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes or needs: step number, parameters, optimizer state, seed of
-    the random keys.
+    """Everything that a step changes or needs: step number, parameters, variables without
+    gradients, optimizer state, seed of the random keys.
     """
 
     step: jax.Array  # int32 []
     params: dict
+    buffers: dict  # the other collections of variables: batch_stats of a ResNet, none of a ViT
     opt_state: optax.OptState
     rng: jax.Array  # uint32 [2]: key data, since a checkpoint holds plain arrays only
 
-
-def initial_params(model: nn.Module, key: jax.Array) -> dict:
-    """Initialises the parameters of a CLIP model."""
-    size, length = model.image.image_size, model.text.context_length
-    images = jnp.zeros((1, size, size, 3))
-    return model.init(key, images, jnp.zeros((1, length), jnp.int32))['params']
+    @property
+    def variables(self) -> dict:
+        """What `model.apply` takes: `{'params': …}` and the buffers."""
+        return {'params': self.params, **self.buffers}
 
 
 def create(
-    model: nn.Module, optimizer: optax.GradientTransformation, *, seed: int, mesh: Mesh
+    model: clip.CLIP, optimizer: optax.GradientTransformation, *, seed: int, mesh: Mesh
 ) -> TrainState:
     """Initialises model and optimizer, directly in place on every device of the mesh."""
 
     def init(key: jax.Array) -> TrainState:
         params_key, step_key = jax.random.split(key)
-        params = initial_params(model, params_key)
+        buffers = clip.init(model, params_key)
+        params = buffers.pop('params')
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
+            buffers=buffers,
             opt_state=optimizer.init(params),
             rng=jax.random.key_data(step_key),
         )

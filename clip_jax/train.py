@@ -54,17 +54,20 @@ def train_step(
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
-    def objective(params: dict) -> tuple[jax.Array, dict[str, jax.Array]]:
-        image, text, scale, bias = model.apply(
-            {'params': params},
+    def objective(params: dict) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
+        (image, text, scale, bias), buffers = model.apply(
+            {'params': params, **state.buffers},
             normalise(batch['image']),
             batch['tokens'],
             train=True,
             rngs={'dropout': key},
+            mutable=[*state.buffers],
         )
-        return loss(image, text, scale, bias)
+        value, numbers = loss(image, text, scale, bias)
+        return value, (numbers, buffers)
 
-    (value, numbers), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    (value, (numbers, buffers)), grads = gradient(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     numbers = {
@@ -73,7 +76,8 @@ def train_step(
         'logit_scale': params['logit_scale'],
         'grad_norm': optax.global_norm(grads),
     }
-    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), numbers
+    state = state.replace(step=state.step + 1, params=params, buffers=buffers, opt_state=opt_state)
+    return state, numbers
 
 
 def train(config: ConfigDict, workdir: str | epath.Path) -> int:
@@ -157,7 +161,7 @@ class Run:
             self.card = _card(config, source)
         model = build.model(self.card['model'], config.model.dtype)
         self.state = state.create(model, self.optimizer, seed=config.seed, mesh=self.mesh)
-        # Without parameters: they change, and a second copy would stay on the devices.
+        # Without variables: they change, and a second copy would stay on the devices.
         self.clip = pretrained.from_card(self.card, {}, model, self.mesh)
         iterator = pipeline.train_iterator(
             source,
@@ -265,7 +269,7 @@ class Run:
 
     def score(self) -> dict[str, dict[str, Any]]:
         """Runs every evaluation of the config; returns its reports."""
-        clip = dataclasses.replace(self.clip, variables={'params': self.state.params})
+        clip = dataclasses.replace(self.clip, variables=self.state.variables)
         return {
             name: evaluate(clip.encode_image, clip.encode_text, source)
             for name, (evaluate, source) in self.evals.items()

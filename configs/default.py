@@ -6,6 +6,8 @@ A value that is not set (placeholder) leaves the choice to the part that it belo
 are those of CLIP's ViT-B/32 (arXiv 2103.00020, tables 18 to 20), for one machine's batch.
 """
 
+import math
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -56,20 +58,25 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.embed_dim = 512  # of the space that images and texts share
     c.model.dtype = 'auto'  # of arithmetic: float32, bfloat16; auto: bfloat16 on accelerators
+    c.model.image_proj = 'linear'  # of the image encoder's rows: linear, biased or none
+    c.model.text_proj = 'linear'  # of the text encoder's rows: linear, biased (SigLIP) or none
+    c.model.init_logit_scale = math.log(1 / 0.07)  # the factor of similarities, its logarithm
+    c.model.init_logit_bias = placeholder(float)  # added to them, for losses with a bias
     c.model.image = ConfigDict()
     c.model.image.name = 'vit'  # a file of models/image/
     c.model.image.variant = 'B/32'  # a row of VARIANTS / patch_size; what is set below overrides it
-    c.model.image.image_size = 224  # pixels, height and width
-    c.model.image.patch_size = placeholder(int)  # pixels, height and width
-    c.model.image.width = placeholder(int)  # features of a patch
-    c.model.image.depth = placeholder(int)  # blocks
+    c.model.image.image_size = placeholder(int)  # pixels, height and width; not set: 224 for a ViT
+    c.model.image.width = placeholder(int)  # vit: features of a patch; resnet: of the stem
     c.model.image.heads = placeholder(int)  # of attention
-    c.model.image.mlp_dim = placeholder(int)  # hidden features of a block's MLP
-    c.model.image.pool = 'cls'  # cls, mean or map
-    c.model.image.positions = 'learned'  # or sincos2d: fixed sines and cosines
-    c.model.image.pre_norm = True  # CLIP's layer norm before the first block
-    c.model.image.activation = 'gelu'  # gelu, gelu_tanh or quick_gelu
-    c.model.image.patch_dropout = 0.0  # share of patches left out in training
+    c.model.image.patch_size = placeholder(int)  # vit: pixels, height and width
+    c.model.image.depth = placeholder(int)  # vit: blocks
+    c.model.image.mlp_dim = placeholder(int)  # vit: hidden features of a block's MLP
+    c.model.image.pool = placeholder(str)  # vit: cls (not set), mean or map
+    c.model.image.positions = placeholder(str)  # vit: learned (not set), sincos2d: fixed ones
+    c.model.image.pre_norm = placeholder(bool)  # vit: CLIP's norm before the first block (not set)
+    c.model.image.activation = placeholder(str)  # vit: gelu (not set), gelu_tanh or quick_gelu
+    c.model.image.patch_dropout = placeholder(float)  # vit: share left out in training; not set: 0
+    c.model.image.depths = placeholder(tuple)  # resnet: blocks of its four stages
     c.model.text = ConfigDict()
     c.model.text.name = 'transformer'  # a file of models/text/
     c.model.text.variant = 'B'  # as for the image encoder, and so the rest

@@ -10,7 +10,7 @@ import pytest
 from conftest import COLOURS
 
 from clip_jax import build, lookup
-from clip_jax.state import initial_params
+from clip_jax.models import clip
 
 IMAGE = {'name': 'vit', 'variant': 'B/16', 'image_size': 32}
 TEXT = {'name': 'transformer', 'variant': 'B'}
@@ -86,7 +86,7 @@ def test_the_tokenizer_sets_the_sizes_that_it_knows():
         ({'image': {'variant': 'B/x'}}, r"variant 'B/x': expected SIZE/PATCH_SIZE"),
         ({'text': {'variant': 'B/16'}}, r"transformer: field: there is no 'patch_size'"),
         ({'image': {'widht': 8}}, r"models/image/vit: field: .*'widht'\. Did you mean 'width'\?"),
-        ({'text': {'pool': 'cls'}}, r"models/text/transformer: field: there is no 'pool'"),
+        ({'text': {'positions': 1}}, r"models/text/transformer: field: there is no 'positions'"),
         ({'image': {'variant': 'B'}}, r'vit: patch_size must be given, or a variant .*: Ti, S, B'),
         ({'text': {'variant': ''}}, r'transformer: width, depth, heads, mlp_dim must be given'),
         ({'text': {'variant': None}}, r'transformer: width, depth, heads, mlp_dim must be given'),
@@ -122,12 +122,10 @@ def test_arithmetic_is_bfloat16_on_accelerators_and_parameters_float32(
         assert module.dtype == jnp.dtype(expected)
         assert module.param_dtype == jnp.float32
     monkeypatch.undo()
-    params = jax.eval_shape(lambda key: initial_params(model, key), jax.random.key(0))
-    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+    variables = clip.shapes(model)
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
     tokens = jnp.zeros((2, 12), jnp.int32)
-    rows = jax.eval_shape(
-        lambda p: model.apply({'params': p}, tokens, method='encode_text'), params
-    )
+    rows = jax.eval_shape(lambda v: model.apply(v, tokens, method='encode_text'), variables)
     assert (rows.shape, rows.dtype) == ((2, 4), jnp.dtype(expected))
 
 

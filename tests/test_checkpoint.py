@@ -31,6 +31,7 @@ def state(step, devices=8):
         TrainState(
             step=jnp.int32(step),
             params=optax.apply_updates(params, updates),
+            buffers={'batch_stats': {'image': {'mean': jax.random.normal(key, (5,))}}},
             opt_state=opt_state,
             rng=jax.random.key_data(jax.random.fold_in(key, 7)),
         ),
@@ -77,6 +78,14 @@ def test_what_was_saved_comes_back_bit_for_bit_onto_any_devices(opened, devices)
         assert got.sharding == wanted.sharding
 
 
+def test_without_running_statistics_there_are_parameters_alone(opened):
+    checkpoints, current = opened(), state(4).replace(buffers={})
+    checkpoints.save(current, ABOUT)
+    restored = checkpoints.restore(4, state(0).replace(buffers={}))
+    assert restored.variables.keys() == {'params'}
+    assert bits(restored) == bits(current)
+
+
 def test_the_state_saved_is_that_at_the_call(opened):
     # Training goes on, and may reuse the memory, while a checkpoint is being written.
     checkpoints, current = opened(), state(4)
@@ -121,10 +130,11 @@ def test_a_checkpoint_folder_is_read_without_its_run(opened, tmp_path):
     saved(opened, 4)
     folder = (tmp_path / 'checkpoints/4').rename(tmp_path / 'mine')
     mesh = sharding.make_mesh(jax.devices()[:2])
-    shapes = jax.eval_shape(lambda: state(0).params)
-    params = checkpoint.read_params(checkpoint.find(folder), shapes, mesh)
-    assert bits(params) == bits(state(4).params)
-    assert {x.sharding for x in jax.tree.leaves(params)} == {sharding.replicated(mesh)}
+    shapes = jax.eval_shape(lambda: state(0).variables)
+    variables = checkpoint.read_variables(checkpoint.find(folder), shapes, mesh)
+    assert variables.keys() == {'params', 'batch_stats'}
+    assert bits(variables) == bits(state(4).variables)
+    assert {x.sharding for x in jax.tree.leaves(variables)} == {sharding.replicated(mesh)}
     assert checkpoint.read_about(checkpoint.find(folder)) == {**ABOUT, 'of': 4}
 
 
@@ -138,7 +148,7 @@ def test_find_takes_a_run_its_folder_or_one_checkpoint(opened, tmp_path):
 
 def test_find_leaves_out_what_was_not_written_to_its_end(opened, tmp_path):
     saved(opened, 8)
-    (tmp_path / 'checkpoints/9.orbax-checkpoint-tmp' / 'params').mkdir(parents=True)
+    (tmp_path / 'checkpoints/9.orbax-checkpoint-tmp' / 'variables').mkdir(parents=True)
     (tmp_path / 'checkpoints/.DS_Store').write_text('')
     assert checkpoint.find(tmp_path) == tmp_path / 'checkpoints/8'
     assert opened().latest() == 8

@@ -21,10 +21,11 @@ class Vocabulary:
 def test_a_page_describes_a_model_an_optimizer_and_evaluations(page):
     config = cli.read_config([f'--config={ROOT / "configs" / page}'])
     assert config.is_locked
-    build.model(build.architecture(config.model, Vocabulary()))
+    architecture = build.architecture(config.model, Vocabulary())
+    build.model(architecture)
     build.optimizer(config.optimizer, config.total_steps)
     build.loss(config.loss)
-    build.preprocess(config.preprocess, config.model.image.image_size)
+    build.preprocess(config.preprocess, architecture['image']['image_size'])
     for options in config.evals.values():
         build.evaluation(options.eval, build.given(options, 'eval', 'data'))
 

@@ -19,7 +19,8 @@ from clip_jax import lookup
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_INTERPOLATIONS = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}
+# Pillow's: bicubic, bilinear, lanczos, nearest, box, hamming.
+_INTERPOLATIONS = {filter.name.lower(): filter for filter in Image.Resampling}
 
 
 def decode(data: bytes | np.ndarray) -> np.ndarray:
@@ -89,9 +90,13 @@ def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 class Preprocess:
     """How a model wants its images in evaluation, equal to the published rule in every bit.
 
-    `shortest` (OpenAI, open_clip) resizes the shortest side to `size` and cuts out the centre,
-    `squash` (SigLIP) resizes both sides. Resizing is in the image's own mode, before RGB;
-    transparency is dropped, EXIF orientation ignored. Normalise with `mean` and `std` afterwards.
+    `resize`: 'shortest' (OpenAI, open_clip) resizes the shortest side to `size` and cuts out the
+    centre, 'squash' (SigLIP) resizes both sides, 'longest' (open_clip) resizes the longest side and
+    pads with zeros. `rgb`: colours become RGB 'after' that, which happens in the image's own mode
+    (OpenAI, open_clip), or 'before' it (`do_convert_rgb` of Hugging Face's transformers), or before
+    it and on 'white' (the same since transformers 5.22); the others drop transparency. `crop`: of
+    an odd number of columns to cut, the half on the left is rounded to 'even' (OpenAI, open_clip)
+    or 'down' (transformers). EXIF orientation is ignored. Normalise with `mean` and `std` after it.
     """
 
     size: int
@@ -99,9 +104,13 @@ class Preprocess:
     interpolation: str = 'bicubic'
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    rgb: str = 'after'
+    crop: str = 'even'
 
     def __post_init__(self):
-        lookup.check(self.resize, ('shortest', 'squash'), what='preprocess: resize')
+        lookup.check(self.resize, ('shortest', 'squash', 'longest'), what='preprocess: resize')
+        lookup.check(self.rgb, ('after', 'before', 'white'), what='preprocess: rgb')
+        lookup.check(self.crop, ('even', 'down'), what='preprocess: crop')
         lookup.check(self.interpolation, _INTERPOLATIONS, what='preprocess: interpolation')
 
     def __call__(self, image: Image.Image | str | os.PathLike | bytes | np.ndarray) -> np.ndarray:
@@ -115,15 +124,34 @@ class Preprocess:
             raise ValueError(f'{_named(image)}: not a readable image ({reason}).') from error
 
     def _square(self, image: Image.Image) -> np.ndarray:
-        resample = _INTERPOLATIONS[self.interpolation]
+        transparent = 'A' in image.getbands() or image.info.get('transparency') is not None
+        if self.rgb == 'white' and transparent:
+            white = Image.new('RGBA', image.size, 'white')
+            image = Image.alpha_composite(white, image.convert('RGBA'))
+        if self.rgb != 'after':
+            image = image.convert('RGB')
+        image = image.resize(self._resized(*image.size), _INTERPOLATIONS[self.interpolation])
+        left, top = map(self._first, image.size)
+        box = left, top, left + self.size, top + self.size
+        return np.asarray(image.crop(box).convert('RGB'))
+
+    def _first(self, side: int) -> int:
+        """Returns where the output begins on a side; below zero where pixels must be added."""
+        excess = side - self.size
+        if excess < 0:
+            return -(-excess // 2)
+        return excess // 2 if self.crop == 'down' else round(excess / 2)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Returns width and height of a resized image, before it is cut or padded."""
+        size = self.size
         if self.resize == 'squash':
-            return np.asarray(image.resize((self.size, self.size), resample).convert('RGB'))
-        short, size = min(image.size), self.size
-        if short != size:
-            width, height = (int(size * side / short) for side in image.size)
-            image = image.resize((width, height), resample)
-        left, top = (round((side - size) / 2) for side in image.size)
-        return np.asarray(image.crop((left, top, left + size, top + size)).convert('RGB'))
+            return size, size
+        if self.resize == 'longest':
+            ratio = max(width, height) / size
+            return max(1, round(width / ratio)), max(1, round(height / ratio))
+        short = min(width, height)
+        return int(size * width / short), int(size * height / short)
 
     @property
     def card(self) -> dict:
@@ -132,8 +160,11 @@ class Preprocess:
 
     @classmethod
     def from_card(cls, card: dict) -> 'Preprocess':
-        """Makes the rule that a checkpoint's card describes."""
-        return cls(**{**card, 'mean': tuple(card['mean']), 'std': tuple(card['std'])})
+        """Makes the rule that a checkpoint's card describes; what it does not say is OpenAI's."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in card:
+            lookup.check(name, known, what='preprocess: field of the card')
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in card.items()})
 
 
 def _resize(image: np.ndarray, size: int) -> np.ndarray:

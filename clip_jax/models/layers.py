@@ -104,6 +104,7 @@ class Transformer(nn.Module):
     activation: str = 'gelu'
     causal: bool = False
     norm_eps: float = 1e-5
+    layer_scale: float = 0.0
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -116,6 +117,7 @@ class Transformer(nn.Module):
                 activation=self.activation,
                 causal=self.causal,
                 norm_eps=self.norm_eps,
+                layer_scale=self.layer_scale,
                 out_std=(2 * self.depth * x.shape[-1]) ** -0.5,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
@@ -125,13 +127,18 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    A `layer_scale` other than 0 is the initial value of factors, one a feature, of both summands
+    (LayerScale, arXiv 2103.17239, section 2).
+    """
 
     heads: int
     mlp_dim: int
     activation: str
     causal: bool
     norm_eps: float
+    layer_scale: float
     out_std: float
     dtype: jnp.dtype
     param_dtype: jnp.dtype
@@ -142,7 +149,7 @@ class Block(nn.Module):
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         norm = functools.partial(Norm, epsilon=self.norm_eps, **types)
         y = norm(name='attention_norm')(x)
-        x = x + Attention(
+        y = Attention(
             heads=self.heads,
             causal=self.causal,
             in_std=width**-0.5,
@@ -150,8 +157,9 @@ class Block(nn.Module):
             name='attention',
             **types,
         )(y)
+        x = x + self._scaled(y, 'attention_scale')
         y = norm(name='mlp_norm')(x)
-        return x + Mlp(
+        y = Mlp(
             mlp_dim=self.mlp_dim,
             activation=self.activation,
             in_std=(2 * width) ** -0.5,
@@ -159,3 +167,10 @@ class Block(nn.Module):
             name='mlp',
             **types,
         )(y)
+        return x + self._scaled(y, 'mlp_scale')
+
+    def _scaled(self, x: jax.Array, name: str) -> jax.Array:
+        if not self.layer_scale:
+            return x
+        init = nn.initializers.constant(self.layer_scale)
+        return x * self.param(name, init, x.shape[-1:], self.param_dtype).astype(x.dtype)

@@ -3,7 +3,6 @@
 import functools
 import gzip
 import hashlib
-import html
 import itertools
 import json
 import math
@@ -11,34 +10,22 @@ from collections.abc import Iterable, Sequence
 from importlib import metadata
 from typing import Any
 
-import ftfy
 import numpy as np
 import regex
 from etils import epath
 
-from clip_jax.tokenizers import _rows
+from clip_jax.tokenizers import _clean, _rows
 
 # The published list of merges is not ours to copy; this package brings it and needs no PyTorch.
 _PACKAGE, _FILE = 'openai-clip', 'clip/bpe_simple_vocab_16e6.txt.gz'
 _SHA256 = '924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a'
 _MERGES = 48894
 
-_SPECIAL = {'<|startoftext|>': 49406, '<|endoftext|>': 49407}
-# A word, one digit, a run of other signs, or an English clitic. Specials count where a match can
-# begin: in '!<|endoftext|>' the run '!<|' wins and nothing is special.
-_WORDS = regex.compile(
-    r"<\|(?:start|end)oftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+",
-    regex.IGNORECASE,  # The text is in lower case, but "'ſ" is one more "'s".
-)
+# How OpenAI spells the start and the end token; open_clip writes <start_of_text>, <end_of_text>.
+_SPECIAL = ('<|startoftext|>', '<|endoftext|>')
+# A word, one digit, a run of other signs, or an English clitic.
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _END = '</w>'  # marks the last token of a word
-
-
-def clean(text: str) -> str:
-    """Repairs encoding, undoes HTML escapes, collapses whitespace and lower-cases, as CLIP does."""
-    # ftfy takes 90% of the time and leaves text of printable ASCII without '&' as it is.
-    if '&' in text or not (text.isascii() and text.isprintable()):
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return ' '.join(text.split()).lower()
 
 
 @functools.cache
@@ -70,10 +57,10 @@ def _read_merges() -> list[tuple[str, str]]:
 
 @functools.cache
 def _vocabulary() -> tuple[dict[str, int], dict[tuple[str, str], int]]:
-    """Returns the id of every token, in the order of ids, and the rank of every merge."""
+    """Returns the id of every token but the special, in their order, and every merge's rank."""
     merges = _read_merges()
     signs = sorted(_alphabet())
-    tokens = [*signs, *(sign + _END for sign in signs), *map(''.join, merges), *_SPECIAL]
+    tokens = [*signs, *(sign + _END for sign in signs), *map(''.join, merges)]
     return {token: i for i, token in enumerate(tokens)}, {pair: i for i, pair in enumerate(merges)}
 
 
@@ -81,8 +68,6 @@ def _vocabulary() -> tuple[dict[str, int], dict[tuple[str, str], int]]:
 def _encode_word(word: str) -> list[int]:
     """Returns the ids of one word: its bytes, the best-ranked neighbours merged while any are."""
     ids, ranks = _vocabulary()
-    if word in _SPECIAL:
-        return [ids[word]]
     parts = [_alphabet()[byte] for byte in word.encode()]
     parts[-1] += _END
     while len(parts) > 1:
@@ -95,29 +80,52 @@ def _encode_word(word: str) -> list[int]:
 
 
 class Tokenizer:
-    """Turns texts into rows `[SOT] ids [EOT] 0 ...`, equal to OpenAI's with `truncate=True`."""
+    """Turns texts into rows `[SOT] ids [EOT] 0 ...`, equal to OpenAI's with `truncate=True`.
+
+    Every text is repaired, then follows the rule `clean` ('lower' is OpenAI's; open_clip also has
+    'whitespace' and 'canonicalize'). Where the start or the end token stands in a text, spelled as
+    in `special`, it becomes that token.
+    """
 
     vocab_size = 49408
-    sot_id, eot_id = _SPECIAL.values()
+    sot_id, eot_id = 49406, 49407
     pad_id = 0
 
-    def __init__(self, context_length: int = 77):
+    def __init__(
+        self,
+        context_length: int = 77,
+        *,
+        special: Sequence[str] = _SPECIAL,
+        clean: str = 'lower',
+    ):
         if context_length < 3:
             raise ValueError(
                 f'tokenizers/bpe: context_length is {context_length}; start, token and end need 3.'
             )
+        if len(special) != 2 or special[0] == special[1] or '' in special:
+            raise ValueError(
+                f'tokenizers/bpe: special is {special!r}; expected are two different strings, that '
+                'of the start token and that of the end token.'
+            )
         _vocabulary()  # Raises here rather than at the first text.
         self.context_length = context_length
+        self.clean = _clean.check(clean)
+        self._special = dict(zip(special, (self.sot_id, self.eot_id), strict=True))
+        # Specials count where a match can begin: in '!<|endoftext|>' the run '!<|' wins and nothing
+        # is special. Case matters little: after lower-casing "'ſ" is one more "'s".
+        names = '|'.join(map(regex.escape, special))
+        self._words = regex.compile(f'{names}|{_WORDS}', regex.IGNORECASE)
 
     def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
         """Returns int32 [N, context_length]; too long a text is cut, its end token kept."""
-        texts = _rows.as_list(texts)
-        rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
-        for row, text in zip(rows, texts, strict=True):
-            ids = [i for word in _WORDS.findall(clean(text)) for i in _encode_word(word)]
-            ids = [self.sot_id, *ids[: self.context_length - 2], self.eot_id]
-            row[: len(ids)] = ids
-        return rows
+        rows = [self._row(text) for text in _rows.as_list(texts)]
+        return _rows.padded(rows, self.context_length, self.pad_id)
+
+    def _row(self, text: str) -> list[int]:
+        ids = []
+        for word in self._words.findall(_clean.cleaned(text, self.clean, repair=True)):
+            ids += [self._special[word]] if word in self._special else _encode_word(word)
+        return [self.sot_id, *ids[: self.context_length - 2], self.eot_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of one row, cleaned as it was for encoding; signs may stand apart."""
@@ -129,12 +137,17 @@ class Tokenizer:
 
     @property
     def card(self) -> dict[str, Any]:
-        return {'name': 'bpe', 'context_length': self.context_length}
+        return {
+            'name': 'bpe',
+            'context_length': self.context_length,
+            'special': [*self._special],
+            'clean': self.clean,
+        }
 
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> 'Tokenizer':
         """Makes the tokenizer that `card` describes."""
-        return cls(card['context_length'])
+        return cls(card['context_length'], **_rows.given(card, 'special', 'clean'))
 
     def save(self, folder: str) -> None:
         """Writes `tokenizer_card.json`: the vocabulary is CLIP's own, every CLIP program has it."""

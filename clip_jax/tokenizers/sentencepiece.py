@@ -12,18 +12,30 @@ from absl import logging
 from etils import epath
 
 from clip_jax import lookup
-from clip_jax.tokenizers import _rows
+from clip_jax.tokenizers import _clean, _rows
 
 MOST_CAPTIONS = 1_000_000
 
 
 class Tokenizer:
-    """Turns texts into rows `[BOS] ids [EOS] padding`, without the BOS where the model has none.
+    """Turns texts into rows `[BOS] ids [EOS] padding`; too long a text is cut, its EOS kept.
 
-    `model` is the content of a SentencePiece model file; its own rules clean and lower-case text.
+    `model` is the content of a SentencePiece model file, whose own rules clean text; `clean`, after
+    CLIP's repair if `repair`, comes before them. Rows begin with BOS if `add_bos` and are padded
+    with `pad_id`. None stands for what the model has: a BOS if it has one, its own padding or, for
+    want of that, its EOS, as SigLIP does.
     """
 
-    def __init__(self, model: bytes, context_length: int):
+    def __init__(
+        self,
+        model: bytes,
+        context_length: int,
+        *,
+        clean: str = 'none',
+        repair: bool = False,
+        add_bos: bool | None = None,
+        pad_id: int | None = None,
+    ):
         self._model = model
         self._library = sentencepiece.SentencePieceProcessor()
         try:
@@ -39,9 +51,17 @@ class Tokenizer:
                 'tokenizers/sentencepiece: the model has no end-of-text token; '
                 'train it with an eos_id, for models pool at that token.'
             )
-        # As SigLIP does: a vocabulary without padding is padded with its end-of-text token.
-        self.pad_id = self._library.pad_id() if self._library.pad_id() >= 0 else self.eot_id
-        self._start = [self._library.bos_id()] if self._library.bos_id() >= 0 else []
+        bos_id = self._library.bos_id()
+        if add_bos and bos_id < 0:
+            raise ValueError(
+                'tokenizers/sentencepiece: add_bos is true, but the model has no start token; '
+                'set it to false.'
+            )
+        self._start = [] if add_bos is False or bos_id < 0 else [bos_id]
+        if pad_id is None:
+            pad_id = self._library.pad_id() if self._library.pad_id() >= 0 else self.eot_id
+        self.pad_id = _rows.known(pad_id, self.vocab_size, what='tokenizers/sentencepiece: pad_id')
+        self.clean, self.repair = _clean.check(clean), repair
         self.context_length = context_length
         if context_length < len(self._start) + 2:
             raise ValueError(
@@ -51,15 +71,15 @@ class Tokenizer:
 
     def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
         """Returns int32 [N, context_length]; too long a text is cut, its end token kept."""
-        texts = _rows.as_list(texts)
-        rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
         # One text at a time: the library starts threads for each list, which costs a short one
         # three quarters of its speed, and input pipelines have threads of their own.
-        for row, text in zip(rows, texts, strict=True):
-            ids = self._start + self._library.encode(_utf8(text))
-            ids = [*ids[: self.context_length - 1], self.eot_id]
-            row[: len(ids)] = ids
-        return rows
+        rows = [self._row(text) for text in _rows.as_list(texts)]
+        return _rows.padded(rows, self.context_length, self.pad_id)
+
+    def _row(self, text: str) -> list[int]:
+        text = _clean.cleaned(text, self.clean, self.repair)
+        ids = self._start + self._library.encode(_clean.utf8(text))
+        return [*ids[: self.context_length - 1], self.eot_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of one row, as the model's rules cleaned it for encoding."""
@@ -67,13 +87,24 @@ class Tokenizer:
 
     @property
     def card(self) -> dict[str, Any]:
-        model = base64.b64encode(self._model).decode('ascii')
-        return {'name': 'sentencepiece', 'context_length': self.context_length, 'model': model}
+        return {
+            'name': 'sentencepiece',
+            'context_length': self.context_length,
+            'clean': self.clean,
+            'repair': self.repair,
+            'add_bos': bool(self._start),
+            'pad_id': self.pad_id,
+            'model': base64.b64encode(self._model).decode('ascii'),
+        }
 
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> 'Tokenizer':
         """Makes the tokenizer that `card` describes."""
-        return cls(base64.b64decode(card['model'], validate=True), card['context_length'])
+        return cls(
+            base64.b64decode(card['model'], validate=True),
+            card['context_length'],
+            **_rows.given(card, 'clean', 'repair', 'add_bos', 'pad_id'),
+        )
 
     def save(self, folder: str) -> None:
         """Writes `tokenizer.model`, which every program with SentencePiece reads."""
@@ -82,7 +113,7 @@ class Tokenizer:
         (folder / 'tokenizer.model').write_bytes(self._model)
 
     def __reduce__(self):
-        return type(self), (self._model, self.context_length)
+        return type(self).from_card, (self.card,)
 
 
 def create(
@@ -125,7 +156,7 @@ def _train(texts: Iterable[str], vocab_size: int, algorithm: str) -> bytes:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=map(_utf8, captions),
+            sentence_iterator=map(_clean.utf8, captions),
             model_writer=model,
             model_type=algorithm,
             vocab_size=vocab_size,
@@ -146,8 +177,3 @@ def _train(texts: Iterable[str], vocab_size: int, algorithm: str) -> bytes:
             f'{len(captions)} captions; it must hold 4 special tokens and every character. {error}'
         ) from error
     return model.getvalue()
-
-
-def _utf8(text: str) -> bytes:
-    """Encodes text; halves of surrogate pairs, as cut-off emoji leave them, become '?'."""
-    return text.encode('utf-8', 'replace')

@@ -81,12 +81,14 @@ def test_squash_equals_the_reference():
 
 
 @golden
-def test_normalised_crops_equal_the_reference():
-    crops = np.load(GOLDEN / 'expected_uint8_crop.npz')
+def test_normalised_crops_equal_the_reference_to_the_rounding_of_float16():
     expected = np.load(GOLDEN / 'expected_float16.npz')
-    for key in crops.files:
-        got = transforms.normalise(crops[key], CLIP_MEAN, CLIP_STD).transpose(2, 0, 1)
-        np.testing.assert_allclose(got, expected[key], atol=1e-3, err_msg=key)
+    assert len(expected.files) == 28
+    for key in expected.files:
+        size, name = key.split('/')
+        crop = Preprocess(int(size))(GOLDEN / 'images' / name)
+        got = np.asarray(transforms.normalise(crop, CLIP_MEAN, CLIP_STD), np.float16)
+        np.testing.assert_array_max_ulp(got.transpose(2, 0, 1), expected[key], 1)
 
 
 def test_the_published_rule_in_small():
@@ -106,6 +108,61 @@ def test_palette_images_are_resized_before_they_become_rgb():
     colours = {tuple(c) for c in np.asarray(image.convert('RGB')).reshape(-1, 3).tolist()}
     got = Preprocess(17)(image)
     assert {tuple(c) for c in got.reshape(-1, 3).tolist()} <= colours
+
+
+def test_conversion_before_resizing_mixes_colours_of_a_palette():
+    image = Image.fromarray(smooth(30, 30)).quantize(16)
+    for rgb in ('before', 'white'):
+        np.testing.assert_array_equal(
+            Preprocess(17, rgb=rgb)(image), Preprocess(17)(image.convert('RGB'))
+        )
+    assert (Preprocess(17, rgb='before')(image) != Preprocess(17)(image)).any()
+
+
+def test_transparency_is_dropped_or_laid_on_white():
+    alpha = np.full((20, 20, 1), 255, np.uint8)
+    alpha[:10] = 0
+    image = Image.fromarray(np.concatenate([noise(20, 20), alpha], axis=2))
+    dropped, white = (Preprocess(20, rgb=rgb)(image) for rgb in ('before', 'white'))
+    np.testing.assert_array_equal(dropped, noise(20, 20))
+    np.testing.assert_array_equal(white[10:], noise(20, 20)[10:])
+    assert (white[:10] == 255).all()
+
+
+def test_a_transparent_colour_of_a_palette_is_laid_on_white():
+    image = Image.fromarray(noise(20, 20)).quantize(4)
+    image.info['transparency'] = 2
+    white = Preprocess(20, rgb='white')(image)
+    clear = np.asarray(image) == 2
+    assert (white[clear] == 255).all()
+    np.testing.assert_array_equal(white[~clear], Preprocess(20)(image)[~clear])
+
+
+@pytest.mark.parametrize(('width', 'even', 'down'), [(13, 2, 2), (11, 2, 1), (12, 2, 2)])
+def test_half_a_column_is_rounded_as_the_rule_says(width, even, down):
+    wide = noise(8, width)
+    np.testing.assert_array_equal(Preprocess(8)(wide), wide[:, even : even + 8])
+    np.testing.assert_array_equal(Preprocess(8, crop='down')(wide), wide[:, down : down + 8])
+
+
+def test_the_longest_side_can_fill_the_image_with_the_rest_black():
+    image = Image.fromarray(noise(25, 100))
+    got = Preprocess(20, 'longest')(image)
+    # 100 x 25 to 20 x 5; of fifteen rows, seven go above.
+    np.testing.assert_array_equal(got[7:12], np.asarray(image.resize((20, 5), Image.BICUBIC)))
+    assert not got[:7].any()
+    assert not got[12:].any()
+    turned = Preprocess(20, 'longest')(image.transpose(Image.Transpose.TRANSPOSE))
+    np.testing.assert_array_equal(turned, got.transpose(1, 0, 2))
+    assert Preprocess(20, 'longest')(noise(1, 300)).shape == (20, 20, 3)
+
+
+@pytest.mark.parametrize('number', range(6))
+def test_every_filter_of_a_published_preprocessor_config_has_its_name(number):
+    name = Image.Resampling(number).name.lower()
+    image = Image.fromarray(noise(50, 50))
+    want = np.asarray(image.resize((20, 20), Image.Resampling(number)))
+    np.testing.assert_array_equal(Preprocess(20, interpolation=name)(image), want)
 
 
 def test_paths_bytes_arrays_and_images_are_the_same_to_preprocess(tmp_path):
@@ -140,13 +197,24 @@ def test_preprocess_names_what_it_cannot_read(tmp_path):
 
 
 def test_preprocess_survives_its_card():
-    preprocess = Preprocess(48, 'squash', 'bilinear', (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
+    mean, std = (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)
+    preprocess = Preprocess(48, 'squash', 'bilinear', mean, std, rgb='before', crop='down')
     assert Preprocess.from_card(json.loads(json.dumps(preprocess.card))) == preprocess
     assert hash(preprocess) == hash(Preprocess.from_card(preprocess.card))
-    with pytest.raises(ValueError, match=r"'crop'.*shortest, squash"):
+    with pytest.raises(ValueError, match=r"'crop'.*longest, shortest, squash"):
         Preprocess(48, 'crop')
     with pytest.raises(ValueError, match='bicubic, bilinear'):
-        Preprocess(48, interpolation='nearest')
+        Preprocess(48, interpolation='cubic')
+    with pytest.raises(ValueError, match='after, before, white'):
+        Preprocess(48, rgb='first')
+    with pytest.raises(ValueError, match='down, even'):
+        Preprocess(48, crop='up')
+
+
+def test_a_card_says_no_more_than_it_must_and_nothing_unknown():
+    assert Preprocess.from_card({'size': 48}) == Preprocess(48)
+    with pytest.raises(ValueError, match=r"no 'resample'.*interpolation"):
+        Preprocess.from_card({'size': 48, 'resample': 3})
 
 
 def test_normalise_makes_float32_of_any_number_of_images():

@@ -1,18 +1,21 @@
 """The encoders: their contracts, their sizes, and what must not influence what."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from clip_jax import build, lookup, state
+from clip_jax.models import clip
 from clip_jax.models.image import vit
 from clip_jax.models.text import transformer
 
 SMALL = {'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 64}
 IMAGE = {'name': 'vit', 'image_size': 16, 'patch_size': 8, **SMALL}
+# Small fields of every image encoder, and the width of the rows that come out.
+RESNET = {'name': 'resnet', 'image_size': 32, 'width': 4, 'depths': (1, 1, 1, 1), 'heads': 4}
+IMAGES = {'vit': IMAGE, 'resnet': RESNET}
+ROWS = {'vit': 32, 'resnet': 128}
 TEXT = {
     'name': 'transformer',
     'vocab_size': 50,
@@ -43,12 +46,12 @@ def image_model(**fields):
 @pytest.mark.parametrize('name', lookup.names('models.image'))
 def test_image_encoder_contract(name):
     module = lookup.module('models.image', name)
-    fields = {k: v for k, v in IMAGE.items() if k != 'name'}
+    fields = {k: v for k, v in IMAGES[name].items() if k != 'name'}
     model = module.Encoder(**fields)
-    images = jnp.zeros((2, 16, 16, 3))
+    images = jnp.zeros((2, model.image_size, model.image_size, 3))
     variables = model.init(jax.random.key(0), images)
     rows = model.apply(variables, images)
-    assert rows.shape == (2, 32) and rows.dtype == jnp.float32
+    assert rows.shape == (2, ROWS[name]) and rows.dtype == jnp.float32
     assert module.VARIANTS and hash(model) == hash(module.Encoder(**fields))
 
 
@@ -78,8 +81,8 @@ def test_published_sizes(variant, text, embed_dim, millions):
         'embed_dim': embed_dim,
     }
     model = build.model(build.architecture(config, Vocabulary()))
-    params = jax.eval_shape(functools.partial(state.initial_params, model), jax.random.key(0))
-    assert state.count(params) == round(millions * 1e6)
+    shapes = clip.shapes(model)
+    assert state.count(shapes['params']) == round(millions * 1e6)
 
 
 def test_the_causal_mask_lets_nothing_of_the_future_through():
@@ -179,10 +182,9 @@ def test_patch_dropout_keeps_its_share_and_only_in_training():
 def test_arithmetic_is_bfloat16_over_float32_parameters():
     card = {'image': IMAGE, 'text': TEXT, 'embed_dim': 16}
     model, exact = build.model(card, 'bfloat16'), build.model(card, 'float32')
-    params = state.initial_params(model, jax.random.key(0))
-    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+    variables = clip.init(model, jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
     images, tokens = jnp.ones((2, 16, 16, 3)), jnp.full((2, 10), 3)
-    variables = {'params': params}
     rows = model.apply(variables, images, method='encode_image')
     assert rows.dtype == jnp.bfloat16
     text = model.apply(variables, tokens, method='encode_text')
@@ -194,7 +196,7 @@ def test_arithmetic_is_bfloat16_over_float32_parameters():
 
 def test_outputs_are_unit_rows_and_the_initial_scale_is_one_over_007():
     model = build.model({'image': IMAGE, 'text': TEXT, 'embed_dim': 16})
-    variables = {'params': state.initial_params(model, jax.random.key(0))}
+    variables = clip.init(model, jax.random.key(0))
     images, tokens = jax.random.normal(jax.random.key(1), (2, 16, 16, 3)), jnp.full((2, 10), 3)
     image, text, scale, _ = model.apply(variables, images, tokens)
     for rows in (image, text):

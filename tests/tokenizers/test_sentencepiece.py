@@ -1,6 +1,7 @@
 """Vocabularies that are learned, and model files from elsewhere."""
 
 import base64
+import copy
 import io
 import itertools
 
@@ -35,6 +36,11 @@ def foreign(**options) -> bytes:
         **options,
     )
     return model.getvalue()
+
+
+# The ids of special tokens in the vocabularies of SigLIP ('c4_en') and of SigLIP 2 (Gemma's).
+SIGLIP = {'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1}
+GEMMA = {'pad_id': 0, 'eos_id': 1, 'bos_id': 2, 'unk_id': 3}
 
 
 @pytest.mark.parametrize('algorithm', ['bpe', 'unigram'])
@@ -112,6 +118,70 @@ def test_a_model_without_start_and_padding_ends_and_pads_with_its_end_token():
     assert set(row[row.index(1) :]) == {1}
     assert tokenizer.decode(row) == 'red'
     assert tokenizer(' '.join(CORPUS))[0][-1] == 1
+
+
+def test_rows_of_siglip_end_and_are_padded_with_token_1():
+    model = foreign(**SIGLIP)
+    plain = library.SentencePieceProcessor(model_proto=model)
+    tokenizer = sentencepiece.Tokenizer(model, 16, clean='canonicalize', pad_id=1)
+    ids = plain.encode('a red circle')
+    np.testing.assert_array_equal(tokenizer('A red_circle!')[0], ids + [1] * (16 - len(ids)))
+    long = tokenizer(' '.join(CORPUS))[0]
+    np.testing.assert_array_equal(long, [*plain.encode(' '.join(CORPUS).lower())[:15], 1])
+
+
+def test_rows_of_siglip_2_have_no_start_and_are_padded_with_token_0():
+    model = foreign(**GEMMA)
+    plain = library.SentencePieceProcessor(model_proto=model)
+    tokenizer = sentencepiece.Tokenizer(model, 16, clean='lower', add_bos=False)
+    ids = [*plain.encode('a red circle'), 1]
+    np.testing.assert_array_equal(tokenizer('A Red CIRCLE')[0], ids + [0] * (16 - len(ids)))
+    with_start = sentencepiece.Tokenizer(model, 16, clean='lower')('A Red CIRCLE')[0]
+    np.testing.assert_array_equal(with_start, [2, *ids, *[0] * (15 - len(ids))])
+
+
+def test_text_is_repaired_and_cleaned_before_the_model_sees_it():
+    model = foreign(**SIGLIP)
+    plain = sentencepiece.Tokenizer(model, 32)
+    text = ' A RED&amp;amp;blue  <b>circle</b>'
+    for clean, repair, same_as in [
+        ('none', False, text),
+        ('lower', False, text.lower()),
+        ('lower', True, 'a red&blue <b>circle</b>'),
+        ('canonicalize', False, 'a redampampblue bcircleb'),
+        ('canonicalize', True, 'a redblue bcircleb'),
+    ]:
+        tokenizer = sentencepiece.Tokenizer(model, 32, clean=clean, repair=repair)
+        np.testing.assert_array_equal(tokenizer(text), plain(same_as))
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'add_bos': True}, 'add_bos is true, but the model has no start token'),
+        ({'pad_id': 1000}, 'pad_id: there is no token 1000; ids are below'),
+        ({'pad_id': -1}, 'pad_id: there is no token -1'),
+        ({'clean': 'siglip'}, "clean: there is no 'siglip'"),
+    ],
+)
+def test_what_the_model_does_not_have_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        sentencepiece.Tokenizer(foreign(**SIGLIP), 12, **options)
+
+
+def test_the_card_says_every_choice():
+    choices = {'clean': 'remove_punctuation', 'repair': True, 'add_bos': False, 'pad_id': 1}
+    made = sentencepiece.Tokenizer(foreign(**GEMMA), 12, **choices)
+    for tokenizer in (made, sentencepiece.Tokenizer.from_card(made.card), copy.copy(made)):
+        fields = {k: v for k, v in tokenizer.card.items() if k != 'model'}
+        assert fields == {'name': 'sentencepiece', 'context_length': 12, **choices}
+
+
+def test_a_card_without_choices_means_what_the_model_has():
+    card = sentencepiece.Tokenizer(foreign(**GEMMA), 12).card
+    old = {k: card[k] for k in ('name', 'context_length', 'model')}
+    assert sentencepiece.Tokenizer.from_card(old).card == card
+    assert [card[k] for k in ('clean', 'repair', 'add_bos', 'pad_id')] == ['none', False, True, 0]
 
 
 def test_a_model_without_an_end_token_is_refused():

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tokenizers as library
 
 from clip_jax import lookup, tokenizers
 
@@ -13,10 +14,27 @@ CORPUS = ['a photo of a cat', 'two dogs on a sofa', 'a dog and a cat play with a
 LENGTH = 12
 
 
+def tokenizer_json() -> str:
+    """A vocabulary of words, as a file for `huggingface`."""
+    words = sorted({word for text in CORPUS for word in text.split()})
+    vocabulary = {word: i for i, word in enumerate(['<pad>', '</s>', '<unk>', *words])}
+    made = library.Tokenizer(library.models.WordLevel(vocabulary, unk_token='<unk>'))
+    made.pre_tokenizer = library.pre_tokenizers.WhitespaceSplit()
+    made.post_processor = library.processors.TemplateProcessing('$A </s>', None, [('</s>', 1)])
+    made.add_special_tokens(['<pad>', '</s>'])
+    made.enable_padding(pad_id=0, pad_token='<pad>')
+    return made.to_str()
+
+
 @pytest.fixture(scope='module', params=lookup.names('tokenizers'))
-def tokenizer(request):
+def tokenizer(request, tmp_path_factory):
+    options = {}
+    if request.param == 'huggingface':
+        path = tmp_path_factory.mktemp('huggingface') / 'tokenizer.json'
+        path.write_text(tokenizer_json())
+        options['path'] = str(path)
     module = lookup.module('tokenizers', request.param)
-    return module.create(iter(CORPUS), context_length=LENGTH)
+    return module.create(iter(CORPUS), context_length=LENGTH, **options)
 
 
 def test_rows_are_int32_of_the_context_length(tokenizer):
@@ -104,6 +122,11 @@ def test_a_card_without_a_field_says_which(tokenizer):
         tokenizers.from_card(card)
 
 
+def test_a_card_with_an_unknown_field_says_which(tokenizer):
+    with pytest.raises(ValueError, match=r"no 'context_lengths'\. Did you mean 'context_length'"):
+        tokenizers.from_card({**tokenizer.card, 'context_lengths': 3})
+
+
 @pytest.mark.parametrize('card', [{}, {'name': 'bpee'}])
 def test_a_card_of_no_tokenizer_says_what_there_is(card):
     with pytest.raises(ValueError, match=r'There are: .*bpe'):
@@ -121,6 +144,12 @@ def test_threads_share_one_tokenizer(tokenizer):
     with ThreadPoolExecutor(8) as pool:
         rows = list(pool.map(lambda text: tokenizer(text)[0], texts))
     np.testing.assert_array_equal(rows, tokenizer(texts))
+
+
+def test_half_a_surrogate_pair_does_no_harm(tokenizer):
+    row = tokenizer('a cat \ud83d')[0]
+    np.testing.assert_array_equal(row[:2], tokenizer('a cat')[0][:2])
+    assert np.count_nonzero(row == tokenizer.eot_id) == 1
 
 
 def test_save_writes_something(tokenizer, tmp_path):

@@ -1,5 +1,6 @@
-"""One file = one image encoder: `Encoder(nn.Module)`, float [B, H, W, 3] -> [B, width], and
+"""One file = one image encoder: `Encoder(nn.Module)`, float [B, H, W, 3] -> [B, features], and
 `VARIANTS`.
 
-`Encoder.__call__(images, *, train=False)`. Images are normalised by the card's mean and std.
+`Encoder.__call__(images, *, train=False)`. Images are normalised by the card's mean and std. With
+`train=True` an encoder may update variables beside `params`, such as running statistics.
 """

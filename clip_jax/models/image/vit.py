@@ -31,11 +31,13 @@ class Encoder(nn.Module):
     """ViT: float [B, H, W, 3] -> [B, width].
 
     `pool`: 'cls' reads a class token, 'mean' averages the patches, 'map' attends to them with one
-    learned query (Scaling Vision Transformers, section 3.1). `positions`: 'learned' from random
+    learned query (Scaling Vision Transformers, section 3.1). `class_token` adds a class token also
+    where the pool does not read it (CLIPA, arXiv 2305.07017). `positions`: 'learned' from random
     numbers, or 'sincos2d', fixed sines and cosines of row and column, with which small data learns
     sooner (Better plain ViT baselines, arXiv 2205.01580). `pre_norm` is CLIP's layer norm before
-    the first block. `patch_dropout` is the share of patches left out in training (FLIP, arXiv
-    2212.00794).
+    the first block; `norm_after_pool` puts the last one behind the pooling, not before it.
+    `patch_bias`: the patch embedding has a bias. `layer_scale`: see layers.Block. `patch_dropout`
+    is the share of patches left out in training (FLIP, arXiv 2212.00794).
     """
 
     image_size: int
@@ -45,10 +47,14 @@ class Encoder(nn.Module):
     heads: int
     mlp_dim: int
     pool: str = 'cls'
+    class_token: bool = False
     positions: str = 'learned'
     activation: str = 'gelu'
     pre_norm: bool = True
+    norm_after_pool: bool = False
     norm_eps: float = 1e-5
+    patch_bias: bool = False
+    layer_scale: float = 0.0
     patch_dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
@@ -86,14 +92,15 @@ class Encoder(nn.Module):
         x = nn.DenseGeneral(
             self.width,
             axis=(-3, -2, -1),
-            use_bias=False,
+            use_bias=self.patch_bias,
             kernel_init=nn.initializers.lecun_normal(),
             name='patch_embedding',
             **types,
         )(patches(images, self.patch_size))
         if self.positions == 'sincos2d':
             x = x + sincos2d(self.image_size // self.patch_size, self.width).astype(x.dtype)
-        if self.pool == 'cls':
+        tokens = int(self.class_token or self.pool == 'cls')
+        if tokens:
             token = self.param('class_embedding', embedding, (self.width,), self.param_dtype)
             token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
@@ -101,9 +108,8 @@ class Encoder(nn.Module):
             positions = self.param('position_embedding', embedding, x.shape[1:], self.param_dtype)
             x = x + positions.astype(x.dtype)
         if train and self.patch_dropout:
-            first = int(self.pool == 'cls')
-            kept = drop_patches(x[:, first:], self.patch_dropout, self.make_rng('dropout'))
-            x = jnp.concatenate([x[:, :first], kept], axis=1)
+            kept = drop_patches(x[:, tokens:], self.patch_dropout, self.make_rng('dropout'))
+            x = jnp.concatenate([x[:, :tokens], kept], axis=1)
         if self.pre_norm:
             x = Norm(epsilon=self.norm_eps, name='pre_norm', **types)(x)
         x = Transformer(
@@ -112,17 +118,30 @@ class Encoder(nn.Module):
             mlp_dim=self.mlp_dim,
             activation=self.activation,
             norm_eps=self.norm_eps,
+            layer_scale=self.layer_scale,
             name='transformer',
             **types,
         )(x)
-        x = Norm(epsilon=self.norm_eps, name='post_norm', **types)(x)
+        norm = Norm(epsilon=self.norm_eps, name='post_norm', **types)
+        if self.norm_after_pool:
+            return norm(self._pooled(x, tokens))
+        return self._pooled(norm(x), tokens)
+
+    def _pooled(self, x: jax.Array, tokens: int) -> jax.Array:
+        """Makes one row of each image's class token, if there is one, and patches."""
         if self.pool == 'cls':
             return x[:, 0]
         if self.pool == 'mean':
-            return x.mean(axis=1)
+            return x[:, tokens:].mean(axis=1)
         return AttentionPool(
-            self.heads, self.mlp_dim, self.activation, self.norm_eps, name='attention_pool', **types
-        )(x)
+            self.heads,
+            self.mlp_dim,
+            self.activation,
+            self.norm_eps,
+            self.dtype,
+            self.param_dtype,
+            name='attention_pool',
+        )(x[:, tokens:])
 
 
 class AttentionPool(nn.Module):

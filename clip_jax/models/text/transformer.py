@@ -1,11 +1,12 @@
-"""CLIP's text encoder: a causal transformer read at the end-of-text token (arXiv 2103.00020,
-section 2.4).
+"""CLIP's text encoder: a transformer, causal and read at the end-of-text token in CLIP (arXiv
+2103.00020, section 2.4), neither of both in SigLIP.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from clip_jax import lookup
 from clip_jax.models.layers import Norm, Transformer, check_sizes
 
 # The text towers of CLIP's tables 18 and 19, by the image encoder that they were trained with, and,
@@ -22,22 +23,37 @@ VARIANTS: dict[str, dict[str, int]] = {
 }
 
 
+POOLS = ('eot', 'argmax', 'last')
+
+
 class Encoder(nn.Module):
-    """Causal transformer: int32 [B, L] -> [B, width], the row at each text's first `eot_id`."""
+    """Transformer over tokens: int32 [B, L] -> [B, width].
+
+    `pool`: which row is read: 'eot' at the first `eot_id`, 'argmax' at the first largest id, as in
+    OpenAI's code, where that is the end of the text; 'last' the last one, padding or not, so that
+    all rows must have the `context_length` of training (SigLIP, arXiv 2303.15343). `layer_scale`:
+    see layers.Block.
+    """
 
     vocab_size: int
     context_length: int
-    eot_id: int
     width: int
     depth: int
     heads: int
     mlp_dim: int
+    eot_id: int | None = None
+    pool: str = 'eot'
+    causal: bool = True
     activation: str = 'gelu'
     norm_eps: float = 1e-5
+    layer_scale: float = 0.0
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
     def __post_init__(self):
+        lookup.check(self.pool, POOLS, what='models/text/transformer: pool')
+        if self.pool == 'eot' and self.eot_id is None:
+            raise ValueError("models/text/transformer: pool 'eot' needs the tokenizer's eot_id")
         check_sizes(
             'models/text/transformer',
             self.activation,
@@ -64,17 +80,26 @@ class Encoder(nn.Module):
             (self.context_length, self.width),
             self.param_dtype,
         )
+        if self.pool == 'last' and tokens.shape[1] != self.context_length:
+            raise ValueError(
+                f"models/text/transformer: pool 'last' reads rows of {self.context_length} tokens, "
+                f'these have {tokens.shape[1]}; pad them'
+            )
         x = x + positions[: tokens.shape[1]].astype(x.dtype)
         x = Transformer(
             depth=self.depth,
             heads=self.heads,
             mlp_dim=self.mlp_dim,
             activation=self.activation,
-            causal=True,
+            causal=self.causal,
             norm_eps=self.norm_eps,
+            layer_scale=self.layer_scale,
             name='transformer',
             **types,
         )(x)
-        end = jnp.argmax(tokens == self.eot_id, axis=1)
-        x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+        if self.pool == 'last':
+            x = x[:, -1]
+        else:
+            end = jnp.argmax(tokens == self.eot_id if self.pool == 'eot' else tokens, axis=1)
+            x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
         return Norm(epsilon=self.norm_eps, name='post_norm', **types)(x)
