@@ -39,6 +39,7 @@ setup(
         'orbax-checkpoint>=0.12.8',
         'pillow>=11',
         'regex>=2024.11.6',
+        'safetensors>=0.6',
         'sentencepiece>=0.2.1',
         'tensorboard>=2.19',
         'tensorflow-datasets>=4.9.10',

@@ -12,10 +12,14 @@ import optax
 from clip_jax import lookup, optim
 from clip_jax.data.sources import open_source
 from clip_jax.data.transforms import Preprocess, decode
-from clip_jax.models import clip
+from clip_jax.models import clip, published
 
 TOKENIZER_CAPTIONS = 1_000_000  # a vocabulary does not get better from more
-IMAGE_SIZE = 224  # pixels, where neither the config nor a variant of the image encoder says it
+# Where neither the config nor what it names says it.
+IMAGE = {'name': 'vit', 'image_size': 224}
+TEXT = {'name': 'transformer'}
+# Fields that an encoder keeps when another takes its place.
+SHARED = ('image_size', 'vocab_size', 'context_length', 'eot_id')
 
 
 def given(options: Mapping[str, Any], *without: str) -> dict[str, Any]:
@@ -75,27 +79,36 @@ def tokenizer(config: Mapping[str, Any], train_source: Any) -> Any:
     return bind(create, given(config, 'name'), what=what, own=1)(captions())
 
 
-def architecture(config: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
-    """Resolves a config's model to the complete fields of both encoders: the card's `model`."""
-    text_fields = {
-        'vocab_size': tokenizer.vocab_size,
-        'context_length': tokenizer.context_length,
-        'eot_id': tokenizer.eot_id,
-    }
-    return {
-        'image': _fields('models.image', config['image'], {'image_size': IMAGE_SIZE}),
-        'text': _fields('models.text', config['text'], text_fields),
-        **given(config, 'image', 'text', 'dtype'),
-    }
+def architecture(
+    config: Mapping[str, Any], tokenizer: Any, base: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Resolves a config's model to the complete fields of both encoders: the card's `model`.
 
-
-def _fields(folder: str, config: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Expands a variant, lets the config's own values override it, and fills in the encoder's
-    defaults.
+    What the config sets overrides `base`, the architecture of the checkpoint that training begins
+    from; without one, the published architecture that the config names, for this tokenizer.
     """
-    module = lookup.module(folder, config['name'])
-    what = f'{folder.replace(".", "/")}/{config["name"]}'
-    fields = dict(known)
+    if base is None:
+        base = published.architecture(config['published']) if config.get('published') else {}
+        tokens = ('vocab_size', 'context_length', 'eot_id')
+        of_tokenizer = {name: getattr(tokenizer, name) for name in tokens}
+        base = {**base, 'text': {**base.get('text', {}), **of_tokenizer}}
+    fields = {
+        **base,
+        **given(config, 'published', 'dtype'),
+        'image': _fields('models.image', config['image'], {**IMAGE, **base.get('image', {})}),
+        'text': _fields('models.text', config['text'], {**TEXT, **base['text']}),
+    }
+    if 'embed_dim' not in fields:
+        raise ValueError('model: embed_dim must be given, or published, which sets it')
+    return clip.to_card(clip.from_card(fields))
+
+
+def _fields(folder: str, config: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an encoder: those of `base`, of a variant, then the config's own values."""
+    name = config.get('name') or base['name']
+    module = lookup.module(folder, name)
+    what = f'{folder.replace(".", "/")}/{name}'
+    fields = dict(base) if name == base['name'] else {k: base[k] for k in SHARED if k in base}
     if config.get('variant'):
         size, _, patch = config['variant'].partition('/')
         fields |= module.VARIANTS[lookup.check(size, module.VARIANTS, what=f'{what}: variant')]
@@ -103,22 +116,18 @@ def _fields(folder: str, config: Mapping[str, Any], known: Mapping[str, Any]) ->
             if not patch.isdigit():
                 raise ValueError(f'{what}: variant {config["variant"]!r}: expected SIZE/PATCH_SIZE')
             fields['patch_size'] = int(patch)
-    fields |= given(config, 'name', 'variant')
-    allowed = {
-        f.name: f.default
-        for f in dataclasses.fields(module.Encoder)
-        if f.name not in ('parent', 'name', 'dtype', 'param_dtype')
-    }
-    for name in fields:
-        lookup.check(name, allowed, what=f'{what}: field')
-    missing = [n for n, v in allowed.items() if v is dataclasses.MISSING and n not in fields]
+    fields |= {**given(config, 'variant'), 'name': name}
+    rest = ('parent', 'dtype', 'param_dtype')
+    known = {f.name: f for f in dataclasses.fields(module.Encoder) if f.name not in rest}
+    for field in fields:
+        lookup.check(field, known, what=f'{what}: field')
+    missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in fields]
     if missing:
         raise ValueError(
             f'{what}: {", ".join(missing)} must be given, or a variant that sets them: '
             f'{", ".join(module.VARIANTS)}'
         )
-    defaults = {n: v for n, v in allowed.items() if v is not dataclasses.MISSING}
-    return {'name': config['name'], **defaults, **fields}
+    return fields
 
 
 def model(architecture: Mapping[str, Any], dtype: str = 'auto') -> clip.CLIP:
@@ -157,12 +166,16 @@ def optimizer(
     return bind(optim.adamw, options, what='optimizer', own=1)(schedule), schedule
 
 
-def preprocess(config: Mapping[str, Any], image_size: int) -> Preprocess:
-    """Returns the evaluation preprocessing of a config."""
+def preprocess(
+    config: Mapping[str, Any], image_size: int, base: Mapping[str, Any] | None = None
+) -> Preprocess:
+    """Returns the evaluation preprocessing of a config; what it does not set is that of `base`, a
+    card's `preprocess`, or OpenAI's.
+    """
     fields = [field.name for field in dataclasses.fields(Preprocess)]
     for name in config:
         lookup.check(name, fields, what='preprocess: field')
-    return Preprocess.from_card({'size': image_size, **config})
+    return Preprocess.from_card({**(base or {}), **given(config), 'size': image_size})
 
 
 def evaluation(name: str, options: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:

@@ -1,5 +1,5 @@
-"""The command line: `clip-jax train | eval | plot`. The only file with flags; everything else can
-be imported.
+"""The command line: `clip-jax train | eval | convert | plot`. The only file with flags; everything
+else can be imported.
 """
 
 import argparse
@@ -31,6 +31,13 @@ examples:
       --out=report.json
 Options of the eval itself are given as --option=value, those of the data source as
 --data.option=value.""",
+    'convert': """\
+examples:
+  clip-jax convert runs/quickstart exported --layout=open_clip
+  clip-jax convert ViT-B-32.pt clip-vit-base-patch32 --layout=huggingface
+SRC is a run directory, a checkpoint in it, or what OpenAI, open_clip, Hugging Face's transformers
+or big_vision published; which one is seen from its content. What was written is read back and
+compared.""",
     'plot': """\
 example:
   clip-jax plot --workdir=runs/quickstart""",
@@ -62,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument('--version', action='version', version=__version__)
-    commands = parser.add_subparsers(dest='command', required=True, metavar='train | eval | plot')
+    commands = parser.add_subparsers(
+        dest='command', required=True, metavar='train | eval | convert | plot'
+    )
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(
@@ -83,12 +92,18 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command('eval', 'score a model on a data set')
     evaluate.add_argument('name', metavar='NAME', help='zeroshot or retrieval')
     evaluate.add_argument(
-        '--model', required=True, metavar='PATH', help='a run directory or checkpoint'
+        '--model', required=True, metavar='PATH', help='a run directory or any known checkpoint'
     )
     evaluate.add_argument(
         '--data', required=True, metavar='SPEC', help='tfds:NAME/SPLIT or tars:GLOB'
     )
     evaluate.add_argument('--out', metavar='FILE', help='where to write the report as JSON')
+    convert = command('convert', 'write a checkpoint in the layout of another library')
+    convert.add_argument('src', metavar='SRC', help='a run directory or any known checkpoint')
+    convert.add_argument('dst', metavar='DST', help='the new folder')
+    convert.add_argument(
+        '--layout', required=True, metavar='NAME', help='open_clip, huggingface or big_vision'
+    )
     plot = command('plot', 'draw the figures of a run directory again')
     plot.add_argument('--workdir', required=True, metavar='DIR', help='the run directory')
     return parser
@@ -217,6 +232,25 @@ def _assignments(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
             yield key[2:], value
 
 
+def _convert(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    if rest:
+        raise ValueError(f'there is no flag {rest[0]!r}')
+    from clip_jax import convert, pretrained, state
+
+    convert.check_layout(args.layout)  # before anything large is read
+    folder = pathlib.Path(args.dst)
+    if folder.exists():
+        raise ValueError(f'{folder}: exists; name a new folder')
+    card, variables = pretrained.read(args.src)
+    table, changed = convert.write(folder, args.layout, card, variables)
+    print(table)
+    print(f'{state.count(variables):,} numbers; read back, they are equal to the last bit')
+    for line in changed:
+        print('different:', line)
+    print(f'in {folder}: {", ".join(sorted(p.name for p in folder.iterdir()))}')
+    return 0
+
+
 def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest:
         raise ValueError(f'there is no flag {rest[0]!r}')
@@ -232,4 +266,4 @@ def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = {'train': _train, 'eval': _eval, 'plot': _plot}
+COMMANDS = {'train': _train, 'eval': _eval, 'convert': _convert, 'plot': _plot}

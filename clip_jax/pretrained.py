@@ -1,5 +1,5 @@
-"""`load(path)`: from a run directory or a checkpoint to a model that embeds images and texts and
-classifies.
+"""`load(path)`: from a run directory or any published checkpoint to a model that embeds images and
+texts and classifies.
 """
 
 import concurrent.futures
@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax import build, checkpoint, prompts, sharding, tokenizers
+from clip_jax import build, checkpoint, convert, prompts, sharding, tokenizers
 from clip_jax.data.transforms import Preprocess, normalise
+from clip_jax.models import clip
 from clip_jax.models.clip import CLIP, shapes, unit
 
 
@@ -29,7 +30,7 @@ class Clip:
     model: CLIP
     variables: dict[str, Any]
     card: dict[str, Any]
-    tokenizer: Callable[[Sequence[str]], np.ndarray]
+    tokenizer: Callable[[Sequence[str]], np.ndarray] | None  # None: no file of it was found
     preprocess: Preprocess
     mesh: Mesh
     batch_size: int = 256
@@ -52,10 +53,19 @@ class Clip:
                 forward, images, lambda x: np.stack(list(pool.map(self.preprocess, x)))
             )
 
-    def encode_text(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Embeds texts: unit rows [N, D], float32."""
+    def encode_text(self, texts: str | Sequence[str] | np.ndarray) -> np.ndarray:
+        """Embeds texts, or their tokens, int [N, L]: unit rows [N, D], float32."""
+        forward = functools.partial(_text_rows, model=self.model)
+        if isinstance(texts, np.ndarray) and np.issubdtype(texts.dtype, np.integer):
+            return self._rows(forward, texts, lambda tokens: tokens.astype(np.int32))
+        if self.tokenizer is None:
+            raise ValueError(
+                'this model has no tokenizer, since no file of one lay beside its weights; put it '
+                'there and load again (tokenizer.json, or a SentencePiece model as spiece.model), '
+                'or give tokens, int [N, L]'
+            )
         texts = [texts] if isinstance(texts, str) else texts
-        return self._rows(functools.partial(_text_rows, model=self.model), texts, self.tokenizer)
+        return self._rows(forward, texts, self.tokenizer)
 
     def classify(
         self, images: Any, labels: Sequence[str], *, templates: str | Sequence[str] = 'plain'
@@ -103,28 +113,90 @@ def _text_rows(variables, tokens, *, model: CLIP) -> jax.Array:
     return unit(model.apply(variables, tokens, method='encode_text'))
 
 
+def _check_tokenizer(tokenizer: Any, text: Any) -> None:
+    """ValueError if a text encoder cannot read what a tokenizer writes."""
+    for name in ('vocab_size', 'context_length'):
+        ours, its = getattr(tokenizer, name), getattr(text, name)
+        if ours > its:
+            raise ValueError(
+                f"the tokenizer's {name} is {ours:,} and the model's {its:,}: "
+                'they do not belong together'
+            )
+    if text.eot_id not in (None, tokenizer.eot_id):
+        raise ValueError(
+            f'the tokenizer ends texts with token {tokenizer.eot_id}, and the model reads them at '
+            f'token {text.eot_id}: they do not belong together'
+        )
+
+
 def from_card(card: dict[str, Any], variables: dict, model: CLIP, mesh: Mesh) -> Clip:
     """Joins a model and its variables with the tokenizer and the preprocessing that the card
     describes.
     """
+    tokenizer = card['tokenizer'] and tokenizers.from_card(card['tokenizer'])
+    if tokenizer:
+        _check_tokenizer(tokenizer, model.text)
     return Clip(
         model=model,
         variables=variables,
         card=card,
-        tokenizer=tokenizers.from_card(card['tokenizer']),
+        tokenizer=tokenizer,
         preprocess=Preprocess.from_card(card['preprocess']),
         mesh=mesh,
     )
 
 
-def load(path: str | pathlib.Path, *, dtype: str = 'float32') -> Clip:
-    """Loads a model from a run directory (its newest checkpoint) or from one checkpoint in it.
+def read(
+    path: str | pathlib.Path, mesh: Mesh | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads card and variables of a run directory, one checkpoint in it, or a file or folder of any
+    known foreign layout, told apart by content; the variables may lie on the mesh already.
+
+    ValueError if there is no checkpoint at `path`, or one that is not whole.
+    """
+    place = pathlib.Path(path).expanduser()
+    if place.exists() and (layout := convert.layout_of(place)):
+        return convert.read(place, layout)
+    try:
+        folder = checkpoint.find(path)
+    except ValueError as error:
+        raise ValueError(f'{error}. Published checkpoints are {convert.EXPECTED}') from None
+    mesh = mesh or sharding.make_mesh(jax.devices()[:1])
+    card = checkpoint.read_about(folder)['card']
+    return card, checkpoint.read_variables(folder, shapes(clip.from_card(card['model'])), mesh)
+
+
+def load(
+    path: str | pathlib.Path, *, dtype: str = 'float32', image_size: int | None = None
+) -> Clip:
+    """Loads a model from a run directory (its newest checkpoint), one checkpoint in it, or a file
+    or folder of OpenAI, open_clip, Hugging Face or big_vision.
 
     `dtype` is the type of arithmetic: 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators).
-    ValueError if there is no checkpoint at `path`.
+    `image_size` (pixels) makes it a model for other images: its positions are interpolated.
+    ValueError if there is no checkpoint at `path`, or one that is not whole or not supported.
     """
-    folder = checkpoint.find(path)
-    card = checkpoint.read_about(folder)['card']
-    model = build.model(card['model'], dtype)
     mesh = sharding.make_mesh()
-    return from_card(card, checkpoint.read_variables(folder, shapes(model), mesh), model, mesh)
+    card, variables = read(path, mesh)
+    if image_size is not None:
+        card, variables = with_image_size(card, variables, image_size)
+    model = build.model(card['model'], dtype)
+    return from_card(card, on_devices(variables, mesh), model, mesh)
+
+
+def with_image_size(
+    card: dict[str, Any], variables: dict[str, Any], image_size: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns card and variables of the same model for images of another size."""
+    model, variables = clip.with_image_size(card['model'], variables, image_size)
+    preprocess = {**card['preprocess'], 'size': image_size}
+    return {**card, 'model': model, 'preprocess': preprocess}, variables
+
+
+def on_devices(variables: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Copies variables onto every device, and frees each array here as soon as it is there."""
+    leaves, tree = jax.tree.flatten(variables)
+    variables.clear()
+    for i, leaf in enumerate(leaves):
+        leaves[i] = jax.block_until_ready(jax.device_put(leaf, sharding.replicated(mesh)))
+    return jax.tree.unflatten(tree, leaves)

@@ -30,13 +30,21 @@ class TrainState:
 
 
 def create(
-    model: clip.CLIP, optimizer: optax.GradientTransformation, *, seed: int, mesh: Mesh
+    model: clip.CLIP,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    mesh: Mesh,
+    variables: dict | None = None,
 ) -> TrainState:
-    """Initialises model and optimizer, directly in place on every device of the mesh."""
+    """Initialises model and optimizer, directly in place on every device of the mesh.
 
-    def init(key: jax.Array) -> TrainState:
+    The model begins with `variables`, which are used up, or without them with random numbers.
+    """
+
+    def init(key: jax.Array, variables: dict | None) -> TrainState:
         params_key, step_key = jax.random.split(key)
-        buffers = clip.init(model, params_key)
+        buffers = clip.init(model, params_key) if variables is None else dict(variables)
         params = buffers.pop('params')
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -46,7 +54,8 @@ def create(
             rng=jax.random.key_data(step_key),
         )
 
-    return jax.jit(init, out_shardings=sharding.replicated(mesh))(jax.random.key(seed))
+    init = jax.jit(init, out_shardings=sharding.replicated(mesh), donate_argnums=1)
+    return init(jax.random.key(seed), variables)
 
 
 def count(params: dict) -> int:

@@ -19,6 +19,7 @@ import optax
 from clu import parameter_overview
 from etils import epath
 from flax import linen as nn
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from clip_jax import (
@@ -31,8 +32,10 @@ from clip_jax import (
     pretrained,
     sharding,
     state,
+    tokenizers,
 )
 from clip_jax.data import pipeline, transforms
+from clip_jax.models import clip
 from clip_jax.state import TrainState
 
 INTERRUPTED = 130  # the shell's exit code for a program stopped by Ctrl-C
@@ -156,11 +159,14 @@ class Run:
         card_path = workdir / 'card.json'
         begun = card_path.exists()
         if begun:
-            self.card = json.loads(card_path.read_text())
+            self.card, variables = json.loads(card_path.read_text()), None
         else:
-            self.card = _card(config, source)
+            self.card, variables = _begin(config, source, self.mesh)
         model = build.model(self.card['model'], config.model.dtype)
-        self.state = state.create(model, self.optimizer, seed=config.seed, mesh=self.mesh)
+        self.state = state.create(
+            model, self.optimizer, seed=config.seed, mesh=self.mesh, variables=variables
+        )
+        del variables
         # Without variables: they change, and a second copy would stay on the devices.
         self.clip = pretrained.from_card(self.card, {}, model, self.mesh)
         iterator = pipeline.train_iterator(
@@ -269,9 +275,9 @@ class Run:
 
     def score(self) -> dict[str, dict[str, Any]]:
         """Runs every evaluation of the config; returns its reports."""
-        clip = dataclasses.replace(self.clip, variables=self.state.variables)
+        model = dataclasses.replace(self.clip, variables=self.state.variables)
         return {
-            name: evaluate(clip.encode_image, clip.encode_text, source)
+            name: evaluate(model.encode_image, model.encode_text, source)
             for name, (evaluate, source) in self.evals.items()
         }
 
@@ -343,10 +349,50 @@ def _evaluation(name: str, options: ConfigDict, config: ConfigDict) -> tuple[Cal
     return evaluate, build.source(options.data, config.data.options)
 
 
-def _card(config: ConfigDict, source: Any) -> dict[str, Any]:
-    tokenizer = build.tokenizer(config.tokenizer, source)
-    architecture = build.architecture(config.model, tokenizer)
-    preprocess = build.preprocess(config.preprocess, architecture['image']['image_size'])
+def _begin(config: ConfigDict, source: Any, mesh: Mesh) -> tuple[dict[str, Any], dict | None]:
+    """Returns the card of a new run, and the variables that it begins with; None: random ones."""
+    if not config.init.path:
+        return _card(config, source, {}), None
+    there, variables = pretrained.read(config.init.path, mesh)
+    card = _card(config, source, there)
+    size = card['model']['image']['image_size']
+    _, variables = clip.with_image_size(there['model'], variables, size)
+    wrong = _other_shapes(clip.shapes(clip.from_card(card['model'])), variables)
+    if wrong:
+        more = f'; and {len(wrong) - 6} more' if len(wrong) > 6 else ''
+        raise ValueError(
+            f'init.path {config.init.path}: its parameters are not those that config.model '
+            f'describes: {"; ".join(wrong[:6])}{more}. Set in config.model only what changes no '
+            'parameter, and the image_size'
+        )
+    return card, pretrained.on_devices(variables, mesh)
+
+
+def _other_shapes(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """Says in what the arrays of two trees differ."""
+
+    def shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        pairs = jax.tree.leaves_with_path(tree)
+        return {jax.tree_util.keystr(p, simple=True, separator='/'): x.shape for p, x in pairs}
+
+    there, here = shapes(found), shapes(expected)
+    return [
+        f'{name} is {there.get(name, "missing")}, expected {here.get(name, "none")}'
+        for name in sorted({**there, **here})
+        if there.get(name) != here.get(name)
+    ]
+
+
+def _card(config: ConfigDict, source: Any, init: dict[str, Any]) -> dict[str, Any]:
+    """The card of a run; `init` is that of the checkpoint that it begins from, {} without one."""
+    tokenizer = (
+        tokenizers.from_card(init['tokenizer'])
+        if init.get('tokenizer')
+        else build.tokenizer(config.tokenizer, source)
+    )
+    architecture = build.architecture(config.model, tokenizer, init.get('model'))
+    image_size = architecture['image']['image_size']
+    preprocess = build.preprocess(config.preprocess, image_size, init.get('preprocess'))
     card = {'model': architecture, 'preprocess': preprocess.card, 'tokenizer': tokenizer.card}
     return json.loads(json.dumps(card))  # as it will be read back: tuples are lists
 

@@ -6,8 +6,6 @@ A value that is not set (placeholder) leaves the choice to the part that it belo
 are those of CLIP's ViT-B/32 (arXiv 2103.00020, tables 18 to 20), for one machine's batch.
 """
 
-import math
-
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -42,12 +40,12 @@ def get_config() -> ConfigDict:
     c.data.options.tars.text_exts = ('txt',)  # members with captions, one a line
     c.data.options.tars.label_ext = 'cls'  # the member with the class, a number
 
-    # Evaluation preprocessing; part of the card.
+    # Evaluation preprocessing; part of the card. What is not set is OpenAI's, or init.path's.
     c.preprocess = ConfigDict()
-    c.preprocess.resize = 'shortest'  # shortest side, then centre crop; or squash, to a square
-    c.preprocess.interpolation = 'bicubic'  # or bilinear
-    c.preprocess.mean = (0.48145466, 0.4578275, 0.40821073)  # of red, green, blue; OpenAI's
-    c.preprocess.std = (0.26862954, 0.26130258, 0.27577711)  # as above
+    c.preprocess.resize = placeholder(str)  # shortest (side, then centre crop; not set) or squash
+    c.preprocess.interpolation = placeholder(str)  # bicubic (not set), bilinear, …
+    c.preprocess.mean = placeholder(tuple)  # of red, green, blue
+    c.preprocess.std = placeholder(tuple)  # as above
 
     c.tokenizer = ConfigDict()
     c.tokenizer.name = 'bpe'  # CLIP's; or sentencepiece, trained on the training captions
@@ -56,15 +54,16 @@ def get_config() -> ConfigDict:
     c.tokenizer.vocab_size = placeholder(int)  # sentencepiece: pieces to train
 
     c.model = ConfigDict()
-    c.model.embed_dim = 512  # of the space that images and texts share
+    c.model.published = 'ViT-B-32'  # a name in models/published.py; '': sizes stand below
+    c.model.embed_dim = placeholder(int)  # of the space that images and texts share
     c.model.dtype = 'auto'  # of arithmetic: float32, bfloat16; auto: bfloat16 on accelerators
-    c.model.image_proj = 'linear'  # of the image encoder's rows: linear, biased or none
-    c.model.text_proj = 'linear'  # of the text encoder's rows: linear, biased (SigLIP) or none
-    c.model.init_logit_scale = math.log(1 / 0.07)  # the factor of similarities, its logarithm
+    c.model.image_proj = placeholder(str)  # of image rows: linear (not set), biased or none
+    c.model.text_proj = placeholder(str)  # of text rows: linear (not set), biased (SigLIP) or none
+    c.model.init_logit_scale = placeholder(float)  # ln of the similarities' factor; ln(1/0.07)
     c.model.init_logit_bias = placeholder(float)  # added to them, for losses with a bias
     c.model.image = ConfigDict()
-    c.model.image.name = 'vit'  # a file of models/image/
-    c.model.image.variant = 'B/32'  # a row of VARIANTS / patch_size; what is set below overrides it
+    c.model.image.name = placeholder(str)  # a file of models/image/; not set: vit
+    c.model.image.variant = placeholder(str)  # a row of its VARIANTS / patch_size, as B/32
     c.model.image.image_size = placeholder(int)  # pixels, height and width; not set: 224 for a ViT
     c.model.image.width = placeholder(int)  # vit: features of a patch; resnet: of the stem
     c.model.image.heads = placeholder(int)  # of attention
@@ -75,16 +74,29 @@ def get_config() -> ConfigDict:
     c.model.image.positions = placeholder(str)  # vit: learned (not set), sincos2d: fixed ones
     c.model.image.pre_norm = placeholder(bool)  # vit: CLIP's norm before the first block (not set)
     c.model.image.activation = placeholder(str)  # vit: gelu (not set), gelu_tanh or quick_gelu
+    c.model.image.norm_eps = placeholder(float)  # vit: added to variances; not set: 1e-5
+    c.model.image.layer_scale = placeholder(float)  # vit: initial factors of branches; not set: no
     c.model.image.patch_dropout = placeholder(float)  # vit: share left out in training; not set: 0
     c.model.image.depths = placeholder(tuple)  # resnet: blocks of its four stages
     c.model.text = ConfigDict()
-    c.model.text.name = 'transformer'  # a file of models/text/
-    c.model.text.variant = 'B'  # as for the image encoder, and so the rest
+    c.model.text.name = placeholder(str)  # a file of models/text/; not set: transformer
+    c.model.text.variant = placeholder(str)  # a row of its VARIANTS
     c.model.text.width = placeholder(int)  # features of a token
     c.model.text.depth = placeholder(int)  # blocks
     c.model.text.heads = placeholder(int)  # of attention
     c.model.text.mlp_dim = placeholder(int)  # hidden features of a block's MLP
-    c.model.text.activation = 'gelu'  # gelu, gelu_tanh or quick_gelu
+    c.model.text.pool = placeholder(str)  # eot (not set), argmax or last: the row that is read
+    c.model.text.causal = placeholder(bool)  # whether tokens see only earlier ones; not set: true
+    c.model.text.norm_eps = placeholder(float)  # as for the image encoder
+    c.model.text.layer_scale = placeholder(float)  # as for the image encoder
+    c.model.text.activation = placeholder(str)  # gelu (not set), gelu_tanh or quick_gelu
+
+    # Training begins from a checkpoint of any known layout: a run directory, or files of OpenAI,
+    # open_clip, Hugging Face or big_vision. Its architecture, tokenizer and preprocessing take the
+    # place of model.published, tokenizer and the defaults of preprocess; what is set in model and
+    # preprocess changes them, and with another model.image.image_size positions are interpolated.
+    c.init = ConfigDict()
+    c.init.path = placeholder(str)  # not set: random numbers
 
     c.loss = ConfigDict()
     c.loss.name = 'softmax'  # a file of losses/

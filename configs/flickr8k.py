@@ -29,11 +29,10 @@ def get_config() -> ConfigDict:
     c.tokenizer.vocab_size = 3000
     c.tokenizer.context_length = 20
 
+    c.model.published = ''
     c.model.embed_dim = 192
-    c.model.image.variant = ''
     c.model.image.update(image_size=64, patch_size=8, width=192, depth=6, heads=3, mlp_dim=768)
     c.model.image.update(pool='cls', positions='sincos2d', pre_norm=False, patch_dropout=0.5)
-    c.model.text.variant = ''
     c.model.text.update(width=192, depth=2, heads=3, mlp_dim=768)
 
     c.optimizer.learning_rate = 1e-3

@@ -26,11 +26,10 @@ def get_config() -> ConfigDict:
     c.tokenizer.vocab_size = 320
     c.tokenizer.context_length = 20
 
+    c.model.published = ''
     c.model.embed_dim = 128
-    c.model.image.variant = ''
     c.model.image.update(image_size=32, patch_size=8, width=128, depth=4, heads=4, mlp_dim=512)
     c.model.image.update(pool='cls', positions='sincos2d', pre_norm=False)
-    c.model.text.variant = ''
     c.model.text.update(width=64, depth=2, heads=2, mlp_dim=256)
 
     c.optimizer.learning_rate = 1.5e-3

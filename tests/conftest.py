@@ -64,8 +64,8 @@ def get_config():
     c.data.augment.crop_scale = (0.6, 1.0)
     c.data.augment.flip = 0.5
     c.tokenizer.update(name='sentencepiece', vocab_size=40, context_length=12)
-    c.model.embed_dim = 16
-    small = dict(variant='', width=32, depth=2, heads=2, mlp_dim=64)
+    c.model.published, c.model.embed_dim = '', 16
+    small = dict(width=32, depth=2, heads=2, mlp_dim=64)
     c.model.image.update(image_size=16, patch_size=8, patch_dropout=0.25, **small)
     c.model.text.update(**small)
     c.optimizer.update(learning_rate=3e-3, warmup_steps=2)

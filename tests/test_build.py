@@ -81,13 +81,19 @@ def test_the_tokenizer_sets_the_sizes_that_it_knows():
     [
         ({'image': {'name': 'vitt'}}, r"models/image: there is no 'vitt'\. Did you mean 'vit'\?"),
         ({'text': {'name': 'transfromer'}}, r"models/text: .* Did you mean 'transformer'\?"),
-        ({'image': {'variant': 'b/32'}}, r"vit: variant: there is no 'b'.*There are: B, G, H, L"),
+        (
+            {'image': {'variant': 'b/32'}},
+            r"vit: variant: there is no 'b'.*There are: B, B\+, G, H, L, M, S",
+        ),
         ({'text': {'variant': 'RN50x5'}}, r"transformer: variant: .*Did you mean 'RN50x\d+'\?"),
         ({'image': {'variant': 'B/x'}}, r"variant 'B/x': expected SIZE/PATCH_SIZE"),
         ({'text': {'variant': 'B/16'}}, r"transformer: field: there is no 'patch_size'"),
         ({'image': {'widht': 8}}, r"models/image/vit: field: .*'widht'\. Did you mean 'width'\?"),
         ({'text': {'positions': 1}}, r"models/text/transformer: field: there is no 'positions'"),
-        ({'image': {'variant': 'B'}}, r'vit: patch_size must be given, or a variant .*: Ti, S, B'),
+        (
+            {'image': {'variant': 'B'}},
+            r'vit: patch_size must be given, or a variant .*: Ti, S, M, B',
+        ),
         ({'text': {'variant': ''}}, r'transformer: width, depth, heads, mlp_dim must be given'),
         ({'text': {'variant': None}}, r'transformer: width, depth, heads, mlp_dim must be given'),
     ],

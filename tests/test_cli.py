@@ -122,7 +122,7 @@ def test_a_wrong_key_or_value_of_the_config(train, change, message):
         ('model.image.variant=C/32', "models/image/vit: variant: there is no 'C'"),
         ('model.image.name=vitt', "Did you mean 'vit'?"),
         ('model.image.activation=gleu', "Did you mean 'gelu'?"),
-        ('model.image.patch_size=7', 'image_size 16 is not a multiple of patch_size 7'),
+        ('model.image.patch_size=17', 'image_size 16 is smaller than patch_size 17'),
         ('model.image.patch_size=0', 'patch_size is 0; expected at least 1'),
         ('model.embed_dim=0', 'embed_dim is 0; expected at least 1'),
         ('data.augment.crop_scale=(0.5,)', 'crop_scale (0.5,) is not a pair'),

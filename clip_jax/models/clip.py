@@ -148,3 +148,15 @@ def init(model: CLIP, key: jax.Array) -> dict[str, Any]:
 def shapes(model: CLIP) -> dict[str, Any]:
     """Returns shapes and types of all variables of a model, without making them."""
     return jax.eval_shape(functools.partial(init, model), jax.random.key(0))
+
+
+def with_image_size(
+    fields: Mapping[str, Any], variables: Mapping[str, Any], image_size: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns a card's `model` and its variables for images of another size, in pixels."""
+    image = from_card(fields).image
+    params = variables['params']
+    params = {**params, 'image': image.with_image_size(params['image'], image_size)}
+    fields = {**fields, 'image': {**fields['image'], 'image_size': image_size}}
+    from_card(fields)  # raises for a size that cannot be
+    return fields, {**variables, 'params': params}

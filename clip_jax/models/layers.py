@@ -40,7 +40,10 @@ class Norm(nn.LayerNorm):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: [B, L, width] -> [B, L, width]."""
+    """Multi-head self-attention: [B, L, width] -> [B, L, width].
+
+    `mask`: bool [B, 1, L or 1, L], from whom (rows) to whom one may look, beside `causal`.
+    """
 
     heads: int
     causal: bool
@@ -50,7 +53,7 @@ class Attention(nn.Module):
     param_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         qkv = nn.DenseGeneral(
@@ -60,7 +63,7 @@ class Attention(nn.Module):
             **types,
         )(x)
         query, key, value = jnp.moveaxis(qkv, -3, 0)
-        x = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
+        x = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=self.causal)
         return nn.DenseGeneral(
             width,
             axis=(-2, -1),
@@ -91,7 +94,7 @@ class Mlp(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Pre-norm residual blocks: [B, L, width] -> [B, L, width].
+    """Pre-norm residual blocks: [B, L, width] -> [B, L, width]; `mask` as in Attention.
 
     Initial standard deviations are those of CLIP's released code: width^-1/2 into attention, (2
     width)^-1/2 into the MLP, and width^-1/2 (2 depth)^-1/2 out of both, so that the residual stream
@@ -109,7 +112,7 @@ class Transformer(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         for i in range(self.depth):
             x = Block(
                 heads=self.heads,
@@ -122,7 +125,7 @@ class Transformer(nn.Module):
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 name=f'block_{i}',
-            )(x)
+            )(x, mask)
         return x
 
 
@@ -144,7 +147,7 @@ class Block(nn.Module):
     param_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         norm = functools.partial(Norm, epsilon=self.norm_eps, **types)
@@ -156,7 +159,7 @@ class Block(nn.Module):
             out_std=self.out_std,
             name='attention',
             **types,
-        )(y)
+        )(y, mask)
         x = x + self._scaled(y, 'attention_scale')
         y = norm(name='mlp_norm')(x)
         y = Mlp(

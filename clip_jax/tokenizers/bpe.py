@@ -150,10 +150,14 @@ class Tokenizer:
         return cls(card['context_length'], **_rows.given(card, 'special', 'clean'))
 
     def save(self, folder: str) -> None:
-        """Writes `tokenizer_card.json`: the vocabulary is CLIP's own, every CLIP program has it."""
+        """Writes `vocab.json` and `merges.txt`, as Hugging Face's libraries read CLIP's tokens."""
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'tokenizer_card.json').write_text(json.dumps(self.card, indent=2) + '\n')
+        ids, ranks = _vocabulary()
+        ids = {**ids, _SPECIAL[0]: self.sot_id, _SPECIAL[1]: self.eot_id}
+        (folder / 'vocab.json').write_text(json.dumps(ids, ensure_ascii=False))
+        merges = [' '.join(pair) for pair in ranks]
+        (folder / 'merges.txt').write_text('\n'.join(['#version: 0.2', *merges]) + '\n')
 
 
 def create(texts: Iterable[str], *, context_length: int) -> Tokenizer:

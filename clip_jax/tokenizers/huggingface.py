@@ -16,24 +16,34 @@ class Tokenizer:
     `tokenizer_json` is the text of the file, with its own rules for text; `clean`, after CLIP's
     repair if `repair`, comes before them. `start_ids` is None where the file adds start and end
     tokens itself; given, rows are `start_ids`, the text's ids and `eot_id`, whatever the file adds.
-    What the file says of length and padding does not count.
+    None stands for what the file has: the end token that it adds, its padding or, for want of that,
+    the end token. What the file says of length does not count.
     """
 
     def __init__(
         self,
         tokenizer_json: str,
         context_length: int,
-        pad_id: int,
-        eot_id: int,
+        pad_id: int | None = None,
+        eot_id: int | None = None,
         *,
         start_ids: Sequence[int] | None = None,
         clean: str = 'none',
         repair: bool = False,
     ):
         self._file = tokenizer_json
-        self._library, _ = _load(tokenizer_json)
+        self._library, padding = _load(tokenizer_json)
         # Ids need not be dense: a file may leave some out.
         self.vocab_size = max(self._library.get_vocab().values(), default=-1) + 1
+        added = _end(self._library)
+        if eot_id is None and added is None:
+            raise ValueError(
+                'tokenizers/huggingface: the file adds no end token to a text, where models pool; '
+                'give it a post_processor that does, or give start_ids and eot_id.'
+            )
+        eot_id = added if eot_id is None else eot_id
+        if pad_id is None:
+            pad_id = padding['pad_id'] if padding else eot_id
         self.pad_id = _rows.known(pad_id, self.vocab_size, what='tokenizers/huggingface: pad_id')
         self.eot_id = _rows.known(eot_id, self.vocab_size, what='tokenizers/huggingface: eot_id')
         self._start_ids = None if start_ids is None else [*start_ids]
@@ -41,10 +51,10 @@ class Tokenizer:
         self.context_length = context_length
         for token in start_ids or []:
             _rows.known(token, self.vocab_size, what='tokenizers/huggingface: start_ids')
-        if start_ids is None and _end(self._library) != eot_id:
+        if start_ids is None and added != eot_id:
             raise ValueError(
-                f'tokenizers/huggingface: the file adds the token {_end(self._library)} at the end '
-                f'of a text, not eot_id, {eot_id}; give start_ids, [] for none, to have it added.'
+                f'tokenizers/huggingface: the file adds the token {added} at the end of a text, '
+                f'not eot_id, {eot_id}; give start_ids, [] for none, to have it added.'
             )
         special = len(start_ids or []) + 1
         if start_ids is None:
@@ -96,9 +106,7 @@ class Tokenizer:
         return cls(
             card['tokenizer_json'],
             card['context_length'],
-            card['pad_id'],
-            card['eot_id'],
-            **_rows.given(card, 'start_ids', 'clean', 'repair'),
+            **_rows.given(card, 'pad_id', 'eot_id', 'start_ids', 'clean', 'repair'),
         )
 
     def save(self, folder: str) -> None:
@@ -112,24 +120,12 @@ class Tokenizer:
 
 
 def create(texts: Iterable[str], *, context_length: int, path: str) -> Tokenizer:
-    """Reads the `tokenizer.json` at `path`; its vocabulary is fixed, so captions are not read.
-
-    Rows end with the last token that the file adds to a text, and are padded as the file says or,
-    where it says nothing, with that token.
-    """
+    """Reads the `tokenizer.json` at `path`; its vocabulary is fixed, so captions are not read."""
     del texts
     file = epath.Path(path)
     if not file.is_file():
         raise ValueError(f'tokenizers/huggingface: there is no file {path!r}.')
-    text = file.read_text()
-    library, padding = _load(text)
-    eot_id = _end(library)
-    if eot_id is None:
-        raise ValueError(
-            f'tokenizers/huggingface: {path!r} adds no end token to a text, where models pool; '
-            'give it a post_processor that does.'
-        )
-    return Tokenizer(text, context_length, padding['pad_id'] if padding else eot_id, eot_id)
+    return Tokenizer(file.read_text(), context_length)
 
 
 def _load(tokenizer_json: str) -> tuple[tokenizers.Tokenizer, dict[str, Any] | None]:

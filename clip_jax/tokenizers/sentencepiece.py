@@ -107,10 +107,10 @@ class Tokenizer:
         )
 
     def save(self, folder: str) -> None:
-        """Writes `tokenizer.model`, which every program with SentencePiece reads."""
+        """Writes `spiece.model`, which every program with SentencePiece reads."""
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'tokenizer.model').write_bytes(self._model)
+        (folder / 'spiece.model').write_bytes(self._model)
 
     def __reduce__(self):
         return type(self).from_card, (self.card,)

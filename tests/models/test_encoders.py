@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clip_jax import build, lookup, state
-from clip_jax.models import clip
+from clip_jax.models import clip, positions
 from clip_jax.models.image import vit
 from clip_jax.models.text import transformer
 
@@ -150,7 +150,7 @@ def test_patch_embedding_is_a_strided_convolution():
 
 
 def test_fixed_positions_tell_rows_from_columns_and_are_no_parameters():
-    table = np.asarray(vit.sincos2d(3, 16))
+    table = np.asarray(positions.sincos2d(3, 16))
     assert table.shape == (9, 16)
     assert np.abs(table[:, None] - table[None]).max(axis=-1)[~np.eye(9, dtype=bool)].min() > 0.1
     # Neighbours in a row share the row's half, neighbours in a column the column's.
@@ -211,7 +211,7 @@ def test_outputs_are_unit_rows_and_the_initial_scale_is_one_over_007():
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'image_size': 20}, 'image_size 20 is not a multiple of patch_size 8'),
+        ({'image_size': 7}, 'image_size 7 is smaller than patch_size 8'),
         ({'heads': 5}, 'width 32 is not a multiple of heads 5'),
         ({'heads': 0}, 'heads is 0; expected at least 1'),
         ({'depth': 0}, 'depth is 0'),

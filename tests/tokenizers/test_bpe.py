@@ -9,6 +9,7 @@ from importlib import metadata
 
 import numpy as np
 import pytest
+from tokenizers import models
 
 from clip_jax.tokenizers import bpe
 
@@ -238,18 +239,25 @@ def test_a_context_without_room_for_a_token_is_refused():
         bpe.Tokenizer(2)
 
 
-def test_save_writes_the_card(tmp_path):
+def test_save_writes_the_files_that_hugging_face_reads_and_the_card_is_all(tmp_path):
     tokenizer = bpe.Tokenizer(64, special=OPEN_CLIP, clean='canonicalize')
     tokenizer.save(tmp_path / 'new')
-    card = json.loads((tmp_path / 'new/tokenizer_card.json').read_text())
-    assert card == tokenizer.card
-    assert card == {
+    files = [str(tmp_path / 'new' / name) for name in ('vocab.json', 'merges.txt')]
+    library = models.BPE.from_file(*files, end_of_word_suffix='</w>')
+    # The library's words are of the signs that stand for bytes, as the file's are.
+    for word in ('photograph', 'zzyzx', '7'):
+        ids = [token.id for token in library.tokenize(word)]
+        assert ids == tokenizer(word)[0][1 : len(ids) + 1].tolist()
+    assert library.token_to_id('<|startoftext|>') == tokenizer.sot_id
+    assert library.token_to_id('<|endoftext|>') == tokenizer.eot_id
+    assert tokenizer.card == {
         'name': 'bpe',
         'context_length': 64,
         'special': ['<start_of_text>', '<end_of_text>'],
         'clean': 'canonicalize',
     }
-    assert bpe.Tokenizer.from_card(card).card == card
+    same = bpe.Tokenizer.from_card(json.loads(json.dumps(tokenizer.card)))
+    assert (same('A <end_of_text>!') == tokenizer('A <end_of_text>!')).all()
 
 
 def test_a_card_that_says_no_more_than_the_length_means_the_published_tokenizer():

@@ -105,7 +105,7 @@ def test_says_what_it_learns_and_the_library_keeps_quiet(monkeypatch, capfd):
 def test_save_and_path_carry_a_vocabulary_over(tmp_path):
     tokenizer = create()
     tokenizer.save(tmp_path / 'new')
-    path = str(tmp_path / 'new/tokenizer.model')
+    path = str(tmp_path / 'new/spiece.model')
     assert create([], path=path).card == tokenizer.card
     assert library.SentencePieceProcessor(model_file=path).vocab_size() == 100
 

@@ -3,4 +3,5 @@
 
 `Encoder.__call__(images, *, train=False)`. Images are normalised by the card's mean and std. With
 `train=True` an encoder may update variables beside `params`, such as running statistics.
+`Encoder.with_image_size(params, image_size) -> params` makes them fit images of another size.
 """

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from clip_jax.models import positions
+
 # CLIP (arXiv 2103.00020), tables 18 and 19; their width is that of the rows that come out, 32 times
 # the one here.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -60,6 +62,12 @@ class Encoder(nn.Module):
                 f'{what}: 32 * width, which is {rows}, is not a multiple of heads {self.heads}'
             )
         super().__post_init__()
+
+    def with_image_size(self, params: dict, image_size: int) -> dict:
+        """Returns parameters for images of another size; of the others only positions change."""
+        pool = params['attention_pool']
+        table = positions.resized(pool['position_embedding'], image_size // STRIDE, tokens=1)
+        return {**params, 'attention_pool': {**pool, 'position_embedding': table}}
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -173,8 +181,8 @@ class AttentionPool(nn.Module):
         )
         x = x.reshape(batch, -1, width)
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
-        positions = self.param('position_embedding', init, x.shape[1:], self.param_dtype)
-        x = x + positions.astype(x.dtype)
+        table = self.param('position_embedding', init, x.shape[1:], self.param_dtype)
+        x = x + table.astype(x.dtype)
         query = project(name='query')(x[:, :1])
         key, value = project(name='key')(x), project(name='value')(x)
         return jax.nn.dot_product_attention(query, key, value).reshape(batch, width)
@@ -224,7 +232,7 @@ class BatchNorm(nn.Module):
                 self._update(running_var, var * (count / max(count - 1, 1)))
         else:
             mean, var = running_mean.value, running_var.value
-        x = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+        x = (x - mean) * (scale / jnp.sqrt(var + self.epsilon)) + bias
         return x.astype(self.dtype)
 
     def _update(self, running: nn.Variable, value: jax.Array) -> None:

@@ -2,11 +2,14 @@
 CLIP models use.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup
+from clip_jax.models import positions
 from clip_jax.models.layers import Mlp, Norm, Transformer, check_sizes
 
 # 'B/16' in a config is row B with patch_size 16.
@@ -15,6 +18,9 @@ VARIANTS: dict[str, dict[str, int]] = {
     # table 1.
     'Ti': {'width': 192, 'depth': 12, 'heads': 3, 'mlp_dim': 768},
     'S': {'width': 384, 'depth': 12, 'heads': 6, 'mlp_dim': 1536},
+    # open_clip's model_configs, between S and B and above B.
+    'M': {'width': 512, 'depth': 12, 'heads': 8, 'mlp_dim': 2048},
+    'B+': {'width': 896, 'depth': 12, 'heads': 14, 'mlp_dim': 3584},
     # ViT (arXiv 2010.11929), table 1; B/32, B/16 and L/14 are CLIP's (arXiv 2103.00020), table 19.
     'B': {'width': 768, 'depth': 12, 'heads': 12, 'mlp_dim': 3072},
     'L': {'width': 1024, 'depth': 24, 'heads': 16, 'mlp_dim': 4096},
@@ -22,8 +28,12 @@ VARIANTS: dict[str, dict[str, int]] = {
     # Scaling Vision Transformers (arXiv 2106.04560), table 2.
     'g': {'width': 1408, 'depth': 40, 'heads': 16, 'mlp_dim': 6144},
     'G': {'width': 1664, 'depth': 48, 'heads': 16, 'mlp_dim': 8192},
+    # Getting ViT in Shape (arXiv 2305.13035), SigLIP 2 (arXiv 2502.14786), PaLI (arXiv 2209.06794).
+    'So400m': {'width': 1152, 'depth': 27, 'heads': 16, 'mlp_dim': 4304},
+    'giant-opt': {'width': 1536, 'depth': 40, 'heads': 16, 'mlp_dim': 6144},
+    'e': {'width': 1792, 'depth': 56, 'heads': 16, 'mlp_dim': 15360},
 }
-POOLS = ('cls', 'mean', 'map')
+POOLS = ('cls', 'mean', 'map', 'queries')
 POSITIONS = ('learned', 'sincos2d')
 
 
@@ -31,7 +41,9 @@ class Encoder(nn.Module):
     """ViT: float [B, H, W, 3] -> [B, width].
 
     `pool`: 'cls' reads a class token, 'mean' averages the patches, 'map' attends to them with one
-    learned query (Scaling Vision Transformers, section 3.1). `class_token` adds a class token also
+    learned query (Scaling Vision Transformers, section 3.1), 'queries' with the first of
+    `pool_queries`, `pool_width` wide, of which the others are a caption decoder's (CoCa, arXiv
+    2205.01917, section 3.2). `class_token` adds a class token also
     where the pool does not read it (CLIPA, arXiv 2305.07017). `positions`: 'learned' from random
     numbers, or 'sincos2d', fixed sines and cosines of row and column, with which small data learns
     sooner (Better plain ViT baselines, arXiv 2205.01580). `pre_norm` is CLIP's layer norm before
@@ -47,6 +59,9 @@ class Encoder(nn.Module):
     heads: int
     mlp_dim: int
     pool: str = 'cls'
+    pool_queries: int = 256
+    pool_width: int = 512
+    pool_heads: int = 8
     class_token: bool = False
     positions: str = 'learned'
     activation: str = 'gelu'
@@ -62,6 +77,9 @@ class Encoder(nn.Module):
     def __post_init__(self):
         lookup.check(self.pool, POOLS, what='models/image/vit: pool')
         lookup.check(self.positions, POSITIONS, what='models/image/vit: positions')
+        # Of two ways to say the same, one: where a single row is read, its norm may come before.
+        self.class_token = self.class_token or self.pool == 'cls'
+        self.norm_after_pool = self.norm_after_pool and self.pool in ('mean', 'map')
         check_sizes(
             'models/image/vit',
             self.activation,
@@ -71,19 +89,40 @@ class Encoder(nn.Module):
             mlp_dim=self.mlp_dim,
             image_size=self.image_size,
             patch_size=self.patch_size,
+            pool_queries=self.pool_queries,
         )
+        if self.pool == 'queries':
+            check_sizes(
+                'models/image/vit: pool',
+                self.activation,
+                width=self.pool_width,
+                heads=self.pool_heads,
+            )
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(
                 f'models/image/vit: patch_dropout {self.patch_dropout} is not from 0 to below 1'
             )
         if self.positions == 'sincos2d' and self.width % 4:
             raise ValueError(f'models/image/vit: sincos2d needs width in fours, not {self.width}')
-        if self.image_size % self.patch_size:
+        if self.image_size < self.patch_size:
             raise ValueError(
-                f'models/image/vit: image_size {self.image_size} is not a multiple of '
-                f'patch_size {self.patch_size}'
+                f'models/image/vit: image_size {self.image_size} is smaller than patch_size '
+                f'{self.patch_size}'
             )
         super().__post_init__()
+
+    @property
+    def grid(self) -> int:
+        """Patches in a row and in a column."""
+        return self.image_size // self.patch_size
+
+    def with_image_size(self, params: dict, image_size: int) -> dict:
+        """Returns parameters for images of another size; of the others only positions change."""
+        if 'position_embedding' not in params:
+            return params
+        table, grid = params['position_embedding'], image_size // self.patch_size
+        table = positions.resized(table, grid, tokens=int(self.class_token))
+        return {**params, 'position_embedding': table}
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
@@ -98,15 +137,15 @@ class Encoder(nn.Module):
             **types,
         )(patches(images, self.patch_size))
         if self.positions == 'sincos2d':
-            x = x + sincos2d(self.image_size // self.patch_size, self.width).astype(x.dtype)
-        tokens = int(self.class_token or self.pool == 'cls')
+            x = x + positions.sincos2d(self.grid, self.width).astype(x.dtype)
+        tokens = int(self.class_token)
         if tokens:
             token = self.param('class_embedding', embedding, (self.width,), self.param_dtype)
             token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
         if self.positions == 'learned':
-            positions = self.param('position_embedding', embedding, x.shape[1:], self.param_dtype)
-            x = x + positions.astype(x.dtype)
+            table = self.param('position_embedding', embedding, x.shape[1:], self.param_dtype)
+            x = x + table.astype(x.dtype)
         if train and self.patch_dropout:
             kept = drop_patches(x[:, tokens:], self.patch_dropout, self.make_rng('dropout'))
             x = jnp.concatenate([x[:, :tokens], kept], axis=1)
@@ -123,7 +162,7 @@ class Encoder(nn.Module):
             **types,
         )(x)
         norm = Norm(epsilon=self.norm_eps, name='post_norm', **types)
-        if self.norm_after_pool:
+        if self.norm_after_pool or self.pool == 'queries':
             return norm(self._pooled(x, tokens))
         return self._pooled(norm(x), tokens)
 
@@ -133,6 +172,16 @@ class Encoder(nn.Module):
             return x[:, 0]
         if self.pool == 'mean':
             return x[:, tokens:].mean(axis=1)
+        if self.pool == 'queries':
+            return QueryPool(
+                self.pool_queries,
+                self.pool_width,
+                self.pool_heads,
+                self.norm_eps,
+                self.dtype,
+                self.param_dtype,
+                name='attention_pool',
+            )(x)
         return AttentionPool(
             self.heads,
             self.mlp_dim,
@@ -173,24 +222,43 @@ class AttentionPool(nn.Module):
         return (x + mlp(y))[:, 0]
 
 
+class QueryPool(nn.Module):
+    """CoCa's pooling: the first of `queries` attends to all tokens, [B, L, C] -> [B, width]."""
+
+    queries: int
+    width: int
+    heads: int
+    norm_eps: float
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+        norm = functools.partial(Norm, epsilon=self.norm_eps, **types)
+        shape = (self.queries, self.width)
+        probe = self.param('probe', nn.initializers.normal(1.0), shape, self.param_dtype)
+        query = norm(name='query_norm')(probe[:1].astype(x.dtype))
+        query = jnp.broadcast_to(query, (len(x), 1, self.width))
+        attention = nn.MultiHeadDotProductAttention(
+            self.heads, qkv_features=self.width, name='attention', **types
+        )
+        return attention(query, norm(name='key_norm')(x))[:, 0]
+
+
 def patches(images: jax.Array, size: int) -> jax.Array:
-    """Cuts images into squares: [B, H, W, C] -> [B, H/size * W/size, size, size, C], row by row."""
+    """Cuts images into squares: [B, H, W, C] -> [B, H/size * W/size, size, size, C], row by row.
+
+    Rows and columns that are left over on the right and below are left out, as the convolutions of
+    published models do: SigLIP's So400m/14 sees 378 of 384 pixels.
+    """
     # A dense layer over these is the strided convolution of the papers; its gradient is far quicker
     # on CPU.
     batch, height, width, channels = images.shape
-    x = images.reshape(batch, height // size, size, width // size, size, channels)
+    rows, columns = height // size, width // size
+    images = images[:, : rows * size, : columns * size]
+    x = images.reshape(batch, rows, size, columns, size, channels)
     return x.swapaxes(2, 3).reshape(batch, -1, size, size, channels)
-
-
-def sincos2d(grid: int, width: int) -> jax.Array:
-    """Sines and cosines of each patch's column and row at width / 4 frequencies: [grid^2, width].
-
-    Wavelengths from 2 pi to 20,000 pi patches (arXiv 1706.03762, section 3.5, in two dimensions).
-    """
-    frequency = 10_000.0 ** -jnp.linspace(0, 1, width // 4)
-    row, column = jnp.divmod(jnp.arange(grid * grid), grid)
-    angles = [place[:, None] * frequency for place in (column, row)]
-    return jnp.concatenate([f(angle) for angle in angles for f in (jnp.sin, jnp.cos)], axis=1)
 
 
 def drop_patches(x: jax.Array, share: float, key: jax.Array) -> jax.Array:

@@ -9,21 +9,28 @@ import jax.numpy as jnp
 from clip_jax import lookup
 from clip_jax.models.layers import Norm, Transformer, check_sizes
 
-# The text towers of CLIP's tables 18 and 19, by the image encoder that they were trained with, and,
-# last two, those of open_clip's ViT-H/14 (also g/14) and ViT-bigG/14 (arXiv 2212.07143).
 VARIANTS: dict[str, dict[str, int]] = {
+    # CLIP's tables 18 and 19, by the image encoder that they were trained with.
     'B': {'width': 512, 'depth': 12, 'heads': 8, 'mlp_dim': 2048},
     'L': {'width': 768, 'depth': 12, 'heads': 12, 'mlp_dim': 3072},
     'RN50': {'width': 512, 'depth': 12, 'heads': 8, 'mlp_dim': 2048},
     'RN50x4': {'width': 640, 'depth': 12, 'heads': 10, 'mlp_dim': 2560},
     'RN50x16': {'width': 768, 'depth': 12, 'heads': 12, 'mlp_dim': 3072},
     'RN50x64': {'width': 1024, 'depth': 12, 'heads': 16, 'mlp_dim': 4096},
+    # open_clip's, of ViT-S (and -alt), H and g, bigG, e (arXiv 2212.07143 and model_configs).
+    'XS': {'width': 256, 'depth': 10, 'heads': 4, 'mlp_dim': 1024},
+    'S': {'width': 384, 'depth': 12, 'heads': 6, 'mlp_dim': 1536},
     'H': {'width': 1024, 'depth': 24, 'heads': 16, 'mlp_dim': 4096},
     'G': {'width': 1280, 'depth': 32, 'heads': 20, 'mlp_dim': 5120},
+    'e': {'width': 1280, 'depth': 36, 'heads': 20, 'mlp_dim': 5120},
+    # SigLIP's (arXiv 2303.15343), as large as its image encoders.
+    'siglip-B': {'width': 768, 'depth': 12, 'heads': 12, 'mlp_dim': 3072},
+    'siglip-L': {'width': 1024, 'depth': 24, 'heads': 16, 'mlp_dim': 4096},
+    'So400m': {'width': 1152, 'depth': 27, 'heads': 16, 'mlp_dim': 4304},
 }
 
 
-POOLS = ('eot', 'argmax', 'last')
+POOLS = ('eot', 'argmax', 'last', 'cls')
 
 
 class Encoder(nn.Module):
@@ -31,8 +38,9 @@ class Encoder(nn.Module):
 
     `pool`: which row is read: 'eot' at the first `eot_id`, 'argmax' at the first largest id, as in
     OpenAI's code, where that is the end of the text; 'last' the last one, padding or not, so that
-    all rows must have the `context_length` of training (SigLIP, arXiv 2303.15343). `layer_scale`:
-    see layers.Block.
+    all rows must have the `context_length` of training (SigLIP, arXiv 2303.15343); 'cls' a learned
+    token behind the text, with padding, `pad_id`, hidden (CoCa, arXiv 2205.01917).
+    `layer_scale`: see layers.Block.
     """
 
     vocab_size: int
@@ -42,6 +50,7 @@ class Encoder(nn.Module):
     heads: int
     mlp_dim: int
     eot_id: int | None = None
+    pad_id: int = 0
     pool: str = 'eot'
     causal: bool = True
     activation: str = 'gelu'
@@ -54,6 +63,8 @@ class Encoder(nn.Module):
         lookup.check(self.pool, POOLS, what='models/text/transformer: pool')
         if self.pool == 'eot' and self.eot_id is None:
             raise ValueError("models/text/transformer: pool 'eot' needs the tokenizer's eot_id")
+        if self.pool != 'eot':
+            self.eot_id = None  # is not read
         check_sizes(
             'models/text/transformer',
             self.activation,
@@ -74,18 +85,20 @@ class Encoder(nn.Module):
             name='token_embedding',
             **types,
         )(tokens)
-        positions = self.param(
-            'position_embedding',
-            nn.initializers.normal(0.01),
-            (self.context_length, self.width),
-            self.param_dtype,
-        )
-        if self.pool == 'last' and tokens.shape[1] != self.context_length:
+        if self.pool in ('last', 'cls') and tokens.shape[1] != self.context_length:
             raise ValueError(
-                f"models/text/transformer: pool 'last' reads rows of {self.context_length} tokens, "
-                f'these have {tokens.shape[1]}; pad them'
+                f'models/text/transformer: pool {self.pool!r} reads rows of {self.context_length} '
+                f'tokens, these have {tokens.shape[1]}; pad them'
             )
-        x = x + positions[: tokens.shape[1]].astype(x.dtype)
+        small, mask = nn.initializers.normal(0.01), None
+        if self.pool == 'cls':
+            token = self.param('class_embedding', small, (self.width,), self.param_dtype)
+            token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width))
+            x = jnp.concatenate([x, token], axis=1)
+            mask = padding_mask(tokens != self.pad_id)
+        length = self.context_length + (self.pool == 'cls')
+        positions = self.param('position_embedding', small, (length, self.width), self.param_dtype)
+        x = x + positions[: x.shape[1]].astype(x.dtype)
         x = Transformer(
             depth=self.depth,
             heads=self.heads,
@@ -96,10 +109,20 @@ class Encoder(nn.Module):
             layer_scale=self.layer_scale,
             name='transformer',
             **types,
-        )(x)
-        if self.pool == 'last':
+        )(x, mask)
+        if self.pool in ('last', 'cls'):
             x = x[:, -1]
         else:
             end = jnp.argmax(tokens == self.eot_id if self.pool == 'eot' else tokens, axis=1)
             x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
         return Norm(epsilon=self.norm_eps, name='post_norm', **types)(x)
+
+
+def padding_mask(is_text: jax.Array) -> jax.Array:
+    """Hides padding from all of a text with a class token behind it: bool [B, L] -> [B, 1, 1, L+1].
+
+    As in open_clip, with which published models were trained, the mask lies one place too far to
+    the right: place k is seen where token k - 1 is text.
+    """
+    class_token = jnp.ones((len(is_text), 1), bool)
+    return jnp.concatenate([class_token, is_text], axis=1)[:, None, None]

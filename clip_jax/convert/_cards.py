@@ -1,0 +1,83 @@
+"""Cards: how they are completed from a foreign config, and checked before they become one."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from clip_jax.convert import _table
+from clip_jax.convert._table import Array, Row
+from clip_jax.models import clip, positions
+
+HALF = (0.5, 0.5, 0.5)
+# What only training needs, so that a layout may leave it out.
+OF_TRAINING = ('patch_dropout', 'init_logit_scale', 'init_logit_bias')
+
+
+@contextlib.contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Turns what goes wrong while a config or shapes are understood into a ValueError."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f'{what}: {error.args[0]} is missing') from error
+    except (TypeError, AttributeError, IndexError, ArithmeticError) as error:
+        raise ValueError(f'{what}: a value of a kind that no such model has ({error})') from error
+
+
+def complete(
+    fields: Mapping[str, Any],
+    rows: Callable[[Mapping[str, Any]], Iterable[Row]],
+    theirs: Mapping[str, Array],
+    *,
+    what: str,
+    ignored: Callable[[str], bool] = lambda name: False,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the card's `model` with every field, and the variables that `rows` makes of theirs.
+
+    ValueError, beginning with `what`, for an architecture that cannot be and for arrays that are
+    not its own.
+    """
+    try:
+        model = clip.from_card(fields)
+        card, like = clip.to_card(model), clip.shapes(model)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{what}: no such architecture can be: {error}') from error
+    return card, _table.read(rows(card), theirs, like, what=what, ignored=ignored)
+
+
+def check_expressible(model: Mapping[str, Any], written: Mapping[str, Any], layout: str) -> None:
+    """ValueError if `written`, what a layout's config would say, is not `model`."""
+    ours, theirs = (_that_counts(clip.to_card(clip.from_card(x))) for x in (model, written))
+    wrong = [
+        f'{name} {ours.get(name)!r} (it would be {theirs.get(name)!r})'
+        for name in sorted({**ours, **theirs})
+        if ours.get(name) != theirs.get(name)
+    ]
+    if wrong:
+        raise ValueError(
+            f'the layout {layout} cannot hold this model: it has no {", ".join(wrong)}'
+        )
+
+
+def _that_counts(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an architecture changes results, flat."""
+    fields = {k: v for k, v in _table.flat(model).items() if k.split('/')[-1] not in OF_TRAINING}
+    return {**fields, 'logit_bias': model['init_logit_bias'] is not None}
+
+
+def learned_positions(
+    model: Mapping[str, Any], variables: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the same model with its image positions as a parameter, for layouts with no other."""
+    image = model['image']
+    if image.get('positions', 'learned') == 'learned':
+        return dict(model), dict(variables)
+    table = positions.sincos2d(image['image_size'] // image['patch_size'], image['width'])
+    table = jnp.pad(table, ((int(image['class_token']), 0), (0, 0)))
+    params = dict(variables['params'])
+    params['image'] = {**params['image'], 'position_embedding': np.asarray(table)}
+    model = {**model, 'image': {**image, 'positions': 'learned'}}
+    return model, {**variables, 'params': params}

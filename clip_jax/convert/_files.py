@@ -1,0 +1,112 @@
+"""Files of weights, whatever holds them, as {name: array that is read when asked for}."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from clip_jax.convert import _torch_file
+from clip_jax.convert._table import Array
+
+_TYPES = {
+    'F64': np.float64,
+    'F32': np.float32,
+    'F16': np.float16,
+    'BF16': ml_dtypes.bfloat16,
+    'I64': np.int64,
+    'I32': np.int32,
+    'I16': np.int16,
+    'I8': np.int8,
+    'U8': np.uint8,
+    'BOOL': np.bool_,
+}
+
+
+def arrays(path: pathlib.Path) -> dict[str, Array]:
+    """Opens a file of weights: safetensors, an index of several, or any of torch's."""
+    if path.name.endswith('.index.json'):
+        return _sharded(path)
+    if path.suffix == '.safetensors':
+        return _safetensors(path)
+    return _torch_file.state_dict(path)[0]
+
+
+def _safetensors(path: pathlib.Path) -> dict[str, Array]:
+    found = {}
+    try:
+        with safetensors.safe_open(path, 'numpy') as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                dtype = np.dtype(_TYPES.get(part.get_dtype(), np.void))
+                read = functools.partial(_safetensor, path, name)
+                found[name] = Array(tuple(part.get_shape()), dtype, read)
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f'{path}: not a whole safetensors file ({error}); copy or download it again'
+        ) from error
+    return found
+
+
+def _safetensor(path: pathlib.Path, name: str) -> np.ndarray:
+    # Opened anew for each: what an open file has read stays in memory, a second time the weights.
+    with safetensors.safe_open(path, 'numpy') as file:
+        return file.get_tensor(name)
+
+
+def _sharded(path: pathlib.Path) -> dict[str, Array]:
+    """Reads `*.index.json`: {'weight_map': {name: file beside it}}."""
+    names = json_of(path).get('weight_map')
+    if not isinstance(names, dict) or not all(isinstance(x, str) for x in names.values()):
+        raise ValueError(f"{path}: no index of weights: 'weight_map' should say each name's file")
+    found: dict[str, Array] = {}
+    for file in sorted(set(names.values())):
+        if pathlib.PurePath(file).name != file or not (path.parent / file).is_file():
+            raise ValueError(f'{path}: names the file {file!r}, which is not beside it')
+        found |= arrays(path.parent / file)
+    if set(found) != set(names):
+        wrong = sorted(set(found) ^ set(names))[:8]
+        raise ValueError(f'{path}: index and files do not name the same arrays: {wrong}')
+    return found
+
+
+def names_begin(path: pathlib.Path, prefix: str) -> bool:
+    """Says whether some array of a file of weights has a name that begins so."""
+    return any(name.startswith(prefix) for name in arrays(path))
+
+
+def json_of(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON file that holds an object."""
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path}: not valid JSON: {error}') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{path}: holds a {type(content).__name__}, expected an object {{…}}')
+    return content
+
+
+def locate(path: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
+    """Returns the file of weights that a path means: itself, or the first of `names` in it."""
+    if path.is_file():
+        return path
+    names = list(names)
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise ValueError(f'{path}: no file of weights; expected one of {", ".join(names)}')
+
+
+def folder_of(path: pathlib.Path) -> pathlib.Path:
+    """Returns the folder whose other files (config, tokenizer) go with a path."""
+    return path if path.is_dir() else path.parent
+
+
+def save(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes safetensors that PyTorch programs read."""
+    save_file(tensors, path, metadata={'format': 'pt'})

@@ -1,0 +1,200 @@
+"""Reads the pickles inside torch's files. Nothing in them is imported, called or executed.
+
+A pickle is a program for a stack machine, and Python's own machine imports and calls what the
+program names. This one knows the instructions that torch's files are made of; a name stays a name,
+and what a call of it means is the caller's table to say.
+"""
+
+import struct
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+MOST_ON_STACK = 100_000
+MOST_MARKS = 100  # how deep containers may lie in each other
+LONGEST_NAME = 1_000
+
+
+class Name(str):
+    """What a file names as a class or a function: 'module name'."""
+
+
+class Instance:
+    """An object of a class that TorchScript compiled; only its attributes count."""
+
+    __slots__ = ('attributes',)
+
+    def __init__(self):
+        self.attributes: dict[str, Any] = {}
+
+
+def load(
+    file: BinaryIO,
+    end: int,
+    *,
+    known: Callable[[Name], bool],
+    call: Callable[[Name, tuple], Any],
+    persistent: Callable[[Any], Any],
+) -> Any:
+    """Reads one pickle, which lies before the position `end` of a file, and returns its value.
+
+    It is made of dicts, lists, tuples, strings, numbers, None, `Instance`s, names that are `known`,
+    and what `call(name, arguments)` and `persistent(id)` return. ValueError for anything else.
+    """
+    return _Machine(file, end, known, call, persistent).run()
+
+
+class _Machine:
+    def __init__(self, file, end, known, call, persistent):
+        self.file, self.end = file, end
+        self.known, self.call, self.persistent = known, call, persistent
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        while (code := self.read(1)) != b'.':
+            if code not in _STEPS:
+                raise ValueError(f'the instruction {code!r} does not occur in files of tensors')
+            _STEPS[code](self)
+            if len(self.stack) > MOST_ON_STACK or len(self.marks) > MOST_MARKS:
+                raise ValueError('values lie too deep in each other')
+        value = self.pop()
+        if self.stack or self.marks:
+            raise ValueError('values are left over at its end')
+        return value
+
+    def read(self, size: int) -> bytes:
+        # Checked before it is read: Python makes room for as much as is asked for.
+        if size > self.end - self.file.tell():
+            raise ValueError('it ends in the middle of a value')
+        return self.file.read(size)
+
+    def number(self, form: str) -> Any:
+        return struct.unpack(form, self.read(struct.calcsize(form)))[0]
+
+    def text(self, form: str) -> str:
+        return self.read(self.number(form)).decode('utf-8', 'surrogatepass')
+
+    def line(self) -> str:
+        line = self.file.readline(LONGEST_NAME)
+        if not line.endswith(b'\n'):
+            raise ValueError('a name has no end')
+        return line[:-1].decode()
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self, kind: type = object) -> Any:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise ValueError('it takes a value where there is none')
+        return self.of_kind(self.stack.pop(), kind)
+
+    def pop_to_mark(self) -> list[Any]:
+        if not self.marks:
+            raise ValueError('it takes values where there are none')
+        start = self.marks.pop()
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
+
+    def of_kind(self, value: Any, kind: type) -> Any:
+        if kind is not object and type(value) is not kind:
+            raise ValueError(f'a {kind.__name__} is expected where a {type(value).__name__} is')
+        return value
+
+    def set_items(self, pairs: list[Any]) -> None:
+        target = self.pop(dict)
+        if len(pairs) % 2:
+            raise ValueError('a key has no value')
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            if type(key) not in (str, int):
+                raise ValueError(f'a {type(key).__name__} is a key')
+            target[key] = value
+        self.push(target)
+
+    def extend(self, values: list[Any]) -> None:
+        target = self.pop(list)
+        target.extend(values)
+        self.push(target)
+
+    def put(self, place: int) -> None:
+        value = self.pop()
+        self.memo[place] = value
+        self.push(value)
+
+    def get(self, place: int) -> None:
+        if place not in self.memo:
+            raise ValueError('it takes a value again that it never kept')
+        self.push(self.memo[place])
+
+    def name(self, module: str, name: str) -> None:
+        full = Name(f'{module} {name}')
+        if not self.known(full):
+            raise ValueError(f'it names {module}.{name}, which has no place in a file of tensors')
+        self.push(full)
+
+    def reduce(self) -> None:
+        arguments, name = self.pop(tuple), self.pop(Name)
+        self.push(self.call(name, arguments))
+
+    def new_object(self) -> None:
+        arguments, name = self.pop(tuple), self.pop(Name)
+        if arguments or not is_script_class(name):
+            raise ValueError(f'it makes an object of {name.replace(" ", ".")}')
+        self.push(Instance())
+
+    def build(self) -> None:
+        state, target = self.pop(dict), self.pop()
+        if isinstance(target, Instance):
+            target.attributes |= {self.of_kind(key, str): x for key, x in state.items()}
+        elif type(target) is not dict or set(state) != {'_metadata'}:  # torch's note of versions
+            raise ValueError(f'it sets attributes of a {type(target).__name__}')
+        self.push(target)
+
+    def stack_name(self) -> None:
+        name, module = self.pop(str), self.pop(str)
+        self.name(module, name)
+
+
+def is_script_class(name: Name) -> bool:
+    """Says whether a name is of a class that TorchScript compiled; which one means nothing."""
+    return name.startswith(('__torch__.', '__torch__ '))
+
+
+_STEPS: dict[bytes, Callable[[_Machine], Any]] = {
+    b'\x80': lambda m: m.read(1),  # version of the protocol
+    b'\x95': lambda m: m.read(8),  # length of a frame
+    b'(': lambda m: m.marks.append(len(m.stack)),
+    b'N': lambda m: m.push(None),
+    b'\x88': lambda m: m.push(True),
+    b'\x89': lambda m: m.push(False),
+    b'J': lambda m: m.push(m.number('<i')),
+    b'K': lambda m: m.push(m.number('<B')),
+    b'M': lambda m: m.push(m.number('<H')),
+    b'\x8a': lambda m: m.push(int.from_bytes(m.read(m.number('<B')), 'little', signed=True)),
+    b'G': lambda m: m.push(m.number('>d')),
+    b'X': lambda m: m.push(m.text('<I')),
+    b'\x8c': lambda m: m.push(m.text('<B')),
+    b'}': lambda m: m.push({}),
+    b']': lambda m: m.push([]),
+    b')': lambda m: m.push(()),
+    b't': lambda m: m.push(tuple(m.pop_to_mark())),
+    b'\x85': lambda m: m.push((m.pop(),)),
+    b'\x86': lambda m: m.push((m.pop(), m.pop())[::-1]),
+    b'\x87': lambda m: m.push((m.pop(), m.pop(), m.pop())[::-1]),
+    b's': lambda m: m.set_items([m.pop(), m.pop()][::-1]),
+    b'u': lambda m: m.set_items(m.pop_to_mark()),
+    b'a': lambda m: m.extend([m.pop()]),
+    b'e': lambda m: m.extend(m.pop_to_mark()),
+    b'q': lambda m: m.put(m.number('<B')),
+    b'r': lambda m: m.put(m.number('<I')),
+    b'\x94': lambda m: m.put(len(m.memo)),
+    b'h': lambda m: m.get(m.number('<B')),
+    b'j': lambda m: m.get(m.number('<I')),
+    b'c': lambda m: m.name(m.line(), m.line()),
+    b'\x93': _Machine.stack_name,
+    b'R': _Machine.reduce,
+    b'\x81': _Machine.new_object,
+    b'b': _Machine.build,
+    b'Q': lambda m: m.push(m.persistent(m.pop())),
+}

@@ -1,0 +1,207 @@
+"""Tables of names and rules between our parameters and a foreign layout's, applied both ways."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import jax.numpy as jnp
+import numpy as np
+
+SHOWN = 20  # names of one kind of problem in an error
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array in a file: shape and type are known, the numbers are read when asked for."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+
+class Rule(NamedTuple):
+    """How shapes change: `read` makes ours of theirs, `write` theirs of ours.
+
+    Several arrays come as several arguments and go as a sequence.
+    """
+
+    read: Callable[..., Any]
+    write: Callable[..., Any]
+
+
+class Row(NamedTuple):
+    """Which of our parameters ('params/image/…') are which of theirs."""
+
+    ours: tuple[str, ...]
+    theirs: tuple[str, ...]
+    rule: Rule
+
+
+def row(ours: str | Iterable[str], theirs: str | Iterable[str], rule: Rule) -> Row:
+    """Makes a row; a single name stands for a sequence of one."""
+
+    def names(x: str | Iterable[str]) -> tuple[str, ...]:
+        return (x,) if isinstance(x, str) else tuple(x)
+
+    return Row(names(ours), names(theirs), rule)
+
+
+SAME = Rule(lambda x: x, lambda x: x)
+LINEAR = Rule(np.transpose, np.transpose)  # (out, in) <-> (in, out)
+CONV = Rule(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
+ONE = Rule(lambda x: x.reshape(()), lambda x: x.reshape(1))  # (1) <-> ()
+LEADING_ONE = Rule(lambda x: x[0], lambda x: x[None])  # (1, ...) <-> (...)
+# Three arrays or parts of attention, query, key, value: (..., h, k) x 3 <-> (..., 3, h, k)
+STACKED = Rule(lambda *xs: np.stack(xs, axis=-3), lambda x: np.moveaxis(x, -3, 0))
+
+
+def into_heads(*sizes: int) -> Rule:
+    """(out, in) <-> (in, *sizes, rest), and of a bias (out) <-> (*sizes, rest).
+
+    `into_heads(heads)` is one projection, `into_heads(3, heads)` query, key and value at once.
+    """
+
+    def read(x: np.ndarray) -> np.ndarray:
+        return x.T.reshape(*x.T.shape[:-1], *sizes, -1)
+
+    def write(x: np.ndarray) -> np.ndarray:
+        return x.reshape(*x.shape[: -len(sizes) - 1], -1).T
+
+    return Rule(read, write)
+
+
+def out_of_heads(heads: int) -> Rule:
+    """(out, in) <-> (heads, in / heads, out)."""
+    return Rule(lambda x: x.T.reshape(heads, -1, len(x)), lambda x: x.reshape(-1, x.shape[-1]).T)
+
+
+def joined(rule: Rule, parts: int) -> Rule:
+    """Theirs in several arrays, which `rule` knows as one, along its first axis."""
+    return Rule(lambda *xs: rule.read(np.concatenate(xs)), lambda x: np.split(rule.write(x), parts))
+
+
+def divided(rule: Rule, parts: int) -> Rule:
+    """Ours in several arrays, each by `rule`; theirs one, with the parts along its first axis."""
+    return Rule(
+        lambda x: [rule.read(part) for part in np.split(x, parts)],
+        lambda *xs: np.concatenate([rule.write(x) for x in xs]),
+    )
+
+
+def norm(ours: str, theirs: str) -> Iterator[Row]:
+    """Rows of a layer norm as torch has it."""
+    yield row(f'{ours}/scale', f'{theirs}.weight', SAME)
+    yield row(f'{ours}/bias', f'{theirs}.bias', SAME)
+
+
+def dense(ours: str, theirs: str, rule: Rule = LINEAR, *, bias: bool = True) -> Iterator[Row]:
+    """Rows of a torch linear layer or convolution; `rule` is the weight's."""
+    yield row(f'{ours}/kernel', f'{theirs}.weight', rule)
+    if bias:
+        yield row(f'{ours}/bias', f'{theirs}.bias', SAME)
+
+
+def mlp(ours: str, theirs: str, first: str, second: str) -> Iterator[Row]:
+    """Rows of the two layers of an MLP."""
+    yield from dense(f'{ours}/in', f'{theirs}.{first}')
+    yield from dense(f'{ours}/out', f'{theirs}.{second}')
+
+
+def read(
+    rows: Iterable[Row],
+    theirs: Mapping[str, Array],
+    like: Mapping[str, Any],
+    *,
+    what: str,
+    ignored: Callable[[str], bool] = lambda name: False,
+) -> dict[str, Any]:
+    """Returns our variables, float32, nested; `like` has the same tree with shapes as leaves.
+
+    ValueError with all names that are missing, unknown, misshapen or no floating-point numbers.
+    """
+    rows, shapes = list(rows), flat(like)
+    _check(rows, theirs, shapes, what, ignored)
+    variables = {}
+    for ours, names, rule in rows:
+        arrays = _several(rule.read(*(theirs[n].read() for n in names)), ours)
+        for path, array in zip(ours, arrays, strict=True):
+            array = np.asarray(array, np.float32, order='C')
+            variables[path] = array.reshape(shapes[path].shape)
+    return flax.traverse_util.unflatten_dict(variables, sep='/')
+
+
+def write(rows: Iterable[Row], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns their arrays, float32, by name."""
+    arrays, rows, ours = {}, list(rows), flat(variables)
+    _check_rows(rows, ours)
+    for paths, names, rule in rows:
+        written = _several(rule.write(*(np.asarray(ours[p], np.float32) for p in paths)), names)
+        arrays |= {n: np.asarray(x, order='C') for n, x in zip(names, written, strict=True)}
+    return arrays
+
+
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a nested tree as {'params/image/…': leaf}."""
+    return flax.traverse_util.flatten_dict(tree, sep='/')
+
+
+def _several(x: Any, names: tuple[str, ...]) -> Any:
+    return (x,) if len(names) == 1 else x
+
+
+def _check_rows(rows: list[Row], ours: Mapping[str, Any]) -> None:
+    """A table and a model that do not fit together are a mistake of the layout's author."""
+    covered = collections.Counter(path for r in rows for path in r.ours)
+    wrong = set(covered) ^ set(ours) | {path for path, times in covered.items() if times > 1}
+    if wrong:
+        raise AssertionError(f'a table does not cover exactly the parameters: {sorted(wrong)}')
+
+
+def _check(
+    rows: list[Row],
+    theirs: Mapping[str, Array],
+    ours: Mapping[str, Any],
+    what: str,
+    ignored: Callable[[str], bool],
+) -> None:
+    _check_rows(rows, ours)
+    # Rules run on arrays of unwritten bytes, which take address space but no memory.
+    expected = {}
+    for paths, names, rule in rows:
+        blank = rule.write(*(np.empty(ours[p].shape, np.bool_) for p in paths))
+        expected |= {n: x.shape for n, x in zip(names, _several(blank, names), strict=True)}
+    there = {name for name in theirs if name in expected or not ignored(name)}
+    common = sorted(there & set(expected))
+    problems = {
+        'missing': sorted(set(expected) - there),
+        'unknown': sorted(there - set(expected)),
+        'of another shape than the architecture says': [
+            f'{n} is {theirs[n].shape}, expected {expected[n]}'
+            for n in common
+            if not _same_shape(theirs[n].shape, expected[n])
+        ],
+        'no floating-point numbers': [
+            f'{n} is {theirs[n].dtype}'
+            for n in common
+            if not jnp.issubdtype(theirs[n].dtype, jnp.floating)
+        ],
+    }
+    if any(problems.values()):
+        parts = [
+            f'{len(names)} {kind}: {_listed(names)}' for kind, names in problems.items() if names
+        ]
+        raise ValueError(
+            f'{what}: the parameters are not those of its architecture. {". ".join(parts)}. '
+            'Is this the file, and the config, that belong together?'
+        )
+
+
+def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    return tuple(a) == tuple(b) or (set(a) | set(b) <= {1})  # a number: () or (1)
+
+
+def _listed(names: list[str]) -> str:
+    more = f', and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
+    return ', '.join(names[:SHOWN]) + more

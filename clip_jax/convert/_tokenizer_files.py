@@ -1,0 +1,178 @@
+"""The tokenizer that lies beside a checkpoint, and how the checkpoint's own program uses it.
+
+Each function returns a card's `tokenizer`, or None where no file was found: the model can then be
+used with rows of tokens only.
+"""
+
+import base64
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import sentencepiece
+import tokenizers
+from absl import logging
+
+from clip_jax.convert import _files
+from clip_jax.tokenizers import from_card
+
+JSON = 'tokenizer.json'
+CONFIGS = ('special_tokens_map.json', 'tokenizer_config.json')  # later ones count
+PIECES = ('spiece.model', 'tokenizer.model', 'sentencepiece.model')
+CARD = 'tokenizer_card.json'  # ours, which says all; written beside the others
+CLIP_VOCABULARY = 49408
+# SigLIP's vocabulary (c4_en of big_vision) has a padding token, and its models were trained with
+# the end token, 1, in its place. SigLIP 2's (Gemma's) pads with its own, 0.
+SIGLIP_VOCABULARY, SIGLIP_PAD = 32000, 1
+# open_clip writes the specials of CLIP's vocabulary so; OpenAI writes <|startoftext|>.
+OPEN_CLIP_SPECIAL = ['<start_of_text>', '<end_of_text>']
+# Of our rules for text, those that come nearest among open_clip's.
+_OPEN_CLIP_RULES = {
+    'none': 'whitespace',
+    'whitespace': 'whitespace',
+    'lower': 'lower',
+    'lower_ascii': 'lower',
+    'canonicalize': 'canonicalize',
+    'remove_punctuation': 'canonicalize',
+}
+
+Card = dict[str, Any]
+
+
+def openai(text: Mapping[str, Any]) -> Card | None:
+    """CLIP's vocabulary, which every file of OpenAI's is for."""
+    if text['vocab_size'] != CLIP_VOCABULARY:
+        return None
+    return {'name': 'bpe', 'context_length': text['context_length']}
+
+
+def open_clip(
+    folder: pathlib.Path, text: Mapping[str, Any], config: Mapping[str, Any]
+) -> Card | None:
+    """CLIP's vocabulary, unless the `text_cfg` names one of Hugging Face's."""
+    if own := _own(folder):
+        return own
+    options = config.get('tokenizer_kwargs') or {}
+    if not config.get('hf_tokenizer_name'):
+        card = openai(text)
+        clean = options.get('clean', 'lower')
+        return card and {**card, 'special': OPEN_CLIP_SPECIAL, 'clean': clean}
+    how = {'clean': options.get('clean', 'whitespace'), 'repair': True}
+    if options.get('strip_sep_token'):  # its place is padding
+        how |= {'eot_id': 0, 'pad_id': 0}
+    return _json(folder, text, how) or _pieces(folder, text, how)
+
+
+def huggingface(folder: pathlib.Path, text: Mapping[str, Any]) -> Card | None:
+    """`tokenizer.json`, or a SentencePiece model, or the vocabulary that all CLIP models share."""
+    if own := _own(folder):
+        return own
+    if text['pool'] != 'last':
+        return _json(folder, text, {}) or openai(text) or _pieces(folder, text, {})
+    if text['vocab_size'] == SIGLIP_VOCABULARY:
+        how = {'clean': 'remove_punctuation', 'pad_id': SIGLIP_PAD}
+        return _pieces(folder, text, how) or _json(folder, text, how)
+    how = {'clean': 'lower'}
+    return _json(folder, text, how) or _pieces(folder, text, how)
+
+
+def big_vision(folder: pathlib.Path, text: Mapping[str, Any]) -> Card | None:
+    """A SentencePiece model, with the padding that its models were trained with."""
+    siglip = text['vocab_size'] == SIGLIP_VOCABULARY
+    pad = {'pad_id': SIGLIP_PAD} if siglip else {}
+    return _own(folder) or _pieces(folder, text, {'clean': 'lower_ascii', **pad})
+
+
+def _own(folder: pathlib.Path) -> Card | None:
+    return _files.json_of(folder / CARD) if (folder / CARD).is_file() else None
+
+
+def _pieces(folder: pathlib.Path, text: Mapping[str, Any], how: Card) -> Card | None:
+    """A SentencePiece model; no published layout begins its rows with a start token."""
+    for name in PIECES:
+        if (folder / name).is_file():
+            model = base64.b64encode((folder / name).read_bytes()).decode('ascii')
+            card = {'name': 'sentencepiece', 'context_length': text['context_length']}
+            return {**card, 'add_bos': False, **how, 'model': model}
+    return None
+
+
+def _json(folder: pathlib.Path, text: Mapping[str, Any], how: Card) -> Card | None:
+    """A `tokenizer.json`, with what the files beside it say of special tokens."""
+    if not (folder / JSON).is_file():
+        return None
+    content = (folder / JSON).read_text(encoding='utf-8')
+    try:
+        library = tokenizers.Tokenizer.from_str(content)
+    except Exception as error:  # the library raises nothing more precise
+        raise ValueError(f'{folder / JSON}: not read ({error})') from error
+    options: Card = {}
+    for name in CONFIGS:
+        if (folder / name).is_file():
+            options |= _files.json_of(folder / name)
+
+    def token(name: str) -> int | None:
+        content = options.get(f'{name}_token')
+        content = content.get('content') if isinstance(content, dict) else content
+        return library.token_to_id(content) if content else None
+
+    card = {
+        'name': 'huggingface',
+        'context_length': text['context_length'],
+        'tokenizer_json': content,
+    }
+    if token('pad') is not None:
+        card['pad_id'] = token('pad')
+    # Where the file itself adds no special tokens, or not the one wanted, the program does.
+    if 'eot_id' in how:
+        card['start_ids'] = [x for x in (token('cls'),) if x is not None]
+    elif not library.num_special_tokens_to_add(is_pair=False):
+        start = token('bos') if options.get('add_bos_token') else None
+        card |= {'start_ids': [] if start is None else [start], 'eot_id': token('eos')}
+    return {**card, **how}
+
+
+def save(folder: pathlib.Path, card: Mapping[str, Any] | None) -> None:
+    """Writes a card's tokenizer: for transformers as far as that has it, and for us the card."""
+    if card is None:
+        return
+    tokenizer = from_card(card)
+    tokenizer.save(folder)
+    (folder / CARD).write_text(json.dumps(card, indent=1) + '\n')
+    config: Card = {'model_max_length': card['context_length']}
+    if card['name'] == 'bpe':
+        config['tokenizer_class'] = 'CLIPTokenizer'
+    elif card['name'] == 'huggingface':
+        library = tokenizers.Tokenizer.from_str(card['tokenizer_json'])
+        if card['clean'].startswith('lower'):  # transformers has no rule beside the file's
+            lower = tokenizers.normalizers.Lowercase()
+            rules = [lower, library.normalizer] if library.normalizer else [lower]
+            library.normalizer = tokenizers.normalizers.Sequence(rules)
+            library.save(str(folder / JSON))
+        names = {'eos_token': tokenizer.eot_id, 'pad_token': tokenizer.pad_id}
+        config |= {name: library.id_to_token(token) for name, token in names.items()}
+        config['tokenizer_class'] = 'PreTrainedTokenizerFast'
+    elif card['add_bos']:
+        logging.warning(
+            '%s: transformers has no tokenizer that begins its rows as this one does; make tokens '
+            'with clip_jax',
+            folder,
+        )
+        return
+    else:
+        library = sentencepiece.SentencePieceProcessor(model_file=str(folder / PIECES[0]))
+        names = {'unk_token': library.unk_id(), 'eos_token': library.eos_id()}
+        names['pad_token'] = tokenizer.pad_id
+        config |= {name: library.id_to_piece(token) for name, token in names.items()}
+        config['tokenizer_class'] = 'SiglipTokenizer'
+    (folder / CONFIGS[-1]).write_text(json.dumps(config, indent=2) + '\n')
+
+
+def open_clip_config(card: Mapping[str, Any] | None) -> Card:
+    """Returns what a `text_cfg` of open_clip says of a tokenizer in the same folder."""
+    if card is None or (card['name'] == 'bpe' and card['clean'] == 'lower'):
+        return {}
+    options = {'tokenizer_kwargs': {'clean': _OPEN_CLIP_RULES[card['clean']]}}
+    # Any name will do: the files beside the config are taken where there are some.
+    return options if card['name'] == 'bpe' else {'hf_tokenizer_name': 'local', **options}

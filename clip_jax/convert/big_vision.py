@@ -1,0 +1,257 @@
+"""big_vision's two-tower models (SigLIP, SigLIP 2 at fixed resolution) in one `.npz`.
+
+Names are Flax paths; blocks lie one by one or stacked on a leading axis; bfloat16 comes as raw
+bytes. Activation (tanh gelu) and epsilon (1e-6) are the same in all of them.
+"""
+
+import functools
+import math
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+
+from clip_jax.convert import _cards, _table, _tokenizer_files
+from clip_jax.convert._table import (
+    LEADING_ONE,
+    ONE,
+    SAME,
+    STACKED,
+    Array,
+    Row,
+    row,
+)
+
+_ATTENTION = 'MultiHeadDotProductAttention_0'
+FILE = 'model.npz'
+_BLOCKS = {'image': 'img/Transformer/encoderblock', 'text': 'txt/Encoder_0/encoderblock'}
+
+
+def sniff(path: pathlib.Path) -> bool:
+    """Says whether a file is an `.npz` with an image and a text tower, or the folder of one."""
+    path = _file(path)
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        names = [name.removeprefix('params/') for name in archive.namelist()]
+    return all(any(n.startswith(tower) for n in names) for tower in ('img/', 'txt/'))
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns card and variables of a file; a tokenizer's model file may lie beside it."""
+    path = _file(path)
+    theirs = unstacked(_arrays(path))
+    embedding = theirs.get('img/embedding/kernel')
+    if embedding and len(embedding.shape) == 2:
+        raise ValueError(
+            f'{path}: a model for images of any shape (NaFlex), which is not supported; '
+            'those of a fixed resolution are'
+        )
+    with _cards.understood(f'{path}: not a SigLIP model of two towers'):
+        fields = architecture(theirs)
+    model, variables = _cards.complete(fields, rows, theirs, what=str(path))
+    card = {
+        'model': model,
+        'preprocess': {
+            'size': model['image']['image_size'],
+            'resize': 'squash',
+            'interpolation': 'bilinear',
+            'mean': list(_cards.HALF),
+            'std': list(_cards.HALF),
+        },
+        'tokenizer': _tokenizer_files.big_vision(path.parent, model['text']),
+    }
+    return card, variables
+
+
+def _file(path: pathlib.Path) -> pathlib.Path:
+    return path / FILE if path.is_dir() else path
+
+
+def _arrays(path: pathlib.Path) -> dict[str, Array]:
+    """Opens an npz file: the parameters' shapes and types, their numbers when asked for."""
+    archive = zipfile.ZipFile(path)  # stays open for as long as arrays may be read
+    found = {}
+    for info in archive.infolist():
+        try:
+            with archive.open(info) as file:
+                shape, dtype = _header(file)
+        except (zipfile.BadZipFile, ValueError, EOFError) as error:
+            raise ValueError(
+                f'{path}: {info.filename} is no whole array ({error}); copy the file again'
+            ) from error
+        read = functools.partial(_read, archive, info, dtype)
+        found[info.filename.removesuffix('.npy')] = Array(shape, dtype, read)
+    # A training checkpoint has its optimizer's state beside `params/`.
+    prefixed = {n.removeprefix('params/'): x for n, x in found.items() if n.startswith('params/')}
+    return prefixed or found
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Reads shape and type of one array; two raw bytes are a bfloat16."""
+    version = np.lib.format.read_magic(file)
+    reader = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if reader is None:
+        raise ValueError(f'version {version} of the format')
+    shape, _, dtype = reader(file)
+    return shape, np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype('V2') else dtype
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, dtype: np.dtype) -> np.ndarray:
+    try:
+        with archive.open(info) as file:
+            return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise ValueError(
+            f'{archive.filename}: {info.filename} is damaged ({error}); copy the file again'
+        ) from error
+
+
+def unstacked(theirs: Mapping[str, Array]) -> dict[str, Array]:
+    """Gives each block of stacked ones its own names: encoderblock/x -> encoderblock_0/x, …"""
+    found = {}
+    for name, array in theirs.items():
+        before, stack, after = name.partition('encoderblock/')
+        if not stack:
+            found[name] = array
+            continue
+        whole = functools.cache(array.read)  # read once, not once a block
+        for i in range(array.shape[0]):
+            part = functools.partial(lambda whole, i: whole()[i], whole, i)
+            found[f'{before}encoderblock_{i}/{after}'] = Array(array.shape[1:], array.dtype, part)
+    return found
+
+
+def architecture(theirs: Mapping[str, Array]) -> dict[str, Any]:
+    """Returns the card's `model`, read from shapes."""
+    shape = {name: array.shape for name, array in theirs.items()}
+    patch_size, _, _, _ = shape['img/embedding/kernel']
+    _, patches, width = shape['img/pos_embedding']
+    _, length, text_width = shape['txt/pos_embedding']
+    if 'img/MAPHead_0/probe' not in shape:
+        raise KeyError('img/MAPHead_0/probe')
+    sizes = {
+        'image': {
+            **_tower(shape, _BLOCKS['image'], width),
+            'image_size': image_size(math.isqrt(patches), patch_size),
+            'patch_size': patch_size,
+        },
+        'text': {
+            **_tower(shape, _BLOCKS['text'], text_width),
+            'vocab_size': shape['txt/Embed_0/embedding'][0],
+            'context_length': length,
+        },
+        'embed_dim': shape['txt/head/kernel'][1],
+    }
+    return siglip(sizes)
+
+
+def siglip(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the architecture of SigLIP in the sizes given: what the layout says without words."""
+    same = {'activation': 'gelu_tanh', 'norm_eps': 1e-6}
+    image = {'name': 'vit', 'pool': 'map', 'pre_norm': False, 'patch_bias': True, **same}
+    text = {'name': 'transformer', 'causal': False, 'pool': 'last', **same}
+    return {
+        'image': {**image, **sizes['image']},
+        'text': {**text, **sizes['text']},
+        'embed_dim': sizes['embed_dim'],
+        'image_proj': 'none',
+        'text_proj': 'biased',
+        'init_logit_bias': -10.0,
+    }
+
+
+def image_size(grid: int, patch_size: int) -> int:
+    """The image size of a grid of patches; the file has no other word of it."""
+    # SigLIP's So400m/14 at 384 pixels leaves out the last 6 rows and columns.
+    return 384 if (grid, patch_size) == (27, 14) else grid * patch_size
+
+
+def _tower(shape: Mapping[str, tuple[int, ...]], blocks: str, width: int) -> dict[str, Any]:
+    return {
+        'width': width,
+        'depth': len({n.split('/')[2] for n in shape if n.startswith(f'{blocks}_')}),
+        'heads': shape[f'{blocks}_0/{_ATTENTION}/query/kernel'][1],
+        'mlp_dim': shape[f'{blocks}_0/MlpBlock_0/Dense_0/kernel'][1],
+    }
+
+
+def rows(model: Mapping[str, Any]) -> Iterator[Row]:
+    """The table of the whole model, with blocks one by one."""
+    yield from _pairs('params/image/patch_embedding', 'img/embedding')
+    yield row('params/image/position_embedding', 'img/pos_embedding', LEADING_ONE)
+    yield from _blocks(model['image']['depth'], 'params/image', _BLOCKS['image'])
+    yield from _norm('params/image/post_norm', 'img/Transformer/encoder_norm')
+    ours, theirs = 'params/image/attention_pool', 'img/MAPHead_0'
+    yield row(f'{ours}/probe', f'{theirs}/probe', LEADING_ONE)
+    for part in ('query', 'key', 'value', 'out'):
+        yield from _pairs(f'{ours}/attention/{part}', f'{theirs}/{_ATTENTION}/{part}')
+    yield from _norm(f'{ours}/norm', f'{theirs}/LayerNorm_0')
+    yield from _mlp(f'{ours}/mlp', f'{theirs}/MlpBlock_0')
+
+    yield row('params/text/token_embedding/embedding', 'txt/Embed_0/embedding', SAME)
+    yield row('params/text/position_embedding', 'txt/pos_embedding', LEADING_ONE)
+    yield from _blocks(model['text']['depth'], 'params/text', _BLOCKS['text'])
+    yield from _norm('params/text/post_norm', 'txt/Encoder_0/encoder_norm')
+    yield from _pairs('params/text_projection', 'txt/head')
+    yield row('params/logit_scale', 't', ONE)
+    yield row('params/logit_bias', 'b', ONE)
+
+
+def _blocks(depth: int, ours: str, theirs: str) -> Iterator[Row]:
+    for i in range(depth):
+        a, b = f'{ours}/transformer/block_{i}', f'{theirs}_{i}'
+        yield from _norm(f'{a}/attention_norm', f'{b}/LayerNorm_0')
+        for part in ('kernel', 'bias'):
+            three = [f'{b}/{_ATTENTION}/{x}/{part}' for x in ('query', 'key', 'value')]
+            yield row(f'{a}/attention/qkv/{part}', three, STACKED)
+        yield from _pairs(f'{a}/attention/out', f'{b}/{_ATTENTION}/out')
+        yield from _norm(f'{a}/mlp_norm', f'{b}/LayerNorm_1')
+        yield from _mlp(f'{a}/mlp', f'{b}/MlpBlock_0')
+
+
+def _mlp(ours: str, theirs: str) -> Iterator[Row]:
+    yield from _pairs(f'{ours}/in', f'{theirs}/Dense_0')
+    yield from _pairs(f'{ours}/out', f'{theirs}/Dense_1')
+
+
+def _pairs(ours: str, theirs: str, first: str = 'kernel') -> Iterator[Row]:
+    yield row(f'{ours}/{first}', f'{theirs}/{first}', SAME)
+    yield row(f'{ours}/bias', f'{theirs}/bias', SAME)
+
+
+def _norm(ours: str, theirs: str) -> Iterator[Row]:
+    yield from _pairs(ours, theirs, 'scale')
+
+
+def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str, Any]) -> list[Row]:
+    """Writes `model.npz`, its blocks one by one, and the tokenizer; returns the table applied."""
+    model = card['model']
+    image, text = model['image'], model['text']
+    if image['name'] != 'vit':
+        raise ValueError(f'the layout big_vision cannot hold this model: it has no {image["name"]}')
+    sizes = ('width', 'depth', 'heads', 'mlp_dim')
+    patch_size = image['patch_size']
+    same = siglip(
+        {
+            'image': {
+                **{name: image[name] for name in sizes},
+                'image_size': image_size(image['image_size'] // patch_size, patch_size),
+                'patch_size': patch_size,
+            },
+            'text': {name: text[name] for name in (*sizes, 'vocab_size', 'context_length')},
+            'embed_dim': model['embed_dim'],
+        }
+    )
+    _cards.check_expressible(model, same, 'big_vision')
+    table = list(rows(model))
+    arrays = _table.write(table, variables)
+    np.savez(folder / FILE, **{f'params/{name}': array for name, array in arrays.items()})
+    _tokenizer_files.save(folder, card['tokenizer'])
+    return table

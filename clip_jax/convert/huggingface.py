@@ -1,0 +1,340 @@
+"""Hugging Face's folders: `config.json` with CLIP, SigLIP or SigLIP 2 (fixed resolution) beside
+the weights. A key that the config leaves out has the default of transformers' classes.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from clip_jax import lookup
+from clip_jax.convert import _cards, _files, _table, _tokenizer_files
+from clip_jax.convert._table import (
+    CONV,
+    LEADING_ONE,
+    LINEAR,
+    ONE,
+    SAME,
+    Row,
+    dense,
+    divided,
+    into_heads,
+    joined,
+    mlp,
+    norm,
+    out_of_heads,
+    row,
+)
+from clip_jax.data.transforms import CLIP_MEAN, CLIP_STD
+
+CONFIG = 'config.json'
+SAFETENSORS = 'model.safetensors'
+WEIGHTS = (
+    SAFETENSORS,
+    'model.safetensors.index.json',
+    'pytorch_model.bin',
+    'pytorch_model.bin.index.json',
+)
+PREPROCESSOR = 'preprocessor_config.json'
+ACTIVATIONS = {'quick_gelu': 'quick_gelu', 'gelu': 'gelu', 'gelu_pytorch_tanh': 'gelu_tanh'}
+
+_TOWER = {'hidden_size': 768, 'intermediate_size': 3072, 'num_hidden_layers': 12}
+_TOWER |= {'num_attention_heads': 12}
+_CLIP = {'hidden_act': 'quick_gelu', 'layer_norm_eps': 1e-5}
+_SIGLIP = {'hidden_act': 'gelu_pytorch_tanh', 'layer_norm_eps': 1e-6}
+DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    'clip': {
+        'vision_config': {**_TOWER, **_CLIP, 'image_size': 224, 'patch_size': 32},
+        'text_config': {
+            **_CLIP,
+            'hidden_size': 512,
+            'intermediate_size': 2048,
+            'num_hidden_layers': 12,
+            'num_attention_heads': 8,
+            'vocab_size': 49408,
+            'max_position_embeddings': 77,
+            'eos_token_id': 49407,
+        },
+    },
+    'siglip': {
+        'vision_config': {
+            **_TOWER,
+            **_SIGLIP,
+            'image_size': 224,
+            'patch_size': 16,
+            'vision_use_head': True,
+        },
+        'text_config': {
+            **_TOWER,
+            **_SIGLIP,
+            'vocab_size': 32000,
+            'max_position_embeddings': 64,
+        },
+    },
+}
+# Configs from before eos_token_id meant anything have a 2 there, and read the largest id.
+LEGACY_EOS = 2
+# What our model has of what these configs can also say.
+_ONLY = {'num_channels': 3, 'attention_dropout': 0.0, 'vision_use_head': True}
+
+
+def sniff(path: pathlib.Path) -> bool:
+    """Says whether a path is a folder of transformers, or one of its files of weights."""
+    config = _files.folder_of(path) / CONFIG
+    if not config.is_file() or 'model_type' not in _files.json_of(config):
+        return False
+    if path.is_file():
+        return path.suffix != '.json' and _files.names_begin(path, 'vision_model.')
+    return any((path / name).is_file() for name in WEIGHTS)
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns card and variables of a folder, or of one file of weights in it."""
+    folder = _files.folder_of(path)
+    config = _files.json_of(folder / CONFIG)
+    with _cards.understood(str(folder / CONFIG)):
+        fields = architecture(config, what=str(folder / CONFIG))
+    weights = _files.locate(path, WEIGHTS)
+    model, variables = _cards.complete(
+        fields,
+        rows,
+        _files.arrays(weights),
+        what=str(weights),
+        ignored=lambda name: name.endswith('.position_ids'),
+    )
+    card = {
+        'model': model,
+        'preprocess': preprocess(folder, model),
+        'tokenizer': _tokenizer_files.huggingface(folder, model['text']),
+    }
+    return card, variables
+
+
+def architecture(config: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+    """Returns the card's `model` that a `config.json` describes."""
+    kind = config['model_type']
+    if kind == 'siglip2':
+        raise ValueError(
+            f'{what}: SigLIP 2 with images of any shape (NaFlex) is not supported; '
+            'its fixed resolutions are (model_type siglip)'
+        )
+    lookup.check(kind, DEFAULTS, what=f'{what}: model_type')
+    vision, text = (_filled(config, kind, part, what) for part in ('vision_config', 'text_config'))
+    siglip = kind == 'siglip'
+    eos = text.get('eos_token_id')
+    return {
+        'image': {
+            'name': 'vit',
+            **_tower(vision, what),
+            'image_size': vision['image_size'],
+            'patch_size': vision['patch_size'],
+            'pool': 'map' if siglip else 'cls',
+            'pre_norm': not siglip,
+            'patch_bias': siglip,
+        },
+        'text': {
+            'name': 'transformer',
+            **_tower(text, what),
+            'vocab_size': text['vocab_size'],
+            'context_length': text['max_position_embeddings'],
+            'causal': not siglip,
+            'pool': 'last' if siglip else 'argmax' if eos == LEGACY_EOS else 'eot',
+            'eot_id': None if siglip or eos == LEGACY_EOS else eos,
+        },
+        'embed_dim': text.get('projection_size', text['hidden_size'])
+        if siglip
+        else config.get('projection_dim', 512),
+        'image_proj': 'none' if siglip else 'linear',
+        'text_proj': 'biased' if siglip else 'linear',
+        'init_logit_bias': -10.0 if siglip else None,
+    }
+
+
+def _filled(config: Mapping[str, Any], kind: str, part: str, what: str) -> dict[str, Any]:
+    """One tower's config with the defaults of its class; ValueError for what we have not."""
+    # Old files say the same twice, and the second counts.
+    given = {**(config.get(part) or {}), **(config.get(f'{part}_dict') or {})}
+    full = {**DEFAULTS[kind][part], **given}
+    for key, value in _ONLY.items():
+        if key in full and full[key] != value:
+            raise ValueError(f'{what}: {part}.{key} is {full[key]!r}; only {value!r} is supported')
+    return full
+
+
+def _tower(config: Mapping[str, Any], what: str) -> dict[str, Any]:
+    activation = lookup.check(config['hidden_act'], ACTIVATIONS, what=f'{what}: hidden_act')
+    return {
+        'width': config['hidden_size'],
+        'depth': config['num_hidden_layers'],
+        'heads': config['num_attention_heads'],
+        'mlp_dim': config['intermediate_size'],
+        'activation': ACTIVATIONS[activation],
+        'norm_eps': config['layer_norm_eps'],
+    }
+
+
+# Pillow's filters by number.
+RESAMPLE = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic', 4: 'box', 5: 'hamming'}
+
+
+def preprocess(folder: pathlib.Path, model: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the card's `preprocess` from `preprocessor_config.json`, or its class's default."""
+    siglip = model['text']['pool'] == 'last'
+    config = _files.json_of(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+    mean, std = (_cards.HALF, _cards.HALF) if siglip else (CLIP_MEAN, CLIP_STD)
+    size = config.get('size')  # {'shortest_edge': n}, {'height': n, 'width': n}; a number means n
+    squash = 'height' in size if isinstance(size, dict) else siglip
+    return {
+        'size': model['image']['image_size'],
+        'resize': 'squash' if squash else 'shortest',
+        'interpolation': RESAMPLE[config.get('resample', 3)],
+        'mean': list(config.get('image_mean') or mean),
+        'std': list(config.get('image_std') or std),
+        'rgb': 'before',
+        'crop': 'down',
+    }
+
+
+def rows(model: Mapping[str, Any]) -> Iterator[Row]:
+    """The table of the whole model."""
+    image, text = model['image'], model['text']
+    siglip = image['pool'] == 'map'
+    ours, theirs = 'params/image', 'vision_model'
+    embeddings = f'{theirs}.embeddings'
+    yield row(f'{ours}/patch_embedding/kernel', f'{embeddings}.patch_embedding.weight', CONV)
+    yield row(f'{ours}/position_embedding', f'{embeddings}.position_embedding.weight', SAME)
+    if siglip:
+        yield row(f'{ours}/patch_embedding/bias', f'{embeddings}.patch_embedding.bias', SAME)
+        yield from pooling_head(image['heads'])
+    else:
+        yield row(f'{ours}/class_embedding', f'{embeddings}.class_embedding', SAME)
+        yield from norm(f'{ours}/pre_norm', f'{theirs}.pre_layrnorm')
+        yield row('params/image_projection/kernel', 'visual_projection.weight', LINEAR)
+    yield from layers(image, ours, theirs)
+    yield from norm(f'{ours}/post_norm', f'{theirs}.post_layernorm')
+
+    ours, theirs = 'params/text', 'text_model'
+    embeddings = f'{theirs}.embeddings'
+    yield row(f'{ours}/token_embedding/embedding', f'{embeddings}.token_embedding.weight', SAME)
+    yield row(f'{ours}/position_embedding', f'{embeddings}.position_embedding.weight', SAME)
+    yield from layers(text, ours, theirs)
+    yield from norm(f'{ours}/post_norm', f'{theirs}.final_layer_norm')
+    if siglip:
+        yield from dense('params/text_projection', f'{theirs}.head')
+        yield row('params/logit_bias', 'logit_bias', ONE)
+    else:
+        yield row('params/text_projection/kernel', 'text_projection.weight', LINEAR)
+    yield row('params/logit_scale', 'logit_scale', ONE if siglip else SAME)
+
+
+def layers(tower: Mapping[str, Any], ours: str, theirs: str) -> Iterator[Row]:
+    """The blocks of one tower; query, key and value are three arrays there."""
+    heads = tower['heads']
+    for i in range(tower['depth']):
+        a, b = f'{ours}/transformer/block_{i}', f'{theirs}.encoder.layers.{i}'
+        yield from norm(f'{a}/attention_norm', f'{b}.layer_norm1')
+        for part, name in (('kernel', 'weight'), ('bias', 'bias')):
+            three = [f'{b}.self_attn.{x}_proj.{name}' for x in 'qkv']
+            yield row(f'{a}/attention/qkv/{part}', three, joined(into_heads(3, heads), 3))
+        yield from dense(f'{a}/attention/out', f'{b}.self_attn.out_proj', out_of_heads(heads))
+        yield from norm(f'{a}/mlp_norm', f'{b}.layer_norm2')
+        yield from mlp(f'{a}/mlp', f'{b}.mlp', 'fc1', 'fc2')
+
+
+def pooling_head(heads: int) -> Iterator[Row]:
+    """SigLIP's attention pooling, with query, key and value in one array."""
+    ours, theirs = 'params/image/attention_pool', 'vision_model.head'
+    yield row(f'{ours}/probe', f'{theirs}.probe', LEADING_ONE)
+    for part, name in (('kernel', 'weight'), ('bias', 'bias')):
+        three = [f'{ours}/attention/{x}/{part}' for x in ('query', 'key', 'value')]
+        yield row(three, f'{theirs}.attention.in_proj_{name}', divided(into_heads(heads), 3))
+    yield from dense(f'{ours}/attention/out', f'{theirs}.attention.out_proj', out_of_heads(heads))
+    yield from norm(f'{ours}/norm', f'{theirs}.layernorm')
+    yield from mlp(f'{ours}/mlp', f'{theirs}.mlp', 'fc1', 'fc2')
+
+
+def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str, Any]) -> list[Row]:
+    """Writes config, weights, preprocessing and tokenizer files; returns the table applied."""
+    model = card['model']
+    siglip = model['text']['pool'] == 'last'
+    config = config_of(model, siglip)
+    _cards.check_expressible(model, architecture(config, what='huggingface'), 'huggingface')
+    table = list(rows(model))
+    arrays = _table.write(table, variables)
+    preprocessor = preprocessor_of(card['preprocess'], siglip)
+    for name, content in ((CONFIG, config), (PREPROCESSOR, preprocessor)):
+        (folder / name).write_text(json.dumps(content, indent=2) + '\n')
+    _files.save(folder / SAFETENSORS, arrays)
+    _tokenizer_files.save(folder, card['tokenizer'])
+    return table
+
+
+def config_of(model: Mapping[str, Any], siglip: bool) -> dict[str, Any]:
+    """Returns the `config.json` that comes nearest to an architecture."""
+    image, text, embed_dim = model['image'], model['text'], model['embed_dim']
+    vision_config = {
+        **_tower_of(image, 'the image encoder'),
+        'image_size': image['image_size'],
+        'patch_size': image.get('patch_size'),
+    }
+    text_config = {
+        **_tower_of(text, 'the text encoder'),
+        'vocab_size': text['vocab_size'],
+        'max_position_embeddings': text['context_length'],
+    }
+    if siglip:
+        text_config['projection_size'] = embed_dim
+        kind, special = 'siglip', {}
+    else:
+        eos = LEGACY_EOS if text['pool'] == 'argmax' else text['eot_id']
+        vision_config['projection_dim'] = text_config['projection_dim'] = embed_dim
+        text_config['eos_token_id'] = eos
+        kind, special = 'clip', {'projection_dim': embed_dim}
+    return {
+        'model_type': kind,
+        'architectures': [{'siglip': 'SiglipModel', 'clip': 'CLIPModel'}[kind]],
+        **special,
+        'vision_config': {'model_type': f'{kind}_vision_model', **vision_config},
+        'text_config': {'model_type': f'{kind}_text_model', **text_config},
+        'dtype': 'float32',
+    }
+
+
+def _tower_of(tower: Mapping[str, Any], what: str) -> dict[str, Any]:
+    if 'mlp_dim' not in tower:
+        raise ValueError(
+            f'the layout huggingface cannot hold this model: it has no {tower["name"]} as {what}'
+        )
+    return {
+        'hidden_size': tower['width'],
+        'intermediate_size': tower['mlp_dim'],
+        'num_hidden_layers': tower['depth'],
+        'num_attention_heads': tower['heads'],
+        'hidden_act': {ours: theirs for theirs, ours in ACTIVATIONS.items()}[tower['activation']],
+        'layer_norm_eps': tower['norm_eps'],
+    }
+
+
+def preprocessor_of(rule: Mapping[str, Any], siglip: bool) -> dict[str, Any]:
+    """Returns the `preprocessor_config.json` of a card's `preprocess`."""
+    size, name = rule['size'], 'SiglipImageProcessor' if siglip else 'CLIPImageProcessor'
+    square = {'height': size, 'width': size}
+    shortest = rule['resize'] == 'shortest'
+    if rule['resize'] == 'longest' or (siglip and shortest):
+        raise ValueError(
+            f'the layout huggingface cannot hold this model: {name} does not resize as '
+            f'preprocess.resize {rule["resize"]!r} says'
+        )
+    return {
+        'image_processor_type': name,
+        'do_convert_rgb': True,
+        'do_resize': True,
+        'size': {'shortest_edge': size} if shortest else square,
+        'resample': {ours: number for number, ours in RESAMPLE.items()}[rule['interpolation']],
+        **({} if siglip else {'do_center_crop': shortest, 'crop_size': square}),
+        'do_rescale': True,
+        'rescale_factor': 1 / 255,
+        'do_normalize': True,
+        'image_mean': rule['mean'],
+        'image_std': rule['std'],
+    }

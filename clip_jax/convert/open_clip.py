@@ -1,0 +1,493 @@
+"""open_clip's folders: `open_clip_config.json` beside safetensors, a .bin or a training checkpoint.
+
+Towers are open_clip's own classes (CLIP, CLIPA, CoCa) or, for SigLIP, timm's ViT. What a config
+leaves out has the default of open_clip's CLIPVisionCfg or CLIPTextCfg.
+"""
+
+import functools
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from absl import logging
+
+from clip_jax import lookup
+from clip_jax.convert import _cards, _files, _resblocks, _table, _tokenizer_files
+from clip_jax.convert._table import (
+    CONV,
+    LEADING_ONE,
+    Array,
+    Row,
+    dense,
+    divided,
+    into_heads,
+    mlp,
+    norm,
+    out_of_heads,
+    row,
+)
+from clip_jax.data.transforms import CLIP_MEAN, CLIP_STD
+
+Fields = Mapping[str, Any]
+
+CONFIG = 'open_clip_config.json'
+SAFETENSORS = 'open_clip_model.safetensors'
+WEIGHTS = (
+    SAFETENSORS,
+    'open_clip_model.safetensors.index.json',
+    'open_clip_pytorch_model.bin',
+    'open_clip_pytorch_model.bin.index.json',
+)
+DECODER = 'text_decoder.'  # CoCa's, which writes captions: not read
+
+VISION = {
+    'layers': 12,
+    'width': 768,
+    'head_width': 64,
+    'mlp_ratio': 4.0,
+    'patch_size': 16,
+    'image_size': 224,
+    'ls_init_value': None,
+    'patch_dropout': 0.0,
+    'attentional_pool': False,
+    'attn_pooler_queries': 256,
+    'attn_pooler_heads': 8,
+    'no_ln_pre': False,
+    'final_ln_after_pool': False,
+    'pool_type': 'tok',
+    'act_kwargs': None,
+    'norm_kwargs': None,
+    'timm_model_name': None,
+    'timm_pool': 'avg',
+    'timm_proj': 'linear',
+    'timm_proj_bias': False,
+}
+TEXT = {
+    'context_length': 77,
+    'vocab_size': 49408,
+    'width': 512,
+    'heads': 8,
+    'layers': 12,
+    'mlp_ratio': 4.0,
+    'ls_init_value': None,
+    'embed_cls': False,
+    'pad_id': 0,
+    'no_causal_mask': False,
+    'pool_type': 'argmax',
+    'eos_id': 2,
+    'proj_type': 'linear',
+    'proj_bias': False,
+    'act_kwargs': None,
+    'norm_kwargs': None,
+    'hf_tokenizer_name': None,
+    'tokenizer_kwargs': None,
+}
+MODEL = {
+    'embed_dim': None,
+    'vision_cfg': None,
+    'text_cfg': None,
+    'quick_gelu': False,
+    'custom_text': False,
+    'init_logit_scale': None,
+    'init_logit_bias': None,
+    'nonscalar_logit_scale': False,
+    'multimodal_cfg': None,
+}
+# Keys that change nothing of what the model computes when it is used.
+_OF_NO_EFFECT = {
+    'timm_model_pretrained',
+    'timm_drop',
+    'timm_drop_path',
+    'output_tokens',
+    'pos_embed_type',  # fixed ones are saved as learned ones are
+    'bos_id',
+}
+IMAGE_POOLS = {'tok': 'cls', 'avg': 'mean'}
+TEXT_POOLS = {'argmax': 'argmax', 'last': 'last', 'eos': 'eot'}
+
+# timm's vision transformers for SigLIP, by what distinguishes them.
+TRUNKS = {
+    f'vit_{size}_patch{patch_size}_siglip_{image_size}': (image_size, patch_size, width, depth)
+    for size, width, depth, made in (
+        ('base', 768, 12, {16: (224, 256, 384, 512), 32: (256,)}),
+        ('large', 1024, 24, {16: (256, 384, 512)}),
+        ('so400m', 1152, 27, {14: (224, 378, 384), 16: (256, 384, 512)}),
+        ('giantopt', 1536, 40, {16: (256, 384)}),
+    )
+    for patch_size, image_sizes in made.items()
+    for image_size in image_sizes
+}
+
+
+def sniff(path: pathlib.Path) -> bool:
+    """Says whether a path is a folder of open_clip, or one of its files of weights."""
+    if not (_files.folder_of(path) / CONFIG).is_file():
+        return False
+    if path.is_file():
+        return path.name != CONFIG and not _files.names_begin(path, 'vision_model.')
+    return any((path / name).is_file() for name in WEIGHTS)
+
+
+def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns card and variables of a folder, or of one file of weights in it."""
+    folder = _files.folder_of(path)
+    what = str(folder / CONFIG)
+    config = _files.json_of(folder / CONFIG)
+    weights = _files.locate(path, WEIGHTS)
+    theirs = _files.arrays(weights)
+    model_cfg = _filled(config.get('model_cfg', config), MODEL, f'{what}: model_cfg')
+    with _cards.understood(what):
+        fields = architecture(model_cfg, theirs, what=what)
+    decoder = [name for name in theirs if name.startswith(DECODER)]
+    if decoder:
+        logging.warning(
+            '%s: CoCa, whose decoder of captions is not supported; its two towers are read, and '
+            'not these %d parameters: %s',
+            weights,
+            len(decoder),
+            ', '.join(sorted(decoder)),
+        )
+    prefix = 'text.' if any(name.startswith('text.') for name in theirs) else ''
+    model, variables = _cards.complete(
+        fields,
+        functools.partial(rows, text=prefix),
+        theirs,
+        what=str(weights),
+        ignored=_ignored,
+    )
+    card = {
+        'model': model,
+        'preprocess': preprocess(config.get('preprocess_cfg') or {}, model, what=what),
+        'tokenizer': _tokenizer_files.open_clip(folder, model['text'], model_cfg['text_cfg'] or {}),
+    }
+    return card, variables
+
+
+def _ignored(name: str) -> bool:
+    return _resblocks.ignored(name) or name.startswith(DECODER)
+
+
+def architecture(config: Fields, theirs: Mapping[str, Array], *, what: str) -> dict[str, Any]:
+    """Returns the card's `model` that a `model_cfg` describes."""
+    for key in ('embed_dim', 'vision_cfg', 'text_cfg'):
+        if not config[key]:
+            raise ValueError(f'{what}: model_cfg.{key} is missing')
+    vision = _filled(config['vision_cfg'] or {}, VISION, f'{what}: vision_cfg')
+    text = _filled(config['text_cfg'] or {}, TEXT, f'{what}: text_cfg')
+    lookup.check(text['pool_type'], TEXT_POOLS, what=f'{what}: text_cfg.pool_type')
+    lookup.check(text['proj_type'], ['linear', 'none'], what=f'{what}: text_cfg.proj_type')
+    quick = bool(config['quick_gelu'])
+    if vision['timm_model_name']:
+        image, image_proj = timm(vision, theirs, what)
+    elif isinstance(vision['layers'], list):
+        image, image_proj = resnet(vision), 'biased'
+    else:
+        image, image_proj = vit(vision, config['embed_dim'], quick, what), 'linear'
+    return {
+        'image': image,
+        'text': {
+            'name': 'transformer',
+            'vocab_size': text['vocab_size'],
+            'context_length': text['context_length'],
+            'heads': text['heads'],
+            'depth': text['layers'],
+            'causal': not text['no_causal_mask'],
+            'pool': 'cls' if text['embed_cls'] else TEXT_POOLS[text['pool_type']],
+            'eot_id': text['eos_id'],
+            'pad_id': text['pad_id'] if text['embed_cls'] else None,
+            **_common(text, quick),
+        },
+        'embed_dim': config['embed_dim'],
+        'image_proj': image_proj,
+        'text_proj': _projection(text['proj_type'], text['proj_bias']),
+        'init_logit_bias': config['init_logit_bias'],
+    }
+
+
+def _filled(given: Fields, defaults: Fields, what: str) -> dict[str, Any]:
+    """A part of a config with its defaults; ValueError for a key that we have nothing for."""
+    for key, value in given.items():
+        nothing = value in (None, False, 0, '') or key in _OF_NO_EFFECT
+        if key not in defaults and not nothing:
+            raise ValueError(f'{what}.{key} = {value!r} is not supported')
+    return {**defaults, **given}
+
+
+def _common(config: Fields, quick: bool) -> dict[str, Any]:
+    """Fields that both towers of open_clip's classes have."""
+    tanh = (config['act_kwargs'] or {}).get('approximate') == 'tanh'
+    return {
+        'width': config['width'],
+        'mlp_dim': int(config['width'] * config['mlp_ratio']),
+        'activation': 'quick_gelu' if quick else 'gelu_tanh' if tanh else 'gelu',
+        'norm_eps': (config['norm_kwargs'] or {}).get('eps', 1e-5),
+        'layer_scale': config['ls_init_value'] or 0.0,
+    }
+
+
+def vit(vision: Fields, embed_dim: int, quick: bool, what: str) -> dict[str, Any]:
+    """Fields of open_clip's VisionTransformer."""
+    lookup.check(vision['pool_type'], IMAGE_POOLS, what=f'{what}: vision_cfg.pool_type')
+    if vision['attentional_pool'] not in (False, True):
+        raise ValueError(
+            f'{what}: vision_cfg.attentional_pool = {vision["attentional_pool"]!r} '
+            'is not supported; true is'
+        )
+    queries = {
+        'pool': 'queries',
+        'pool_queries': vision['attn_pooler_queries'],
+        'pool_heads': vision['attn_pooler_heads'],
+        'pool_width': embed_dim,
+    }
+    return {
+        'name': 'vit',
+        'image_size': _one(vision['image_size'], f'{what}: vision_cfg.image_size'),
+        'patch_size': _one(vision['patch_size'], f'{what}: vision_cfg.patch_size'),
+        'heads': vision['width'] // vision['head_width'],
+        'depth': vision['layers'],
+        'class_token': True,
+        'pre_norm': not vision['no_ln_pre'],
+        'norm_after_pool': vision['final_ln_after_pool'],
+        'patch_dropout': vision['patch_dropout'],
+        **_common(vision, quick),
+        **(queries if vision['attentional_pool'] else {'pool': IMAGE_POOLS[vision['pool_type']]}),
+    }
+
+
+def _one(size: Any, what: str) -> int:
+    """A size given as a number or as two equal ones."""
+    sizes = set(size) if isinstance(size, list) else {size}
+    if len(sizes) != 1:
+        raise ValueError(f'{what} is {size}; only squares are supported')
+    return sizes.pop()
+
+
+def resnet(vision: Fields) -> dict[str, Any]:
+    """Fields of open_clip's ModifiedResNet."""
+    return {
+        'name': 'resnet',
+        'image_size': vision['image_size'],
+        'width': vision['width'],
+        'depths': vision['layers'],
+        'heads': vision['width'] * 32 // vision['head_width'],
+    }
+
+
+def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[str, Any], str]:
+    """Fields of timm's SigLIP ViT: sizes from shapes, the rest by its name, as timm has it."""
+    name = vision['timm_model_name']
+    if vision['timm_pool'] != 'map' or 'siglip' not in name:
+        raise ValueError(
+            f'{what}: timm model {name!r} with pooling {vision["timm_pool"]!r} is not supported; '
+            'of timm there are SigLIP models (vit_*_siglip_*, pooling map)'
+        )
+    start = 'visual.trunk.'
+    shape = {n.removeprefix(start): x.shape for n, x in theirs.items() if n.startswith(start)}
+    try:
+        width, _, patch_size, _ = shape['patch_embed.proj.weight']
+        mlp_dim = shape['blocks.0.mlp.fc1.weight'][0]
+    except KeyError as error:
+        raise ValueError(f'{what}: {start}{error.args[0]} is missing in the weights') from error
+    fields = {
+        'name': 'vit',
+        'image_size': _one(vision['image_size'], f'{what}: vision_cfg.image_size'),
+        'patch_size': patch_size,
+        'width': width,
+        'depth': len({n.split('.')[1] for n in shape if re.match(r'blocks\.\d+\.', n)}),
+        'mlp_dim': mlp_dim,
+        'patch_dropout': vision['patch_dropout'],
+        **trunk(name, width),
+    }
+    kind = vision['timm_proj'] or 'none'
+    lookup.check(kind, ['none', 'linear'], what=f'{what}: vision_cfg.timm_proj')
+    return fields, _projection(kind, vision['timm_proj_bias'])
+
+
+def _projection(kind: str, bias: bool) -> str:
+    return 'biased' if kind == 'linear' and bias else kind
+
+
+def trunk(name: str, width: int) -> dict[str, Any]:
+    """What all of timm's SigLIP ViTs have, and the two that differ; timm keeps it in no file."""
+    giant = 'giantopt' in name
+    return {
+        'heads': 16 if giant or 'so400m' in name else width // 64,
+        'activation': 'gelu_tanh' if giant else 'gelu',
+        'norm_eps': 1e-6,
+        'pool': 'map',
+        'pre_norm': False,
+        'patch_bias': True,
+    }
+
+
+def preprocess(config: Fields, model: Fields, *, what: str) -> dict[str, Any]:
+    """Returns the card's `preprocess` from a `preprocess_cfg`."""
+    if config.get('fill_color'):
+        raise ValueError(f'{what}: preprocess_cfg.fill_color: only 0 is supported')
+    bilinear = config.get('interpolation') == 'bilinear'
+    return {
+        'size': model['image']['image_size'],
+        'resize': config.get('resize_mode') or 'shortest',
+        'interpolation': 'bilinear' if bilinear else 'bicubic',
+        'mean': list(config.get('mean') or CLIP_MEAN),
+        'std': list(config.get('std') or CLIP_STD),
+    }
+
+
+def rows(model: Fields, text: str = '') -> Iterator[Row]:
+    """The table of the whole model; `text` is the prefix of the text tower's names."""
+    if model['image'].get('pool') != 'map':
+        yield from _resblocks.rows(model, text)
+        return
+    yield from trunk_rows(model['image'])
+    if model['image_proj'] != 'none':
+        ours, theirs = 'params/image_projection', 'visual.head.proj'
+        yield from dense(ours, theirs, bias=model['image_proj'] == 'biased')
+    yield from _resblocks.text_rows(model, text)
+
+
+def trunk_rows(fields: Fields) -> Iterator[Row]:
+    """timm's vision transformer with attention pooling."""
+    ours, theirs, heads = 'params/image', 'visual.trunk', fields['heads']
+    yield from dense(f'{ours}/patch_embedding', f'{theirs}.patch_embed.proj', CONV)
+    yield row(f'{ours}/position_embedding', f'{theirs}.pos_embed', LEADING_ONE)
+    for i in range(fields['depth']):
+        a, b = f'{ours}/transformer/block_{i}', f'{theirs}.blocks.{i}'
+        yield from norm(f'{a}/attention_norm', f'{b}.norm1')
+        yield row(f'{a}/attention/qkv/kernel', f'{b}.attn.qkv.weight', into_heads(3, heads))
+        yield row(f'{a}/attention/qkv/bias', f'{b}.attn.qkv.bias', into_heads(3, heads))
+        yield from dense(f'{a}/attention/out', f'{b}.attn.proj', out_of_heads(heads))
+        yield from norm(f'{a}/mlp_norm', f'{b}.norm2')
+        yield from mlp(f'{a}/mlp', f'{b}.mlp', 'fc1', 'fc2')
+    yield from norm(f'{ours}/post_norm', f'{theirs}.norm')
+    ours, theirs = f'{ours}/attention_pool', f'{theirs}.attn_pool'
+    yield row(f'{ours}/probe', f'{theirs}.latent', LEADING_ONE)
+    for part, name in (('kernel', 'weight'), ('bias', 'bias')):
+        yield row(f'{ours}/attention/query/{part}', f'{theirs}.q.{name}', into_heads(heads))
+        two = [f'{ours}/attention/{x}/{part}' for x in ('key', 'value')]
+        yield row(two, f'{theirs}.kv.{name}', divided(into_heads(heads), 2))
+    yield from dense(f'{ours}/attention/out', f'{theirs}.proj', out_of_heads(heads))
+    yield from norm(f'{ours}/norm', f'{theirs}.norm')
+    yield from mlp(f'{ours}/mlp', f'{theirs}.mlp', 'fc1', 'fc2')
+
+
+def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
+    """Writes config, weights and tokenizer files; returns the table that was applied."""
+    model, config = card['model'], config_of(card['model'])
+    table = list(rows(model, 'text.' if config['custom_text'] else ''))
+    arrays = _table.write(table, variables)
+    lazy = {name: Array(x.shape, x.dtype, lambda: None) for name, x in arrays.items()}
+    again = architecture(_filled(config, MODEL, 'open_clip'), lazy, what='open_clip')
+    _cards.check_expressible(model, again, 'open_clip')
+    config['text_cfg'] |= _tokenizer_files.open_clip_config(card['tokenizer'])
+    rule = card['preprocess']
+    preprocess_cfg = {
+        'size': rule['size'],
+        'mode': 'RGB',
+        'mean': rule['mean'],
+        'std': rule['std'],
+        'interpolation': rule['interpolation'],
+        'resize_mode': rule['resize'],
+    }
+    content = {'model_cfg': config, 'preprocess_cfg': preprocess_cfg}
+    (folder / CONFIG).write_text(json.dumps(content, indent=2) + '\n')
+    _files.save(folder / SAFETENSORS, arrays)
+    _tokenizer_files.save(folder, card['tokenizer'])
+    return table
+
+
+def config_of(model: Fields) -> dict[str, Any]:
+    """Returns the `model_cfg` that comes nearest to an architecture."""
+    image, text = model['image'], model['text']
+    config: dict[str, Any] = {
+        'embed_dim': model['embed_dim'],
+        'quick_gelu': text['activation'] == 'quick_gelu',
+        'custom_text': image.get('pool') == 'map',
+        'vision_cfg': _vision_of(image, model['image_proj']),
+        'text_cfg': {
+            'context_length': text['context_length'],
+            'vocab_size': text['vocab_size'],
+            'heads': text['heads'],
+            'layers': text['depth'],
+            'no_causal_mask': not text['causal'],
+            'pool_type': _inverse(TEXT_POOLS, text['pool'], 'text pool'),
+            'proj_type': 'none' if model['text_proj'] == 'none' else 'linear',
+            'proj_bias': model['text_proj'] == 'biased',
+            **_common_of(text),
+        },
+    }
+    if text['pool'] == 'eot':
+        config['text_cfg']['eos_id'] = text['eot_id']
+    if model['init_logit_bias'] is not None:
+        config['init_logit_bias'] = model['init_logit_bias']
+    return config
+
+
+def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
+    if image['name'] == 'resnet':
+        return {
+            'image_size': image['image_size'],
+            'layers': image['depths'],
+            'width': image['width'],
+            'head_width': image['width'] * 32 // image['heads'],
+            'patch_size': None,
+        }
+    if image['pool'] == 'map':
+        return {
+            'image_size': image['image_size'],
+            'timm_model_name': _timm_name(image),
+            'timm_model_pretrained': False,
+            'timm_pool': 'map',
+            'timm_proj': 'none' if projection == 'none' else 'linear',
+            'timm_proj_bias': projection == 'biased',
+        }
+    return {
+        'image_size': image['image_size'],
+        'patch_size': image['patch_size'],
+        'layers': image['depth'],
+        'head_width': image['width'] // image['heads'],
+        'no_ln_pre': not image['pre_norm'],
+        'pool_type': _inverse(IMAGE_POOLS, image['pool'], 'image pool'),
+        'final_ln_after_pool': image['norm_after_pool'],
+        'patch_dropout': image['patch_dropout'],
+        **_common_of(image),
+    }
+
+
+def _timm_name(image: Fields) -> str:
+    sizes = tuple(image[x] for x in ('image_size', 'patch_size', 'width', 'depth'))
+    if sizes not in TRUNKS.values():
+        raise ValueError(
+            'the layout open_clip cannot hold this model: with attention pooling it has only '
+            f"timm's models, and none of image_size, patch_size, width, depth {sizes}; "
+            f'there are {", ".join(TRUNKS)}'
+        )
+    return _inverse(TRUNKS, sizes, 'image encoder')
+
+
+def _inverse(table: Mapping[str, Any], value: Any, what: str) -> str:
+    for key, x in table.items():
+        if x == value:
+            return key
+    raise ValueError(
+        f'the layout open_clip cannot hold this model: it has no {what} {value!r}, '
+        f'but {", ".join(map(repr, table.values()))}'
+    )
+
+
+def _common_of(tower: Fields) -> dict[str, Any]:
+    width, mlp_dim = tower['width'], tower['mlp_dim']
+    ratio = mlp_dim / width
+    while int(width * ratio) < mlp_dim:  # the product may come out just below
+        ratio = math.nextafter(ratio, math.inf)
+    config: dict[str, Any] = {'width': width, 'mlp_ratio': ratio}
+    if tower['layer_scale']:
+        config['ls_init_value'] = tower['layer_scale']
+    if tower['activation'] == 'gelu_tanh':
+        config['act_kwargs'] = {'approximate': 'tanh'}
+    if tower['norm_eps'] != 1e-5:
+        config['norm_kwargs'] = {'eps': tower['norm_eps']}
+    return config

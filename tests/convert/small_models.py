@@ -1,0 +1,107 @@
+"""Small models of every kind that a layout holds, and tokenizers for them."""
+
+import functools
+import io
+import json
+
+import jax
+import numpy as np
+import sentencepiece
+import tokenizers as library
+
+from clip_jax.data.transforms import Preprocess
+from clip_jax.models import clip
+
+SMALL = {'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 52}
+VIT = {'name': 'vit', 'image_size': 32, 'patch_size': 16, **SMALL}
+TEXT = {'name': 'transformer', 'vocab_size': 60, 'context_length': 9, **SMALL, 'width': 24}
+SIGLIP = {
+    'image': {**VIT, 'pool': 'map', 'pre_norm': False, 'patch_bias': True},
+    'text': {**TEXT, 'pool': 'last', 'causal': False},
+    'embed_dim': 32,
+    'image_proj': 'none',
+    'text_proj': 'biased',
+    'init_logit_bias': -10.0,
+}
+for tower in ('image', 'text'):
+    SIGLIP[tower] |= {'activation': 'gelu_tanh', 'norm_eps': 1e-6}
+CLIP = {'image': VIT, 'text': {**TEXT, 'pool': 'argmax'}, 'embed_dim': 20}
+EOT = {**CLIP, 'text': {**TEXT, 'pool': 'eot', 'eot_id': 7}}
+QUICK = {
+    **CLIP,
+    'image': {**VIT, 'width': 64, 'heads': 1, 'activation': 'quick_gelu'},
+    'text': {**TEXT, 'width': 64, 'heads': 1, 'pool': 'argmax', 'activation': 'quick_gelu'},
+}
+RESNET = {
+    **QUICK,
+    'image': {'name': 'resnet', 'image_size': 64, 'width': 4, 'depths': [1, 2, 1, 1], 'heads': 2},
+    'image_proj': 'biased',
+}
+MODELS = {
+    'clip': CLIP,
+    'eot': EOT,
+    'quick': QUICK,
+    'resnet': RESNET,
+    'siglip': SIGLIP,
+    'clipa': {
+        **CLIP,
+        'image': {
+            **VIT,
+            'pool': 'mean',
+            'class_token': True,
+            'pre_norm': False,
+            'norm_after_pool': True,
+        },
+        'text': {**TEXT, 'pool': 'last', 'causal': False},
+    },
+    'scaled': {
+        **CLIP,
+        'image': {**VIT, 'layer_scale': 0.1, 'norm_eps': 1e-6, 'patch_dropout': 0.5},
+        'text': {**TEXT, 'pool': 'argmax', 'layer_scale': 0.1, 'activation': 'gelu_tanh'},
+        'init_logit_bias': -3.0,
+    },
+}
+
+
+def made(name: str, **card) -> tuple[dict, dict]:
+    """Card and variables of one of the models, all of whose numbers are random."""
+    model = clip.from_card(MODELS[name])
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda x: rng.normal(0.5, 0.2, x.shape).astype(np.float32), clip.shapes(model)
+    )
+    siglip = name == 'siglip'
+    preprocess = Preprocess(model.image.image_size, resize='squash' if siglip else 'shortest')
+    fields = {'model': clip.to_card(model), 'preprocess': preprocess.card, 'tokenizer': None}
+    return json.loads(json.dumps({**fields, **card})), variables
+
+
+@functools.cache
+def pieces() -> bytes:
+    """A SentencePiece model of 60 pieces without a start token, as SigLIP's."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(['a red circle on a blue square'] * 50 + ['two green stars'] * 50),
+        model_writer=model,
+        vocab_size=40,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def words_json(post: str = '$A </s>') -> str:
+    made = library.Tokenizer(
+        library.models.WordLevel({'<pad>': 0, '</s>': 1, '<unk>': 2, 'a': 3, 'cat': 4}, '<unk>')
+    )
+    made.pre_tokenizer = library.pre_tokenizers.Whitespace()
+    made.add_special_tokens(['<pad>', '</s>'])
+    if post:
+        made.post_processor = library.processors.TemplateProcessing(
+            single=post, special_tokens=[('</s>', 1)]
+        )
+    return made.to_str()
