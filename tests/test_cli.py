@@ -1,21 +1,25 @@
 """Wrong input gets one line that says what is wrong, exit code 1, and nothing is written."""
 
+import functools
 import hashlib
 import io
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import environment
 
+import clip_jax
 from clip_jax import cli
 
-COMMANDS = ('train', 'eval', 'plot')
+COMMANDS = ('train', 'eval', 'convert', 'plot')
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -322,6 +326,39 @@ def test_a_report_is_written(capfd, tiny_run, tiny_tars, tmp_path):
     assert str(out) in printed.out
 
 
+# convert
+
+
+def test_a_run_is_written_for_another_library(capfd, tiny_run, tmp_path):
+    folder = tmp_path / 'exported'
+    with pytest.raises(SystemExit) as end:
+        cli.main(['convert', str(tiny_run), str(folder), '--layout=huggingface'])
+    printed = capfd.readouterr().out
+    assert end.value.code == 0
+    parameters = json.loads((tiny_run / 'summary.json').read_text())['parameters']
+    assert f'{parameters:,} numbers; read back, they are equal to the last bit' in printed
+    assert re.search(r'text/token_embedding/embedding +text_model\.embeddings\.token_emb', printed)
+    assert "different: preprocess.rgb 'after' becomes 'before'" in printed
+    assert f'in {folder}: config.json, model.safetensors, preprocessor_config.json' in printed
+    # The exported folder scores as the run does.
+    texts = ['a red picture', 'something green']
+    rows = [clip_jax.load(path).encode_text(texts) for path in (tiny_run, folder)]
+    np.testing.assert_array_equal(*rows)
+
+
+def test_what_cannot_be_converted(line, tiny_run, tmp_path):
+    convert = functools.partial(line, 'convert')
+    layout = '--layout=open_clip'
+    assert 'no such file or folder' in convert(tmp_path / 'none', tmp_path / 'x', layout)
+    assert 'exists; name a new folder' in convert(tiny_run, tmp_path, layout)
+    assert "Did you mean 'open_clip'" in convert(tiny_run, tmp_path / 'x', '--layout=openclip')
+    assert "there is no 'openai'" in convert(tiny_run, tmp_path / 'x', '--layout=openai')
+    assert 'cannot hold this model' in convert(tiny_run, tmp_path / 'x', '--layout=big_vision')
+    assert "there is no flag '--dtype=x'" in convert(tiny_run, tmp_path, layout, '--dtype=x')
+    (tmp_path / 'x.pt').write_bytes(b'')
+    assert 'found a file' in convert(tmp_path / 'x.pt', tmp_path / 'x', layout)
+
+
 # plot
 
 
@@ -349,6 +386,8 @@ def test_a_plot_needs_metrics(line, tiny_run, tmp_path):
         ('train', '--workdir=x'),
         ('eval', '--model=x', '--data=y'),
         ('eval', 'zeroshot', '--data=y'),
+        ('convert', 'x', 'y'),
+        ('convert', 'x', '--layout=open_clip'),
         ('plot',),
     ],
 )

@@ -12,7 +12,7 @@ from conftest import COLOURS
 from PIL import Image
 
 import clip_jax
-from clip_jax import build, prompts, sharding
+from clip_jax import build, pretrained, prompts, sharding
 from clip_jax.data.transforms import normalise
 from clip_jax.models.clip import unit
 
@@ -232,6 +232,46 @@ def test_where_nothing_can_be_loaded_one_line_says_so(tmp_path, tiny_run):
             clip_jax.load(path)
         assert str(error.value).startswith(f'{path}: ')
         assert '\n' not in str(error.value)
+
+
+def test_tokens_are_embedded_as_their_texts_are(clip):
+    texts = ['a red picture', 'something green']
+    np.testing.assert_array_equal(clip.encode_text(clip.tokenizer(texts)), clip.encode_text(texts))
+
+
+def test_without_a_tokenizer_only_tokens_are_embedded(clip):
+    bare = dataclasses.replace(clip, tokenizer=None)
+    np.testing.assert_array_equal(
+        bare.encode_text(clip.tokenizer(['a red'])), clip.encode_text(['a red'])
+    )
+    with pytest.raises(ValueError, match=r'has no tokenizer.*give tokens, int \[N, L\]'):
+        bare.encode_text(['a red'])
+
+
+def test_images_of_another_size(clip, tiny_run, pictures):
+    larger = clip_jax.load(tiny_run, image_size=24)
+    assert larger.preprocess.size == larger.card['preprocess']['size'] == 24
+    assert larger.card['model']['image']['image_size'] == 24
+    table = larger.variables['params']['image']['position_embedding']
+    assert table.shape == (10, 32) and larger.encode_image(pictures).shape == (21, 16)
+    np.testing.assert_array_equal(larger.encode_text(['a red']), clip.encode_text(['a red']))
+    same = clip_jax.load(tiny_run, image_size=16)
+    np.testing.assert_array_equal(same.encode_image(pictures), clip.encode_image(pictures))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'vocab_size': 20}, r"tokenizer's vocab_size is \d+ and the model's 20"),
+        ({'context_length': 5}, r"tokenizer's context_length is 12 and the model's 5"),
+        ({'eot_id': 9}, 'ends texts with token 3, and the model reads them at token 9'),
+    ],
+)
+def test_a_tokenizer_that_does_not_belong_to_the_model_is_refused(clip, change, message):
+    card = {**clip.card, 'model': {**clip.card['model']}}
+    card['model']['text'] = {**card['model']['text'], **change}
+    with pytest.raises(ValueError, match=message):
+        pretrained.from_card(card, {}, build.model(card['model']), clip.mesh)
 
 
 def test_an_unknown_type_of_arithmetic_is_refused(tiny_run):

@@ -5,6 +5,7 @@ changes nothing.
 import hashlib
 import importlib.metadata
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -153,6 +154,63 @@ def test_an_evaluation_afterwards_finds_the_same_numbers(
     assert report.items() >= {k: v for k, v in in_training.items() if k != 'step'}.items()
     assert report['top1'] == summary(tiny_run)['zeroshot/top1']
     assert hashes(tiny_run) == before
+
+
+# A run that begins from a checkpoint
+
+
+def begin(clip_jax_cli, config, workdir, path, *changes, steps=2):
+    """Trains a few steps from a checkpoint."""
+    more = f'init.path={path}', f'total_steps={steps}', 'optimizer.warmup_steps=1', *changes
+    flags = [f'--config.{change}' for change in more]
+    return clip_jax_cli('train', f'--config={config}', f'--workdir={workdir}', *flags)
+
+
+@pytest.mark.parametrize('layout', ['clip_jax', 'open_clip', 'huggingface'])
+def test_a_run_begins_with_the_weights_of_a_checkpoint(
+    tiny_run, tiny_config, clip_jax_cli, tmp_path, layout
+):
+    path, workdir = tiny_run, tmp_path / 'run'
+    if layout != 'clip_jax':
+        path = tmp_path / 'exported'
+        assert clip_jax_cli('convert', tiny_run, path, f'--layout={layout}').returncode == 0
+    done = begin(clip_jax_cli, tiny_config, workdir, path)
+    assert done.returncode == 0, done.stderr
+    first = next(row for row in rows(workdir) if 'zeroshot/top1' in row)
+    assert first['step'] == 0 and first['zeroshot/top1'] == summary(tiny_run)['zeroshot/top1']
+    card, origin = (json.loads((x / 'card.json').read_text()) for x in (workdir, tiny_run))
+    assert card['tokenizer'] == origin['tokenizer']
+    if layout == 'clip_jax':
+        assert card == origin
+    # What was trained a while has a smaller loss than random numbers have.
+    assert training(workdir)[0]['loss'] < training(tiny_run)[0]['loss']
+
+
+def test_a_run_goes_on_with_larger_images_and_needs_its_origin_no_more(
+    tiny_run, tiny_config, clip_jax_cli, tmp_path
+):
+    origin, workdir = tmp_path / 'origin', tmp_path / 'run'
+    shutil.copytree(tiny_run, origin)
+    change = 'model.image.image_size=24'
+    done = begin(clip_jax_cli, tiny_config, workdir, origin, change)
+    assert done.returncode == 0, done.stderr
+    assert clip_jax.load(workdir).model.image.image_size == 24
+    (workdir / 'summary.json').unlink()
+    shutil.rmtree(origin)
+    again = begin(clip_jax_cli, tiny_config, workdir, origin, change)
+    assert again.returncode == 0, again.stderr
+    assert 'goes on at step 2 of 2' in again.stdout
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(
+    tiny_run, tiny_config, clip_jax_cli, tmp_path
+):
+    done = begin(clip_jax_cli, tiny_config, tmp_path / 'run', tiny_run, 'model.text.mlp_dim=32')
+    assert done.returncode == 1 and not (tmp_path / 'run').exists()
+    (line,) = done.stderr.splitlines()
+    assert 'params/text/transformer/block_0/mlp/in/bias is (64,), expected (32,)' in line
+    done = begin(clip_jax_cli, tiny_config, tmp_path / 'run', tmp_path / 'none')
+    assert done.returncode == 1 and 'no such file or folder' in done.stderr
 
 
 def test_figures_can_be_drawn_again(tiny_run, clip_jax_cli):

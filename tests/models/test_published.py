@@ -1,0 +1,98 @@
+"""Architectures by name have the sizes that were published."""
+
+import pytest
+
+from clip_jax import build, state
+from clip_jax.models import clip, published
+
+# Counted by open_clip 3.3.0 in its own models of these names.
+PARAMETERS = {
+    'RN50': 102_007_137,
+    'RN101': 119_688_033,
+    'RN50x4': 178_300_601,
+    'RN50x16': 290_979_217,
+    'RN50x64-quickgelu': 623_258_305,
+    'ViT-S-32': 63_085_825,
+    'ViT-S-16-alt': 42_396_161,
+    'ViT-M-32': 103_119_873,
+    'ViT-B-32-quickgelu': 151_277_313,
+    'ViT-B-16': 149_620_737,
+    'ViT-B-16-plus-240': 208_377_345,
+    'ViT-L-14': 427_616_513,
+    'ViT-L-14-336': 427_944_193,
+    'ViT-H-14': 986_109_441,
+    'ViT-g-14': 1_366_678_273,
+    'ViT-bigG-14': 2_539_567_105,
+    'ViT-L-14-CLIPA': 414_210_561,
+    'ViT-B-16-SigLIP': 203_155_970,
+    'ViT-L-16-SigLIP-256': 652_150_786,
+    'ViT-SO400M-14-SigLIP-384': 877_960_498,
+    'ViT-B-32-SigLIP2-256': 376_856_066,
+    'ViT-SO400M-16-SigLIP2-256': 1_135_670_962,
+    'ViT-gopt-16-SigLIP2-256': 1_871_393_906,
+}
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_numbers_of_parameters(name):
+    model = clip.from_card(published.architecture(name))
+    assert state.count(clip.shapes(model)['params']) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize('name', published.names())
+def test_every_name_is_a_model(name):
+    card = clip.to_card(clip.from_card(published.architecture(name)))
+    assert card['text']['activation'] == card['image'].get('activation', card['text']['activation'])
+    assert (card['text']['activation'] == 'quick_gelu') == name.endswith('-quickgelu')
+    assert (card['init_logit_bias'] is not None) == ('SigLIP' in name)
+
+
+def test_openai_published_nine():
+    """Table 18 and 19 of the paper, and the one at 336 pixels."""
+    nine = ['RN50', 'RN101', 'RN50x4', 'RN50x16', 'RN50x64']
+    nine += ['ViT-B-32', 'ViT-B-16', 'ViT-L-14', 'ViT-L-14-336']
+    assert {f'{name}-quickgelu' for name in nine} <= set(published.names())
+
+
+def test_an_unknown_name_gets_the_nearest():
+    with pytest.raises(ValueError, match=r"no 'ViT-B-23'\. Did you mean 'ViT-B-32'"):
+        published.architecture('ViT-B-23')
+
+
+class Words:
+    """What `build.architecture` reads of a tokenizer."""
+
+    vocab_size, context_length, eot_id = 50, 12, 3
+
+
+def test_a_config_names_one_and_changes_it():
+    nothing = {'name': None, 'variant': None}
+    config = {
+        'published': 'ViT-B-16-SigLIP',
+        'image': {**nothing, 'image_size': 64, 'depth': 2},
+        'text': {**nothing, 'depth': 1},
+        'embed_dim': None,
+    }
+    card = build.architecture(config, Words())
+    assert (card['embed_dim'], card['image_proj'], card['init_logit_bias']) == (768, 'none', -10.0)
+    image, text = card['image'], card['text']
+    assert (image['image_size'], image['depth'], image['pool']) == (64, 2, 'map')
+    assert (text['vocab_size'], text['context_length'], text['pool']) == (50, 12, 'last')
+    clip.shapes(build.model(card))
+
+
+def test_another_encoder_takes_the_place_of_the_named_one():
+    config = {
+        'published': 'ViT-B-32',
+        'image': {'name': 'resnet', 'variant': 'RN50'},
+        'text': {'name': None},
+    }
+    image = build.architecture(config, Words())['image']
+    assert (image['name'], image['image_size'], image['depths']) == ('resnet', 224, [3, 4, 6, 3])
+    assert 'patch_size' not in image
+
+
+def test_clips_end_token_is_the_tokenizers():
+    config = {'published': 'ViT-B-32', 'image': {}, 'text': {}}
+    text = build.architecture(config, Words())['text']
+    assert (text['pool'], text['eot_id']) == ('eot', 3)
