@@ -155,9 +155,8 @@ def save(folder: pathlib.Path, card: Mapping[str, Any] | None) -> None:
         config['tokenizer_class'] = 'PreTrainedTokenizerFast'
     elif card['add_bos']:
         logging.warning(
-            '%s: transformers has no tokenizer that begins its rows as this one does; make tokens '
-            'with clip_jax',
-            folder,
+            'transformers has no tokenizer that begins its rows as this one does; tokens for the '
+            'model are made with clip_jax'
         )
         return
     else:

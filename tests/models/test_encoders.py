@@ -12,6 +12,7 @@ from clip_jax.models.text import transformer
 
 SMALL = {'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 64}
 IMAGE = {'name': 'vit', 'image_size': 16, 'patch_size': 8, **SMALL}
+QUERIES = {'pool_queries': 3, 'pool_width': 16, 'pool_heads': 2}
 # Small fields of every image encoder, and the width of the rows that come out.
 RESNET = {'name': 'resnet', 'image_size': 32, 'width': 4, 'depths': (1, 1, 1, 1), 'heads': 4}
 IMAGES = {'vit': IMAGE, 'resnet': RESNET}
@@ -39,7 +40,8 @@ def text_model(**fields):
 
 def image_model(**fields):
     model = vit.Encoder(**{k: v for k, v in (IMAGE | fields).items() if k != 'name'})
-    images = jax.random.normal(jax.random.key(1), (3, 16, 16, 3))
+    size = model.image_size
+    images = jax.random.normal(jax.random.key(1), (3, size, size, 3))
     return model, model.init(jax.random.key(0), images), images
 
 
@@ -121,9 +123,83 @@ def test_text_ends_at_its_first_end_token():
     assert jnp.array_equal(model.apply(variables, tokens), model.apply(variables, twice))
 
 
+def test_the_largest_id_is_the_end_where_it_is_the_largest():
+    eot, variables, tokens = text_model(eot_id=49)
+    tokens = jnp.where(tokens == 3, 49, tokens)
+    argmax, _, _ = text_model(pool='argmax')
+    assert argmax.eot_id is None
+    assert jnp.array_equal(eot.apply(variables, tokens), argmax.apply(variables, tokens))
+
+
+def test_pools_at_the_last_place_need_whole_rows():
+    for pool in ('last', 'cls'):
+        model, variables, tokens = text_model(pool=pool)
+        rows = model.apply(variables, tokens)
+        assert jnp.abs(rows - model.apply(variables, tokens.at[:, 1].set(11))).max() > 1e-3
+        with pytest.raises(ValueError, match='reads rows of 10 tokens, these have 6; pad them'):
+            model.apply(variables, tokens[:, :6])
+
+
+def test_padding_is_hidden_behind_a_class_token_one_place_late():
+    """As in the program that trained the published models."""
+    mask = transformer.padding_mask(jnp.array([[True, True, False], [True, True, True]]))
+    assert mask[:, 0, 0].tolist() == [[True, True, True, False], [True, True, True, True]]
+    model, variables, _ = text_model(pool='cls')
+    table = variables['params']['token_embedding']['embedding']
+    other = jax.tree.map(lambda x: x, variables)
+    other['params']['token_embedding']['embedding'] = table.at[0].add(1.0)
+    short, whole = jnp.array([[2, 7] + [0] * 8]), jnp.array([[2] * 10])
+    assert jnp.array_equal(model.apply(variables, whole), model.apply(other, whole))
+    assert jnp.abs(model.apply(variables, short) - model.apply(other, short)).max() > 1e-4
+
+
+def test_layer_scale_weighs_what_a_block_adds():
+    deep, variables, images = image_model(layer_scale=0.1)
+    blocks = variables['params']['transformer']
+    for name in ('attention_scale', 'mlp_scale'):
+        np.testing.assert_array_equal(blocks['block_0'][name], np.full(32, 0.1, np.float32))
+    # With nothing added a block is the identity, so that one is as good as two.
+    zero = jax.tree.map_with_path(
+        lambda path, x: 0 * x if path[-1].key.endswith('_scale') else x, variables
+    )
+    shallow, _, _ = image_model(layer_scale=0.1, depth=1)
+    one = {
+        'params': {
+            **zero['params'],
+            'transformer': {'block_0': zero['params']['transformer']['block_0']},
+        }
+    }
+    np.testing.assert_array_equal(deep.apply(zero, images), shallow.apply(one, images))
+    assert jnp.abs(deep.apply(variables, images) - deep.apply(zero, images)).max() > 1e-3
+
+
+@pytest.mark.parametrize(('pool', 'after'), [('mean', True), ('mean', False), ('map', True)])
+def test_the_last_norm_may_come_after_the_pooling(pool, after):
+    model, variables, images = image_model(pool=pool, norm_after_pool=after)
+    rows = model.apply(variables, images)
+    normed = jnp.allclose(rows.mean(axis=1), 0, atol=1e-5) and jnp.allclose(
+        rows.var(axis=1), 1, atol=1e-2
+    )
+    assert normed == after
+
+
+def test_of_two_ways_to_say_the_same_there_is_one():
+    plain = vit.Encoder(**{k: v for k, v in IMAGE.items() if k != 'name'})
+    same = {**IMAGE, 'class_token': True, 'norm_after_pool': True}
+    assert vit.Encoder(**{k: v for k, v in same.items() if k != 'name'}) == plain
+
+
+def test_what_is_left_of_an_image_beyond_its_patches_is_not_seen():
+    model, variables, _ = image_model(image_size=20)
+    images = jax.random.normal(jax.random.key(1), (1, 20, 20, 3))
+    gradient = jax.grad(lambda x: jnp.sum(model.apply(variables, x) ** 3))(images)
+    assert (gradient[:, 16:] == 0).all() and (gradient[:, :, 16:] == 0).all()
+    assert (jnp.abs(gradient[:, :16, :16]).max(axis=-1) > 0).all()
+
+
 @pytest.mark.parametrize('pool', vit.POOLS)
 def test_every_pooling_sees_every_patch(pool):
-    model, variables, images = image_model(pool=pool)
+    model, variables, images = image_model(pool=pool, **QUERIES)
     gradient = jax.grad(lambda x: jnp.sum(model.apply(variables, x) ** 3))(images)
     patches = np.abs(np.asarray(vit.patches(gradient, 8))).max(axis=(2, 3, 4))
     assert patches.shape == (3, 4)
@@ -219,6 +295,7 @@ def test_outputs_are_unit_rows_and_the_initial_scale_is_one_over_007():
         ({'patch_size': 0}, 'patch_size is 0'),
         ({'patch_dropout': 1.0}, 'patch_dropout 1.0'),
         ({'pool': 'max'}, "no 'max'"),
+        ({'pool': 'queries'}, 'pool_: width is 0'),
         ({'positions': 'sincos'}, "Did you mean 'sincos2d'"),
         ({'positions': 'sincos2d', 'width': 30}, 'width in fours'),
         ({'activation': 'geluu'}, "Did you mean 'gelu'"),

@@ -59,9 +59,9 @@ class Encoder(nn.Module):
     heads: int
     mlp_dim: int
     pool: str = 'cls'
-    pool_queries: int = 256
-    pool_width: int = 512
-    pool_heads: int = 8
+    pool_queries: int | None = None
+    pool_width: int | None = None
+    pool_heads: int | None = None
     class_token: bool = False
     positions: str = 'learned'
     activation: str = 'gelu'
@@ -89,14 +89,14 @@ class Encoder(nn.Module):
             mlp_dim=self.mlp_dim,
             image_size=self.image_size,
             patch_size=self.patch_size,
-            pool_queries=self.pool_queries,
         )
         if self.pool == 'queries':
             check_sizes(
-                'models/image/vit: pool',
+                'models/image/vit: pool_',
                 self.activation,
-                width=self.pool_width,
-                heads=self.pool_heads,
+                width=self.pool_width or 0,
+                heads=self.pool_heads or 0,
+                queries=self.pool_queries or 0,
             )
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(
