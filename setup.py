@@ -32,6 +32,7 @@ setup(
         'jax>=0.10.2',
         'matplotlib>=3.9',
         'ml-collections>=1.1',
+        'ml_dtypes>=0.5',
         'numpy>=2.0',
         'opencv-python-headless>=4.11',
         'openai-clip>=1.0.1',  # read for CLIP's vocabulary alone, never imported
@@ -39,17 +40,17 @@ setup(
         'orbax-checkpoint>=0.12.8',
         'pillow>=11',
         'regex>=2024.11.6',
-        'safetensors>=0.6',
+        'safetensors>=0.8',
         'sentencepiece>=0.2.1',
         'tensorboard>=2.19',
         'tensorflow-datasets>=4.9.10',
-        'tokenizers>=0.21',
+        'tokenizers>=0.23',
         'tqdm>=4.66',
     ],
     extras_require={
         'tpu': ['jax[tpu]>=0.10.2'],
         'cuda': ['jax[cuda13]>=0.10.2'],
-        'test': ['pytest>=8.3', 'ruff>=0.12', *NOTEBOOK],
+        'test': ['pytest>=8.3', 'pytest-xdist>=3.6', 'ruff>=0.12', *NOTEBOOK],
         'colab': NOTEBOOK,
     },
 )

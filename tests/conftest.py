@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ from PIL import Image
 SIMULATED = '--xla_force_host_platform_device_count=8'
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {SIMULATED}'.strip()
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Compiling takes most of the tests' time. Programs that tests start are compiled as users' are, and
+# so is what asks for the fixture `optimized`.
+UNOPTIMIZED = 'JAX_DISABLE_MOST_OPTIMIZATIONS'
+os.environ.setdefault(UNOPTIMIZED, '1')
 
 ROOT = Path(__file__).parents[1]
 COLOURS = {'red': (210, 30, 30), 'green': (30, 160, 40), 'blue': (40, 50, 200), 'white': (240,) * 3}
@@ -86,7 +91,18 @@ def environment() -> dict[str, str]:
     """The environment for programs that tests start: one CPU device, this checkout first."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     flags = os.environ['XLA_FLAGS'].replace(SIMULATED, '').strip()
-    return {**os.environ, 'PYTHONPATH': path, 'XLA_FLAGS': flags}
+    return {**os.environ, 'PYTHONPATH': path, 'XLA_FLAGS': flags, UNOPTIMIZED: '0'}
+
+
+@pytest.fixture
+def optimized() -> Iterator[None]:
+    """Has XLA optimize what a test compiles, as it does for users."""
+    import jax
+
+    before = jax.config.read('jax_disable_most_optimizations')
+    jax.config.update('jax_disable_most_optimizations', False)
+    yield
+    jax.config.update('jax_disable_most_optimizations', before)
 
 
 @pytest.fixture(scope='session')

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from clip_jax.convert import _torch_file
 from clip_jax.convert._table import Array
 
+_INDEX = '.index.json'
 _TYPES = {
     'F64': np.float64,
     'F32': np.float32,
@@ -30,11 +31,16 @@ _TYPES = {
 
 def arrays(path: pathlib.Path) -> dict[str, Array]:
     """Opens a file of weights: safetensors, an index of several, or any of torch's."""
-    if path.name.endswith('.index.json'):
+    if path.name.endswith(_INDEX):
         return _sharded(path)
-    if path.suffix == '.safetensors':
+    if path.suffix == '.safetensors' or _start(path)[8:9] == b'{':
         return _safetensors(path)
     return _torch_file.state_dict(path)[0]
+
+
+def _start(path: pathlib.Path) -> bytes:
+    with path.open('rb') as file:
+        return file.read(9)  # of safetensors: the length of its header, and the header's first sign
 
 
 def _safetensors(path: pathlib.Path) -> dict[str, Array]:
@@ -75,9 +81,11 @@ def _sharded(path: pathlib.Path) -> dict[str, Array]:
     return found
 
 
-def names_begin(path: pathlib.Path, prefix: str) -> bool:
-    """Says whether some array of a file of weights has a name that begins so."""
-    return any(name.startswith(prefix) for name in arrays(path))
+def names_of(path: pathlib.Path) -> list[str]:
+    """Returns the names of a file's arrays; none of a JSON file that is no index of weights."""
+    if path.suffix == '.json' and not path.name.endswith(_INDEX):
+        return []
+    return list(arrays(path))
 
 
 def json_of(path: pathlib.Path) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def sniff(path: pathlib.Path) -> bool:
     if not config.is_file() or 'model_type' not in _files.json_of(config):
         return False
     if path.is_file():
-        return path.suffix != '.json' and _files.names_begin(path, 'vision_model.')
+        return any(name.startswith('vision_model.') for name in _files.names_of(path))
     return any((path / name).is_file() for name in WEIGHTS)
 
 

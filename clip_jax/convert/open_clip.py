@@ -127,7 +127,7 @@ def sniff(path: pathlib.Path) -> bool:
     if not (_files.folder_of(path) / CONFIG).is_file():
         return False
     if path.is_file():
-        return path.name != CONFIG and not _files.names_begin(path, 'vision_model.')
+        return any(name.startswith('visual.') for name in _files.names_of(path))
     return any((path / name).is_file() for name in WEIGHTS)
 
 

@@ -142,7 +142,8 @@ def _fields(module: nn.Module) -> dict[str, Any]:
 def init(model: CLIP, key: jax.Array) -> dict[str, Any]:
     """Initialises the variables of a model: `{'params': …}`, with a ResNet also `batch_stats`."""
     size, length = model.image.image_size, model.text.context_length
-    return model.init(key, jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32))
+    images, tokens = jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
+    return jax.jit(model.init)(key, images, tokens)  # else each operation is compiled by itself
 
 
 def shapes(model: CLIP) -> dict[str, Any]:

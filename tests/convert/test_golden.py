@@ -22,9 +22,10 @@ from clip_jax.models import clip
 GOLDEN = pathlib.Path(__file__).parents[3] / 'shared/golden'
 TOLERANCE = 2e-5
 
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason='reference outputs are not on this machine'
-)
+pytestmark = [
+    pytest.mark.skipif(not GOLDEN.is_dir(), reason='reference outputs are not on this machine'),
+    pytest.mark.usefixtures('optimized'),
+]
 
 # What is read -> the folder with inputs and the expected file.
 FILES = {

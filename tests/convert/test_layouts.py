@@ -104,7 +104,7 @@ def test_what_was_written_is_verified(tmp_path, monkeypatch):
 def test_fixed_positions_are_written_as_learned_ones(tmp_path):
     fields = {**CLIP, 'image': {**VIT, 'positions': 'sincos2d', 'pre_norm': False}}
     model = clip.from_card(fields)
-    variables = jax.jit(clip.init, static_argnums=0)(model, jax.random.key(0))
+    variables = clip.init(model, jax.random.key(0))
     card = {**made('clip')[0], 'model': clip.to_card(model)}
     convert.write(tmp_path / 'x', 'open_clip', card, variables)
     again, back = convert.read(tmp_path / 'x')
@@ -264,8 +264,9 @@ def test_a_file_of_weights_may_be_named_itself(tmp_path, layout):
     (weights,) = path.glob('*.safetensors')
     assert convert.layout_of(weights) == layout
     assert equal(convert.read(weights)[1], made('clip')[1])
-    weights.rename(path / 'other.safetensors')
-    assert equal(convert.read(path / 'other.safetensors')[1], made('clip')[1])
+    for other in ('other.safetensors', 'blob-without-a-suffix'):
+        weights = weights.rename(path / other)
+        assert equal(convert.read(weights)[1], made('clip')[1])
 
 
 def test_two_layouts_in_one_folder_are_told_apart_by_the_weights(tmp_path):
@@ -320,7 +321,9 @@ def sharded(tmp_path) -> pathlib.Path:
 
 
 def test_weights_in_several_files(tmp_path):
-    assert equal(convert.read(sharded(tmp_path))[1], made('clip')[1])
+    path = sharded(tmp_path)
+    assert equal(convert.read(path)[1], made('clip')[1])
+    assert equal(convert.read(path / 'model.safetensors.index.json')[1], made('clip')[1])
 
 
 @pytest.mark.parametrize(

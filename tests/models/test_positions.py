@@ -48,7 +48,7 @@ def test_the_interpolation_is_bicubic_with_antialiasing(old, new):
 def test_a_model_takes_images_of_another_size(kind):
     fields = {'image': ENCODERS[kind], 'text': TEXT, 'embed_dim': 8}
     model = clip.from_card(fields)
-    variables = jax.jit(clip.init, static_argnums=0)(model, jax.random.key(0))
+    variables = clip.init(model, jax.random.key(0))
     before = jax.tree.map(np.asarray, variables)
     size = model.image.image_size
     larger, changed = clip.with_image_size(clip.to_card(model), variables, 2 * size)
@@ -65,10 +65,10 @@ def test_a_model_takes_images_of_another_size(kind):
 
 def test_a_size_that_cannot_be_is_refused():
     model = clip.from_card({'image': ENCODERS['class token'], 'text': TEXT, 'embed_dim': 8})
-    variables = jax.jit(clip.init, static_argnums=0)(model, jax.random.key(0))
+    variables = clip.init(model, jax.random.key(0))
     with pytest.raises(ValueError, match='image_size 4 is smaller than patch_size 8'):
         clip.with_image_size(clip.to_card(model), variables, 4)
     resnet = clip.from_card({'image': ENCODERS['resnet'], 'text': TEXT, 'embed_dim': 8})
-    variables = jax.jit(clip.init, static_argnums=0)(resnet, jax.random.key(0))
+    variables = clip.init(resnet, jax.random.key(0))
     with pytest.raises(ValueError, match='image_size 100 is not a multiple of 32'):
         clip.with_image_size(clip.to_card(resnet), variables, 100)
