@@ -8,7 +8,7 @@ it applied. ValueError for what is not whole, not safe or not supported.
 
 import pathlib
 import re
-import shutil
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,17 +68,17 @@ def write(
         raise ValueError(f'{folder}: exists; name a new folder')
     model, variables = _cards.learned_positions(card['model'], variables)
     card = {**card, 'model': model}
-    partial = folder.with_name(folder.name + '.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    parent = folder.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    # Beside its place, so that it can be moved there whole.
+    with tempfile.TemporaryDirectory(prefix=f'{folder.name}.partial-', dir=parent) as scratch:
+        partial = pathlib.Path(scratch) / folder.name
+        partial.mkdir()
         table = module.write(partial, card, variables)
         again, back = read(partial, layout)
         _cards.check_expressible(model, again['model'], layout)
         _check_equal(variables, back, layout)
         partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return _described(table, variables), _changed(card, again)
 
 

@@ -23,7 +23,9 @@ def understood(what: str) -> Iterator[None]:
         yield
     except KeyError as error:
         raise ValueError(f'{what}: {error.args[0]} is missing') from error
-    except (TypeError, AttributeError, IndexError, ArithmeticError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        if what in str(error):
+            raise
         raise ValueError(f'{what}: a value of a kind that no such model has ({error})') from error
 
 

@@ -145,7 +145,8 @@ def save(folder: pathlib.Path, card: Mapping[str, Any] | None) -> None:
         config['tokenizer_class'] = 'CLIPTokenizer'
     elif card['name'] == 'huggingface':
         library = tokenizers.Tokenizer.from_str(card['tokenizer_json'])
-        if card['clean'].startswith('lower'):  # transformers has no rule beside the file's
+        # transformers has no rule beside the file's.
+        if card['clean'] in ('lower', 'lower_ascii'):
             lower = tokenizers.normalizers.Lowercase()
             rules = [lower, library.normalizer] if library.normalizer else [lower]
             library.normalizer = tokenizers.normalizers.Sequence(rules)

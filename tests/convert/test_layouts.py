@@ -172,7 +172,11 @@ def test_with_clips_vocabulary_comes_clips_tokenizer():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda x: x.pop('visual.proj'), r'visual\.|not one of OpenAI'),
+        (lambda x: x.pop('visual.proj'), r'not one of OpenAI.*: visual\.layer1\.0\.conv1\.w'),
+        (
+            lambda x: x.update({'visual.conv1.weight': np.zeros((64, 3), np.float32)}),
+            r'not one of OpenAI.*of a kind that no such model has \(not enough values',
+        ),
         (lambda x: x.pop('text_projection'), r"not one of OpenAI's .*: text_projection is missing"),
         (lambda x: x.pop('visual.ln_post.bias'), r'1 missing: visual\.ln_post\.bias'),
         (lambda x: x.update(more=np.zeros(3, np.float32)), r'1 unknown: more'),
