@@ -1,32 +1,262 @@
-"""What every file of losses/ promises, tested on each."""
+"""What every file of losses/ promises, tested on each, in each implementation."""
 
+import functools
 import inspect
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import oracles
 import pytest
 
-from clip_jax import lookup
+from clip_jax import lookup, sharding
 from clip_jax.models.clip import unit
 
+LOSSES = [
+    pytest.param(module, implementation, id=f'{name}-{implementation}')
+    for name in lookup.names('losses')
+    for module in [lookup.module('losses', name)]
+    for implementation in module.IMPLEMENTATIONS
+]
+SCALE = jnp.float32(100)
 
-@pytest.fixture(params=lookup.names('losses'))
-def module(request):
-    return lookup.module('losses', request.param)
+
+def name(module) -> str:
+    return module.__name__.rpartition('.')[2]
 
 
-def test_signature(module):
+def bias(module) -> jax.Array | None:
+    value = module.INIT['init_logit_bias']
+    return None if value is None else jnp.float32(value)
+
+
+def pairs(n, d=24, *, seed=0):
+    """Unit rows of which row i of both is more alike than others, with some rows doubled."""
+    image, other = jax.random.normal(jax.random.key(seed), (2, n, d))
+    if n > 5:
+        image, other = (x.at[5].set(x[3]) for x in (image, other))
+    return unit(image), unit(image + 3 * other)
+
+
+@functools.partial(jax.jit, static_argnames=('module', 'implementation', 'mesh', 'chunk'))
+def run(module, implementation, args, mask=None, mesh=None, chunk=512):
+    """((value, metrics), gradients) of the arguments that are not None."""
+    fn = functools.partial(
+        module.loss, mask=mask, implementation=implementation, mesh=mesh, chunk=chunk
+    )
+    given = tuple(x for x in args if x is not None)
+    numbers = tuple(range(len(given)))
+    return jax.value_and_grad(fn, argnums=numbers, has_aux=True)(*given)
+
+
+def on_devices(n, image, text):
+    mesh = sharding.make_mesh(jax.devices()[:n])
+    rows = sharding.over_batch(mesh)
+    return mesh, *(jax.device_put(x, rows) for x in (image, text))
+
+
+def assert_exact(module, result, image, text, mask=None):
+    (value, _), gradients = result
+    numbers = SCALE, bias(module)
+    exact, sizes = getattr(oracles, name(module))(image, text, *numbers, mask=mask)
+    for ours, theirs, size in zip((value, *gradients), exact, sizes, strict=False):
+        assert np.linalg.norm(np.asarray(ours, np.float64) - theirs) < 2e-6 * size
+
+
+@pytest.mark.parametrize(('module', 'implementation'), LOSSES)
+def test_signature(module, implementation):
     parameters = inspect.signature(module.loss).parameters
-    assert list(parameters) == ['image', 'text', 'scale', 'bias', 'implementation', 'mesh', 'axis']
+    assert [*parameters] == (
+        ['image', 'text', 'scale', 'bias', 'mask', 'implementation', 'mesh', 'axis', 'chunk']
+    )
     assert parameters['implementation'].default in module.IMPLEMENTATIONS
+    assert {*module.INIT} == {'init_logit_scale', 'init_logit_bias'}
 
 
-def test_matching_pairs_cost_less_and_pairs_may_come_in_any_order(module):
+@pytest.mark.parametrize(('module', 'implementation'), LOSSES)
+def test_matching_pairs_cost_less_and_pairs_may_come_in_any_order(module, implementation):
     rows = unit(jax.random.normal(jax.random.key(0), (16, 8)))
-    right, metrics = module.loss(rows, rows, jnp.float32(20))
-    wrong, _ = module.loss(rows, jnp.roll(rows, 1, axis=0), jnp.float32(20))
-    other_order, _ = module.loss(rows[::-1], rows[::-1], jnp.float32(20))
+    loss = functools.partial(module.loss, implementation=implementation)
+    right, metrics = loss(rows, rows, jnp.float32(20))
+    wrong, _ = loss(rows, jnp.roll(rows, 1, axis=0), jnp.float32(20))
+    other_order, _ = loss(rows[::-1], rows[::-1], jnp.float32(20))
     assert right.shape == () and right.dtype == jnp.float32
     assert right < wrong
     assert jnp.allclose(right, other_order, rtol=1e-5)
     assert all(value.shape == () for value in metrics.values())
+
+
+@pytest.mark.parametrize(('module', 'implementation'), LOSSES)
+@pytest.mark.parametrize('devices', [1, 2, 4, 8])
+@pytest.mark.parametrize('local', [5, 12])
+@pytest.mark.parametrize('masked', [False, True])
+def test_value_and_gradients_equal_a_float64_oracle(module, implementation, devices, local, masked):
+    image, text = pairs(devices * local)
+    mask = np.random.default_rng(1).random(len(image)) < 0.7 if masked else None
+    mesh, *rows = on_devices(devices, image, text)
+    result = run(module, implementation, (*rows, SCALE, bias(module)), mask, mesh, chunk=4)
+    assert_exact(module, result, image, text, mask)
+    if masked:
+        left_out = np.asarray(result[1][0])[~mask]
+        assert not left_out.any()
+    if implementation != 'dense':
+        expected = sharding.over_batch(mesh)
+        assert all(x.sharding.is_equivalent_to(expected, 2) for x in result[1][:2])
+
+
+@pytest.mark.parametrize(('module', 'implementation'), LOSSES)
+def test_the_gradient_is_multiplied_by_what_comes_after(module, implementation):
+    """A loss that is only a part of an objective, and a loss that is not differentiated."""
+    image, text = pairs(16)
+    mesh, *rows = on_devices(8, image, text)
+    loss = functools.partial(module.loss, implementation=implementation, mesh=mesh)
+    args = [*rows, SCALE] + ([bias(module)] if bias(module) is not None else [])
+
+    @jax.jit
+    def both(*args):
+        plain = jax.grad(lambda *x: loss(*x)[0], argnums=(0, 2))(*args)
+        thrice = jax.grad(lambda *x: 3 * loss(*x)[0] + x[2], argnums=(0, 2))(*args)
+        return plain, thrice, loss(*args)[0]
+
+    plain, thrice, value = both(*args)
+    np.testing.assert_allclose(thrice[0], 3 * plain[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(thrice[1], 3 * plain[1] + 1, rtol=1e-5)
+    assert value == run(module, implementation, (*rows, *args[2:]), mesh=mesh)[0][0]
+
+
+@pytest.mark.parametrize(('module', 'implementation'), LOSSES)
+@pytest.mark.parametrize('chunk', [1, 7, 512])
+def test_tiles_on_one_device_change_nothing(module, implementation, chunk):
+    image, text = pairs(24)
+    result = run(module, implementation, (image, text, SCALE, bias(module)), chunk=chunk)
+    assert_exact(module, result, image, text)
+
+
+@pytest.mark.parametrize(('module', 'implementation'), LOSSES)
+def test_a_batch_over_two_axes_and_a_third_that_holds_copies(module, implementation):
+    devices = np.reshape(jax.devices(), (2, 2, 2))
+    mesh = jax.sharding.Mesh(devices, ('data', 'fsdp', 'tensor'))
+    image, text = pairs(16)
+    loss = functools.partial(module.loss, implementation=implementation, mesh=mesh)
+    for axis in (('data', 'fsdp'), mesh.axis_names):
+        with_axis = functools.partial(loss, axis=axis)
+        args = [image, text, SCALE] + ([bias(module)] if bias(module) is not None else [])
+        numbers = tuple(range(len(args)))
+        result = jax.jit(jax.value_and_grad(with_axis, numbers, has_aux=True))(*args)
+        assert_exact(module, result, image, text)
+
+
+@pytest.mark.parametrize(('module', 'implementation'), LOSSES)
+def test_every_row_of_other_devices_is_a_negative(module, implementation):
+    """With 8 devices of one pair each, a softmax within devices would be 0."""
+    image, text = pairs(8)
+    mesh, *rows = on_devices(8, image, text)
+    one = run(module, implementation, (image, text, SCALE, bias(module)))
+    many = run(module, implementation, (*rows, SCALE, bias(module)), mesh=mesh)
+    assert many[0][0] == pytest.approx(float(one[0][0]), rel=1e-6) and one[0][0] > 1e-3
+
+
+@pytest.mark.parametrize(('module', 'implementation'), LOSSES)
+def test_one_pair_alone(module, implementation):
+    image, text = pairs(1)
+    (value, _), gradients = run(module, implementation, (image, text, SCALE, bias(module)))
+    assert all(np.isfinite(x).all() for x in (value, *gradients))
+
+
+@pytest.mark.parametrize(('module', 'implementation'), LOSSES)
+def test_bfloat16_rows_are_computed_in_float32(module, implementation):
+    image, text = (x.astype(jnp.bfloat16) for x in pairs(24))
+    (value, _), gradients = run(module, implementation, (image, text, SCALE, bias(module)))
+    assert value.dtype == jnp.float32 and gradients[0].dtype == jnp.bfloat16
+    exact = getattr(oracles, name(module))(*(x.astype(np.float32) for x in (image, text)), SCALE)
+    if bias(module) is None:
+        assert value == pytest.approx(exact[0][0], rel=2e-6)
+
+
+@pytest.mark.parametrize(('module', 'implementation'), LOSSES)
+def test_accuracy_counts_partners_that_win_and_ties_as_lost(module, implementation):
+    image = jnp.eye(4)
+    text = image.at[1].set(image[0])  # text 1 looks like text 0, and image 1 has no text
+    _, metrics = module.loss(image, text, jnp.float32(1), implementation=implementation, chunk=3)
+    # Image 0 ties between texts 0 and 1; images 2 and 3 win; image 1 scores 0 everywhere.
+    assert metrics['accuracy/image_to_text'] == 0.5
+    # Text 0 finds image 0, text 1 finds image 0 instead of its own, 2 and 3 win.
+    assert metrics['accuracy/text_to_image'] == 0.75
+
+
+@pytest.mark.parametrize(('module', 'implementation'), LOSSES)
+def test_wrong_arguments_are_refused(module, implementation):
+    image, text = pairs(6)
+    with pytest.raises(ValueError, match="Did you mean 'dense'"):
+        module.loss(image, text, SCALE, implementation='dens')
+    if implementation != 'dense':
+        loss = functools.partial(module.loss, image, text, SCALE, implementation=implementation)
+        with pytest.raises(ValueError, match=r'6 pairs is not a multiple of the 8 devices'):
+            loss(mesh=sharding.make_mesh())
+        with pytest.raises(ValueError, match=r'chunk is 0; expected at least 1'):
+            loss(chunk=0)
+
+
+def compiled(module, implementation, devices, local, d, chunk=512):
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    split, same = sharding.over_batch(mesh), sharding.replicated(mesh)
+    rows = jax.ShapeDtypeStruct((devices * local, d), jnp.float32, sharding=split)
+    scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=same)
+    loss = functools.partial(module.loss, implementation=implementation, mesh=mesh, chunk=chunk)
+    grad = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    out = (same, same), (split, split, same)
+    return jax.jit(grad, out_shardings=out).lower(rows, rows, scale).compile()
+
+
+@pytest.mark.usefixtures('optimized')
+@pytest.mark.parametrize('module', [lookup.module('losses', n) for n in lookup.names('losses')])
+def test_memory_and_collectives(module):
+    local, d, chunk = 4096, 768, 256
+
+    def scratch(*args):
+        program = compiled(module, *args)
+        return program.memory_analysis().temp_size_in_bytes, program.as_text()
+
+    rows, tile = 4 * local * d, 4 * chunk * local
+    ring, text = scratch('ring', 8, local, d, chunk)
+    assert ring <= 6 * rows + tile
+    assert ' all-gather(' not in text and ' all-gather-start(' not in text
+    # Whatever the number of devices.
+    assert scratch('ring', 2, local, d, chunk)[0] == pytest.approx(ring, rel=0.01)
+    gather, text = scratch('gather', 8, local, d)
+    assert gather <= 4 * local * 8 * local / 2
+    embeddings = [x for x in text.splitlines() if ' all-gather(' in x and f',{d}]' in x]
+    assert len(embeddings) == 1
+    assert scratch('gather', 1, 65536, 512)[0] < 2e9
+
+
+@pytest.mark.parametrize('module', [lookup.module('losses', n) for n in lookup.names('losses')])
+@pytest.mark.parametrize('implementation', ['gather', 'ring'])
+def test_arithmetic(module, implementation):
+    """8 b B d a device: logits twice, and the gradients of both sides."""
+    devices, local, d = 8, 512, 64
+    mesh = sharding.make_mesh()
+    rows = jax.ShapeDtypeStruct((devices * local, d), jnp.float32)
+    loss = functools.partial(module.loss, implementation=implementation, mesh=mesh, chunk=128)
+    grad = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+    jaxpr = jax.make_jaxpr(grad)(rows, rows, jnp.float32(1)).jaxpr
+    assert 7.9 < matmul_flops(jaxpr) / (local * (devices * local) * d) < 8.5
+
+
+def matmul_flops(jaxpr, times=1) -> int:
+    """FLOPs of the matrix products of a program, loops counted as often as they run."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == 'dot_general':
+            ((contracted, _), _), lhs = (
+                equation.params['dimension_numbers'],
+                equation.invars[0].aval,
+            )
+            size = int(np.prod([lhs.shape[i] for i in contracted]))
+            total += times * 2 * int(np.prod(equation.outvars[0].aval.shape)) * size
+        inner = times * (equation.params['length'] if equation.primitive.name == 'scan' else 1)
+        for value in equation.params.values():
+            value = getattr(value, 'jaxpr', value)
+            if hasattr(value, 'eqns'):
+                total += matmul_flops(value, inner)
+    return total
