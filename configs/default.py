@@ -99,8 +99,10 @@ def get_config() -> ConfigDict:
     c.init.path = placeholder(str)  # not set: random numbers
 
     c.loss = ConfigDict()
-    c.loss.name = 'softmax'  # a file of losses/
-    c.loss.implementation = 'dense'  # the whole similarity matrix at once
+    c.loss.name = 'softmax'  # a file of losses/: softmax (CLIP) or sigmoid (SigLIP)
+    # dense: the whole similarity matrix at once; gather: each device makes its images' similarities
+    # to all texts, tile by tile; ring: texts go from device to device, which takes least memory.
+    c.loss.implementation = 'dense'
 
     # AdamW with linear warm-up, then half a cosine to 0.
     c.optimizer = ConfigDict()
