@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import optax
+from jax.sharding import Mesh
 
 from clip_jax import lookup, optim
 from clip_jax.data.sources import open_source
@@ -142,15 +143,15 @@ def model(architecture: Mapping[str, Any], dtype: str = 'auto') -> clip.CLIP:
     return clip.from_card(architecture, dtype)
 
 
-def loss(config: Mapping[str, Any]) -> Callable:
-    """Returns the loss function of a config with its options bound."""
+def loss(config: Mapping[str, Any], mesh: Mesh | None = None) -> Callable:
+    """Returns the loss function of a config, for batches dealt out over `data` of a mesh."""
     module = lookup.module('losses', config['name'])
     lookup.check(
         config['implementation'],
         module.IMPLEMENTATIONS,
         what=f'losses/{config["name"]}: implementation',
     )
-    return functools.partial(module.loss, implementation=config['implementation'])
+    return functools.partial(module.loss, implementation=config['implementation'], mesh=mesh)
 
 
 def optimizer(

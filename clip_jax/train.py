@@ -151,7 +151,7 @@ class Run:
             )
         self.mesh = sharding.make_mesh()
         self.optimizer, self.schedule = build.optimizer(config.optimizer, config.total_steps)
-        loss = functools.partial(build.loss(config.loss), mesh=self.mesh)
+        loss = build.loss(config.loss, self.mesh)
         source = build.source(config.data.train, config.data.options)
         self.evals = {
             name: _evaluation(name, options, config) for name, options in config.evals.items()

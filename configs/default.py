@@ -99,7 +99,7 @@ def get_config() -> ConfigDict:
     c.init.path = placeholder(str)  # not set: random numbers
 
     c.loss = ConfigDict()
-    c.loss.name = 'softmax'  # a file of losses/: softmax (CLIP) or sigmoid (SigLIP)
+    c.loss.name = 'softmax'  # a file of losses/: softmax (CLIP), or sigmoid with an init_logit_bias
     # dense: the whole similarity matrix at once; gather: each device makes its images' similarities
     # to all texts, tile by tile; ring: texts go from device to device, which takes least memory.
     c.loss.implementation = 'dense'

@@ -8,6 +8,6 @@ global batch on any mesh; arithmetic is float32. `metrics` are scalars of the sa
 
 `IMPLEMENTATIONS` are 'dense', the similarity matrix as one array under jit, 'gather' and 'ring',
 tile by tile (see _blockwise.py), which need the `mesh` over whose `axis` the rows are dealt out;
-`chunk` is the number of texts in a tile. `INIT` are the values at which the model's logit_scale and
-logit_bias begin.
+`chunk` is the number of texts in a tile. `INIT` are the paper's initial logit_scale and logit_bias,
+as fields of the model.
 """

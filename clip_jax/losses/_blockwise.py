@@ -11,6 +11,7 @@ for this loss; here one ring serves both directions of the loss).
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -100,8 +101,7 @@ _loss.defvjp(_forward, _backward)
 
 def _devices(layout: Layout) -> int:
     names = (layout.axis,) if isinstance(layout.axis, str) else layout.axis
-    sizes = [layout.mesh.shape[name] for name in names] if layout.mesh is not None else []
-    return functools.reduce(int.__mul__, sizes, 1)
+    return math.prod(layout.mesh.shape[name] for name in names) if layout.mesh is not None else 1
 
 
 def _on_mesh(loss, layout, image, text, scale, bias, pair, *, gradients):
@@ -155,7 +155,8 @@ def _gather(loss, layout, image, text, scale, bias, devices):
     if devices > 1:
         everything = Side(gather(text), gather(image.pair))
     total, own = len(everything.pair), len(image.pair)
-    everything, restore = _chunked(everything, layout.chunk)
+    cut, restore = _chunks(total, layout.chunk)
+    everything = Side(cut(everything.rows), cut(everything.pair, fill=-1))
 
     def absorb():
         (partner, of_image), of_text = _absorb(
@@ -179,12 +180,12 @@ def _gather(loss, layout, image, text, scale, bias, devices):
     def differentiate(image_number, text_number):
         if devices > 1:
             text_number = gather(text_number)
-        (_, numbers), _ = _chunked(Side(text_number, text_number), layout.chunk)
+        numbers = cut(text_number)
         zero = jnp.zeros_like(image.rows), jnp.zeros(everything.rows.shape), jnp.float32(0)
         d_image, d_text, d_bias = _differentiate(
             loss, image, image_number, everything, numbers, zero, scale, bias
         )
-        d_text = restore(d_text)[:total]
+        d_text = restore(d_text)
         if devices > 1:
             d_text = lax.psum_scatter(d_text, layout.axis, tiled=True)
         return d_image, d_text, d_bias
@@ -194,7 +195,8 @@ def _gather(loss, layout, image, text, scale, bias, devices):
 
 def _ring(loss, layout, image, text, scale, bias, devices):
     """Blocks of texts travel with what is known of them; after one round all are home again."""
-    home, restore = _chunked(Side(text, image.pair), layout.chunk)
+    cut, restore = _chunks(len(text), layout.chunk)
+    home = Side(cut(text), cut(image.pair, fill=-1))
     to_next = [(i, (i + 1) % devices) for i in range(devices)]
     send = functools.partial(lax.ppermute, axis_name=layout.axis, perm=to_next)
 
@@ -219,25 +221,22 @@ def _ring(loss, layout, image, text, scale, bias, devices):
             )
             return d_image, *leaving, send(d_guest), d_bias
 
-        (_, number), _ = _chunked(Side(text_number, text_number), layout.chunk)
         zero = jnp.zeros(home.rows.shape)
-        start = jnp.zeros_like(image.rows), home, number, zero, jnp.float32(0)
+        start = jnp.zeros_like(image.rows), home, cut(text_number), zero, jnp.float32(0)
         d_image, _, _, d_text, d_bias = lax.fori_loop(0, devices, visit, start)
         return d_image, restore(d_text), d_bias
 
     return absorb, differentiate
 
 
-def _chunked(side: Side, chunk: int) -> tuple[Side, Callable[[jax.Array], jax.Array]]:
-    """Cuts rows into pieces of about `chunk`, all of one size: [pieces, size, …]; and the way back.
-
-    Rows that fill up the last piece belong to no pair.
+def _chunks(total: int, chunk: int) -> tuple[Callable, Callable]:
+    """Two functions: one cuts `total` rows into pieces of about `chunk`, all of one size, [pieces,
+    size, …], and fills up the last piece; the other is the way back.
     """
-    total = len(side.pair)
     pieces = -(-total // chunk)
     size = -(-total // pieces)
 
-    def cut(x: jax.Array, fill: int) -> jax.Array:
+    def cut(x: jax.Array, fill: int = 0) -> jax.Array:
         padding = [(0, pieces * size - total)] + [(0, 0)] * (x.ndim - 1)
         padded = jnp.pad(x, padding, constant_values=fill)
         return padded.reshape(pieces, size, *x.shape[1:])
@@ -245,7 +244,7 @@ def _chunked(side: Side, chunk: int) -> tuple[Side, Callable[[jax.Array], jax.Ar
     def restore(x: jax.Array) -> jax.Array:
         return x.reshape(pieces * size, *x.shape[2:])[:total]
 
-    return Side(cut(side.rows, 0), cut(side.pair, -1)), restore
+    return cut, restore
 
 
 def _nothing(shape: int | tuple[int, ...]) -> tuple[jax.Array, jax.Array]:

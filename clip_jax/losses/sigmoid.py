@@ -31,7 +31,7 @@ def loss(
     scale * image @ text^T + bias, and z is 1 for pairs, -1 for the rest.
 
     `image` and `text` are unit rows [B, D] of the global batch; row i of both belongs together.
-    Pairs where `mask`, bool [B], is false are left out. Without a bias it is 0; training begins
+    Pairs where `mask`, bool [B], is false are left out. Without a bias it is 0; SigLIP begins
     with -10, so that the many negatives do not outweigh all else. Metrics: each direction's share
     of rows whose partner scores highest (ties count as wrong).
     """

@@ -2,17 +2,16 @@
 2103.00020, figure 3).
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clip_jax import lookup
 from clip_jax.losses import _blockwise
+from clip_jax.models.clip import INIT_LOGIT_SCALE
 
 IMPLEMENTATIONS = ('dense', *_blockwise.IMPLEMENTATIONS)
-INIT = {'init_logit_scale': math.log(1 / 0.07), 'init_logit_bias': None}  # section 2.5
+INIT = {'init_logit_scale': INIT_LOGIT_SCALE, 'init_logit_bias': None}
 
 
 def loss(
@@ -57,7 +56,7 @@ def _dense(
     partner = jnp.diagonal(similarity)
     is_rival = valid[:, None] & valid & ~jnp.eye(len(image), dtype=bool)
     # Not -inf: of a single pair, without rivals, the gradient would be NaN.
-    rivals = jnp.where(is_rival, similarity, jnp.finfo(jnp.float32).min)
+    rivals = jnp.where(is_rival, similarity, _blockwise.LOWEST)
     # Cross-entropy is the logarithm of 1 + the rivals' sum / the partner: so it is exact near 0.
     over_texts = jax.nn.softplus(jax.nn.logsumexp(rivals, axis=1) - partner)
     over_images = jax.nn.softplus(jax.nn.logsumexp(rivals, axis=0) - partner)

@@ -124,8 +124,7 @@ def architecture(name: str) -> dict[str, Any]:
         image['width'],
         image_proj='none',
         text_proj='biased',
-        init_logit_scale=2.302585092994046,  # ln 10, and the bias: SigLIP, section 3.2
-        init_logit_bias=-10.0,
+        **lookup.module('losses', 'sigmoid').INIT,
     )
 
 

@@ -248,11 +248,8 @@ def matmul_flops(jaxpr, times=1) -> int:
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == 'dot_general':
-            ((contracted, _), _), lhs = (
-                equation.params['dimension_numbers'],
-                equation.invars[0].aval,
-            )
-            size = int(np.prod([lhs.shape[i] for i in contracted]))
+            (contracted, _), _ = equation.params['dimension_numbers']
+            size = int(np.prod([equation.invars[0].aval.shape[i] for i in contracted]))
             total += times * 2 * int(np.prod(equation.outvars[0].aval.shape)) * size
         inner = times * (equation.params['length'] if equation.primitive.name == 'scan' else 1)
         for value in equation.params.values():
