@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from clip_jax import lookup, optim
 from clip_jax.data.sources import open_source
 from clip_jax.data.transforms import Preprocess, decode
-from clip_jax.models import clip, published
+from clip_jax.models import clip, layers, published
 
 TOKENIZER_CAPTIONS = 1_000_000  # a vocabulary does not get better from more
 # Where neither the config nor what it names says it.
@@ -81,21 +81,27 @@ def tokenizer(config: Mapping[str, Any], train_source: Any) -> Any:
 
 
 def architecture(
-    config: Mapping[str, Any], tokenizer: Any, base: Mapping[str, Any] | None = None
+    config: Mapping[str, Any],
+    tokenizer: Any,
+    base: Mapping[str, Any] | None = None,
+    *,
+    loss: str = 'softmax',
 ) -> dict[str, Any]:
     """Resolves a config's model to the complete fields of both encoders: the card's `model`.
 
     What the config sets overrides `base`, the architecture of the checkpoint that training begins
-    from; without one, the published architecture that the config names, for this tokenizer.
+    from; without one, the published architecture that the config names, for this tokenizer, with
+    the initial scale and bias of the loss.
     """
     if base is None:
         base = published.architecture(config['published']) if config.get('published') else {}
         tokens = ('vocab_size', 'context_length', 'eot_id')
         of_tokenizer = {name: getattr(tokenizer, name) for name in tokens}
         base = {**base, 'text': {**base.get('text', {}), **of_tokenizer}}
+        base |= lookup.module('losses', loss).INIT
     fields = {
         **base,
-        **given(config, 'published', 'dtype'),
+        **given(config, 'published', 'dtype', *clip.EXECUTION),
         'image': _fields('models.image', config['image'], {**IMAGE, **base.get('image', {})}),
         'text': _fields('models.text', config['text'], {**TEXT, **base['text']}),
     }
@@ -131,27 +137,50 @@ def _fields(folder: str, config: Mapping[str, Any], base: Mapping[str, Any]) -> 
     return fields
 
 
-def model(architecture: Mapping[str, Any], dtype: str = 'auto') -> clip.CLIP:
+def execution(config: Mapping[str, Any]) -> dict[str, str | bool]:
+    """Returns what a config's model says of how, not what, is computed."""
+    return {name: config[name] for name in clip.EXECUTION}
+
+
+def model(
+    architecture: Mapping[str, Any], dtype: str = 'auto', **execution: str | bool
+) -> clip.CLIP:
     """Makes the model that a card's `model` describes; parameters are float32, arithmetic is
-    `dtype`.
+    `dtype`, and `execution` says how it is computed (see clip.EXECUTION).
 
     'auto' is bfloat16 on accelerators and float32 on CPU.
     """
     lookup.check(dtype, ('auto', 'float32', 'bfloat16'), what='dtype')
+    lookup.check(execution.get('remat', 'none'), layers.REMAT, what='model.remat')
+    lookup.check(execution.get('attention', 'xla'), layers.ATTENTION, what='model.attention')
+    backend = jax.default_backend()
+    if execution.get('attention') == 'cudnn' and backend not in ('gpu', 'cuda'):
+        raise ValueError(f'model.attention cudnn needs a CUDA GPU; JAX runs on {backend}')
     if dtype == 'auto':
-        dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-    return clip.from_card(architecture, dtype)
+        dtype = 'float32' if backend == 'cpu' else 'bfloat16'
+    return clip.from_card(architecture, dtype, **execution)
 
 
-def loss(config: Mapping[str, Any], mesh: Mesh | None = None) -> Callable:
-    """Returns the loss function of a config, for batches dealt out over `data` of a mesh."""
+def loss(config: Mapping[str, Any], mesh: Mesh) -> Callable:
+    """Returns the loss function of a config with its options bound.
+
+    The similarity matrix is dealt out over all devices of the mesh, whatever its axes.
+    """
     module = lookup.module('losses', config['name'])
     lookup.check(
         config['implementation'],
         module.IMPLEMENTATIONS,
         what=f'losses/{config["name"]}: implementation',
     )
-    return functools.partial(module.loss, implementation=config['implementation'], mesh=mesh)
+    if config['chunk'] < 1:
+        raise ValueError(f'loss.chunk is {config["chunk"]}; expected at least 1')
+    return functools.partial(
+        module.loss,
+        implementation=config['implementation'],
+        mesh=mesh,
+        axis=mesh.axis_names,
+        chunk=config['chunk'],
+    )
 
 
 def optimizer(

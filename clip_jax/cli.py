@@ -1,5 +1,5 @@
-"""The command line: `clip-jax train | eval | convert | plot`. The only file with flags; everything
-else can be imported.
+"""The command line: `clip-jax train | eval | convert | plan | plot`. The only file with flags;
+everything else can be imported.
 """
 
 import argparse
@@ -22,6 +22,8 @@ EXAMPLES = {
 examples:
   clip-jax train --config=configs/quickstart.py --workdir=runs/quickstart
   clip-jax train --config=configs/quickstart.py --workdir=runs/longer --config.total_steps=2000
+  clip-jax train --config=configs/quickstart.py --workdir=runs/two --coordinator=localhost:8476 \\
+      --processes=2 --process=0   # and the same with --process=1 in another terminal
 An interrupted run goes on at its last checkpoint when the same command is given again.""",
     'eval': """\
 examples:
@@ -38,6 +40,12 @@ examples:
 SRC is a run directory, a checkpoint in it, or what OpenAI, open_clip, Hugging Face's transformers
 or big_vision published; which one is seen from its content. What was written is read back and
 compared.""",
+    'plan': """\
+examples:
+  clip-jax plan --config=configs/clip_vit_b32.py --topology=v5e:16x16
+  clip-jax plan --config=configs/clip_vit_l14.py --topology=v5p:4x4x4 --search --out=plan.json
+  clip-jax plan --config=configs/quickstart.py --topology=local:8 --config.batch_size=1024
+TPU topologies need libtpu (pip install -e '.[tpu]') and no TPU. The exit code is 0 if it fits.""",
     'plot': """\
 example:
   clip-jax plot --workdir=runs/quickstart""",
@@ -70,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=__version__)
     commands = parser.add_subparsers(
-        dest='command', required=True, metavar='train | eval | convert | plot'
+        dest='command', required=True, metavar='train | eval | convert | plan | plot'
     )
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -89,6 +97,22 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         '--config.KEY', metavar='VALUE', help='another value for a key of the config'
     )
+    several = train.add_argument_group('several processes, one a host')
+    several.add_argument(
+        '--distributed',
+        action='store_true',
+        help='on a TPU pod slice, under SLURM or Open MPI: they find each other',
+    )
+    several.add_argument('--coordinator', metavar='HOST:PORT', help='elsewhere: of process 0')
+    several.add_argument('--processes', type=int, metavar='N', help='how many there are')
+    several.add_argument('--process', type=int, metavar='I', help='which one this is, from 0')
+    several.add_argument(
+        '--distributed-timeout',
+        type=int,
+        default=300,
+        metavar='SECONDS',
+        help='how long to wait for the others at the start (default: 300)',
+    )
     evaluate = command('eval', 'score a model on a data set')
     evaluate.add_argument('name', metavar='NAME', help='zeroshot or retrieval')
     evaluate.add_argument(
@@ -104,6 +128,17 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         '--layout', required=True, metavar='NAME', help='open_clip, huggingface or big_vision'
     )
+    plan = command('plan', 'compile a config for devices that are not there: does it fit?')
+    plan.add_argument('--config', required=True, metavar='FILE[:ARG]', help='a page of configs/')
+    plan.add_argument(
+        '--topology',
+        required=True,
+        metavar='NAME',
+        help='as v5e:16x16, v6e:16x16, v5p:4x4x4, or local[:N] for N simulated CPU devices',
+    )
+    plan.add_argument('--search', action='store_true', help='look for the largest batch that fits')
+    plan.add_argument('--out', metavar='FILE', help='where to write the plan as JSON')
+    plan.add_argument('--config.KEY', metavar='VALUE', help='another value for a key of the config')
     plot = command('plot', 'draw the figures of a run directory again')
     plot.add_argument('--workdir', required=True, metavar='DIR', help='the run directory')
     return parser
@@ -182,14 +217,37 @@ def keep_freed_memory() -> None:
 
 
 def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    for argument in rest:
-        if not argument.startswith('--config.') or '=' not in argument:
-            raise ValueError(f'there is no flag {argument!r}; expected --config.key=value')
+    _check_changes(rest)
     keep_freed_memory()
     config = read_config([f'--config={args.config}', *rest])
+    _connect(args)
     from clip_jax import train
 
     return train.train(config, args.workdir)
+
+
+def _connect(args: argparse.Namespace) -> None:
+    """Connects the processes of a run, if there are several."""
+    explicit = args.coordinator, args.processes, args.process
+    given = [x is not None for x in explicit]
+    if any(given) and (args.distributed or not all(given)):
+        raise ValueError(
+            '--coordinator, --processes and --process belong together, without --distributed'
+        )
+    if args.distributed:
+        import jax
+
+        try:
+            jax.distributed.initialize(initialization_timeout=args.distributed_timeout)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f'--distributed: {_end(error)}; expected a TPU pod slice, SLURM or Open MPI, or '
+                '--coordinator, --processes and --process instead'
+            ) from error
+    elif all(given):
+        from clip_jax import hosts
+
+        hosts.initialize(*explicit, timeout=args.distributed_timeout)
 
 
 def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -266,4 +324,45 @@ def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = {'train': _train, 'eval': _eval, 'convert': _convert, 'plot': _plot}
+def _plan(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    _check_changes(rest)
+    kind, _, count = args.topology.partition(':')
+    out = pathlib.Path(args.out) if args.out else None
+    if out and out.exists():
+        raise ValueError(f'--out: {out} exists; name a new file')
+    # Before JAX is imported: the program is compiled here, whatever devices there are, and libtpu
+    # is not to look for a TPU, nor to be alone on this machine.
+    os.environ |= {
+        'JAX_PLATFORMS': 'cpu',
+        'TPU_SKIP_MDS_QUERY': '1',
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    }
+    if kind == 'local' and count:
+        if not count.isdigit() or not int(count):
+            raise ValueError(f'--topology is {args.topology!r}; expected local:N')
+        flags = f'--xla_force_host_platform_device_count={count}'
+        os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'.strip()
+    config = read_config([f'--config={args.config}', *rest])
+    from clip_jax import plan
+
+    report, fits = plan.run(config, args.topology, largest=args.search, say=print)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(plan.as_json(report))
+        print(f'plan: {out}')
+    return 0 if fits else 1
+
+
+def _check_changes(rest: Sequence[str]) -> None:
+    for argument in rest:
+        if not argument.startswith('--config.') or '=' not in argument:
+            raise ValueError(f'there is no flag {argument!r}; expected --config.key=value')
+
+
+COMMANDS = {
+    'train': _train,
+    'eval': _eval,
+    'convert': _convert,
+    'plan': _plan,
+    'plot': _plot,
+}

@@ -47,6 +47,7 @@ class Clip:
             model=self.model,
             mean=tuple(self.preprocess.mean),
             std=tuple(self.preprocess.std),
+            where=sharding.replicated(self.mesh),
         )
         with concurrent.futures.ThreadPoolExecutor() as pool:
             return self._rows(
@@ -55,7 +56,8 @@ class Clip:
 
     def encode_text(self, texts: str | Sequence[str] | np.ndarray) -> np.ndarray:
         """Embeds texts, or their tokens, int [N, L]: unit rows [N, D], float32."""
-        forward = functools.partial(_text_rows, model=self.model)
+        where = sharding.replicated(self.mesh)
+        forward = functools.partial(_text_rows, model=self.model, where=where)
         if isinstance(texts, np.ndarray) and np.issubdtype(texts.dtype, np.integer):
             return self._rows(forward, texts, lambda tokens: tokens.astype(np.int32))
         if self.tokenizer is None:
@@ -88,10 +90,14 @@ class Clip:
         rows = [np.zeros((0, self.model.embed_dim), np.float32)]
         for start in range(0, len(items), self.batch_size):
             inputs = prepare(items[start : start + self.batch_size])
-            padding = _bucket(len(inputs), len(self.mesh.devices)) - len(inputs)
+            padding = _bucket(len(inputs), self.mesh.size) - len(inputs)
             padded = np.pad(inputs, [(0, padding)] + [(0, 0)] * (inputs.ndim - 1))
-            padded = jax.device_put(padded, sharding.over_batch(self.mesh))
-            rows.append(np.asarray(forward(self.variables, padded))[: len(inputs)])
+            # Every host has the whole of it and gives its devices their part.
+            padded = jax.make_array_from_callback(
+                padded.shape, sharding.over_batch(self.mesh), padded.__getitem__
+            )
+            embedded = forward(self.variables, padded)
+            rows.append(np.asarray(embedded)[: len(inputs)])
         return np.concatenate(rows)
 
 
@@ -103,14 +109,18 @@ def _bucket(n: int, devices: int) -> int:
     return size
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'mean', 'std'))
-def _image_rows(variables, images, *, model: CLIP, mean: tuple, std: tuple) -> jax.Array:
-    return unit(model.apply(variables, normalise(images, mean, std), method='encode_image'))
+@functools.partial(jax.jit, static_argnames=('model', 'mean', 'std', 'where'))
+def _image_rows(
+    variables, images, *, model: CLIP, mean: tuple, std: tuple, where: jax.sharding.Sharding
+) -> jax.Array:
+    rows = model.apply(variables, normalise(images, mean, std), method='encode_image')
+    return jax.lax.with_sharding_constraint(unit(rows), where)
 
 
-@functools.partial(jax.jit, static_argnames=('model',))
-def _text_rows(variables, tokens, *, model: CLIP) -> jax.Array:
-    return unit(model.apply(variables, tokens, method='encode_text'))
+@functools.partial(jax.jit, static_argnames=('model', 'where'))
+def _text_rows(variables, tokens, *, model: CLIP, where: jax.sharding.Sharding) -> jax.Array:
+    rows = model.apply(variables, tokens, method='encode_text')
+    return jax.lax.with_sharding_constraint(unit(rows), where)
 
 
 def _check_tokenizer(tokenizer: Any, text: Any) -> None:

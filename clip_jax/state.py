@@ -1,5 +1,7 @@
 """What training carries from step to step, and how it comes to lie on the devices."""
 
+from collections.abc import Callable
+
 import flax
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from clip_jax import sharding
-from clip_jax.models import clip
+from clip_jax.models import clip, layers
 
 
 @flax.struct.dataclass
@@ -37,10 +39,23 @@ def create(
     mesh: Mesh,
     variables: dict | None = None,
 ) -> TrainState:
-    """Initialises model and optimizer, directly in place on every device of the mesh.
+    """Initialises model and optimizer, each part directly on the devices where it is to lie.
 
     The model begins with `variables`, which are used up, or without them with random numbers.
     """
+
+    init, key, shardings = _init(model, optimizer, seed, mesh, variables)
+    return jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, variables)
+
+
+def _init(
+    model: clip.CLIP,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    variables: dict | None,
+) -> tuple[Callable[[jax.Array, dict | None], TrainState], jax.Array, TrainState]:
+    """The function that makes a state, its key, and where what it makes is to lie."""
 
     def init(key: jax.Array, variables: dict | None) -> TrainState:
         params_key, step_key = jax.random.split(key)
@@ -54,8 +69,19 @@ def create(
             rng=jax.random.key_data(step_key),
         )
 
-    init = jax.jit(init, out_shardings=sharding.replicated(mesh), donate_argnums=1)
-    return init(jax.random.key(seed), variables)
+    key = jax.random.key(seed)
+    shardings = sharding.of_tree(jax.eval_shape(init, key, variables), mesh, layers.axes)
+    return init, key, shardings
+
+
+def shapes(model: clip.CLIP, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Returns shapes, types and places of a new state, without making it."""
+    init, key, shardings = _init(model, optimizer, 0, mesh, None)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        jax.eval_shape(init, key, None),
+        shardings,
+    )
 
 
 def count(params: dict) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from clu import parameter_overview
 from etils import epath
@@ -24,8 +25,11 @@ from ml_collections import ConfigDict
 
 from clip_jax import (
     __version__,
+    accumulation,
     build,
     checkpoint,
+    compiled,
+    hosts,
     lookup,
     metrics,
     plots,
@@ -35,7 +39,7 @@ from clip_jax import (
     tokenizers,
 )
 from clip_jax.data import pipeline, transforms
-from clip_jax.models import clip
+from clip_jax.models import clip, layers
 from clip_jax.state import TrainState
 
 INTERRUPTED = 130  # the shell's exit code for a program stopped by Ctrl-C
@@ -49,28 +53,38 @@ def train_step(
     loss: Callable,
     optimizer: optax.GradientTransformation,
     normalise: Callable[[jax.Array], jax.Array],
+    microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the state after one update on a global batch, and the batch's metrics.
 
-    `batch` is {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}. Pure: every part is an
-    argument.
+    `batch` is {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}, embedded in `microbatches`
+    parts. Pure: every part is an argument.
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    batch = {**batch, 'rows': jnp.arange(len(batch['image']), dtype=jnp.int32)}
 
-    def objective(params: dict) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
-        (image, text, scale, bias), buffers = model.apply(
-            {'params': params, **state.buffers},
-            normalise(batch['image']),
-            batch['tokens'],
+    def embed(params: dict, buffers: dict, part: dict) -> tuple[tuple, dict]:
+        (image, text, _, _), buffers = model.apply(
+            {'params': layers.cast(params, model.dtype), **buffers},
+            normalise(part['image']),
+            part['tokens'],
             train=True,
+            rows=part['rows'],
             rngs={'dropout': key},
-            mutable=[*state.buffers],
+            mutable=[*buffers],
         )
-        value, numbers = loss(image, text, scale, bias)
-        return value, (numbers, buffers)
+        return (image, text), buffers
 
-    gradient = jax.value_and_grad(objective, has_aux=True)
-    (value, (numbers, buffers)), grads = gradient(state.params)
+    value, numbers, buffers, grads = accumulation.value_and_grad(
+        embed,
+        lambda params: model.apply({'params': params}, method='scale_and_bias'),
+        loss,
+        lambda grads: sharding.constrain_tree(grads, layers.axes),
+        state.params,
+        state.buffers,
+        batch,
+        microbatches=microbatches,
+    )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     numbers = {
@@ -83,6 +97,28 @@ def train_step(
     return state, numbers
 
 
+def bind_step(
+    model: nn.Module,
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    microbatches: int,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+    """Returns `train_step` with its parts, of state and batch; images are normalised by `mean` and
+    `std`.
+    """
+    return functools.partial(
+        train_step,
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        normalise=functools.partial(transforms.normalise, mean=mean, std=std),
+        microbatches=microbatches,
+    )
+
+
 def train(config: ConfigDict, workdir: str | epath.Path) -> int:
     """Trains what the config describes in `workdir`, or goes on where an earlier run of it stopped.
 
@@ -91,15 +127,28 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> int:
     """
     workdir = epath.Path(workdir).expanduser().resolve()
     resolved = json.loads(config.to_json_best_effort())
-    if finished(workdir, resolved):
+    complete = finished(workdir, resolved)
+    hosts.wait('finished')  # before anyone writes
+    if complete:
         print(f'{workdir}: this run is complete ({config.total_steps:,} steps); nothing to do.')
         print(summary_text(workdir))
         return 0
-    with contextlib.closing(Run(config, resolved, workdir)) as run:
-        if not run.loop():
-            return INTERRUPTED
-        run.finish()
-    print(summary_text(workdir))
+    if config.compilation_cache:
+        jax.config.update('jax_compilation_cache_dir', config.compilation_cache)
+    try:
+        with contextlib.closing(Run(config, resolved, workdir)) as run:
+            if not run.loop():
+                return INTERRUPTED
+            run.finish()
+    except jax.errors.JaxRuntimeError as error:
+        if not compiled.is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f'out of memory ({str(error).splitlines()[0]}); a lower batch_size, more microbatches, '
+            'model.remat=full or a larger mesh.fsdp needs less; clip-jax plan says how much'
+        ) from error
+    if hosts.is_first():
+        print(summary_text(workdir))
     return 0
 
 
@@ -144,25 +193,19 @@ class Run:
         self.config, self.resolved, self.workdir = config, resolved, workdir
         self.began = time.monotonic()
         _check_counts(config)
-        devices = jax.device_count()
-        if config.batch_size % devices:
-            raise ValueError(
-                f'batch_size {config.batch_size} is not a multiple of the {devices} devices'
-            )
-        self.mesh = sharding.make_mesh()
+        self.mesh = sharding.make_mesh(**config.mesh)
+        check_batch(config, self.mesh)
         self.optimizer, self.schedule = build.optimizer(config.optimizer, config.total_steps)
         loss = build.loss(config.loss, self.mesh)
-        source = build.source(config.data.train, config.data.options)
-        self.evals = {
-            name: _evaluation(name, options, config) for name, options in config.evals.items()
-        }
         card_path = workdir / 'card.json'
         begun = card_path.exists()
+        source, self.evals = hosts.first_then_others(lambda: _sources(config))
         if begun:
             self.card, variables = json.loads(card_path.read_text()), None
         else:
             self.card, variables = _begin(config, source, self.mesh)
-        model = build.model(self.card['model'], config.model.dtype)
+        execution = build.execution(config.model)
+        model = build.model(self.card['model'], config.model.dtype, **execution)
         self.state = state.create(
             model, self.optimizer, seed=config.seed, mesh=self.mesh, variables=variables
         )
@@ -177,9 +220,12 @@ class Run:
             image_size=self.clip.preprocess.size,
             **config.data.augment,
             num_threads=config.data.num_threads,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
         )
         overview = parameter_overview.get_parameter_overview(self.state.params, include_stats=False)
-        print(overview, flush=True)
+        if hosts.is_first():
+            print(overview, flush=True)
         # Before anything is written: what only an evaluation finds wrong leaves nothing behind.
         self.reports = {} if begun else self.score()
 
@@ -191,25 +237,24 @@ class Run:
         self.progress = metrics.Progress(
             config.total_steps, config.batch_size, start_step=self.start
         )
-        self.writer = metrics.MultiWriter(
+        writers = []
+        if hosts.is_first():
             # Without a checkpoint nothing of an earlier attempt counts, not even its step 0.
-            [self.progress, metrics.default_writer(workdir, resume_step=self.start or -1)]
-        )
+            written = metrics.default_writer(workdir, resume_step=self.start or -1)
+            writers = [self.progress, written]
+        self.writer = metrics.MultiWriter(writers)
         # Step of the last line of metrics, and the seconds waited for input until then.
         self.logged = (self.start, 0.0)
         preprocess = self.clip.preprocess
-        self.step = jax.jit(
-            functools.partial(
-                train_step,
-                model=model,
-                loss=loss,
-                optimizer=self.optimizer,
-                normalise=functools.partial(
-                    transforms.normalise, mean=preprocess.mean, std=preprocess.std
-                ),
-            ),
-            donate_argnums=0,
+        step = bind_step(
+            model,
+            loss,
+            self.optimizer,
+            mean=preprocess.mean,
+            std=preprocess.std,
+            microbatches=config.microbatches,
         )
+        self.step = jax.jit(step, donate_argnums=0)
 
     def _resume(self, iterator: Any) -> int:
         """Puts the newest checkpoint, if any, into state and iterator; returns its step."""
@@ -220,9 +265,9 @@ class Run:
         about = self.checkpoints.about(step)
         iterator.set_state(about['input'])
         self.began -= about['seconds']
-        print(
-            f'{self.workdir}: goes on at step {step:,} of {self.config.total_steps:,}', flush=True
-        )
+        if hosts.is_first():
+            total = self.config.total_steps
+            print(f'{self.workdir}: goes on at step {step:,} of {total:,}', flush=True)
         return step
 
     def loop(self) -> bool:
@@ -233,22 +278,29 @@ class Run:
             self.report(0, self.reports or self.score())
         with stop_on_interrupt() as stop:
             for step in range(self.start + 1, config.total_steps + 1):
-                self.state, numbers = self.step(self.state, next(self.batches))
+                batch = next(self.batches)
+                with jax.set_mesh(self.mesh):
+                    self.state, numbers = self.step(self.state, batch)
                 jax.block_until_ready(previous)  # one step in flight: Ctrl-C stays prompt
                 previous = numbers
                 last = step == config.total_steps
+                # All have to stop at the same step; to ask at each would cost time.
+                stopping = bool(stop)
+                if jax.process_count() > 1:
+                    stopping = step % config.log_every == 0 and hosts.any_of_all(stopping)
                 if last or step % config.log_every == 0:
                     self.log(step, numbers)
                 if not last and step % config.eval_every == 0:
                     self.evaluate(step)
-                if last or stop or step % config.checkpoint_every == 0:
+                if last or stopping or step % config.checkpoint_every == 0:
                     self.save()
-                if stop and not last:
+                if stopping and not last:
                     self.checkpoints.wait()
-                    print(
-                        f'stopped at step {step:,} of {config.total_steps:,}; '
-                        f'saved in {self.workdir}; the same command goes on from there'
-                    )
+                    if hosts.is_first():
+                        print(
+                            f'stopped at step {step:,} of {config.total_steps:,}; '
+                            f'saved in {self.workdir}; the same command goes on from there'
+                        )
                     return False
         return True
 
@@ -309,6 +361,12 @@ class Run:
         """
         scalars = self.evaluate(self.config.total_steps)
         self.checkpoints.wait()
+        if hosts.is_first():
+            self.summarise(scalars)
+        hosts.wait('summary')
+
+    def summarise(self, scalars: dict[str, float]) -> None:
+        """Draws the figures and writes `summary.json`."""
         self.writer.flush()
         load_images = build.image_loader(self.config.data.options)
         figures = plots.write_all(self.workdir, load_images)
@@ -335,10 +393,25 @@ class Run:
 
 
 def _check_counts(config: ConfigDict) -> None:
-    names = ('batch_size', 'log_every', 'eval_every', 'checkpoint_every', 'keep_checkpoints')
-    for name in names:
+    names = ('batch_size', 'microbatches', 'log_every', 'eval_every', 'checkpoint_every')
+    for name in (*names, 'keep_checkpoints'):
         if config[name] < 1:
             raise ValueError(f'{name} is {config[name]}; expected at least 1')
+
+
+def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """ValueError if a part of the batch cannot be dealt out evenly over the devices."""
+    if config.batch_size % (config.microbatches * mesh.size):
+        raise ValueError(
+            f'batch_size {config.batch_size} is not a multiple of microbatches '
+            f'{config.microbatches} x {mesh.size} devices'
+        )
+
+
+def _sources(config: ConfigDict) -> tuple[Any, dict[str, tuple[Callable, Any]]]:
+    """The training data, and the evaluations with theirs."""
+    source = build.source(config.data.train, config.data.options)
+    return source, {name: _evaluation(name, x, config) for name, x in config.evals.items()}
 
 
 def _evaluation(name: str, options: ConfigDict, config: ConfigDict) -> tuple[Callable, Any]:
@@ -352,7 +425,8 @@ def _evaluation(name: str, options: ConfigDict, config: ConfigDict) -> tuple[Cal
 def _begin(config: ConfigDict, source: Any, mesh: Mesh) -> tuple[dict[str, Any], dict | None]:
     """Returns the card of a new run, and the variables that it begins with; None: random ones."""
     if not config.init.path:
-        return _card(config, source, {}), None
+        # A vocabulary is trained once.
+        return hosts.of_first(lambda: _card(config, source, {})), None
     there, variables = pretrained.read(config.init.path, mesh)
     card = _card(config, source, there)
     size = card['model']['image']['image_size']
@@ -390,7 +464,9 @@ def _card(config: ConfigDict, source: Any, init: dict[str, Any]) -> dict[str, An
         if init.get('tokenizer')
         else build.tokenizer(config.tokenizer, source)
     )
-    architecture = build.architecture(config.model, tokenizer, init.get('model'))
+    architecture = build.architecture(
+        config.model, tokenizer, init.get('model'), loss=config.loss.name
+    )
     image_size = architecture['image']['image_size']
     preprocess = build.preprocess(config.preprocess, image_size, init.get('preprocess'))
     card = {'model': architecture, 'preprocess': preprocess.card, 'tokenizer': tokenizer.card}
@@ -431,7 +507,9 @@ def stop_on_interrupt() -> Iterator[list]:
 
 
 def _write_json(path: epath.Path, content: Any) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all, once for all hosts."""
+    if not hosts.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + '.partial')
     partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + '\n')

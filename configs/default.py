@@ -15,11 +15,21 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of initialisation, shuffling, augmentation and dropout
     c.batch_size = 1024  # pairs a step, over all devices; each pair's negatives are all the others
+    c.microbatches = 1  # parts of a batch that are embedded one after the other; saves memory
     c.total_steps = 100_000  # updates; the learning rate ends at 0 there
     c.log_every = 50  # steps between two lines of metrics
     c.eval_every = 5_000  # steps between two rounds of evals; also one at the start and the end
     c.checkpoint_every = 1_000  # steps between two checkpoints
     c.keep_checkpoints = 2  # the newest so many stay
+
+    # A folder for compiled programs: a restart finds them there. All hosts must see it, and whoever
+    # can write to it can run code here.
+    c.compilation_cache = placeholder(str)
+
+    # Devices form a mesh data x fsdp x tensor; data is what remains.
+    c.mesh = ConfigDict()
+    c.mesh.fsdp = 1  # parameters and optimizer state are dealt out over so many devices
+    c.mesh.tensor = 1  # attention heads and hidden features are
 
     c.data = ConfigDict()
     c.data.train = 'tfds:shapes_captions/train'  # a SPEC: tfds:NAME[/CONFIG]/SPLIT or tars:GLOB
@@ -57,10 +67,13 @@ def get_config() -> ConfigDict:
     c.model.published = 'ViT-B-32'  # a name in models/published.py; '': sizes stand below
     c.model.embed_dim = placeholder(int)  # of the space that images and texts share
     c.model.dtype = 'auto'  # of arithmetic: float32, bfloat16; auto: bfloat16 on accelerators
+    c.model.remat = 'none'  # what is computed again backward: none, dots (all but dense), full
+    c.model.scan = False  # one compiled block for all of a transformer: compiles sooner
+    c.model.attention = 'xla'  # or cudnn: flash attention, on CUDA GPUs in bfloat16
     c.model.image_proj = placeholder(str)  # of image rows: linear (not set), biased or none
     c.model.text_proj = placeholder(str)  # of text rows: linear (not set), biased (SigLIP) or none
-    c.model.init_logit_scale = placeholder(float)  # ln of the similarities' factor; ln(1/0.07)
-    c.model.init_logit_bias = placeholder(float)  # added to them, for losses with a bias
+    c.model.init_logit_scale = placeholder(float)  # ln of the similarities' factor; not set: loss's
+    c.model.init_logit_bias = placeholder(float)  # added to them; not set: loss's, if it has one
     c.model.image = ConfigDict()
     c.model.image.name = placeholder(str)  # a file of models/image/; not set: vit
     c.model.image.variant = placeholder(str)  # a row of its VARIANTS / patch_size, as B/32
@@ -76,6 +89,7 @@ def get_config() -> ConfigDict:
     c.model.image.activation = placeholder(str)  # vit: gelu (not set), gelu_tanh or quick_gelu
     c.model.image.norm_eps = placeholder(float)  # vit: added to variances; not set: 1e-5
     c.model.image.layer_scale = placeholder(float)  # vit: initial factors of branches; not set: no
+    c.model.image.dropout = placeholder(float)  # vit: share of branches' outputs; not set: 0
     c.model.image.patch_dropout = placeholder(float)  # vit: share left out in training; not set: 0
     c.model.image.depths = placeholder(tuple)  # resnet: blocks of its four stages
     c.model.text = ConfigDict()
@@ -89,6 +103,7 @@ def get_config() -> ConfigDict:
     c.model.text.causal = placeholder(bool)  # whether tokens see only earlier ones; not set: true
     c.model.text.norm_eps = placeholder(float)  # as for the image encoder
     c.model.text.layer_scale = placeholder(float)  # as for the image encoder
+    c.model.text.dropout = placeholder(float)  # as for the image encoder
     c.model.text.activation = placeholder(str)  # gelu (not set), gelu_tanh or quick_gelu
 
     # Training begins from a checkpoint of any known layout: a run directory, or files of OpenAI,
@@ -99,10 +114,11 @@ def get_config() -> ConfigDict:
     c.init.path = placeholder(str)  # not set: random numbers
 
     c.loss = ConfigDict()
-    c.loss.name = 'softmax'  # a file of losses/: softmax (CLIP), or sigmoid with an init_logit_bias
-    # dense: the whole similarity matrix at once; gather: each device makes its images' similarities
-    # to all texts, tile by tile; ring: texts go from device to device, which takes least memory.
-    c.loss.implementation = 'dense'
+    c.loss.name = 'softmax'  # a file of losses/: softmax (CLIP) or sigmoid (SigLIP)
+    # gather: each device makes its images' similarities to all texts, tile by tile; ring: texts go
+    # from device to device, for batches whose texts do not fit; dense: the whole matrix at once.
+    c.loss.implementation = 'gather'
+    c.loss.chunk = 512  # texts in a tile
 
     # AdamW with linear warm-up, then half a cosine to 0.
     c.optimizer = ConfigDict()

@@ -9,7 +9,7 @@ import optax
 import pytest
 from conftest import COLOURS
 
-from clip_jax import build, lookup
+from clip_jax import build, lookup, sharding
 from clip_jax.models import clip
 
 IMAGE = {'name': 'vit', 'variant': 'B/16', 'image_size': 32}
@@ -143,8 +143,9 @@ def test_an_unknown_type_of_arithmetic_gets_the_nearest():
 @pytest.mark.parametrize('name', lookup.names('losses'))
 def test_a_loss_is_ready_for_rows_and_scale(name):
     for implementation in lookup.module('losses', name).IMPLEMENTATIONS:
-        loss = build.loss({'name': name, 'implementation': implementation})
-        value, _ = loss(jnp.eye(3), jnp.eye(3), jnp.float32(10))
+        config = {'name': name, 'implementation': implementation, 'chunk': 2}
+        loss = build.loss(config, sharding.make_mesh())
+        value, _ = loss(jnp.eye(8), jnp.eye(8), jnp.float32(10))
         assert value.shape == ()
 
 
@@ -153,11 +154,12 @@ def test_a_loss_is_ready_for_rows_and_scale(name):
     [
         ({'name': 'sofmax', 'implementation': 'dense'}, r"Did you mean 'softmax'\?"),
         ({'name': 'softmax', 'implementation': 'dens'}, r"implementation: .*Did you mean 'dense'"),
+        ({'name': 'softmax', 'implementation': 'ring', 'chunk': 0}, r'chunk is 0; expected'),
     ],
 )
 def test_an_unknown_loss_gets_the_nearest(config, message):
-    with pytest.raises(ValueError, match=f'losses.*{message}'):
-        build.loss(config)
+    with pytest.raises(ValueError, match=f'loss.*{message}'):
+        build.loss({'chunk': 512, **config}, sharding.make_mesh())
 
 
 def update(config, grads, params, steps=1):

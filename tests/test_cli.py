@@ -19,7 +19,7 @@ from conftest import environment
 import clip_jax
 from clip_jax import cli
 
-COMMANDS = ('train', 'eval', 'convert', 'plot')
+COMMANDS = ('train', 'eval', 'convert', 'plan', 'plot')
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -142,7 +142,7 @@ def test_a_wrong_key_or_value_of_the_config(train, change, message):
         ('data.train=tars:/no/such-*.tar', "no file matches '/no/such-*.tar'"),
         ('evals.retrieval.data=tars:/no/such-*.tar', "no file matches '/no/such-*.tar'"),
         ('optimizer.warmup_steps=12', 'warmup_steps is 12'),
-        ('batch_size=12', 'not a multiple of the 8 devices'),
+        ('batch_size=12', 'not a multiple of microbatches 1 x 8 devices'),
         ('batch_size=128', 'larger than the data set, which has 64'),
         ('batch_size=0', 'batch_size is 0; expected at least 1'),
         ('log_every=0', 'log_every is 0; expected at least 1'),

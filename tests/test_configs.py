@@ -6,7 +6,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from clip_jax import build, cli
+from clip_jax import build, cli, sharding
 
 PAGES = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
 
@@ -24,7 +24,7 @@ def test_a_page_describes_a_model_an_optimizer_and_evaluations(page):
     architecture = build.architecture(config.model, Vocabulary())
     build.model(architecture)
     build.optimizer(config.optimizer, config.total_steps)
-    build.loss(config.loss)
+    build.loss(config.loss, sharding.make_mesh())
     build.preprocess(config.preprocess, architecture['image']['image_size'])
     for options in config.evals.values():
         build.evaluation(options.eval, build.given(options, 'eval', 'data'))

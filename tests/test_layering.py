@@ -17,8 +17,17 @@ LAYERS = {
     'programs': ('cli', 'train', 'plan', 'plots'),
     'scoring': ('evals',),
     'assembly': ('pretrained', 'checkpoint', 'state', 'build'),
-    'bricks': ('models', 'losses', 'optim', 'data', 'tokenizers', 'convert', 'prompts'),
-    'ground': ('metrics', 'sharding', 'lookup'),
+    'bricks': (
+        'models',
+        'losses',
+        'accumulation',
+        'optim',
+        'data',
+        'tokenizers',
+        'convert',
+        'prompts',
+    ),
+    'ground': ('metrics', 'sharding', 'hosts', 'compiled', 'lookup'),
 }
 PLUGINS = (
     'models.image',

@@ -202,6 +202,29 @@ def test_a_run_goes_on_with_larger_images_and_needs_its_origin_no_more(
     assert 'goes on at step 2 of 2' in again.stdout
 
 
+def test_what_does_not_fit_is_one_line(tiny_config, tmp_path):
+    """A layer of 256 GB, where no process may have more than 16."""
+    arguments = f'--config={tiny_config}', f'--workdir={tmp_path / "run"}'
+    command = clip_jax_command('train', *arguments, '--config.model.text.mlp_dim=2000000000')
+    limited = ['bash', '-c', 'ulimit -v 16000000 && exec "$@"', 'bash', *command]
+    done = subprocess.run(limited, capture_output=True, text=True, env=environment(), timeout=300)
+    assert done.returncode == 1
+    assert 'clip-jax train: out of memory' in done.stderr and 'microbatches' in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_the_compiled_step_is_found_again(tiny_config, tiny_run, clip_jax_cli, tmp_path):
+    """Only the step counts: what compiles in about a second is kept on slow machines alone."""
+    programs = tmp_path / 'compiled'
+    for name in ('first', 'second'):
+        before = {*programs.glob('jit_train_step-*-cache')}
+        flags = f'--config={tiny_config}', f'--workdir={tmp_path / name}'
+        done = clip_jax_cli('train', *flags, f'--config.compilation_cache={programs}')
+        assert done.returncode == 0, done.stderr
+        assert training(tmp_path / name) == training(tiny_run)
+    assert before and {*programs.glob('jit_train_step-*-cache')} == before
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(
     tiny_run, tiny_config, clip_jax_cli, tmp_path
 ):

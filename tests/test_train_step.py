@@ -1,60 +1,47 @@
-"""One training step: pure, the same on any number of devices, and it learns."""
-
-import functools
+"""One training step: pure, and it learns."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_training import CARD, VIT, assert_same, batch, on_one_device, setup, steps
 
-from clip_jax import build, optim, sharding, state
-from clip_jax.data import transforms
-from clip_jax.losses import softmax
-from clip_jax.train import train_step
-
-SMALL = {'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 64}
-CARD = {
-    'image': {'name': 'vit', 'image_size': 16, 'patch_size': 4, 'patch_dropout': 0.5, **SMALL},
-    'text': {'name': 'transformer', 'vocab_size': 40, 'context_length': 8, 'eot_id': 3, **SMALL},
-    'embed_dim': 16,
-}
+from clip_jax import build, lookup, optim, sharding, state
 
 
-def batch(seed: int, n: int = 16) -> dict[str, np.ndarray]:
-    """Images of one brightness each, and texts that name it."""
-    rng = np.random.default_rng(seed)
-    level = rng.permutation(n)
-    image = (level * 15)[:, None, None, None] + rng.integers(0, 10, (n, 16, 16, 3))
-    tokens = np.zeros((n, 8), np.int32)
-    tokens[:, 0], tokens[:, 1], tokens[:, 2] = 2, level + 4, 3
-    return {'image': image.astype(np.uint8), 'tokens': tokens}
+@pytest.mark.parametrize(
+    ('encoder', 'remat', 'scan'),
+    [
+        ('vit', 'dots', False),
+        ('vit', 'full', True),
+        pytest.param('resnet', 'full', False, marks=pytest.mark.slow),
+    ],
+)
+def test_recomputation_and_scan_change_nothing(encoder, remat, scan):
+    result = steps(1, encoder, count=5, remat=remat, scan=scan)
+    assert_same(result, on_one_device(encoder, count=5))
 
 
-def setup(devices: int):
-    mesh = sharding.make_mesh(jax.devices()[:devices])
-    model = build.model(CARD)
-    schedule = optim.warmup_cosine(peak=3e-3, warmup_steps=5, total_steps=200)
-    optimizer = optim.adamw(schedule, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, clip_norm=1.0)
-    step = functools.partial(
-        train_step,
-        model=model,
-        loss=softmax.loss,
-        optimizer=optimizer,
-        normalise=functools.partial(
-            transforms.normalise, mean=transforms.CLIP_MEAN, std=transforms.CLIP_STD
-        ),
-    )
-    put = functools.partial(jax.device_put, device=sharding.over_batch(mesh))
-    return state.create(model, optimizer, seed=0, mesh=mesh), jax.jit(step), put
+def test_recomputation_saves_memory():
+    deep = {**CARD, 'image': {**VIT, 'depth': 8, 'patch_dropout': 0.0}}
 
+    def scratch(**execution) -> int:
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        current, step, put = setup(1, card=deep, **execution)
+        del step, put
+        model = build.model({**lookup.module('losses', 'softmax').INIT, **deep}, **execution)
 
-def test_eight_devices_train_as_one():
-    (one, step, put_one), (eight, step_eight, put_eight) = setup(1), setup(8)
-    for i in range(3):
-        one, numbers = step(one, put_one(batch(i)))
-        eight, numbers_eight = step_eight(eight, put_eight(batch(i)))
-        assert numbers['loss'] == pytest.approx(float(numbers_eight['loss']), rel=1e-6)
-        assert numbers['grad_norm'] == pytest.approx(float(numbers_eight['grad_norm']), rel=1e-5)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), one.params, eight.params)
+        def objective(params, images, tokens):
+            image, text, *_ = model.apply({'params': params}, images, tokens)
+            return (image * text).sum()
+
+        args = current.params, jnp.zeros((256, 16, 16, 3)), jnp.zeros((256, 8), jnp.int32)
+        with jax.set_mesh(mesh):
+            program = jax.jit(jax.grad(objective)).lower(*args).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    kept, dots, full = (scratch(remat=remat, scan=True) for remat in ('none', 'dots', 'full'))
+    assert full < dots < kept
 
 
 def test_a_step_is_pure_and_its_randomness_depends_on_the_step():

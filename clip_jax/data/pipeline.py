@@ -5,6 +5,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cv2
 import grain
@@ -33,10 +34,10 @@ def train_iterator(
 
     `batch_size` counts the rows of all hosts; this one yields b = batch_size / shard_count of them.
     Every epoch has its own order, crops, flips and captions. They depend on `seed` alone, not on
-    threads, hosts or interruptions: row r of host h is row r * shard_count + h of the one-host
-    batch. `get_state()` is {'global_next_index': n}, the same on all hosts and fit for JSON;
-    `set_state` continues there. Each of `num_threads` makes one batch at a time (0: it is made when
-    asked for) and up to `prefetch` more wait, which bounds memory. Call `close()` when done.
+    threads, hosts or interruptions: host h has the h-th block of the one-host batch.
+    `get_state()` is {'global_next_index': n}, the same on all hosts and fit for JSON; `set_state`
+    continues there. Each of `num_threads` makes one batch at a time (0: it is made when asked for)
+    and up to `prefetch` more wait, which bounds memory. Call `close()` when done.
     A record that cannot be used is a ValueError that says where it is stored.
     """
     if len(source) < batch_size:
@@ -69,6 +70,7 @@ def train_iterator(
     remainder = len(source) % batch_size
     dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle()[: len(source) - remainder]
     dataset = dataset.repeat(reseed_each_epoch=True).random_map(example)
+    dataset = _Blocks(dataset, batch_size, shard_count)
     batches = grain.experimental.ElasticIterator(
         dataset,
         batch_size,
@@ -80,6 +82,27 @@ def train_iterator(
         ),
     )
     return iter(batches)
+
+
+class _Blocks(grain.MapDataset):
+    """Reorders every batch so that taking each `count`-th row of it, as ElasticIterator does for
+    host h of `count`, takes the h-th block of the batch.
+    """
+
+    def __init__(self, parent: grain.MapDataset, batch_size: int, count: int):
+        super().__init__(parent)
+        self._batch_size, self._count = batch_size, count
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, place = divmod(index, self._batch_size)
+        row, host = divmod(place, self._count)
+        block = self._batch_size // self._count
+        return self._parent[batch * self._batch_size + host * block + row]
 
 
 def _example(

@@ -16,6 +16,7 @@ from clip_jax import lookup
 
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
 MAX_LOGIT_SCALE = math.log(100)  # kept by the optimizer after each update (section 2.5)
+EXECUTION = ('remat', 'scan', 'attention')  # fields that are no part of a model's card
 PROJECTIONS = ('linear', 'biased', 'none')
 
 
@@ -77,24 +78,40 @@ class CLIP(nn.Module):
             )
         return rows
 
-    def encode_image(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    def encode_image(
+        self, images: jax.Array, *, train: bool = False, rows: jax.Array | None = None
+    ) -> jax.Array:
         """Embeds normalised images [B, H, W, 3]: rows [B, embed_dim], not yet of unit length."""
-        return self.image_projection(self.image(images, train=train))
+        return self.image_projection(self.image(images, train=train, rows=rows))
 
-    def encode_text(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
+    def encode_text(
+        self, tokens: jax.Array, *, train: bool = False, rows: jax.Array | None = None
+    ) -> jax.Array:
         """Embeds token ids [B, L]: rows [B, embed_dim], not yet of unit length."""
-        return self.text_projection(self.text(tokens, train=train))
+        return self.text_projection(self.text(tokens, train=train, rows=rows))
+
+    def scale_and_bias(self) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the similarities' scale, and their bias or None."""
+        bias = None if self.init_logit_bias is None else self.logit_bias
+        return jnp.exp(self.logit_scale), bias
 
     def __call__(
-        self, images: jax.Array, tokens: jax.Array, *, train: bool = False
+        self,
+        images: jax.Array,
+        tokens: jax.Array,
+        *,
+        train: bool = False,
+        rows: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
         """Returns image rows and text rows of unit length, the similarities' scale, and their bias
         or None.
+
+        In training `rows`, int32 [B], are the pairs' numbers in the global batch, on which what is
+        dropped of them depends; without them, 0, 1, 2, …
         """
-        image = unit(self.encode_image(images, train=train))
-        text = unit(self.encode_text(tokens, train=train))
-        bias = None if self.init_logit_bias is None else self.logit_bias
-        return image, text, jnp.exp(self.logit_scale), bias
+        image = unit(self.encode_image(images, train=train, rows=rows))
+        text = unit(self.encode_text(tokens, train=train, rows=rows))
+        return image, text, *self.scale_and_bias()
 
 
 def unit(rows: jax.Array) -> jax.Array:
@@ -104,16 +121,20 @@ def unit(rows: jax.Array) -> jax.Array:
     return rows * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
-def from_card(fields: Mapping[str, Any], dtype: Any = jnp.float32) -> CLIP:
+def from_card(fields: Mapping[str, Any], dtype: Any = jnp.float32, **execution: str | bool) -> CLIP:
     """Makes the model that a card's `model` describes; parameters are float32, arithmetic `dtype`.
 
-    Fields that are not given, or None, are the encoders' defaults.
+    Fields that are not given, or None, are the encoders' defaults. `execution` are those of
+    EXECUTION, for the encoders that have them: they change how, not what, is computed.
     """
     types = {'dtype': jnp.dtype(dtype), 'param_dtype': jnp.dtype('float32')}
 
     def encoder(folder: str, fields: Mapping[str, Any]) -> nn.Module:
         given = {k: v for k, v in fields.items() if v is not None and k != 'name'}
-        return lookup.module(folder, fields['name']).Encoder(**given, **types)
+        module = lookup.module(folder, fields['name']).Encoder
+        known = {field.name for field in dataclasses.fields(module)}
+        how = {k: v for k, v in execution.items() if k in known}
+        return module(**given, **how, **types)
 
     towers = {
         'image': encoder('models.image', fields['image']),
@@ -135,7 +156,7 @@ def _fields(module: nn.Module) -> dict[str, Any]:
     """The fields of a module that say what it computes."""
     names = [field.name for field in dataclasses.fields(module)]
     values = {n: getattr(module, n) for n in names}
-    rest = ('parent', 'name', 'dtype', 'param_dtype')
+    rest = ('parent', 'name', 'dtype', 'param_dtype', *EXECUTION)
     return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items() if n not in rest}
 
 

@@ -237,7 +237,7 @@ def test_fixed_positions_tell_rows_from_columns_and_are_no_parameters():
 
 def test_patch_dropout_keeps_its_share_and_only_in_training():
     x = jnp.broadcast_to(jnp.arange(8.0)[None, :, None], (500, 8, 2))
-    kept = vit.drop_patches(x, 0.75, jax.random.key(0))
+    kept = vit.drop_patches(x, 0.75, jax.random.split(jax.random.key(0), 500))
     assert kept.shape == (500, 2, 2)
     assert (kept[:, 0] != kept[:, 1]).all()  # no patch twice
     counts = np.bincount(np.asarray(kept[..., 0], int).ravel(), minlength=8)

@@ -73,7 +73,8 @@ def test_a_config_names_one_and_changes_it():
         'text': {**nothing, 'depth': 1},
         'embed_dim': None,
     }
-    card = build.architecture(config, Words())
+    assert build.architecture(config, Words())['init_logit_bias'] is None  # the loss is softmax
+    card = build.architecture(config, Words(), loss='sigmoid')
     assert (card['embed_dim'], card['image_proj'], card['init_logit_bias']) == (768, 'none', -10.0)
     image, text = card['image'], card['text']
     assert (image['image_size'], image['depth'], image['pool']) == (64, 2, 'map')

@@ -9,7 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from clip_jax import lookup, sharding
 from clip_jax.models import positions
+from clip_jax.models.layers import REMAT, attend
 
 # CLIP (arXiv 2103.00020), tables 18 and 19; their width is that of the rows that come out, 32 times
 # the one here.
@@ -38,6 +40,7 @@ class Encoder(nn.Module):
     width: int
     depths: tuple[int, ...]
     heads: int
+    remat: str = 'none'
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -70,7 +73,11 @@ class Encoder(nn.Module):
         return {**params, 'attention_pool': {**pool, 'position_embedding': table}}
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, rows: jax.Array | None = None
+    ) -> jax.Array:
+        del rows  # nothing here is random
+        lookup.check(self.remat, REMAT, what='models/image/resnet: remat')
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         x = Stem(self.width, name='stem', **types)(images, train=train)
         for i, depth in enumerate(self.depths):
@@ -78,6 +85,7 @@ class Encoder(nn.Module):
                 width=self.width * 2**i,
                 depth=depth,
                 stride=1 if i == 0 else 2,
+                remat=self.remat,
                 name=f'stage_{i + 1}',
                 **types,
             )
@@ -115,20 +123,24 @@ class Stage(nn.Module):
     width: int
     depth: int
     stride: int
+    remat: str
     dtype: jnp.dtype
     param_dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        bottleneck = Bottleneck
+        if self.remat != 'none':
+            bottleneck = nn.remat(Bottleneck, policy=REMAT[self.remat], static_argnums=(2,))
         for i in range(self.depth):
-            block = Bottleneck(
+            block = bottleneck(
                 width=self.width,
                 stride=self.stride if i == 0 else 1,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 name=f'block_{i}',
             )
-            x = block(x, train=train)
+            x = block(x, train)
         return x
 
 
@@ -144,7 +156,7 @@ class Bottleneck(nn.Module):
     param_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         conv = functools.partial(Conv, dtype=self.dtype, param_dtype=self.param_dtype)
         norm = functools.partial(BatchNorm, dtype=self.dtype)
         wide = EXPANSION * self.width
@@ -182,10 +194,10 @@ class AttentionPool(nn.Module):
         x = x.reshape(batch, -1, width)
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
         table = self.param('position_embedding', init, x.shape[1:], self.param_dtype)
-        x = x + table.astype(x.dtype)
+        x = sharding.constrain(x + table.astype(x.dtype), 'batch', 'length', 'features')
         query = project(name='query')(x[:, :1])
         key, value = project(name='key')(x), project(name='value')(x)
-        return jax.nn.dot_product_attention(query, key, value).reshape(batch, width)
+        return attend(query, key, value).reshape(batch, width)
 
 
 class Conv(nn.Conv):
@@ -219,7 +231,8 @@ class BatchNorm(nn.Module):
         running_var = self.variable('batch_stats', 'var', jnp.ones, (width,))
         scale = self.param('scale', self.scale_init, (width,))
         bias = self.param('bias', nn.initializers.zeros, (width,))
-        x = x.astype(jnp.float32)
+        # What comes out of a convolution lies as its batch, wherever the kernel lies.
+        x = sharding.constrain(x, 'batch', *[None] * (x.ndim - 2), 'features').astype(jnp.float32)
         if train:
             axes = tuple(range(x.ndim - 1))
             mean, var = x.mean(axes), x.var(axes)

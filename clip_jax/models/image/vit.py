@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from clip_jax import lookup
 from clip_jax.models import positions
-from clip_jax.models.layers import Mlp, Norm, Transformer, check_sizes
+from clip_jax.models.layers import Mlp, Norm, Transformer, check_shares, check_sizes, row_keys
 
 # 'B/16' in a config is row B with patch_size 16.
 VARIANTS: dict[str, dict[str, int]] = {
@@ -71,6 +71,10 @@ class Encoder(nn.Module):
     patch_bias: bool = False
     layer_scale: float = 0.0
     patch_dropout: float = 0.0
+    dropout: float = 0.0
+    remat: str = 'none'
+    scan: bool = False
+    attention: str = 'xla'
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -98,10 +102,7 @@ class Encoder(nn.Module):
                 heads=self.pool_heads or 0,
                 queries=self.pool_queries or 0,
             )
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(
-                f'models/image/vit: patch_dropout {self.patch_dropout} is not from 0 to below 1'
-            )
+        check_shares('models/image/vit', patch_dropout=self.patch_dropout, dropout=self.dropout)
         if self.positions == 'sincos2d' and self.width % 4:
             raise ValueError(f'models/image/vit: sincos2d needs width in fours, not {self.width}')
         if self.image_size < self.patch_size:
@@ -125,7 +126,9 @@ class Encoder(nn.Module):
         return {**params, 'position_embedding': table}
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, rows: jax.Array | None = None
+    ) -> jax.Array:
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         embedding = nn.initializers.normal(self.width**-0.5)
         x = nn.DenseGeneral(
@@ -146,8 +149,11 @@ class Encoder(nn.Module):
         if self.positions == 'learned':
             table = self.param('position_embedding', embedding, x.shape[1:], self.param_dtype)
             x = x + table.astype(x.dtype)
+        keys = None
+        if train and (self.patch_dropout or self.dropout):
+            keys = row_keys(self.make_rng('dropout'), rows, len(x))
         if train and self.patch_dropout:
-            kept = drop_patches(x[:, tokens:], self.patch_dropout, self.make_rng('dropout'))
+            kept = drop_patches(x[:, tokens:], self.patch_dropout, keys)
             x = jnp.concatenate([x[:, :tokens], kept], axis=1)
         if self.pre_norm:
             x = Norm(epsilon=self.norm_eps, name='pre_norm', **types)(x)
@@ -158,9 +164,13 @@ class Encoder(nn.Module):
             activation=self.activation,
             norm_eps=self.norm_eps,
             layer_scale=self.layer_scale,
+            dropout=self.dropout,
+            remat=self.remat,
+            scan=self.scan,
+            attention=self.attention,
             name='transformer',
             **types,
-        )(x)
+        )(x, keys=keys)
         norm = Norm(epsilon=self.norm_eps, name='post_norm', **types)
         if self.norm_after_pool or self.pool == 'queries':
             return norm(self._pooled(x, tokens))
@@ -261,12 +271,12 @@ def patches(images: jax.Array, size: int) -> jax.Array:
     return x.swapaxes(2, 3).reshape(batch, -1, size, size, channels)
 
 
-def drop_patches(x: jax.Array, share: float, key: jax.Array) -> jax.Array:
-    """Keeps round(L * (1 - share)) random rows of each image, at least one: [B, L, W] -> [B, kept,
-    W].
+def drop_patches(x: jax.Array, share: float, keys: jax.Array) -> jax.Array:
+    """Keeps round(L * (1 - share)) random patches of each image, at least one: [B, L, W] -> [B,
+    kept, W]; `keys`: a random key an image.
     """
-    batch, length, _ = x.shape
+    length = x.shape[1]
     kept = max(1, round(length * (1 - share)))
-    noise = jax.random.uniform(key, (batch, length))
+    noise = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys)
     _, chosen = jax.lax.top_k(noise, kept)
     return jnp.take_along_axis(x, chosen[:, :, None], axis=1)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup
-from clip_jax.models.layers import Norm, Transformer, check_sizes
+from clip_jax.models.layers import Embedding, Norm, Transformer, check_shares, check_sizes, row_keys
 
 VARIANTS: dict[str, dict[str, int]] = {
     # CLIP's tables 18 and 19, by the image encoder that they were trained with.
@@ -56,6 +56,10 @@ class Encoder(nn.Module):
     activation: str = 'gelu'
     norm_eps: float = 1e-5
     layer_scale: float = 0.0
+    dropout: float = 0.0
+    remat: str = 'none'
+    scan: bool = False
+    attention: str = 'xla'
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -73,18 +77,17 @@ class Encoder(nn.Module):
             depth=self.depth,
             mlp_dim=self.mlp_dim,
         )
+        check_shares('models/text/transformer', dropout=self.dropout)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, tokens: jax.Array, *, train: bool = False, rows: jax.Array | None = None
+    ) -> jax.Array:
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-        x = nn.Embed(
-            self.vocab_size,
-            self.width,
-            embedding_init=nn.initializers.normal(0.02),
-            name='token_embedding',
-            **types,
-        )(tokens)
+        x = Embedding(self.vocab_size, self.width, std=0.02, name='token_embedding', **types)(
+            tokens
+        )
         if self.pool in ('last', 'cls') and tokens.shape[1] != self.context_length:
             raise ValueError(
                 f'models/text/transformer: pool {self.pool!r} reads rows of {self.context_length} '
@@ -99,6 +102,9 @@ class Encoder(nn.Module):
         length = self.context_length + (self.pool == 'cls')
         positions = self.param('position_embedding', small, (length, self.width), self.param_dtype)
         x = x + positions[: x.shape[1]].astype(x.dtype)
+        keys = None
+        if train and self.dropout:
+            keys = row_keys(self.make_rng('dropout'), rows, len(x))
         x = Transformer(
             depth=self.depth,
             heads=self.heads,
@@ -107,9 +113,13 @@ class Encoder(nn.Module):
             causal=self.causal,
             norm_eps=self.norm_eps,
             layer_scale=self.layer_scale,
+            dropout=self.dropout,
+            remat=self.remat,
+            scan=self.scan,
+            attention=self.attention,
             name='transformer',
             **types,
-        )(x, mask)
+        )(x, mask, keys)
         if self.pool in ('last', 'cls'):
             x = x[:, -1]
         else:

@@ -1,0 +1,168 @@
+"""The processes of a run, one a host: how they find each other, and what the first does for all."""
+
+import itertools
+import json
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax._src import distributed
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+DAY = 24 * 60 * 60 * 1000  # milliseconds
+_BARRIERS = itertools.count()  # a name serves once; all processes come to all barriers in order
+MESSAGE = 4096  # bytes, more than any of the words that hosts exchange before they are connected
+
+
+def initialize(coordinator: str, processes: int, process: int, *, timeout: int) -> None:
+    """Connects this process with the others; the first listens at `coordinator`, HOST:PORT.
+
+    ValueError if within `timeout` seconds not all are there, or if they do not agree on how many
+    they are. JAX itself would end the process without a word that helps.
+    """
+    host, _, port = coordinator.rpartition(':')
+    if not host or not port.isdigit():
+        raise ValueError(f'--coordinator is {coordinator!r}; expected HOST:PORT of process 0')
+    if processes < 1 or not 0 <= process < processes:
+        raise ValueError(
+            f'--process is {process} of --processes {processes}; expected 0 to processes - 1'
+        )
+    deadline = time.monotonic() + timeout
+    if process == 0:
+        _gather(int(port), processes, deadline)
+    else:
+        _report(host, int(port), processes, process, deadline)
+    left = max(1, int(deadline - time.monotonic()))
+    jax.distributed.initialize(coordinator, processes, process, initialization_timeout=left)
+    _connect_devices()
+
+
+def _connect_devices() -> None:
+    """Lets all devices hear of each other while every process is here.
+
+    On CPU they connect at their first collective, and only wait half a minute for each other: too
+    short if one of them still draws data or compiles.
+    """
+    count = jax.device_count()
+    mesh = jax.make_mesh((count,), ('all',), axis_types=(AxisType.Auto,))
+    over_all, whole = (
+        NamedSharding(mesh, PartitionSpec('all')),
+        NamedSharding(mesh, PartitionSpec()),
+    )
+    ones = jax.make_array_from_callback((count,), over_all, lambda place: np.ones(count)[place])
+    total = jax.jit(jnp.sum, out_shardings=whole)(ones)
+    multihost_utils.process_allgather(np.float32(total))
+
+
+def _gather(port: int, processes: int, deadline: float) -> None:
+    """Waits for the other processes, compares what they believe, and lets them go on."""
+    found: dict[int, socket.socket] = {}
+    try:
+        server = socket.create_server(('', port))
+    except OSError as error:
+        raise ValueError(f'--coordinator: port {port} cannot be used: {error.strerror}') from None
+    with server:
+        try:
+            while len(found) < processes - 1:
+                server.settimeout(max(0.01, deadline - time.monotonic()))
+                connection, _ = server.accept()
+                said = json.loads(connection.recv(MESSAGE))
+                found[said['process']] = connection
+                if said['processes'] != processes:
+                    raise ValueError(
+                        f'--processes is {processes} in process 0 and {said["processes"]} in '
+                        f'process {said["process"]}; expected the same number in all'
+                    )
+        except TimeoutError:
+            missing = sorted({*range(1, processes)} - {*found})
+            error = ValueError(
+                f'--processes is {processes}, and of these {len(missing)} did not come to port '
+                f'{port} in time: process {", ".join(map(str, missing[:8]))}'
+            )
+            _tell(found, str(error))
+            raise error from None
+        except ValueError as error:
+            _tell(found, str(error))
+            raise
+        _tell(found, '')
+
+
+def _tell(connections: dict[int, socket.socket], error: str) -> None:
+    for connection in connections.values():
+        with connection:
+            connection.sendall(json.dumps({'error': error}).encode())
+
+
+def _report(host: str, port: int, processes: int, process: int, deadline: float) -> None:
+    """Tells process 0 who this is, and waits until all are there."""
+    said = {'processes': processes, 'process': process}
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise ValueError(
+                f'--coordinator: nobody answers at {host}:{port}; expected process 0 to have been '
+                'started there, with the same --coordinator'
+            )
+        try:
+            with socket.create_connection((host, port), timeout=left) as connection:
+                connection.sendall(json.dumps(said).encode())
+                connection.settimeout(left + 5)  # so that the reason comes from process 0
+                answer = connection.recv(MESSAGE)
+        except OSError:
+            answer = b''
+        if answer:
+            if error := json.loads(answer)['error']:
+                raise ValueError(error)
+            return
+        time.sleep(0.2)
+
+
+def is_first() -> bool:
+    """Whether this process writes what is written once: metrics, cards, figures."""
+    return jax.process_index() == 0
+
+
+def first_then_others(make: Callable[[], Any]) -> Any:
+    """Calls `make` in every process; the first is done before the others begin, so that they find
+    what it has put on the disk that they share.
+    """
+    if is_first():
+        made = make()
+        wait('first')
+        return made
+    wait('first')
+    return make()
+
+
+def of_first(make: Callable[[], Any]) -> Any:
+    """Returns to every process what `make`, called by the first alone, returns: anything that JSON
+    can hold.
+    """
+    if jax.process_count() == 1:
+        return make()
+    text = json.dumps(make()).encode() if is_first() else b''
+    size = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
+    content = np.zeros(size, np.uint8)
+    if is_first():
+        content[:] = np.frombuffer(text, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
+
+
+def any_of_all(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+
+
+def wait(what: str) -> None:
+    """Returns when every process has come here, however long that takes."""
+    if jax.process_count() > 1:
+        # Not a collective: on CPU, these wait for half a minute only.
+        client = distributed.global_state.client
+        client.wait_at_barrier(f'clip_jax {what} {next(_BARRIERS)}', timeout_in_ms=DAY)

@@ -1,0 +1,29 @@
+r"""SigLIP ViT-B/16 on a TPU v5e-256: arXiv 2303.15343, with the optimizer that arXiv 2502.14786
+(section 2.5) gives for its successor.
+
+    clip-jax train --config=configs/siglip_vit_b16.py --workdir=gs://BUCKET/siglip --distributed \
+        --config.data.train='tars:gs://BUCKET/pairs/*.tar'
+    clip-jax plan --config=configs/siglip_vit_b16.py --topology=v5e:16x16
+
+40 billion pairs; the vocabulary is trained on your captions, in place of the published one of as
+many pieces. Not trained by us. Planned, not measured: see experiments/plans.
+"""
+
+import default
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    c = default.get_config().unlock()
+    c.batch_size = 32_768
+    c.total_steps = 1_220_703
+    c.tokenizer.update(name='sentencepiece', vocab_size=32_000, context_length=64)
+    c.preprocess.update(resize='squash', mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    c.model.published = 'ViT-B-16-SigLIP'
+    c.model.scan = True
+    c.model.remat = 'dots'
+    c.loss.name = 'sigmoid'
+    c.loss.implementation = 'ring'
+    c.optimizer.update(learning_rate=1e-3, warmup_steps=20_000, weight_decay=1e-4, b2=0.95)
+    return c.lock()

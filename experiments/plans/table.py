@@ -1,0 +1,58 @@
+"""Prints the plans of this folder (clip-jax plan --out=NAME.json) as a table."""
+
+import json
+from pathlib import Path
+
+COLUMNS = (
+    'plan',
+    'topology',
+    'batch',
+    'mesh',
+    'parts, remat, loss',
+    'GiB a chip',
+    'of these scratch',
+    'at peak s',
+    "compiler's s",
+    'MFU',
+    'bfloat16 FLOPs',
+    'all-gathers',
+    'compiled in s',
+)
+
+
+def row(name: str, plan: dict) -> list[str]:
+    """One plan as cells."""
+    mesh = 'x'.join(str(size) for size in plan['mesh'].values())
+    verdict = f'{plan["needs_mib"] / 1024:.1f} of {plan["hbm_mib"] / 1024:.0f}'
+    cells = [
+        name,
+        plan['topology'],
+        f'{plan["batch_size"]:,}',
+        mesh,
+        f'{plan["microbatches"]}, {plan["remat"]}, {plan["loss"]}',
+        verdict if plan['fits'] else f'**does not fit**: {verdict}',
+    ]
+    if 'compiler_seconds' not in plan:
+        return [*cells, *['-'] * 6, f'{plan["compile_seconds"]:.0f}']
+    share = plan['tflop_by_type'].get('bfloat16', 0) / plan['step_tflop']
+    return [
+        *cells,
+        f'{plan["memory_mib"]["scratch"] / 1024:.1f}',
+        f'{plan["seconds_at_peak"]:.3f}',
+        f'{plan["compiler_seconds"]:.3f}',
+        f'{plan["mfu"]:.0%}',
+        f'{share:.1%}',
+        str(plan['collectives'].get('all-gather', {'count': 0})['count']),
+        f'{plan["compile_seconds"]:.0f}',
+    ]
+
+
+def main() -> None:
+    print('| ' + ' | '.join(COLUMNS) + ' |')
+    print('|' + '---|' * len(COLUMNS))
+    for path in sorted(Path(__file__).parent.glob('*.json')):
+        print('| ' + ' | '.join(row(path.stem, json.loads(path.read_text()))) + ' |')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,70 @@
+"""The layers that the encoders share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax import build, compiled
+from clip_jax.models import clip, layers
+
+MASK = jnp.arange(9)[None, None, None] < jnp.array([5, 9, 1])[:, None, None, None]
+
+
+@pytest.mark.parametrize('causal', [False, True])
+@pytest.mark.parametrize('mask', [None, MASK], ids=['all', 'masked'])
+def test_attention_and_its_gradients_are_those_of_jax(causal, mask):
+    keys = jax.random.split(jax.random.key(0), 3)
+    inputs = [jax.random.normal(key, (3, 9, 2, 8)) for key in keys]
+
+    def ours(*inputs):
+        return (layers.attend(*inputs, mask, causal=causal) ** 2).sum()
+
+    def theirs(*inputs):
+        return (jax.nn.dot_product_attention(*inputs, mask=mask, is_causal=causal) ** 2).sum()
+
+    assert ours(*inputs) == pytest.approx(float(theirs(*inputs)), rel=1e-6)
+    gradients = jax.grad(ours, (0, 1, 2))(*inputs), jax.grad(theirs, (0, 1, 2))(*inputs)
+    for x, y in zip(*gradients, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6 * np.abs(y).max())
+
+
+@pytest.mark.parametrize('image', ['vit', 'resnet'])
+def test_all_products_of_both_towers_are_bfloat16_backward_too(image):
+    small = {'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 64}
+    fields = {
+        'vit': {'name': 'vit', 'image_size': 16, 'patch_size': 8, **small},
+        'resnet': {
+            'name': 'resnet',
+            'image_size': 32,
+            'width': 8,
+            'depths': (1, 1, 1, 1),
+            'heads': 4,
+        },
+    }[image]
+    text = {'name': 'transformer', 'vocab_size': 50, 'context_length': 8, 'eot_id': 3, **small}
+    model = build.model({'image': fields, 'text': text, 'embed_dim': 16}, 'bfloat16')
+    variables = clip.shapes(model)
+    buffers = {k: v for k, v in variables.items() if k != 'params'}
+
+    def objective(params, buffers, images, tokens):
+        (image, text, *_), _ = model.apply(
+            {'params': layers.cast(params, jnp.bfloat16), **buffers},
+            images,
+            tokens,
+            train=True,
+            mutable=[*buffers],
+        )
+        return (image * text).sum()
+
+    size = fields['image_size']
+    batch = jnp.zeros((4, size, size, 3)), jnp.zeros((4, 8), jnp.int32)
+    program = jax.make_jaxpr(jax.grad(objective))(variables['params'], buffers, *batch)
+    assert compiled.flops(program.jaxpr).keys() == {'bfloat16'}
+
+
+def test_attention_of_another_device_is_refused():
+    text = {'name': 'transformer', 'vocab_size': 50, 'context_length': 8, 'eot_id': 3}
+    card = {'image': {'name': 'vit'}, 'text': text, 'embed_dim': 16}
+    with pytest.raises(ValueError, match=r'model.attention cudnn needs a CUDA GPU; .* cpu'):
+        build.model(card, attention='cudnn')

@@ -1,0 +1,122 @@
+"""Small models and batches to train them on, on any mesh."""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from clip_jax import build, lookup, optim, sharding, state
+from clip_jax.data import transforms
+from clip_jax.models import clip
+from clip_jax.train import bind_step
+
+SMALL = {'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 64}
+TEXT = {'name': 'transformer', 'vocab_size': 80, 'context_length': 8, 'eot_id': 3, **SMALL}
+VIT = {'name': 'vit', 'image_size': 16, 'patch_size': 4, 'patch_dropout': 0.5, **SMALL}
+RESNET = {'name': 'resnet', 'image_size': 32, 'width': 8, 'depths': (1, 1, 1, 1), 'heads': 4}
+CARD = {'image': VIT, 'text': TEXT, 'embed_dim': 16}
+CARDS = {
+    'vit': {
+        'image': {**VIT, 'dropout': 0.2},
+        'text': {**TEXT, 'dropout': 0.2},
+        'embed_dim': 16,
+    },
+    'resnet': {'image': RESNET, 'text': TEXT, 'embed_dim': 16},
+}
+
+
+def batch(seed: int, n: int = 16, size: int = 16) -> dict[str, np.ndarray]:
+    """Images of one brightness each, and texts that name it."""
+    rng = np.random.default_rng(seed)
+    level = rng.permutation(n)
+    image = (level * (240 // n))[:, None, None, None] + rng.integers(0, 10, (n, size, size, 3))
+    tokens = np.zeros((n, 8), np.int32)
+    tokens[:, 0], tokens[:, 1], tokens[:, 2] = 2, level + 4, 3
+    return {'image': image.astype(np.uint8), 'tokens': tokens}
+
+
+def setup(
+    devices: int,
+    *,
+    fsdp: int = 1,
+    tensor: int = 1,
+    card: dict = CARD,
+    loss: dict | None = None,
+    microbatches: int = 1,
+    learning_rate: float = 3e-3,
+    **execution: str | bool,
+) -> tuple[state.TrainState, Callable, Callable]:
+    """A new state on so many devices, its step, and what puts a batch there."""
+    mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp, tensor=tensor)
+    loss = {'name': 'softmax', 'implementation': 'gather', 'chunk': 8, **(loss or {})}
+    card = {**lookup.module('losses', loss['name']).INIT, **card}
+    model, optimizer = build.model(card, **execution), make_optimizer(learning_rate)
+    step = jax.jit(
+        bind_step(
+            model,
+            build.loss(loss, mesh),
+            optimizer,
+            mean=transforms.CLIP_MEAN,
+            std=transforms.CLIP_STD,
+            microbatches=microbatches,
+        )
+    )
+
+    def run(state: state.TrainState, batch: dict) -> tuple[state.TrainState, dict]:
+        with jax.set_mesh(mesh):
+            return step(state, batch)
+
+    initial = jax.tree.map(
+        lambda x, shape: jax.device_put(x, shape.sharding),
+        _initial(json.dumps(card)),
+        state.shapes(model, optimizer, mesh),
+    )
+    return initial, run, functools.partial(jax.device_put, device=sharding.over_batch(mesh))
+
+
+def make_optimizer(learning_rate: float) -> optax.GradientTransformation:
+    schedule = optim.warmup_cosine(peak=learning_rate, warmup_steps=5, total_steps=200)
+    return optim.adamw(schedule, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, clip_norm=1.0)
+
+
+@functools.cache
+def _initial(card: str) -> state.TrainState:
+    """A new state, made once for all tests of a process: to compile what makes it takes long."""
+    mesh = sharding.make_mesh(jax.local_devices()[:1])
+    model = clip.from_card(json.loads(card))
+    return jax.device_get(state.create(model, make_optimizer(0), seed=0, mesh=mesh))
+
+
+def steps(devices: int, encoder: str, *, count: int = 20, **options: Any) -> tuple:
+    """Losses of so many steps with dropout, and the state after them."""
+    # In a ResNet, batch normalisation and ReLU let differences of rounding grow.
+    batch_size, rate = {'vit': (32, 1e-4), 'resnet': (64, 3e-5)}[encoder]
+    card = CARDS[encoder]
+    current, step, put = setup(devices, card=card, learning_rate=rate, **options)
+    losses = []
+    for i in range(count):
+        data = put(batch(i, batch_size, card['image']['image_size']))
+        current, numbers = step(current, data)
+        losses.append(float(numbers['loss']))
+    return losses, current
+
+
+@functools.cache
+def on_one_device(encoder: str, loss: str = 'softmax', count: int = 20) -> tuple:
+    """What all others are compared with."""
+    return steps(1, encoder, loss={'name': loss, 'implementation': 'dense'}, count=count)
+
+
+def assert_same(result: tuple, expected: tuple) -> None:
+    """Losses are the same, relatively, to 1e-5, and so are parameters and buffers, absolutely."""
+    (losses, state), (expected_losses, expected_state) = result, expected
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    for tree, other in (
+        (state.params, expected_state.params),
+        (state.buffers, expected_state.buffers),
+    ):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), tree, other)

@@ -1,0 +1,49 @@
+"""A batch that is embedded in parts trains as one that is embedded whole."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from small_training import CARDS, assert_same, batch, on_one_device, setup, steps
+
+from clip_jax import build
+from clip_jax.data import transforms
+from clip_jax.losses import softmax
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    'microbatches', [pytest.param(2, marks=SLOW), 4, pytest.param(8, marks=SLOW)]
+)
+def test_parts_of_a_batch_train_as_the_whole(microbatches):
+    """With dropout and patch dropout, which depend on the row alone."""
+    assert_same(steps(1, 'vit', microbatches=microbatches), on_one_device('vit'))
+
+
+def test_parts_of_a_sharded_batch_do_too():
+    ring = {'name': 'sigmoid', 'implementation': 'ring'}
+    how = {'fsdp': 4, 'microbatches': 4, 'remat': 'full', 'scan': True}
+    assert_same(steps(8, 'vit', loss=ring, **how), on_one_device('vit', 'sigmoid'))
+
+
+def test_parts_of_a_batch_are_normalised_by_themselves():
+    """A ResNet's loss is that of its parts' outputs, its running averages see one after another."""
+    card = {**softmax.INIT, **CARDS['resnet']}
+    current, step, put = setup(1, card=card, microbatches=4)
+    data = batch(0, 32, 32)
+    after, numbers = step(current, put(data))
+    embed = jax.jit(functools.partial(build.model(card).apply, train=True, mutable='batch_stats'))
+    variables, rows = current.variables, {'image': np.zeros((32, 16)), 'text': np.zeros((32, 16))}
+    for i in range(4):
+        part = transforms.normalise(
+            data['image'][i::4], mean=transforms.CLIP_MEAN, std=transforms.CLIP_STD
+        )
+        (image, text, scale, _), new = embed(variables, part, data['tokens'][i::4])
+        rows['image'][i::4], rows['text'][i::4] = image, text
+        variables = {**variables, **new}
+    expected, _ = softmax.loss(rows['image'], rows['text'], scale)
+    assert numbers['loss'] == pytest.approx(float(expected), rel=1e-5)
+    compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(compare, after.buffers['batch_stats'], variables['batch_stats'])

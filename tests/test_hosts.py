@@ -1,0 +1,177 @@
+"""Several processes on one machine: they find each other, train as one, and say what is wrong."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, UNOPTIMIZED, clip_jax_command, environment
+from small_training import on_one_device
+
+from clip_jax import hosts
+
+CONNECT = """
+import sys
+from clip_jax import hosts
+address, processes, process, timeout = sys.argv[1:]
+try:
+    hosts.initialize(address, int(processes), int(process), timeout=int(timeout))
+    print(hosts.of_first(lambda: {'words': ['ä', 1.5]}), hosts.any_of_all(process == '1'))
+except ValueError as error:
+    print('ERROR', error)
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(('localhost', 0)) as server:
+        return server.getsockname()[1]
+
+
+def connect(*processes: tuple[int, int], timeout: int = 60) -> list[str]:
+    """What processes (number of them, which one) print that meet at one address."""
+    address = f'localhost:{free_port()}'
+    running = [
+        subprocess.Popen(
+            [sys.executable, '-c', CONNECT, address, str(n), str(i), str(timeout)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        for n, i in processes
+    ]
+    return [process.communicate(timeout=200)[0] for process in running]
+
+
+def test_processes_find_each_other_and_hear_the_first():
+    for said in connect((2, 0), (2, 1)):
+        assert "{'words': ['ä', 1.5]} True" in said
+
+
+def test_an_unreachable_coordinator_is_an_error_in_time():
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r'nobody answers at localhost:\d+; expected process 0'):
+        hosts.initialize(f'localhost:{free_port()}', 2, 1, timeout=1)
+    assert time.monotonic() - start < 5
+
+
+def test_a_process_that_does_not_come_is_named_to_all():
+    for said in connect((3, 0), (3, 1), timeout=10):
+        assert 'ERROR --processes is 3, and of these 1 did not come' in said
+        assert 'in time: process 2' in said
+
+
+def test_different_numbers_of_processes_are_an_error_in_all():
+    for said in connect((2, 0), (4, 3)):
+        assert 'ERROR --processes is 2 in process 0 and 4 in process 3' in said
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('nonsense', 2, 0), "--coordinator is 'nonsense'; expected HOST:PORT"),
+        (('localhost:1', 2, 2), '--process is 2 of --processes 2; expected 0 to'),
+    ],
+)
+def test_impossible_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        hosts.initialize(*arguments, timeout=1)
+
+
+def test_a_part_of_the_flags_is_refused(clip_jax_cli, tiny_config, tmp_path):
+    flags = f'--config={tiny_config}', f'--workdir={tmp_path / "x"}', '--processes=2'
+    done = clip_jax_cli('train', *flags)
+    assert done.returncode == 1 and 'belong together' in done.stderr
+    assert not (tmp_path / 'x').exists()
+
+
+def train(processes: int, devices: int, *arguments: str) -> None:
+    """Trains in so many processes of so many devices each."""
+    env = environment()
+    env['XLA_FLAGS'] = f'{env["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'
+    address = f'localhost:{free_port()}'
+    running = [
+        subprocess.Popen(
+            clip_jax_command(
+                'train',
+                *arguments,
+                f'--coordinator={address}',
+                f'--processes={processes}',
+                f'--process={i}',
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=env,
+        )
+        for i in range(processes)
+    ]
+    said = [process.communicate(timeout=500)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * processes, said
+    assert 'summary.json' in said[0]
+    assert all('summary.json' not in other for other in said[1:])
+
+
+def losses(workdir) -> dict[int, float]:
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    return {x['step']: x['loss'] for x in map(json.loads, lines) if 'loss' in x}
+
+
+def test_two_processes_train_and_four_go_on_as_one_would(tiny_config, tiny_run, tmp_path):
+    """With patch dropout, augmentation, checkpoints and evaluations."""
+    workdir = tmp_path / 'run'
+    arguments = f'--config={tiny_config}', f'--workdir={workdir}'
+    train(2, 2, *arguments)
+    expected = losses(tiny_run)
+    assert losses(workdir).keys() == expected.keys()
+    np.testing.assert_allclose([*losses(workdir).values()], [*expected.values()], rtol=1e-5)
+    report = json.loads((workdir / 'evals/retrieval.json').read_text())
+    assert report == json.loads((tiny_run / 'evals/retrieval.json').read_text())
+
+    os.remove(workdir / 'summary.json')
+    shutil.rmtree(workdir / 'checkpoints/12')
+    train(4, 1, *arguments)
+    np.testing.assert_allclose([*losses(workdir).values()], [*expected.values()], rtol=1e-5)
+    assert (workdir / 'checkpoints/12').is_dir()
+
+
+STEPS = """
+import sys
+import jax
+import numpy as np
+from clip_jax import hosts
+address, process, encoder, loss, out = sys.argv[1:]
+hosts.initialize(address, 2, int(process), timeout=60)
+from small_training import steps
+losses, state = steps(4, encoder, loss={'name': loss, 'implementation': 'ring'})
+if hosts.is_first():
+    leaves = jax.tree.leaves((state.params, state.buffers))
+    np.savez(out, losses, *map(np.asarray, leaves))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('encoder', ['vit', 'resnet'])
+@pytest.mark.parametrize('loss', ['softmax', 'sigmoid'])
+def test_two_processes_of_two_devices_train_as_one_device(encoder, loss, tmp_path):
+    env = environment()
+    env['XLA_FLAGS'] = f'{env["XLA_FLAGS"]} --xla_force_host_platform_device_count=2'
+    env['PYTHONPATH'] = f'{env["PYTHONPATH"]}{os.pathsep}{ROOT / "tests"}'
+    env[UNOPTIMIZED] = '1'
+    address, rest = f'localhost:{free_port()}', (encoder, loss, str(tmp_path / 'out.npz'))
+    running = [
+        subprocess.Popen([sys.executable, '-c', STEPS, address, str(i), *rest], env=env)
+        for i in range(2)
+    ]
+    assert [process.wait(timeout=500) for process in running] == [0, 0]
+    losses, *leaves = np.load(tmp_path / 'out.npz').values()
+    expected, state = on_one_device(encoder, loss)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for x, y in zip(leaves, jax.tree.leaves((state.params, state.buffers)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)

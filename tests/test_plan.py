@@ -1,0 +1,175 @@
+"""What a config will take, before it is run."""
+
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import ROOT
+
+from clip_jax import cli, compiled, plan
+
+
+def count(function, *shapes) -> int:
+    return sum(compiled.flops(jax.make_jaxpr(function)(*map(jnp.zeros, shapes)).jaxpr).values())
+
+
+def test_flops_are_counted_as_often_as_they_are_done():
+    assert count(jnp.matmul, (3, 4), (4, 5)) == 2 * 3 * 4 * 5
+    product = jax.jit(lambda x, y: jnp.einsum('bij,bjk->bik', x, y))
+    assert count(product, (7, 3, 4), (7, 4, 5)) == 7 * 2 * 3 * 4 * 5
+
+    def loop(x):
+        return jax.lax.scan(lambda x, _: (x @ x, None), x, length=10)[0]
+
+    assert count(loop, (4, 4)) == 10 * 2 * 4**3
+    # The gradient of a product is two; what is recomputed is done once more.
+    assert count(jax.grad(lambda x: loop(x).sum()), (4, 4)) == 3 * 10 * 2 * 4**3
+
+    def convolve(x, kernel):
+        return jax.lax.conv(x, kernel, (1, 1), 'SAME')
+
+    assert count(convolve, (2, 3, 8, 8), (5, 3, 3, 3)) == 2 * (2 * 5 * 8 * 8) * (3 * 3 * 3)
+
+
+PROGRAM = """HloModule step
+
+%condition (p: (s32[], f32[])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(12)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%body (p: (s32[], f32[])) -> (s32[], f32[]) {
+  %g = bf16[512]{0} all-reduce(%x), channel_id=7
+  %a3 = f32[4,64]{1,0} all-gather(%x3), channel_id=1, metadata={op_name="loss/all_gather"}
+  %h = f32[8] fusion(%g), calls=%inner, backend_config={"estimated_cycles":"100"}
+}
+
+%inner (p: f32[8]) -> f32[8] {
+  %a4 = f32[8,1024]{1,0} all-gather(%x4), channel_id=1, metadata={op_name="layer/all_gather"}
+  %k = f32[8] add(%x, %y), backend_config={"estimated_cycles":"7"}
+}
+
+%beside (p: f32[8]) -> f32[8] {
+  %a2 = f32[4,64]{1,0} all-gather(%x2), channel_id=1, metadata={op_name="loss/all_gather"}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %a = f32[4,64]{1,0} all-gather(%x), channel_id=1, metadata={op_name="loss/all_gather"}
+  %f = f32[8] fusion(%a), calls=%beside, backend_config={"estimated_cycles":"5"}
+  %b = (bf16[4,128]{1,0}, bf16[32,128]{1,0}) all-gather-start(bf16[4,128]{1,0} %y), channel_id=2
+  %c = bf16[32,128]{1,0} all-gather-done(%b)
+  %w = (s32[], f32[]) while(%t), condition=%condition, body=%body
+  ROOT %d = (f32[], f32[2,2]{1,0}) all-reduce(%e, %f), replica_groups={}
+}
+"""
+
+
+def test_collectives_and_cycles_are_read_from_a_program():
+    """What is in a loop counts as often as it runs; what is done beside other work, once."""
+    found = compiled.collectives(PROGRAM)
+    gathered = 4 * 4 * 64 + 2 * 32 * 128 + 12 * 4 * 8 * 1024
+    assert found['all-gather'] == {'count': 2 + 12, 'mib': gathered / 2**20}
+    assert found['all-reduce'] == {'count': 1 + 12, 'mib': (20 + 12 * 1024) / 2**20}
+    assert found.keys() == {'all-gather', 'all-reduce'}
+    assert compiled.cycles(PROGRAM) == 5 + 12 * 100
+
+
+def test_a_config_is_planned_for_simulated_devices(clip_jax_cli, tiny_config, tmp_path):
+    out = tmp_path / 'plan.json'
+    flags = f'--config={tiny_config}', '--topology=local:4', '--config.mesh.fsdp=4'
+    done = clip_jax_cli('plan', *flags, f'--out={out}')
+    assert done.returncode == 0, done.stderr
+    assert 'fits:' in done.stdout and '4 devices, mesh data 1 x fsdp 4 x tensor 1' in done.stdout
+    report = json.loads(out.read_text())
+    assert report['fits'] and report['per_device'] == 4
+    memory = report['memory_mib']
+    whole = 4 * report['parameters'] / 2**20
+    assert memory['parameters'] == pytest.approx(whole / 4, rel=0.2)
+    assert memory['optimizer'] == pytest.approx(2 * memory['parameters'], rel=1e-3)
+    assert report['needs_mib'] > memory['parameters'] + memory['optimizer']
+    # Images need no gradient, and the loss is small.
+    assert report['step_tflop'] == pytest.approx(report['model_tflop'], rel=0.2)
+    assert report['collectives']
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--topology=v9:4x4'], "there is no 'v9'. Did you mean 'v4'? There are: local, v4, v5e"),
+        (['--topology=v5e:many'], 'expected for instance v5e:4x4'),
+        (['--topology=local:0'], 'expected local:N'),
+        (['--topology=local:3'], 'batch_size 16 is not a multiple of microbatches 1 x 3 devices'),
+        (['--topology=local:2', '--config.mesh.fsdp=4'], 'does not divide the 2 devices'),
+        (['--topology=local:2', '--config.init.path=x'], 'init.path: a plan is of'),
+        (['--topology=local:2', '--search'], 'name a TPU topology'),
+        (['--topology=local:2', 'more'], "there is no flag 'more'"),
+    ],
+)
+def test_wrong_input_is_one_line(clip_jax_cli, tiny_config, flags, message):
+    done = clip_jax_cli('plan', f'--config={tiny_config}', *flags)
+    assert done.returncode == 1
+    assert message in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None, reason="needs libtpu: pip install -e '.[tpu]'"
+)
+def test_a_config_is_compiled_for_a_tpu_that_is_not_there(clip_jax_cli, tiny_config, tmp_path):
+    out = tmp_path / 'plan.json'
+    flags = f'--config={tiny_config}', '--topology=v5e:2x4'
+    done = clip_jax_cli('plan', *flags, f'--out={out}')
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert report['fits'] and report['devices'] == 8 and report['hbm_mib'] == 16 * 1024
+
+
+@pytest.fixture
+def chips_of_16_gib(monkeypatch):
+    """Plans without compiling: a pair needs 1 MiB, half of that with remat, parameters 4 GiB."""
+    planned = []
+
+    def needs(config, topology) -> dict:
+        remat = {'none': 1.0, 'dots': 0.7, 'full': 0.5}[config.model.remat]
+        pairs = config.batch_size / len(topology.devices) / config.microbatches
+        mib = pairs * remat + 4096 / config.mesh.fsdp
+        report = {'batch_size': config.batch_size, 'needs_mib': mib, 'fits': mib <= 16384}
+        planned.append(report)
+        return report
+
+    monkeypatch.setattr(plan, 'plan', needs)
+    return planned
+
+
+def a_config(**changes):
+    config = cli.read_config([f'--config={ROOT / "configs/clip_vit_b32.py"}'])
+    config.model.remat = 'none'
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.mark.parametrize('start', [1024, 65536, 2**20])
+def test_the_largest_batch_is_found_from_below_and_from_above(chips_of_16_gib, start):
+    found = plan.search(a_config(batch_size=start), plan.topology('local'), [].append)
+    # 8 devices x 12,288 pairs would fit.
+    assert found['batch_size'] == 65536
+    assert {x['batch_size'] for x in chips_of_16_gib} >= {65536, 131072}
+
+
+@pytest.mark.parametrize(
+    ('batch_size', 'changes'),
+    [
+        (8 * 16_000, {'model.remat': 'dots'}),
+        (8 * 24_000, {'model.remat': 'full'}),
+        (8 * 40_000, {'model.remat': 'full', 'microbatches': 2}),
+    ],
+)
+def test_the_first_remedy_that_helps_is_named(chips_of_16_gib, batch_size, changes):
+    found, report = plan.remedy(a_config(batch_size=batch_size), plan.topology('local'), [].append)
+    assert found == changes and report['fits']
+
+
+def test_where_nothing_helps_that_is_said(chips_of_16_gib):
+    config = a_config(batch_size=8 * 400_000)
+    assert plan.remedy(config, plan.topology('local'), [].append) is None

@@ -1,0 +1,135 @@
+"""Where arrays lie does not change what is trained."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_training import (
+    CARD,
+    CARDS,
+    assert_same,
+    batch,
+    make_optimizer,
+    on_one_device,
+    setup,
+    steps,
+)
+
+from clip_jax import build, optim, sharding, state
+from clip_jax.models import clip, layers, published
+
+MESHES = {
+    '8 data': ('ring', {}),
+    '2x4 data x fsdp': ('gather', {'fsdp': 4}),
+    '2x2x2 with tensor': ('ring', {'fsdp': 2, 'tensor': 2}),
+}
+
+
+QUICK = [
+    ('8 data', 'softmax', 'vit'),
+    ('2x4 data x fsdp', 'sigmoid', 'vit'),
+    ('2x2x2 with tensor', 'softmax', 'vit'),
+    ('2x4 data x fsdp', 'softmax', 'resnet'),
+]
+REST = [x for x in itertools.product(MESHES, ['softmax', 'sigmoid'], CARDS) if x not in QUICK]
+
+
+@pytest.mark.parametrize(
+    ('mesh', 'loss', 'encoder'),
+    [*QUICK, *(pytest.param(*x, marks=pytest.mark.slow) for x in REST)],
+)
+def test_any_mesh_trains_as_one_device(mesh, loss, encoder):
+    implementation, options = MESHES[mesh]
+    loss_config = {'name': loss, 'implementation': implementation}
+    result = steps(8, encoder, loss=loss_config, **options)
+    assert_same(result, on_one_device(encoder, loss))
+
+
+def test_the_state_stays_dealt_out_and_its_initial_numbers_do_not_depend_on_that():
+    one, _, _ = setup(1)
+    _, step, put = setup(8, fsdp=4, tensor=2)
+    mesh, model = sharding.make_mesh(fsdp=4, tensor=2), build.model(CARD)
+    eight = state.create(model, make_optimizer(0), seed=0, mesh=mesh)
+    jax.tree.map(np.testing.assert_array_equal, one, eight)
+    after, _ = step(eight, put(batch(0)))
+    kernel = after.params['image']['transformer']['block_0']['mlp']['in']['kernel']
+    assert kernel.sharding.shard_shape(kernel.shape) == (32 // 4, 64 // 2)
+    moment = after.opt_state[1][0].mu['image']['transformer']['block_0']['mlp']['in']['kernel']
+    assert moment.sharding.is_equivalent_to(kernel.sharding, 2)
+
+
+def test_at_most_a_hundredth_of_a_model_is_whole_on_every_device():
+    """ViT-B/16 with AdamW over 8: parameters and optimizer state."""
+    mesh = sharding.make_mesh(fsdp=8)
+    model = build.model(published.architecture('ViT-B-16'))
+    optimizer = optim.adamw(
+        lambda _: 1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, clip_norm=0.0
+    )
+    params = clip.shapes(model)['params']
+    tree = params, jax.eval_shape(optimizer.init, params)
+    shardings = sharding.of_tree(tree, mesh, layers.axes)
+    whole = sum(x.size for x in jax.tree.leaves(tree))
+    local = jax.tree.map(lambda x, s: int(np.prod(s.shard_shape(x.shape))), tree, shardings)
+    assert whole == pytest.approx(3 * 149.62e6, rel=1e-3)
+    assert sum(jax.tree.leaves(local)) <= 1.15 / 8 * whole
+    unsharded = jax.tree.map(lambda x, n: x.size if x.size == n else 0, tree, local)
+    assert sum(jax.tree.leaves(unsharded)) < 0.01 * whole
+
+
+SIZES = {'data': 2, 'fsdp': 4, 'tensor': 2}
+
+
+@pytest.mark.parametrize(
+    ('words', 'shape', 'expected'),
+    [
+        (('width', 'mlp'), (32, 64), ('fsdp', 'tensor')),
+        (('batch', 'length', 'features'), (16, 5, 32), (('data', 'fsdp'), None, None)),
+        (('batch', 'length', 'features'), (12, 5, 32), (None, None, None)),  # 12 is not 8 x n
+        (('width', 'qkv', 'heads', 'head_dim'), (32, 3, 3, 8), ('fsdp', None, None, None)),
+        (('width', 'mlp'), (30, 64), (None, 'tensor')),
+        (('vocab', 'width'), (400, 30), ('fsdp', None)),  # in place of the width
+        ((None,), (7,), (None,)),
+    ],
+)
+def test_words_become_places(words, shape, expected):
+    assert sharding.spec(words, shape, SIZES) == jax.sharding.PartitionSpec(*expected)
+
+
+def test_words_without_a_rule_and_impossible_meshes_are_refused():
+    with pytest.raises(ValueError, match=r"no rule for axis 'widht'; there are batch, width"):
+        sharding.spec(('widht',), (3,), SIZES)
+    with pytest.raises(ValueError, match=r'axes .* for an array of shape \(3, 4\)'):
+        sharding.spec(('width',), (3, 4), SIZES)
+    with pytest.raises(ValueError, match=r'fsdp 3 x tensor 1 does not divide the 8 devices'):
+        sharding.make_mesh(fsdp=3)
+    with pytest.raises(ValueError, match=r'tensor is 0'):
+        sharding.make_mesh(tensor=0)
+
+
+def test_constraints_hold_on_a_mesh_and_are_nothing_without_one():
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+
+    @jax.jit
+    def constrained(x):
+        return sharding.constrain(x, 'width', 'mlp')
+
+    x = jnp.zeros((32, 64))
+    assert constrained(x).sharding.is_fully_replicated
+    with jax.set_mesh(mesh):
+        assert constrained(x).sharding.shard_shape(x.shape) == (8, 32)
+
+
+@pytest.mark.parametrize('name', ['ViT-B-32', 'RN50', 'ViT-B-16-SigLIP', 'ViT-L-14-CLIPA'])
+def test_every_parameter_of_every_encoder_has_words(name):
+    shapes = clip.shapes(clip.from_card(published.architecture(name)))
+    shardings = sharding.of_tree(shapes, sharding.make_mesh(fsdp=8), layers.axes)
+    for x, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True):
+        large = x.ndim > 1 and x.size > 2**14
+        assert not large or s.shard_shape(x.shape) != x.shape
+
+
+def test_a_parameter_without_words_is_named():
+    with pytest.raises(ValueError, match=r'no row for the parameter image/new/kernel with 2 axes'):
+        layers.axes('image/new/kernel', 2)
