@@ -331,10 +331,13 @@ def _plan(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if out and out.exists():
         raise ValueError(f'--out: {out} exists; name a new file')
     # Before JAX is imported: the program is compiled here, whatever devices there are, and libtpu
-    # is not to look for a TPU, nor to be alone on this machine.
+    # is not to look for a TPU, nor to print that it found none, nor to be alone on this machine.
     os.environ |= {
         'JAX_PLATFORMS': 'cpu',
         'TPU_SKIP_MDS_QUERY': '1',
+        'TPU_ACCELERATOR_TYPE': 'v5litepod-1',  # of a host that is not there
+        'TPU_WORKER_HOSTNAMES': 'localhost',
+        'TPU_WORKER_ID': '0',
         'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     }
     if kind == 'local' and count:

@@ -9,7 +9,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from clip_jax import build, compiled, lookup, sharding, state, train
 from clip_jax.data import transforms
-from clip_jax.models import clip
+from clip_jax.models import clip, layers
 
 
 class Chip(NamedTuple):
@@ -261,37 +261,59 @@ def search(config: ConfigDict, planned: Planned, say: Callable[[str], None]) -> 
     return best
 
 
-# What makes a step that does not fit smaller, cheapest first.
-REMEDIES: tuple[dict[str, Any], ...] = (
-    {'model.remat': 'dots'},
-    {'model.remat': 'full'},
-    {'model.remat': 'full', 'microbatches': 2},
-    {'model.remat': 'full', 'microbatches': 4},
-    {'model.remat': 'full', 'microbatches': 8},
-)
+def remedies(config: ConfigDict, devices: int) -> Iterator[dict[str, Any]]:
+    """Changes that make a config's step smaller, cheapest first; none takes back what it has.
+
+    After those that leave parameters where they are come the same with parameters and optimizer
+    state dealt out over all devices.
+    """
+    strongest = list(layers.REMAT)
+    mesh: dict[str, Any] = {}
+    while True:
+        # Tiles take less memory than the matrix, and no more time.
+        loss = {'loss.implementation': 'gather'} if config.loss.implementation == 'dense' else {}
+        changes = {**mesh, **loss}
+        if changes:
+            yield changes
+        for remat in strongest[strongest.index(config.model.remat) + 1 :]:
+            changes = {**mesh, **loss, 'model.remat': remat}
+            yield changes
+        for parts in (2, 4, 8):
+            if parts > config.microbatches and config.batch_size % (parts * devices) == 0:
+                changes = {**changes, 'microbatches': parts}
+                yield changes
+        if config.loss.implementation != 'ring':
+            yield {**changes, 'loss.implementation': 'ring'}
+        if mesh or config.mesh.fsdp * config.mesh.tensor >= devices:
+            return
+        mesh = {'mesh.fsdp': devices // config.mesh.tensor}
 
 
 def remedy(
     config: ConfigDict, planned: Planned, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Returns the first changes of a config with which it fits, and their plan; None if none do.
-
-    Parameters that do not fit themselves are dealt out over all devices first.
-    """
-    spread: dict[str, Any] = {}
-    if config.mesh.fsdp * config.mesh.tensor < len(planned.devices):
-        spread = {'mesh.fsdp': len(planned.devices) // config.mesh.tensor}
-    for changes in ({}, spread) if spread else ({},):
-        for more in REMEDIES:
-            every = {**changes, **more}
-            changed = _changed(config, every)
-            if changed.batch_size % (changed.microbatches * len(planned.devices)):
-                continue
-            report = plan(changed, planned)
-            say(f'{_as_flags(every)}: {_verdict(report)}')
-            if report['fits']:
-                return every, report
+    """Returns the first changes of a config with which it fits, and their plan; None if none do."""
+    devices = len(planned.devices)
+    for changes in remedies(config, devices):
+        changed = _changed(config, changes)
+        if not _parameters_fit(changed, planned):
+            continue
+        report = plan(changed, planned)
+        say(f'{_as_flags(changes)}: {_verdict(report)}')
+        if report['fits']:
+            return changes, report
     return None
+
+
+def _parameters_fit(config: ConfigDict, planned: Planned) -> bool:
+    """Whether parameters, their gradients and the optimizer's state leave room for more; that is
+    known without compiling.
+    """
+    if not planned.chip:
+        return True
+    step = step_of(config, planned.devices, 'bfloat16')
+    needs = 2 * _local_mib(step.state.params) + _local_mib(step.state.opt_state)
+    return needs < planned.chip.hbm_gib * 1024
 
 
 def _as_flags(changes: dict[str, Any]) -> str:

@@ -158,16 +158,33 @@ def test_the_largest_batch_is_found_from_below_and_from_above(chips_of_16_gib, s
 
 
 @pytest.mark.parametrize(
-    ('batch_size', 'changes'),
+    ('start', 'changes'),
     [
-        (8 * 16_000, {'model.remat': 'dots'}),
-        (8 * 24_000, {'model.remat': 'full'}),
-        (8 * 40_000, {'model.remat': 'full', 'microbatches': 2}),
+        ({'batch_size': 8 * 16_000}, {'model.remat': 'dots'}),
+        ({'batch_size': 8 * 24_000}, {'model.remat': 'full'}),
+        ({'batch_size': 8 * 40_000}, {'model.remat': 'full', 'microbatches': 2}),
+        ({'batch_size': 8 * 24_000, 'model.remat': 'full'}, {'microbatches': 2}),
+        (
+            {'batch_size': 8 * 16_000, 'loss.implementation': 'dense'},
+            {'loss.implementation': 'gather', 'model.remat': 'dots'},
+        ),
     ],
 )
-def test_the_first_remedy_that_helps_is_named(chips_of_16_gib, batch_size, changes):
-    found, report = plan.remedy(a_config(batch_size=batch_size), plan.topology('local'), [].append)
+def test_the_first_remedy_that_helps_is_named(chips_of_16_gib, start, changes):
+    """Not one that the config has already, or one that takes back what it has."""
+    config = a_config(**start)
+    found, report = plan.remedy(config, plan.topology('local'), [].append)
     assert found == changes and report['fits']
+    assert len(chips_of_16_gib) == 1 + [*plan.remedies(config, 8)].index(changes)
+
+
+def test_what_cannot_hold_the_parameters_is_not_compiled(chips_of_16_gib):
+    """H/14 has 986 million parameters; with gradients and AdamW's state, 14.7 GiB."""
+    config = cli.read_config([f'--config={ROOT / "configs/clip_vit_h14.py"}'])
+    config.update_from_flattened_dict({'mesh.fsdp': 1, 'batch_size': 8 * 1024})
+    planned = plan.Planned('like v5e', jax.devices(), plan.CHIPS['v5e']._replace(hbm_gib=14))
+    found, _ = plan.remedy(config, planned, [].append)
+    assert found == {'mesh.fsdp': 8} and len(chips_of_16_gib) == 1
 
 
 def test_where_nothing_helps_that_is_said(chips_of_16_gib):
