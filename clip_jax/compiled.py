@@ -74,9 +74,9 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
         # What is started names what it takes before what it gives.
         size = max(arrays, default=0) if started else sum(arrays)
         # On TPU, what is done beside other work stands in the program once in each of these, loops
-        # included, all with one name.
-        name = re.search(r'op_name="([^"]+)"', line)
-        key = (kind, shapes, name[1] if name else number)
+        # included, all with one name; where in memory its result lies may differ.
+        name = re.search(r'metadata=\{[^}]*\}', line)
+        key = (kind, re.sub(r'\{[^}]*\}', '', shapes), name[0] if name else number)
         once[key] = min(times, once.get(key, (times,))[0]), size / MIB
     found: dict[str, dict[str, float]] = {}
     for (kind, *_), (times, mib) in once.items():

@@ -127,10 +127,18 @@ def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
         fastest = model_flops / devices / (planned.chip.peak_tflops * 1e12)
         report['seconds_at_peak'] = fastest
     if program is None:
-        used = re.search(r'Used ([\d.]+)([MG]) of', reason)
-        size = float(used[1]) * (1024 if used[2] == 'G' else 1) if used else None
-        return {**report, 'fits': False, 'needs_mib': size}
+        return {**report, 'fits': False, 'needs_mib': _refused_mib(reason, report)}
     return {**report, **_of_program(program, report, planned.chip)}
+
+
+def _refused_mib(reason: str, report: dict[str, Any]) -> float | None:
+    """Reads from the compiler's refusal what a device would need; None if it does not say."""
+    found = re.search(r'(Used|temporaries \() ?([\d.]+)([MG])', reason)
+    if not found:
+        return None
+    size = float(found[2]) * (1024 if found[3] == 'G' else 1)
+    # Temporaries come on top of what the program is given.
+    return size if found[1] == 'Used' else size + sum(report['memory_mib'].values())
 
 
 def _of_program(program: Any, report: dict[str, Any], chip: Chip | None) -> dict[str, Any]:

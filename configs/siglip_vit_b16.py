@@ -6,7 +6,8 @@ r"""SigLIP ViT-B/16 on a TPU v5e-256: arXiv 2303.15343, with the optimizer that 
     clip-jax plan --config=configs/siglip_vit_b16.py --topology=v5e:16x16
 
 40 billion pairs; the vocabulary is trained on your captions, in place of the published one of as
-many pieces. Not trained by us. Planned, not measured: see experiments/plans.
+many pieces. Not trained by us. Planned, not measured (experiments/plans): 10.5 of 16
+GiB a chip, 0.42 s a step without collectives, 21 % MFU.
 """
 
 import default

@@ -52,7 +52,7 @@ PROGRAM = """HloModule step
 }
 
 %beside (p: f32[8]) -> f32[8] {
-  %a2 = f32[4,64]{1,0} all-gather(%x2), channel_id=1, metadata={op_name="loss/all_gather"}
+  %a2 = f32[4,64]{1,0:S(1)} all-gather(%x2), channel_id=1, metadata={op_name="loss/all_gather"}
 }
 
 ENTRY %main (p: f32[8]) -> f32[8] {
@@ -123,6 +123,18 @@ def test_a_config_is_compiled_for_a_tpu_that_is_not_there(clip_jax_cli, tiny_con
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     assert report['fits'] and report['devices'] == 8 and report['hbm_mib'] == 16 * 1024
+
+
+@pytest.mark.parametrize(
+    ('reason', 'mib'),
+    [
+        ('RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Used 18.5G of 15.75G hbm.', 18_944),
+        ('… the total memory required for HLO temporaries (2.5G) exceeds available …', 2_560 + 7),
+        ('Ran out of memory', None),
+    ],
+)
+def test_what_a_refused_program_needs_is_read(reason, mib):
+    assert plan._refused_mib(reason, {'memory_mib': {'parameters': 3, 'optimizer': 4}}) == mib
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ COLUMNS = (
 def row(name: str, plan: dict) -> list[str]:
     """One plan as cells."""
     mesh = 'x'.join(str(size) for size in plan['mesh'].values())
-    verdict = f'{plan["needs_mib"] / 1024:.1f} of {plan["hbm_mib"] / 1024:.0f}'
+    needs = f'{plan["needs_mib"] / 1024:.1f}' if plan['needs_mib'] else 'more'
+    verdict = f'{needs} of {plan["hbm_mib"] / 1024:.0f}'
     cells = [
         name,
         plan['topology'],
@@ -51,7 +52,11 @@ def main() -> None:
     print('| ' + ' | '.join(COLUMNS) + ' |')
     print('|' + '---|' * len(COLUMNS))
     for path in sorted(Path(__file__).parent.glob('*.json')):
-        print('| ' + ' | '.join(row(path.stem, json.loads(path.read_text()))) + ' |')
+        plan = json.loads(path.read_text())
+        print('| ' + ' | '.join(row(path.stem, plan)) + ' |')
+        if 'remedy' in plan:
+            changes = ', '.join(f'{k}={v}' for k, v in plan['remedy']['config'].items())
+            print('| ' + ' | '.join(row(f'with {changes}', plan['remedy']['plan'])) + ' |')
 
 
 if __name__ == '__main__':
