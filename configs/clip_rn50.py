@@ -5,8 +5,8 @@ r"""CLIP ResNet-50 on a TPU v5e-256: arXiv 2103.00020, tables 18 and 19.
     clip-jax plan --config=configs/clip_rn50.py --topology=v5e:16x16
 
 32 epochs of 400 million pairs; batch normalisation over the whole batch. Not trained by us;
-published: 59.6 % zero-shot on ImageNet (table 11). Planned, not measured (experiments/plans): 4.1 of
-16 GiB a chip, 0.21 s a step without collectives, 16 % MFU.
+published: 59.6 % zero-shot on ImageNet (table 11). Planned, not measured (experiments/plans): 4.1
+of 16 GiB a chip, 0.21 s a step without collectives, 16 % MFU.
 """
 
 import default

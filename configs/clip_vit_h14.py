@@ -7,8 +7,8 @@ CLIP-ViT-H-14-laion2B-s32B-b79K.
 
 32 billion pairs in batches of 79 thousand, as the checkpoint's name says; what is not said there is
 CLIP's (arXiv 2103.00020, table 18). Not trained by us; published: 78.0 % zero-shot on ImageNet
-(open_clip's README). Planned, not measured (experiments/plans): 93.4 of 95 GiB a chip, 13.8 s a step
-without collectives, 22 % MFU.
+(open_clip's README). Planned, not measured (experiments/plans): 93.4 of 95 GiB a chip, 13.8 s a
+step without collectives, 22 % MFU.
 """
 
 import default
