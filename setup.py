@@ -26,6 +26,7 @@ setup(
         'clu>=0.0.12',
         'etils[epath]>=1.9',
         'flax>=0.12.8',
+        'fsspec>=2025.2',
         'ftfy>=6.3',
         'grain>=0.2.18,<0.3',
         'importlib_resources>=6.4',  # tensorflow-datasets imports it without asking for it
@@ -39,9 +40,11 @@ setup(
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8',
         'pillow>=11',
+        'pyarrow>=18',
         'regex>=2024.11.6',
         'safetensors>=0.8',
         'sentencepiece>=0.2.1',
+        'simplejpeg>=1.9',
         'tensorboard>=2.19',
         'tensorflow-datasets>=4.9.10',
         'tokenizers>=0.23',
@@ -50,7 +53,9 @@ setup(
     extras_require={
         'tpu': ['jax[tpu]>=0.10.2'],
         'cuda': ['jax[cuda13]>=0.10.2'],
-        'test': ['pytest>=8.3', 'pytest-xdist>=3.6', 'ruff>=0.12', *NOTEBOOK],
+        'beam': ['apache-beam>=2.60'],
+        'gcs': ['gcsfs>=2025.2'],
+        'test': ['aiohttp>=3.10', 'pytest>=8.3', 'pytest-xdist>=3.6', 'ruff>=0.12', *NOTEBOOK],
         'colab': NOTEBOOK,
     },
 )

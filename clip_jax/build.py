@@ -11,6 +11,8 @@ import optax
 from jax.sharding import Mesh
 
 from clip_jax import lookup, optim
+from clip_jax.data import sources
+from clip_jax.data.bad import BadRecord
 from clip_jax.data.sources import open_source
 from clip_jax.data.transforms import Preprocess, decode
 from clip_jax.models import clip, layers, published
@@ -45,9 +47,15 @@ def bind(function: Callable, options: Mapping[str, Any], *, what: str, own: int 
 
 
 def source(spec: str, options: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Opens the data set that a SPEC names; `options` holds those of each kind of source."""
-    kind = spec.partition(':')[0]
-    return open_source(spec, **given(options.get(kind, {})))
+    """Opens the data set that a SPEC, or a mixture of several, names; `options` holds those of each
+    kind of source.
+    """
+    parts = [
+        (weight, open_source(one, **given(options.get(one.partition(':')[0], {}))))
+        for weight, one in sources.split(spec)
+    ]
+    weights, opened = zip(*parts, strict=True)
+    return opened[0] if len(opened) == 1 else sources.Mixture(opened, weights)
 
 
 def image_loader(options: Mapping[str, Mapping[str, Any]]) -> Callable[[str, list[int]], list]:
@@ -69,7 +77,10 @@ def tokenizer(config: Mapping[str, Any], train_source: Any) -> Any:
         seen = 0
         step = max(1, len(train_source) // TOKENIZER_CAPTIONS)
         for i in range(0, len(train_source), step):
-            texts = train_source[i].get('texts', [])
+            try:
+                texts = train_source[i].get('texts', [])
+            except BadRecord:  # counted where it is trained on
+                continue
             yield from texts
             seen += len(texts)
             if seen >= TOKENIZER_CAPTIONS:

@@ -1,15 +1,16 @@
-"""The command line: `clip-jax train | eval | convert | plan | plot`. The only file with flags;
-everything else can be imported.
+"""The command line: `clip-jax train | eval | convert | data | plan | plot`. The only file with
+flags; everything else can be imported.
 """
 
 import argparse
 import ast
 import ctypes
+import functools
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 from clip_jax import __version__, lookup
 
+SPEC = 'tfds:NAME/SPLIT, tars:GLOB, table:FILE or folder:DIR'
 EXAMPLES = {
     'train': """\
 examples:
@@ -40,6 +42,35 @@ examples:
 SRC is a run directory, a checkpoint in it, or what OpenAI, open_clip, Hugging Face's transformers
 or big_vision published; which one is seen from its content. What was written is read back and
 compared.""",
+    'data': """\
+examples:
+  clip-jax data inspect 'tars:flickr8k/train-*.tar' --out=looked
+  clip-jax data verify table:pairs.parquet --out=bad.jsonl
+  clip-jax data import 'tars:flickr8k/train-*.tar' prepared --name=flickr8k --size=256
+clip-jax data import --help and the like say more.""",
+    'data inspect': """\
+examples:
+  clip-jax data inspect 'tars:flickr8k/train-*.tar'
+  clip-jax data inspect folder:photographs --sample=500 --out=looked
+  clip-jax data inspect table:pairs.csv --text_key=title
+Options of the source are given as --option=value. --out gets inspect.json, histograms.png and
+contact_sheet.png.""",
+    'data verify': """\
+examples:
+  clip-jax data verify 'tars:flickr8k/*.tar'
+  clip-jax data verify table:pairs.parquet --out=bad.jsonl --no-decode
+Options of the source are given as --option=value. The exit code is 0 if training can use all that
+lies there, 1 otherwise; files of other kinds among images do not count.""",
+    'data import': """\
+examples:
+  clip-jax data import 'tars:flickr8k/train-*.tar' prepared --name=flickr8k
+  clip-jax data import 'tars:flickr8k/val-*.tar' prepared --name=flickr8k --split=val
+  clip-jax data import table:pairs.parquet prepared --name=pairs --size=256 --workers=16
+  clip-jax data import 'tars:/shared/*.tar' /shared/prepared --name=web \\
+      --beam-runner=DirectRunner --beam.direct_running_mode=multi_processing
+Options of the source are given as --option=value, those of the runner as --beam.option=value.
+Interrupted, the same command goes on. Training reads the set with
+--config.data.train=tfds:NAME/SPLIT --config.data.options.tfds.data_dir=DIR.""",
     'plan': """\
 examples:
   clip-jax plan --config=configs/clip_vit_b32.py --topology=v5e:16x16
@@ -78,12 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=__version__)
     commands = parser.add_subparsers(
-        dest='command', required=True, metavar='train | eval | convert | plan | plot'
+        dest='command', required=True, metavar='train | eval | convert | data | plan | plot'
     )
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name,
+    def command(name: str, text: str, parent: Any = commands) -> argparse.ArgumentParser:
+        return parent.add_parser(
+            name.split()[-1],
             help=text,
             description=text,
             epilog=EXAMPLES[name],
@@ -118,9 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         '--model', required=True, metavar='PATH', help='a run directory or any known checkpoint'
     )
-    evaluate.add_argument(
-        '--data', required=True, metavar='SPEC', help='tfds:NAME/SPLIT or tars:GLOB'
-    )
+    evaluate.add_argument('--data', required=True, metavar='SPEC', help=SPEC)
     evaluate.add_argument('--out', metavar='FILE', help='where to write the report as JSON')
     convert = command('convert', 'write a checkpoint in the layout of another library')
     convert.add_argument('src', metavar='SRC', help='a run directory or any known checkpoint')
@@ -128,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         '--layout', required=True, metavar='NAME', help='open_clip, huggingface or big_vision'
     )
+    _data_parsers(command)
     plan = command('plan', 'compile a config for devices that are not there: does it fit?')
     plan.add_argument('--config', required=True, metavar='FILE[:ARG]', help='a page of configs/')
     plan.add_argument(
@@ -142,6 +172,60 @@ def _parser() -> argparse.ArgumentParser:
     plot = command('plot', 'draw the figures of a run directory again')
     plot.add_argument('--workdir', required=True, metavar='DIR', help='the run directory')
     return parser
+
+
+def _data_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
+    data = command('data', 'look at a data set, check it, or make a TFDS data set of it')
+    actions = data.add_subparsers(dest='action', required=True, metavar='inspect | verify | import')
+    inspect = command('data inspect', 'numbers and pictures of a data set', actions)
+    inspect.add_argument('spec', metavar='SPEC', help=SPEC)
+    inspect.add_argument('--out', metavar='DIR', help='a new folder for numbers and figures')
+    inspect.add_argument(
+        '--sample',
+        type=int,
+        default=2000,
+        metavar='N',
+        help='look at N records, evenly spread (default: 2000)',
+    )
+    verify = command('data verify', 'read all of a data set and list what cannot be used', actions)
+    verify.add_argument('spec', metavar='SPEC', help=SPEC)
+    verify.add_argument('--out', metavar='FILE', help='where to list all, one JSON a line')
+    verify.add_argument(
+        '--decode',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='without, images are judged by their headers alone',
+    )
+    write = command('data import', 'write a data set as TFDS reads it (ArrayRecord)', actions)
+    write.add_argument('spec', metavar='SPEC', help=SPEC)
+    write.add_argument('dir', metavar='DIR', help='where data sets lie; TFDS: data_dir')
+    write.add_argument('--name', required=True, help='of the data set')
+    write.add_argument('--split', default='train', help='its part (default: train)')
+    write.add_argument(
+        '--size',
+        type=int,
+        default=0,
+        metavar='N',
+        help='make images smaller whose shorter side is above N pixels (default: copy all bytes)',
+    )
+    write.add_argument(
+        '--quality', type=int, default=95, metavar='Q', help='of JPEGs made so (default: 95)'
+    )
+    write.add_argument(
+        '--decode', action='store_true', help='decode all images, to leave out damaged ones'
+    )
+    write.add_argument(
+        '--shard-size',
+        type=int,
+        default=10_000,
+        metavar='N',
+        help='records a file (default: 10000)',
+    )
+    write.add_argument('--beam-runner', metavar='NAME', help='let Apache Beam write the files')
+    for action in inspect, verify, write:
+        action.add_argument(
+            '--workers', type=int, metavar='N', help='threads (default: one a processor)'
+        )
 
 
 def read_config(arguments: Sequence[str]) -> 'ConfigDict':
@@ -309,6 +393,104 @@ def _convert(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _data(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    options, beam_options = {}, {}
+    for key, value in _assignments(rest):
+        of_beam = args.action == 'import' and key.startswith('beam.')
+        (beam_options if of_beam else options)[key.removeprefix('beam.')] = value
+    threads = os.cpu_count() if args.workers is None else args.workers
+    if threads < 1:
+        raise ValueError(f'--workers is {threads}; expected at least 1')
+    from clip_jax import build
+    from clip_jax.data import sources
+
+    weights, specs = zip(*sources.split(args.spec), strict=True)
+    if args.action == 'import' and len({*weights}) > 1:
+        raise ValueError(f'{args.spec}: weights belong to training; import writes each record once')
+    kinds = {spec.partition(':')[0] for spec in specs}
+    if options and len(kinds) > 1:
+        raise ValueError(f'--{next(iter(options))}: SPEC names several kinds of sources; of which?')
+    open_source = functools.partial(build.source, args.spec, dict.fromkeys(kinds, options))
+    if args.action == 'import':
+        return _import(args, open_source, options, beam_options, threads)
+    out = pathlib.Path(args.out) if args.out else None
+    if out and out.exists():
+        raise ValueError(f'--out: {out} exists; name a new one')
+    if args.action == 'inspect':
+        return _inspect(args, open_source(), out, threads)
+    from clip_jax.data import survey
+
+    report = survey.verify(open_source(), decode=args.decode, threads=threads, out=out, say=print)
+    _say({'data': args.spec, **report})
+    return 0 if report['all_usable'] else 1
+
+
+def _inspect(args: argparse.Namespace, source: Any, out: pathlib.Path | None, threads: int) -> int:
+    from clip_jax.data import survey
+
+    report, values, pictures = survey.inspect(source, sample=args.sample, threads=threads)
+    report = {'data': args.spec, 'threads': threads, **report}
+    _say(report)
+    if out:
+        from clip_jax import plots
+        from clip_jax.data import sheet
+
+        out.mkdir(parents=True)
+        (out / 'inspect.json').write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
+        sheet.write(out, report, values, pictures, plots.STYLE)
+        print(f'in {out}: {", ".join(sorted(p.name for p in out.iterdir()))}')
+    return 0
+
+
+def _import(
+    args: argparse.Namespace,
+    open_source: Callable[[], Any],
+    options: dict[str, Any],
+    beam_options: dict[str, Any],
+    threads: int,
+) -> int:
+    if beam_options and not args.beam_runner:
+        raise ValueError('--beam.OPTION: expected --beam-runner too, as --beam-runner=DirectRunner')
+    from clip_jax.data import imports
+
+    job = imports.Import(
+        open_source,
+        spec=args.spec,
+        options=options,
+        directory=args.dir,
+        name=args.name,
+        split=args.split,
+        size=args.size,
+        quality=args.quality,
+        shard_size=args.shard_size,
+        decode=args.decode,
+    )
+    beam = (args.beam_runner, beam_options) if args.beam_runner else None
+    summary = imports.run(job, threads=threads, beam=beam)
+    _say({'data': args.spec, **summary})
+    print(
+        f'train on it: --config.data.train=tfds:{args.name}/{args.split} '
+        f'--config.data.options.tfds.data_dir={args.dir}'
+    )
+    return 0
+
+
+def _say(report: Mapping[str, Any]) -> None:
+    for key, value in report.items():
+        print(f'{key:20} {_text(value)}')
+
+
+def _text(value: Any) -> str:
+    """A value of a report in one line, its numbers rounded."""
+    if isinstance(value, Mapping):
+        return '; '.join(f'{key} {_text(x)}' for key, x in value.items()) or 'none'
+    if isinstance(value, (list, tuple)):
+        return ', '.join(map(_text, value)) or 'none'
+    if isinstance(value, float):
+        return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
+    return f'{value:,}' if type(value) is int else str(value)
+
+
 def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest:
         raise ValueError(f'there is no flag {rest[0]!r}')
@@ -366,6 +548,7 @@ COMMANDS = {
     'train': _train,
     'eval': _eval,
     'convert': _convert,
+    'data': _data,
     'plan': _plan,
     'plot': _plot,
 }

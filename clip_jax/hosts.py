@@ -160,6 +160,13 @@ def any_of_all(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
 
 
+def total(numbers: np.ndarray) -> np.ndarray:
+    """Sums an array over all processes."""
+    if jax.process_count() == 1:
+        return numbers
+    return np.sum(multihost_utils.process_allgather(numbers), axis=0)
+
+
 def wait(what: str) -> None:
     """Returns when every process has come here, however long that takes."""
     if jax.process_count() > 1:

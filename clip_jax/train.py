@@ -38,7 +38,7 @@ from clip_jax import (
     state,
     tokenizers,
 )
-from clip_jax.data import pipeline, transforms
+from clip_jax.data import pipeline, rows, tally, transforms
 from clip_jax.models import clip, layers
 from clip_jax.state import TrainState
 
@@ -197,6 +197,7 @@ class Run:
         check_batch(config, self.mesh)
         self.optimizer, self.schedule = build.optimizer(config.optimizer, config.total_steps)
         loss = build.loss(config.loss, self.mesh)
+        augment, wanted = rows.Augment(**config.data.augment), rows.Filter(**config.data.filter)
         card_path = workdir / 'card.json'
         begun = card_path.exists()
         source, self.evals = hosts.first_then_others(lambda: _sources(config))
@@ -218,21 +219,29 @@ class Run:
             batch_size=config.batch_size,
             seed=config.seed,
             image_size=self.clip.preprocess.size,
-            **config.data.augment,
+            augment=augment,
+            filter=wanted,
+            caption=config.data.caption,
             num_threads=config.data.num_threads,
+            num_workers=config.data.num_workers,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
         )
         overview = parameter_overview.get_parameter_overview(self.state.params, include_stats=False)
         if hosts.is_first():
             print(overview, flush=True)
+            for kind, found in source.left_out.items():
+                print(f'left out: {found.count:,} {kind}, as {found.examples[0]}', flush=True)
         # Before anything is written: what only an evaluation finds wrong leaves nothing behind.
         self.reports = {} if begun else self.score()
 
         for path, content in (('config.json', resolved), ('card.json', self.card)):
             _write_json(workdir / path, content)
         self.checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
-        self.start = self._resume(iterator)
+        self.start, bad = self._resume(iterator)
+        self.tally = tally.Tally(
+            source, workdir, step=self.start, counts=bad, max_share=config.data.max_bad
+        )
         self.batches = pipeline.to_device(iterator, sharding.over_batch(self.mesh))
         self.progress = metrics.Progress(
             config.total_steps, config.batch_size, start_step=self.start
@@ -256,11 +265,13 @@ class Run:
         )
         self.step = jax.jit(step, donate_argnums=0)
 
-    def _resume(self, iterator: Any) -> int:
-        """Puts the newest checkpoint, if any, into state and iterator; returns its step."""
+    def _resume(self, iterator: Any) -> tuple[int, dict[str, int]]:
+        """Puts the newest checkpoint, if any, into state and iterator; returns its step, and the
+        counts of bad records until then.
+        """
         step = self.checkpoints.latest()
         if step is None:
-            return 0
+            return 0, {}
         self.state = self.checkpoints.restore(step, self.state)
         about = self.checkpoints.about(step)
         iterator.set_state(about['input'])
@@ -268,7 +279,7 @@ class Run:
         if hosts.is_first():
             total = self.config.total_steps
             print(f'{self.workdir}: goes on at step {step:,} of {total:,}', flush=True)
-        return step
+        return step, about['bad']
 
     def loop(self) -> bool:
         """Trains to the last step; returns False if Ctrl-C stopped it before."""
@@ -293,7 +304,7 @@ class Run:
                 if not last and step % config.eval_every == 0:
                     self.evaluate(step)
                 if last or stopping or step % config.checkpoint_every == 0:
-                    self.save()
+                    self.save(step)
                 if stopping and not last:
                     self.checkpoints.wait()
                     if hosts.is_first():
@@ -317,8 +328,17 @@ class Run:
         (last_step, last_waited), waited = self.logged, self.batches.waited
         seconds = (step - last_step) * self.config.batch_size / rate
         scalars |= {'pairs_per_second': rate, 'input_wait': (waited - last_waited) / seconds}
+        scalars |= {f'bad_records/{kind}': n for kind, n in self.count_bad(step).items()}
         self.writer.write_scalars(step, scalars)
         self.logged = (step, waited)
+
+    def count_bad(self, step: int) -> dict[str, int]:
+        """Returns how many records gave way to others until a step, by kind; ValueError if it is
+        too many.
+        """
+        new, self.batches.troubles = self.batches.troubles, []
+        self.tally.add(step, new, seen=step * self.config.batch_size)
+        return dict(self.tally.counts)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Runs every evaluation of the config; returns its numbers, leaves reports in `evals/`."""
@@ -343,10 +363,11 @@ class Run:
         self.writer.write_scalars(step, scalars)
         return scalars
 
-    def save(self) -> None:
+    def save(self, step: int) -> None:
         """Starts to save the state, with the card and the input position, in the background."""
         with self.progress.pause():
             about = {
+                'bad': self.count_bad(step),
                 'card': self.card,
                 'config': self.resolved,
                 'input': self.batches.get_state(),
@@ -370,17 +391,18 @@ class Run:
         self.writer.flush()
         load_images = build.image_loader(self.config.data.options)
         figures = plots.write_all(self.workdir, load_images)
-        rows = [r for r in metrics.read_jsonl(self.workdir / 'metrics.jsonl') if 'loss' in r]
+        lines = [r for r in metrics.read_jsonl(self.workdir / 'metrics.jsonl') if 'loss' in r]
         summary = {
             **scalars,
-            'loss': rows[-1]['loss'],
+            'loss': lines[-1]['loss'],
             'step': self.config.total_steps,
             'pairs': self.config.total_steps * self.config.batch_size,
             'parameters': state.count(self.state.params),
             'seconds': round(time.monotonic() - self.began, 1),
-            'pairs_per_second': round(statistics.median(r['pairs_per_second'] for r in rows), 1),
+            'pairs_per_second': round(statistics.median(r['pairs_per_second'] for r in lines), 1),
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'versions': versions(),
+            'bad_records': dict(self.tally.counts),
             'figures': [str(p.relative_to(self.workdir)) for p in figures],
         }
         _write_json(self.workdir / 'summary.json', summary)
@@ -484,6 +506,9 @@ def summary_text(workdir: epath.Path) -> str:
     """The last numbers of a complete run and where things lie, for people."""
     summary = json.loads((workdir / 'summary.json').read_text())
     lines = [f'{name:44} {v:.4f}' for name, v in summary.items() if isinstance(v, float)]
+    if summary['bad_records']:
+        counts = rows.as_text(summary['bad_records'])
+        lines.append(f'records replaced by others: {counts}; bad_records-*.jsonl names them')
     places = ['summary.json', 'card.json', 'metrics.jsonl', 'checkpoints/', *summary['figures']]
     return '\n'.join([*lines, f'in {workdir}: {", ".join(places)}'])
 

@@ -32,11 +32,25 @@ def get_config() -> ConfigDict:
     c.mesh.tensor = 1  # attention heads and hidden features are
 
     c.data = ConfigDict()
-    c.data.train = 'tfds:shapes_captions/train'  # a SPEC: tfds:NAME[/CONFIG]/SPLIT or tars:GLOB
+    # A SPEC: tfds:NAME[/CONFIG]/SPLIT, tars:GLOB, table:FILE or folder:DIR. Or several of them:
+    # '3 * tars:A-*.tar + 1 * tars:B-*.tar' takes three of four pairs from A.
+    c.data.train = 'tfds:shapes_captions/train'
     c.data.num_threads = 4  # threads that read and decode
+    c.data.num_workers = 0  # processes with as many threads each; 0: threads of this process
+    c.data.caption = 'random'  # of several captions of an image; or first, longest
+    c.data.max_bad = 0.05  # share of records that cannot be used, above which the run stops
+    # What is not trained on; 0: no such bound. Counted, and replaced as bad records are.
+    c.data.filter = ConfigDict()
+    c.data.filter.min_side = 0  # pixels of an image's shorter side
+    c.data.filter.max_aspect = 0.0  # longer side / shorter side
+    c.data.filter.min_caption = 0  # characters
+    c.data.filter.max_caption = 0  # characters
     c.data.augment = ConfigDict()
     c.data.augment.crop_scale = (0.9, 1.0)  # random resized crop: share of the area that stays
     c.data.augment.flip = 0.0  # probability of mirroring; captions may speak of left and right
+    c.data.augment.colour_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
+    c.data.augment.colour_jitter_p = 0.8  # probability of that
+    c.data.augment.grey = 0.0  # probability of losing all colour
     # Options of each kind of source, for every SPEC of that kind.
     c.data.options = ConfigDict()
     c.data.options.tfds = ConfigDict()
@@ -49,6 +63,18 @@ def get_config() -> ConfigDict:
     c.data.options.tars.image_exts = ('jpg', 'jpeg', 'png', 'webp')  # members that are images
     c.data.options.tars.text_exts = ('txt',)  # members with captions, one a line
     c.data.options.tars.label_ext = 'cls'  # the member with the class, a number
+    c.data.options.tars.json_key = 'caption'  # the field of .json members that is the text
+    c.data.options.tars.index_dir = ''  # where indices are kept; '': in the user's cache folder
+    c.data.options.table = ConfigDict()
+    c.data.options.table.image_key = 'image'  # the column of paths or, in Parquet, encoded images
+    c.data.options.table.text_key = ('caption',)  # columns of captions
+    c.data.options.table.label_key = 'label'  # the column of classes, if there is one
+    c.data.options.table.root = ''  # what paths are relative to; '': the folder of the table
+    c.data.options.folder = ConfigDict()
+    # Files that are images.
+    c.data.options.folder.image_exts = (
+        *('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'tif', 'tiff'),
+    )
 
     # Evaluation preprocessing; part of the card. What is not set is OpenAI's, or init.path's.
     c.preprocess = ConfigDict()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # so is what asks for the fixture `optimized`.
 UNOPTIMIZED = 'JAX_DISABLE_MOST_OPTIMIZATIONS'
 os.environ.setdefault(UNOPTIMIZED, '1')
+# Indices of tars of these tests are of no use to anybody afterwards.
+os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='clip_jax-tests-')
 
 ROOT = Path(__file__).parents[1]
 COLOURS = {'red': (210, 30, 30), 'green': (30, 160, 40), 'blue': (40, 50, 200), 'white': (240,) * 3}

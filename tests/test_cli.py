@@ -19,7 +19,7 @@ from conftest import environment
 import clip_jax
 from clip_jax import cli
 
-COMMANDS = ('train', 'eval', 'convert', 'plan', 'plot')
+COMMANDS = ('train', 'eval', 'convert', 'data', 'plan', 'plot')
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -44,12 +44,9 @@ def tar(path: Path, **members: bytes) -> str:
 
 @pytest.fixture
 def line(capfd, tmp_path):
-    """Runs a command that fails: returns its one line, after checking that nothing was written.
+    """Runs a command that fails: returns its one line, after checking that nothing was written."""
 
-    `begun`: training has begun, so that there are lines of progress and a run directory.
-    """
-
-    def run(*arguments, begun=False) -> str:
+    def run(*arguments) -> str:
         before = hashes(tmp_path)
         with pytest.raises(SystemExit) as end:
             cli.main([str(argument) for argument in arguments])
@@ -58,11 +55,8 @@ def line(capfd, tmp_path):
         *progress, last, end = error.split('\n')
         assert last.startswith(f'clip-jax {arguments[0]}: ')
         assert end == ''
-        if begun:
-            assert all(line.startswith('step ') for line in progress)
-        else:
-            assert progress == []
-            assert hashes(tmp_path) == before
+        assert progress == []
+        assert hashes(tmp_path) == before
         return last.removeprefix(f'clip-jax {arguments[0]}: ')
 
     return run
@@ -72,10 +66,10 @@ def line(capfd, tmp_path):
 def train(line, tiny_config, tmp_path):
     """Trains the tiny config with other values, which fails: returns the line that says why."""
 
-    def run(*changes, config=tiny_config, **options) -> str:
+    def run(*changes, config=tiny_config) -> str:
         changes = [f'--config.{change}' for change in changes]
         workdir = tmp_path / 'run'
-        return line('train', f'--config={config}', f'--workdir={workdir}', *changes, **options)
+        return line('train', f'--config={config}', f'--workdir={workdir}', *changes)
 
     return run
 
@@ -220,11 +214,6 @@ def test_data_without_captions_or_labels(train, tiny_tars, tmp_path):
     assert 'pictures.tar: 00000.jpg has no caption' in train(f'evals.retrieval.data={spec}')
 
 
-def test_an_unreadable_picture_in_the_training_data_is_named(train, bad_tar):
-    line = train(f'data.train={bad_tar}', 'batch_size=64', begun=True)
-    assert 'bad.tar: 00020.jpg: not a readable image' in line
-
-
 def test_an_unreadable_picture_in_the_evaluation_data_is_named(train, bad_tar):
     line = train(f'evals.retrieval.data={bad_tar}')
     assert 'bad.tar: 00020.jpg: ' in line
@@ -359,6 +348,87 @@ def test_what_cannot_be_converted(line, tiny_run, tmp_path):
     assert 'found a file' in convert(tmp_path / 'x.pt', tmp_path / 'x', layout)
 
 
+# data
+
+
+def succeed(capfd, *arguments) -> str:
+    """Runs a command that ends well: returns what it says."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(argument) for argument in arguments])
+    printed = capfd.readouterr()
+    assert (end.value.code, printed.err) == (0, '')
+    return printed.out
+
+
+def test_data_is_inspected(capfd, tiny_tars, tmp_path):
+    out = tmp_path / 'new' / 'looked'
+    said = succeed(capfd, 'data', 'inspect', tiny_tars, '--sample=40', f'--out={out}')
+    assert re.search(r'^records +64$', said, re.MULTILINE)
+    assert re.search(r'^captions +min 2; median 2; 95% 2; max 2$', said, re.MULTILINE)
+    assert f'in {out}: contact_sheet.png, histograms.png, inspect.json' in said
+    report = json.loads((out / 'inspect.json').read_text())
+    assert (report['records'], report['sample'], report['formats']) == (64, 40, {'JPEG': 40})
+
+
+def test_data_is_verified(capfd, tiny_tars, bad_tar, tmp_path):
+    assert re.search(r'^all_usable +True$', succeed(capfd, 'data', 'verify', tiny_tars), re.M)
+    out = tmp_path / 'new' / 'bad.jsonl'
+    with pytest.raises(SystemExit) as end:
+        cli.main(['data', 'verify', bad_tar, f'--out={out}', '--no-decode', '--workers=3'])
+    said = capfd.readouterr().out
+    assert end.value.code == 1
+    assert re.search(r'^not_an_image: .*bad.tar: 00020.jpg: ', said)
+    assert re.search(r'^bad +not_an_image 1$', said, re.MULTILINE)
+    (line,) = out.read_text().splitlines()
+    assert json.loads(line)['record'] == 20
+
+
+def test_data_is_imported_and_trained_on(capfd, bad_tar, tiny_config, clip_jax_cli, tmp_path):
+    flags = 'data', 'import', bad_tar, tmp_path / 'sets', '--name=tiny', '--shard-size=40'
+    said = succeed(capfd, *flags, '--label_ext=none')
+    assert re.search(r'^records +63$', said, re.MULTILINE)
+    assert re.search(r'^with_label +0$', said, re.MULTILINE)
+    assert re.search(r'^left_out +not_an_image 1$', said, re.MULTILINE)
+    again = succeed(capfd, *flags, '--label_ext=none', '--workers=1')
+    assert re.search(r'^shards_written +0$', again, re.MULTILINE)
+    advice = said.splitlines()[-1].removeprefix('train on it: ').split()
+    done = clip_jax_cli(
+        'train',
+        f'--config={tiny_config}',
+        f'--workdir={tmp_path / "run"}',
+        '--config.total_steps=1',
+        '--config.optimizer.warmup_steps=0',
+        *advice,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_data_that_is_not_there_or_wrongly_asked_for(line, tiny_tars, tmp_path):
+    data = functools.partial(line, 'data')
+    for action in ('inspect', 'verify'):
+        assert 'not of the form KIND:ADDRESS' in data(action, 'x.tar')
+        assert "no file matches '/no/x.tar'" in data(action, 'tars:/no/x.tar')
+        assert "Did you mean 'text_exts'?" in data(action, tiny_tars, '--text_ext=txt')
+        assert "there is no flag '--fast'" in data(action, tiny_tars, '--fast')
+        assert '--workers is 0; expected at least 1' in data(action, tiny_tars, '--workers=0')
+        assert 'exists; name a new one' in data(action, tiny_tars, f'--out={tmp_path}')
+        mixture = f'{tiny_tars} + tfds:shapes_captions/test'
+        assert 'several kinds of sources' in data(action, mixture, '--data_dir=x')
+    assert 'sample is 0' in data('inspect', tiny_tars, '--sample=0')
+
+
+def test_imports_that_cannot_be(line, tiny_tars, tmp_path):
+    def write(*options, spec=tiny_tars) -> str:
+        return line('data', 'import', spec, tmp_path / 'sets', '--name=tiny', *options)
+
+    assert "no file matches '/no/x.tar'" in write(spec='tars:/no/x.tar')
+    assert "Did you mean 'text_exts'?" in write('--text_ext=txt')
+    assert 'quality is 101; expected 1 to 100' in write('--quality=101', '--size=20')
+    assert 'weights belong to training' in write(spec=f'3 * {tiny_tars} + {tiny_tars}')
+    assert 'expected --beam-runner too' in write('--beam.direct_num_workers=2')
+    assert "split is 'train[:9]'" in write('--split=train[:9]')
+
+
 # plot
 
 
@@ -388,6 +458,12 @@ def test_a_plot_needs_metrics(line, tiny_run, tmp_path):
         ('eval', 'zeroshot', '--data=y'),
         ('convert', 'x', 'y'),
         ('convert', 'x', '--layout=open_clip'),
+        ('data',),
+        ('data', 'export'),
+        ('data', 'inspect'),
+        ('data', 'verify', '--out=x'),
+        ('data', 'import', 'x'),
+        ('data', 'import', 'x', 'y'),
         ('plot',),
     ],
 )
@@ -402,17 +478,17 @@ def test_wrong_usage_shows_the_usage(capfd, tmp_path, monkeypatch, arguments):
     assert hashes(tmp_path) == {}
 
 
-@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize('command', [*COMMANDS, 'data inspect', 'data verify', 'data import'])
 def test_help_explains_with_an_example(capfd, command):
     with pytest.raises(SystemExit) as end:
-        cli.main([command, '--help'])
+        cli.main([*command.split(), '--help'])
     assert end.value.code == 0
     text = capfd.readouterr().out
     examples = text.partition('example')[2]
     assert f'  clip-jax {command} ' in examples
     assert max(map(len, text.splitlines())) <= 100
     for example in examples.split('clip-jax ')[1:]:
-        assert example.split()[0] == command
+        assert example.startswith(command)
 
 
 def test_help_knows_every_command(capfd):
@@ -427,9 +503,9 @@ def test_help_and_usage_errors_are_quick():
     program = """
 import sys
 from clip_jax import cli
-for arguments in ['--help'], ['train', '--help'], ['eval', '--help'], ['plot', '--help'], ['eval']:
+for arguments in '--help', 'train --help', 'data import --help', 'plot --help', 'eval':
     try:
-        cli.main(arguments)
+        cli.main(arguments.split())
     except SystemExit:
         pass
 print('imported:', {'jax', 'numpy', 'flax', 'grain', 'tensorflow_datasets'} & {*sys.modules})

@@ -131,8 +131,13 @@ def test_two_processes_train_and_four_go_on_as_one_would(tiny_config, tiny_run, 
     expected = losses(tiny_run)
     assert losses(workdir).keys() == expected.keys()
     np.testing.assert_allclose([*losses(workdir).values()], [*expected.values()], rtol=1e-5)
-    report = json.loads((workdir / 'evals/retrieval.json').read_text())
-    assert report == json.loads((tiny_run / 'evals/retrieval.json').read_text())
+    report, of_one = (
+        json.loads((run / 'evals/retrieval.json').read_text()) for run in (workdir, tiny_run)
+    )
+    # Similarities are rounded to four digits, which two trainings may round differently.
+    matrices = [x['similarity'].pop('matrix') for x in (report, of_one)]
+    np.testing.assert_allclose(*matrices, rtol=0, atol=2e-4)
+    assert report == of_one
 
     os.remove(workdir / 'summary.json')
     shutil.rmtree(workdir / 'checkpoints/12')

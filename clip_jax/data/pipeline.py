@@ -2,6 +2,8 @@
 
 import collections
 import functools
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +13,13 @@ import cv2
 import grain
 import jax
 import numpy as np
+from absl import flags
 
+from clip_jax import lookup
 from clip_jax.data import transforms
-from clip_jax.data.sources import Source
+from clip_jax.data.order import Order
+from clip_jax.data.rows import TRIES, Augment, Filter, Rows, troubles
+from clip_jax.data.sources import Source, parts_of
 
 
 def train_iterator(
@@ -23,121 +29,166 @@ def train_iterator(
     batch_size: int,
     seed: int,
     image_size: int,
-    crop_scale: tuple[float, float] = (0.9, 1.0),
-    flip: float = 0.0,
+    augment: Augment = Augment(),
+    filter: Filter = Filter(),
+    caption: str = 'random',
     num_threads: int = 2,
+    num_workers: int = 0,
     prefetch: int = 2,
     shard_index: int = 0,
     shard_count: int = 1,
-) -> grain.DatasetIterator:
-    """Endless batches {'image': uint8 [b, size, size, 3], 'tokens': int32 [b, length]} of a source.
+) -> 'TrainIterator':
+    """Endless batches {'image': uint8 [b, size, size, 3], 'tokens': int32 [b, length], 'bad': int64
+    [b, rows.TRIES]} of a source.
 
     `batch_size` counts the rows of all hosts; this one yields b = batch_size / shard_count of them.
     Every epoch has its own order, crops, flips and captions. They depend on `seed` alone, not on
-    threads, hosts or interruptions: host h has the h-th block of the one-host batch.
+    threads, processes, hosts or interruptions: host h has the h-th block of the one-host batch.
     `get_state()` is {'global_next_index': n}, the same on all hosts and fit for JSON; `set_state`
     continues there. Each of `num_threads` makes one batch at a time (0: it is made when asked for)
-    and up to `prefetch` more wait, which bounds memory. Call `close()` when done.
-    A record that cannot be used is a ValueError that says where it is stored.
+    and up to `prefetch` more wait, which bounds memory; `num_workers` processes do so instead, each
+    with as many threads. Call `close()` when done.
+    Records that cannot be used are replaced, see rows.Rows.
     """
-    if len(source) < batch_size:
-        raise ValueError(
-            f'batch_size {batch_size} is larger than the data set, which has {len(source)} '
-            'examples: an image would be its own negative. Use a smaller batch or more data.'
-        )
     if batch_size % shard_count:
         raise ValueError(
             f'batch_size {batch_size} must be a multiple of the number of hosts, {shard_count}.'
         )
-    if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
-        raise ValueError(
-            f'crop_scale {tuple(crop_scale)} is not a pair of shares of the area, as (0.5, 1)'
-        )
-    if not 0 <= flip <= 1:
-        raise ValueError(f'flip {flip} is not a probability from 0 to 1')
     # A thread here has one image at a time; OpenCV's own threads would only compete with it.
     cv2.setNumThreads(0)
-    example = functools.partial(
-        _example,
-        source=source,
-        tokenizer=tokenizer,
-        image_size=image_size,
-        crop_scale=crop_scale,
-        flip=flip,
+    parts, rows = parts_of(source), batch_size // shard_count
+    make = Rows(
+        source,
+        seed=seed,
+        augment=augment,
+        filter=filter,
+        caption=lookup.check(caption, transforms.CAPTIONS, what='data.caption'),
+        parts=tuple((part.start, part.stop) for part in parts),
     )
-    # Each epoch leaves out the last `remainder` of its own order: a batch that reached into the
-    # next epoch could hold an image twice, and the image would be its own negative.
-    remainder = len(source) % batch_size
-    dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle()[: len(source) - remainder]
-    dataset = dataset.repeat(reseed_each_epoch=True).random_map(example)
-    dataset = _Blocks(dataset, batch_size, shard_count)
-    batches = grain.experimental.ElasticIterator(
-        dataset,
+    return TrainIterator(
+        _Batches(
+            Order(parts, batch_size, seed),
+            make,
+            tokenizer,
+            image_size,
+            block=slice(shard_index * rows, (shard_index + 1) * rows),
+        ),
         batch_size,
-        grain.sharding.ShardOptions(shard_index=shard_index, shard_count=shard_count),
-        read_options=grain.ReadOptions(
+        grain.ReadOptions(
             num_threads=num_threads,
             # Counted in batches, those in the making included.
             prefetch_buffer_size=num_threads + prefetch if num_threads else 0,
         ),
+        _processes(num_workers, prefetch),
     )
-    return iter(batches)
 
 
-class _Blocks(grain.MapDataset):
-    """Reorders every batch so that taking each `count`-th row of it, as ElasticIterator does for
-    host h of `count`, takes the h-th block of the batch.
-    """
+def _processes(num_workers: int, prefetch: int) -> grain.MultiprocessingOptions | None:
+    if not num_workers:
+        return None
+    # grain reads absl's flags, which only absl's own main parses.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    # What is started from here on imports JAX, and must not take a part of the accelerator.
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    return grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=max(1, prefetch))
 
-    def __init__(self, parent: grain.MapDataset, batch_size: int, count: int):
-        super().__init__(parent)
-        self._batch_size, self._count = batch_size, count
+
+class _Batches(grain.MapDataset):
+    """The batches of one host: number i is its block of global batch i."""
+
+    def __init__(
+        self,
+        order: Order,
+        make: Rows,
+        tokenizer: Callable[[list[str]], np.ndarray],
+        image_size: int,
+        block: slice,
+    ):
+        super().__init__()
+        self._order, self._make, self._tokenizer = order, make, tokenizer
+        self._image_size, self._block = image_size, block
 
     def __len__(self) -> int:
-        return len(self._parent)
+        return sys.maxsize
 
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
-        batch, place = divmod(index, self._batch_size)
-        row, host = divmod(place, self._count)
-        block = self._batch_size // self._count
-        return self._parent[batch * self._batch_size + host * block + row]
+        places = [x[self._block].tolist() for x in self._order.batch(index)]
+        rows, size = len(places[0]), self._image_size
+        image = np.empty((rows, size, size, 3), np.uint8)
+        bad = np.full((rows, TRIES), -1, np.int64)
+        texts = [*map(self._make, *places, image, bad)]
+        return {'image': image, 'tokens': self._tokenizer(texts), 'bad': bad}
 
 
-def _example(
-    index: int,
-    rng: np.random.Generator,
-    *,
-    source: Source,
-    tokenizer: Callable[[list[str]], np.ndarray],
-    image_size: int,
-    crop_scale: tuple[float, float],
-    flip: float,
-) -> dict[str, np.ndarray]:
-    """Makes one row of a batch; `rng` is grain's for this row of this epoch."""
-    record = source[index]
-    try:
-        text = transforms.choose_text(record.get('texts', ()), rng)
-        image = transforms.decode(record.get('image', b''))
-    except ValueError as error:
-        raise ValueError(f'{source.where(index)}: {error}') from error
-    image = transforms.random_resized_crop(image, rng, size=image_size, scale=crop_scale)
-    return {'image': transforms.flip(image, rng, flip), 'tokens': tokenizer([text])[0]}
+class TrainIterator(Iterator):
+    """Batches of one host, read ahead; its state is the number of the next row of all hosts, so
+    that any number of hosts can go on.
+    """
+
+    def __init__(
+        self,
+        batches: _Batches,
+        batch_size: int,
+        read_options: grain.ReadOptions,
+        processes: grain.MultiprocessingOptions | None,
+    ):
+        self._batches, self._batch_size = batches, batch_size
+        self._read_options, self._processes = read_options, processes
+        self._next = 0
+        self._running: grain.DatasetIterator | None = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._running is None:
+            ahead = self._batches[self._next // self._batch_size :].to_iter_dataset(
+                self._read_options
+            )
+            self._running = iter(ahead.mp_prefetch(self._processes) if self._processes else ahead)
+        batch = next(self._running)
+        self._next += self._batch_size
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """Returns where the next batch begins, fit for JSON and the same on all hosts."""
+        return {'global_next_index': self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on at a state, of this iterator or of another; what was read ahead is forgotten.
+
+        ValueError if no batch of this size begins there.
+        """
+        if state['global_next_index'] % self._batch_size:
+            raise ValueError(
+                f'the input stands at row {state["global_next_index"]}, which is not a multiple of '
+                f'batch_size {self._batch_size}; expected the batch_size that it was saved with'
+            )
+        self.close()
+        self._next = state['global_next_index']
+
+    def close(self) -> None:
+        """Ends threads and processes."""
+        if self._running is not None:
+            self._running.close()
+        self._running = None
 
 
 def to_device(
-    iterator: grain.DatasetIterator, sharding: jax.sharding.Sharding, *, ahead: int = 2
+    iterator: TrainIterator, sharding: jax.sharding.Sharding, *, ahead: int = 2
 ) -> 'DeviceBatches':
     """Moves batches onto the devices, up to `ahead` before use; restore `iterator` before this."""
     return DeviceBatches(iterator, sharding, ahead=ahead)
 
 
 class DeviceBatches(Iterator):
-    """Batches as global arrays; `waited` is how many seconds `next` has had to wait in all."""
+    """Batches as global arrays; `waited` is how many seconds `next` has had to wait in all, and
+    `troubles` the (number of a record, kind) of all of this host that gave way in them.
+    """
 
     def __init__(self, iterator, sharding: jax.sharding.Sharding, *, ahead: int):
         self.waited = 0.0
+        self.troubles: list[tuple[int, str]] = []
         self._iterator = iterator
         self._sharding = sharding
         self._state = iterator.get_state()
@@ -146,7 +197,8 @@ class DeviceBatches(Iterator):
 
     def __next__(self) -> dict[str, jax.Array]:
         start = time.perf_counter()
-        batch, self._state = self._pending.popleft().result()
+        batch, bad, self._state = self._pending.popleft().result()
+        self.troubles += troubles(bad)
         self.waited += time.perf_counter() - start
         self._pending.append(self._worker.submit(self._read))
         return batch
@@ -160,8 +212,9 @@ class DeviceBatches(Iterator):
         self._worker.shutdown(cancel_futures=True)
         self._iterator.close()
 
-    def _read(self) -> tuple[dict[str, jax.Array], dict]:
+    def _read(self) -> tuple[dict[str, jax.Array], np.ndarray, dict]:
         batch = next(self._iterator)
+        bad = batch.pop('bad')
         state = self._iterator.get_state()
         to_global = functools.partial(jax.make_array_from_process_local_data, self._sharding)
-        return jax.block_until_ready(jax.tree.map(to_global, batch)), state
+        return jax.block_until_ready(jax.tree.map(to_global, batch)), bad, state

@@ -1,20 +1,38 @@
-"""tars: samples are found, read and named exactly, and what cannot be read is refused in words."""
+"""tars: samples are found, read and named exactly; damage is counted, and the index is kept."""
 
+import concurrent.futures
 import gzip
+import http.server
 import io
+import json
 import os
 import pathlib
 import pickle
+import random
+import sys
 import tarfile
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.data.sources import open_source, tars
+from clip_jax.data.bad import BadRecord, LeftOut
+from clip_jax.data.sources import _tar_index, open_source, tars
+from clip_jax.data.sources._tar_index import ROW, Part, Shard
 
 FLICKR = pathlib.Path(__file__).parents[3] / 'shared' / 'flickr8k'
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch) -> pathlib.Path:
+    """The folder of indices of one test."""
+    home = tmp_path_factory.mktemp('cache')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(home))
+    return home / 'clip_jax' / 'tars'
 
 
 def png(shade: int) -> bytes:
@@ -27,11 +45,13 @@ def write(path, members, tar_format=tarfile.PAX_FORMAT) -> str:
     with tarfile.open(path, 'w', format=tar_format) as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
-            info.size = len(data)
-            info.mtime = 1.5  # not whole: in the PAX format this puts a header before each member
-            if tar_format != tarfile.PAX_FORMAT:
-                info.mtime = 1
-            tar.addfile(info, io.BytesIO(data))
+            # Not whole: in the PAX format this puts a header before each member.
+            info.mtime = 1.5 if tar_format == tarfile.PAX_FORMAT else 1
+            if isinstance(data, bytes):
+                info.size = len(data)
+            else:  # a link, a device, a folder
+                info.type, info.linkname = data
+            tar.addfile(info, io.BytesIO(data) if isinstance(data, bytes) else None)
     return str(path)
 
 
@@ -126,7 +146,8 @@ def test_threads_and_pickled_copies_read_the_same_with_few_open_files(three_shar
         with ThreadPoolExecutor(8) as pool:
             got = list(pool.map(lambda i, reader=reader: reader[i]['image'], order))
         assert got == [want[i] for i in order]
-    assert len(os.listdir('/dev/fd')) <= before + 1
+    # The copy has opened the index and a shard.
+    assert len(os.listdir('/dev/fd')) <= before + 2
     with pytest.raises(IndexError, match='15 samples'):
         source[15]
 
@@ -134,22 +155,13 @@ def test_threads_and_pickled_copies_read_the_same_with_few_open_files(three_shar
 def test_reading_the_index_skips_the_data(tmp_path, monkeypatch):
     path = write(tmp_path / 'a.tar', [('a.png', bytes(10_000_000)), ('b.png', png(1))])
     read = []
-    plain_open = open
+    pread = os.pread
 
-    def counting_open(*args, **kwargs):
-        file = plain_open(*args, **kwargs)
+    def counting(number, size, offset):
+        read.append(size)
+        return pread(number, size, offset)
 
-        class Counting(io.RawIOBase):
-            seek, tell = file.seek, file.tell
-            readable = seekable = lambda self: True
-
-            def read(self, size):
-                read.append(size)
-                return file.read(size)
-
-        return Counting()
-
-    monkeypatch.setattr('builtins.open', counting_open)
+    monkeypatch.setattr(os, 'pread', counting)
     assert len(tars.source(path)) == 2
     assert 0 < sum(read) < 20_000
 
@@ -189,40 +201,372 @@ def test_compressed_tars_are_refused_by_content(tmp_path):
         tars.source(str(packed))
 
 
-@pytest.mark.parametrize('where', ['data', 'header', 'not a tar', 'damaged header'])
-def test_damage_is_an_error_that_names_the_shard(tmp_path, where):
-    path = tmp_path / 'a.tar'
-    write(path, [(f'{i}.png', bytes(3000)) for i in range(4)], tarfile.USTAR_FORMAT)
+@pytest.mark.parametrize('data', [b'hello' * 1000, b'hello', bytes(8) + b'?' * 700])
+def test_what_is_no_tar_is_refused(tmp_path, three_shards, data):
+    (three_shards / 'x-00003.tar').write_bytes(data)
+    with pytest.raises(ValueError, match=r'x-00003\.tar: is no tar') as error:
+        tars.source(f'{three_shards}/x-*.tar')
+    assert '\n' not in str(error.value)
+
+
+def random_tar(rng: random.Random) -> bytes:
+    """A tar of members of all types and lengths, with long names and other extra headers."""
+    file, tar_format = io.BytesIO(), rng.choice([0, 1, 2])
+    with tarfile.open(fileobj=file, mode='w', format=tar_format) as tar:
+        for i in range(rng.randint(1, 8)):
+            name = rng.choice(['a', 'x' * 90, 'y' * 120 + '/z', 'd/' * 60 + 'k', 'sm\u00f8r'])
+            info = tarfile.TarInfo(f'{name}{i}.jpg')
+            info.type = rng.choice([*([tarfile.REGTYPE] * 6), *tarfile.SUPPORTED_TYPES[1:8]])
+            # The standard library takes a file of the old type for a folder if its name has a
+            # slash just where the short form of the name ends.
+            if info.type == tarfile.AREGTYPE and len(name) > 90:
+                info.type = tarfile.REGTYPE
+            data = rng.randbytes(rng.choice([0, 1, 511, 512, 513, 3000])) if info.isreg() else b''
+            info.size, info.mtime = len(data), rng.choice([0, 1.5])
+            info.linkname = (
+                rng.choice(['', 'l' * (90 if tar_format == tarfile.USTAR_FORMAT else 150)])
+                if info.issym() or info.islnk()
+                else ''
+            )
+            if tar_format == tarfile.PAX_FORMAT and rng.random() < 0.3:
+                info.pax_headers = {'comment': 'c' * rng.choice([5, 3000])}
+            tar.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def walk(data: bytes) -> tuple[list[_tar_index.Member], str]:
+    """The members of a tar, and the kind of damage at which the walk ended."""
+    members = []
+    try:
+        for member in _tar_index.members(lambda at, size: data[at : at + size], len(data)):
+            members.append(member)
+    except _tar_index.Unreadable as stop:
+        return members, stop.kind
+    return members, ''
+
+
+def test_members_are_those_that_the_standard_library_finds():
+    rng = random.Random(0)
+    for _ in range(300):
+        data = random_tar(rng)
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            want = [(m.name, m.offset, m.offset_data, m.size, m.isreg(), m.isdir()) for m in tar]
+        members, damage = walk(data)
+        assert not damage
+        assert want == [
+            (m.name.rstrip('/'), m.header, m.offset, m.size, m.kind == 'file', m.kind == 'folder')
+            for m in members
+        ]
+
+
+def header(name: bytes, size: int | bytes = 0, kind: bytes = b'0', **fields: bytes) -> bytes:
+    """One block of a tar; `sum` and `rest`, what follows the link's name, can be set."""
+    size = size if isinstance(size, bytes) else b'%011o\0' % size
+    rest = fields.get('rest', b'ustar\x0000')
+    block = name.ljust(100, b'\0') + bytes(24) + size + bytes(20) + kind + bytes(100) + rest
+    block = block.ljust(512, b'\0')
+    total = fields.get('sum', b'%06o\0 ' % (256 + sum(block)))
+    return block[:148] + total + block[156:]
+
+
+def block(data: bytes) -> bytes:
+    return data.ljust(-(-len(data) // 512) * 512, b'\0')
+
+
+def test_rare_headers_are_understood():
+    pax = b'22 GNU.sparse.major=1\n'
+    # GNU's own format has other things where the POSIX format has the beginning of a name.
+    gnu = b'ustar  \0' + bytes(80) + b'12345670123'
+    high = b'\xe9' * 20  # Latin 1, whose bytes old programs added up as negative numbers
+    signed = 256 + sum(header(high)[:148]) + sum(header(high)[156:]) - 20 * 256
+    data = [
+        header(b'global', len(pax), b'g') + block(pax),
+        header(b'old folder/', 0, b'\0', rest=b''),
+        header(b'old', 3, b'\0', rest=b'') + block(b'abc'),
+        header(b'gnu', 3, rest=gnu) + block(b'abc'),
+        header(b'link', 3, b'1'),
+        header(high, sum=b'%06o\0 ' % signed),
+        header(b'', len(pax), b'x') + block(pax) + header(b'holes', 3) + block(b'abc'),
+        header(b'last'),
+    ]
+    members, damage = walk(b''.join(data))
+    assert [(m.name, m.kind, m.size) for m in members] == [
+        ('old folder/', 'folder', 0),
+        ('old', 'file', 3),
+        ('gnu', 'file', 3),
+        ('link', 'other', 0),
+        ('\ufffd' * 20, 'file', 0),
+        ('holes', 'other', 3),
+        ('last', 'file', 0),
+    ]
+    assert not damage
+
+
+@pytest.mark.parametrize(
+    'bad',
+    [
+        header(b'a', b'-0000000512\0'),
+        header(b'a', b'\xff' * 12),
+        header(b'a', b'x' * 12),
+        header(b'a', sum=b'0000001\0'),
+        header(b'', 512, b'x') + block(b'13 size=-512\n'),
+        header(b'', 512, b'x') + block(b'0 path=a\n'),
+        header(b'', 512, b'x') + block(b'-3 path=a\n'),
+        header(b'', 512, b'x') + block(b'9' * 500),
+        header(b'', 2 << 20, b'L') + bytes(2 << 20),
+    ],
+)
+def test_impossible_headers_end_the_walk(bad):
+    members, damage = walk(header(b'first') + bad + header(b'last'))
+    assert [member.name for member in members] == ['first']
+    assert damage == 'damaged_shard'
+
+
+def test_damage_is_added_up_over_shards(tmp_path):
+    for shard in range(3):
+        lost = [(f'{i}.txt', b'') for i in range(3)]
+        write(tmp_path / f'{shard}.tar', [('a.png', b''), *lost])
+    count, examples = tars.source(f'{tmp_path}/*.tar').left_out['caption_without_image']
+    assert count == 9
+    assert examples == [f'{tmp_path}/{i // 3}.tar: {i % 3}.txt' for i in range(5)]
+
+
+def test_of_a_shard_cut_anywhere_the_whole_members_before_the_cut_remain():
+    rng = random.Random(1)
+    for _ in range(300):
+        data = random_tar(rng)
+        whole, _ = walk(data)
+        cut = rng.randrange(512, len(data))
+        cut = rng.choice([cut, cut // 512 * 512])
+        members, damage = walk(data[:cut])
+        assert members == [m for m in whole if m.offset + m.size <= cut]
+        # Where a member ends a shard may end too, and behind the last one there are only zeros.
+        ends = [m.offset + -(-m.size // 512) * 512 for m in whole]
+        assert damage == ('' if cut in ends or cut >= ends[-1] else 'truncated_shard')
+
+
+def test_no_damage_of_any_byte_breaks_the_walk():
+    rng = random.Random(2)
+    for _ in range(300):
+        data = bytearray(random_tar(rng))
+        for _ in range(rng.randint(1, 30)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        members, damage = walk(bytes(data))
+        assert damage in ('', 'truncated_shard', 'damaged_shard')
+        assert all(0 <= m.header < m.offset <= m.offset + m.size <= len(data) for m in members)
+
+
+@pytest.mark.parametrize(
+    ('where', 'usable', 'left_out'),
+    [
+        ('data', 3, {'truncated_shard': 'it ends at byte 13264, in'}),
+        ('header', 3, {'truncated_shard': 'it ends at byte 10952, in a header'}),
+        ('damaged header', 2, {'damaged_shard': 'no tar header at byte 7168'}),
+        ('damaged name', 2, {'damaged_shard': 'no tar header at byte 7168'}),
+    ],
+)
+def test_a_damaged_shard_is_used_as_far_as_it_goes(tmp_path, three_shards, where, usable, left_out):
+    path = three_shards / 'x-00003.tar'
+    write(path, [(f'{i}.png', bytes([i]) * 3000) for i in range(4)], tarfile.USTAR_FORMAT)
     data = path.read_bytes()
     member = 512 + 3072  # a header, and data filled up to whole blocks
     path.write_bytes(
         {
             'data': data[: 3 * member + 512 + 2000],
             'header': data[: 3 * member + 200],
-            'not a tar': b'hello' * 1000,
             'damaged header': data[: 2 * member] + b'?' * 512 + data[2 * member + 512 :],
+            'damaged name': data[: 2 * member] + b'3' + data[2 * member + 1 :],
         }[where]
     )
-    with pytest.raises(ValueError, match=r'a\.tar: truncated, damaged or not a tar') as error:
-        tars.source(str(path))
-    assert '\n' not in str(error.value)
+    source = tars.source(f'{three_shards}/x-*.tar')
+    assert [source[i]['image'] for i in range(15, len(source))] == [
+        bytes([i]) * 3000 for i in range(usable)
+    ]
+    assert source.left_out.keys() == left_out.keys()
+    for kind, (count, examples) in source.left_out.items():
+        assert count == 1
+        assert examples[0].startswith(f'{path}: {left_out[kind]}')
+
+
+def test_a_damaged_pax_header_ends_a_shard(tmp_path):
+    path = pathlib.Path(write(tmp_path / 'a.tar', samples(0, 2)))
+    data = path.read_bytes()
+    second = data.index(b'mtime=', data.index(b'mtime=') + 1)
+    for broken in (b'mtime ', b'mtime=\xff\xff'):
+        path.write_bytes(data[: second - 3] + b'99 ' + broken + data[second + len(broken) :])
+        assert tars.source(str(path)).left_out['damaged_shard'].count == 1
+
+
+def test_what_can_be_in_no_sample_is_counted(tmp_path):
+    unsafe = ['/etc/a.png', '../b.png', 'c/../../d.png', 'C:\\e.png', 'f\x9bg.png', 'h\\..\\i.png']
+    path = write(
+        tmp_path / 'a.tar',
+        [
+            ('folder', (tarfile.DIRTYPE, '')),
+            ('link.png', (tarfile.SYMTYPE, '/etc/passwd')),
+            ('link.txt', (tarfile.LNKTYPE, 'a.png')),
+            ('pipe.png', (tarfile.FIFOTYPE, '')),
+            ('device.png', (tarfile.CHRTYPE, '')),
+            *((name, png(9)) for name in unsafe),
+            ('..png', png(9)),  # no key, but no trick either
+            ('a.txt', b'alone'),
+            ('b.txt', b'second'),
+            ('b.png', png(0)),
+            ('b.jpg', png(1)),
+            ('b.txt', b'third'),
+            ('c..d/e.png', png(2)),
+        ],
+    )
+    source = tars.source(path)
+    assert [source[i] for i in range(len(source))] == [
+        {'image': png(0), 'texts': ['second']},
+        {'image': png(2)},
+    ]
+    counts = {kind: found.count for kind, found in source.left_out.items()}
+    assert counts == {
+        'not_a_file': 4,
+        'unsafe_name': 6,
+        'caption_without_image': 1,
+        'duplicate_member': 2,
+    }
+    assert source.left_out['duplicate_member'] == LeftOut(2, [f'{path}: b.jpg', f'{path}: b.txt'])
+    assert source.left_out['caption_without_image'].examples == [f'{path}: a.txt']
+    assert len(source.left_out['unsafe_name'].examples) == 5
+    assert source.left_out['unsafe_name'].examples[4] == f"{path}: 'f\\x9bg.png'"
+    # The same from the cache.
+    assert tars.source(path).left_out == source.left_out
+    assert len(tars.source(path, image_exts=['png'], index_dir=str(tmp_path / 'i'))) == 2
+
+
+def test_a_name_with_a_null_byte_is_unsafe(tmp_path):
+    path = tmp_path / 'a.tar'
+    with tarfile.open(path, 'w', format=tarfile.PAX_FORMAT) as tar:
+        for name in ('a.png', 'b.png'):
+            info = tarfile.TarInfo(name)
+            info.pax_headers = {'path': 'a\0.png'} if name == 'a.png' else {}
+            tar.addfile(info)
+    source = tars.source(str(path))
+    assert len(source) == 1
+    assert source.left_out['unsafe_name'].examples == [f"{path}: 'a\\x00.png'"]
+
+
+def test_a_file_with_holes_is_no_file_and_what_follows_it_is_found(tmp_path):
+    path = tmp_path / 'a.tar'
+    write(path, [('a.png', bytes(3000)), ('b.png', png(1))], tarfile.GNU_FORMAT)
+    data = bytearray(path.read_bytes())
+    # GNU's type for them; a block more of the map of holes follows the header.
+    data[156:157], data[482] = b'S', 1
+    data[148:156] = b'%06o\0 ' % (256 + sum(data[:148]) + sum(data[156:512]))
+    path.write_bytes(bytes(data[:512]) + bytes(512) + bytes(data[512:]))
+    source = tars.source(str(path))
+    assert [source[i]['image'] for i in range(len(source))] == [png(1)]
+    assert source.left_out.keys() == {'not_a_file'}
+
+
+def test_sizes_that_the_index_cannot_hold_are_refused_or_left_out():
+    block = bytearray(tarfile.TarInfo('a.png').tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = b'\x80' + (3 << 30).to_bytes(11, 'big')
+    block[148:156] = b'%06o\0 ' % (256 + sum(block[:148]) + sum(block[156:]))
+    headers = {0: bytes(block), 512 + (3 << 30): tarfile.TarInfo('b.png').tobuf()}
+    read = lambda offset, size: headers.get(offset, bytes(size))  # noqa: E731
+    part = _tar_index.scan(Shard('x.tar', 4 << 30, ''), read, {'png': 'image'})
+    assert part.left_out == {'too_large_member': LeftOut(1, ['x.tar: a.png'])}
+    assert part.rows['image'].tolist() == [2 + (3 << 30) // 512]
+    with pytest.raises(ValueError, match=r'x\.tar.*2 TiB.*Split'):
+        _tar_index.scan(Shard('x.tar', 3 << 40, ''), read, {'png': 'image'})
+
+
+def test_an_image_without_bytes_or_text_is_still_a_sample(tmp_path):
+    path = write(tmp_path / 'a.tar', [('a.png', b''), ('b.png', b''), ('b.txt', b'')])
+    source = tars.source(path)
+    os.remove(path)  # there is nothing to read
+    assert [source[0], source[1]] == [{'image': b''}, {'image': b'', 'texts': []}]
+
+
+def test_names_behind_very_long_headers_are_given_up_but_the_image_is_read(tmp_path):
+    path = tmp_path / 'a.tar'
+    with tarfile.open(path, 'w', format=tarfile.PAX_FORMAT) as tar:
+        for size in (100_000, 200_000):
+            info = tarfile.TarInfo(f'{size}.png')
+            info.size, info.pax_headers = len(png(1)), {'comment': 'c' * size}
+            tar.addfile(info, io.BytesIO(png(1)))
+    source = tars.source(str(path))
+    assert [source[i]['image'] for i in range(2)] == [png(1), png(1)]
+    assert source.where(0) == f'{path}: 100000.png'
+    assert source.where(1).startswith(f'{path}: image at byte ')
 
 
 def test_a_tar_that_ends_without_end_mark_is_read(tmp_path):
     path = tmp_path / 'a.tar'
     write(path, [(f'{i}.png', bytes(3000)) for i in range(4)], tarfile.USTAR_FORMAT)
     path.write_bytes(path.read_bytes()[: 4 * (512 + 3072)])
-    assert len(tars.source(str(path))) == 4
+    source = tars.source(str(path))
+    assert len(source) == 4
+    assert not source.left_out
 
 
-def test_two_images_for_one_sample_and_bad_labels_are_refused(tmp_path):
-    path = write(tmp_path / 'a.tar', [('a.png', png(0)), ('a.jpg', png(1))])
-    with pytest.raises(ValueError, match=r'a\.tar.*a\.png and a\.jpg'):
-        tars.source(path)
-    assert len(tars.source(path, image_exts=['png'])) == 1
-    path = write(tmp_path / 'b.tar', [('a.png', png(0)), ('a.cls', b'cat')])
-    with pytest.raises(ValueError, match=r"b\.tar: a\.png.*whole number.*b'cat'"):
+def test_bad_labels_are_refused(tmp_path):
+    for i, label in enumerate((b'cat', b'1' * (1 << 16 | 2))):
+        path = write(tmp_path / f'{i}.tar', [('a.png', png(0)), ('a.cls', label)])
+        with pytest.raises(ValueError, match=rf"{i}\.tar: a\.png.*whole number.*'(cat|1+)'"):
+            tars.source(path)[0]
+
+
+def test_a_caption_that_is_no_utf8_is_a_bad_record(tmp_path):
+    path = write(tmp_path / 'a.tar', [('a.png', png(0)), ('a.txt', b'caf\xe9')])
+    with pytest.raises(BadRecord, match='not UTF-8 at byte 3') as error:
         tars.source(path)[0]
+    assert error.value.kind == 'not_utf8'
+
+
+def test_json_members_give_one_field_as_text(tmp_path):
+    fields = [
+        {'caption': ' one\ntwo ', 'alt': 'x'},
+        {'caption': ['one', ' two ', ' ']},
+        {'caption': None},
+    ]
+    members = [(f'{i}.{ext}', b'') for i in range(3) for ext in ('png', 'json')]
+    members = [(n, json.dumps(fields[int(n[0])]).encode() if 'j' in n else b'') for n, _ in members]
+    # A plain text beside them, which comes first and so counts.
+    members += [('3.png', b''), ('3.txt', b'{"caption": 1}'), ('3.json', b'{}')]
+    path = write(tmp_path / 'a.tar', members)
+    source = tars.source(path, text_exts=('txt', 'json'))
+    assert [source[i].get('texts') for i in range(4)] == [
+        ['one\ntwo'],
+        ['one', 'two'],
+        None,
+        ['{"caption": 1}'],
+    ]
+    assert tars.source(path, text_exts=['json'], json_key='alt')[0]['texts'] == ['x']
+
+
+@pytest.mark.parametrize(
+    ('data', 'kind', 'message'),
+    [
+        (b'{"caption": 3}', 'not_utf8', "'caption' of its .json member is no text: 3"),
+        (b'{"caption": ["a", {}]}', 'not_utf8', 'no text'),
+        (b'{"caption": "\\ud800"}', 'not_utf8', 'no text'),
+        (b'["a"]', 'not_utf8', 'no object'),
+        (b'{"caption":', 'not_utf8', 'no JSON'),
+        (b'[' * 100_000, 'not_utf8', 'no JSON'),
+        (b'{"caption": "\xe9"}', 'not_utf8', 'no JSON'),
+        (b'{"text": "a", "url": "b"}', 'no_caption', r"no 'caption' \(json_key\).*'text', 'url'"),
+    ],
+)
+def test_json_without_a_text_is_a_bad_record(tmp_path, data, kind, message):
+    path = write(tmp_path / 'a.tar', [('a.png', b''), ('a.json', data)])
+    with pytest.raises(BadRecord, match=message) as error:
+        tars.source(path, text_exts=['json'])[0]
+    assert error.value.kind == kind
+
+
+def test_options_that_contradict_each_other_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r'\.txt are to be both text and label'):
+        tars.source('x.tar', label_ext='.TXT')
+    with pytest.raises(ValueError, match=r"image_exts is 'jpg'; expected is a list"):
+        tars.source('x.tar', image_exts='jpg')
+    with pytest.raises(ValueError, match=r"index_dir is 'gs://x'.*local"):
+        tars.source('x.tar', index_dir='gs://x')
 
 
 def test_a_shard_that_shrank_after_indexing_is_noticed(tmp_path):
@@ -231,6 +575,380 @@ def test_a_shard_that_shrank_after_indexing_is_noticed(tmp_path):
     os.truncate(path, 2000)
     with pytest.raises(ValueError, match=r'a\.tar: has become shorter'):
         source[1]
+
+
+@pytest.fixture
+def scanned(monkeypatch) -> list[str]:
+    """Grows by the name of each shard that is scanned."""
+    names = []
+    scan = _tar_index.scan
+
+    def recording(shard, read, roles):
+        names.append(pathlib.Path(shard.path).name)
+        return scan(shard, read, roles)
+
+    monkeypatch.setattr(_tar_index, 'scan', recording)
+    return names
+
+
+def contents(source) -> list:
+    return [(source[i], source.where(i)) for i in range(len(source))]
+
+
+def fresh(address: str, tmp_path_factory) -> list:
+    """What a source without a cache holds."""
+    return contents(tars.source(address, index_dir=str(tmp_path_factory.mktemp('fresh'))))
+
+
+def test_what_was_indexed_once_is_not_scanned_again(three_shards, cache, scanned):
+    address = f'{three_shards}/x-*.tar'
+    first = contents(tars.source(address))
+    assert sorted(scanned) == ['x-00000.tar', 'x-00001.tar', 'x-00002.tar']
+    assert contents(tars.source(address)) == first
+    assert len(scanned) == 3
+    assert sorted(path.suffix for path in cache.iterdir()) == ['.json', '.npy']
+    # Among the shards themselves, and with a glob that matches everything there.
+    for _ in range(2):
+        everything = tars.source(f'{three_shards}/*', index_dir=str(three_shards))
+        assert contents(everything) == first
+    assert len(scanned) == 6
+    assert len(list(three_shards.iterdir())) == 5
+
+
+def test_only_shards_that_changed_are_scanned_again(three_shards, scanned, cache, tmp_path_factory):
+    address = f'{three_shards}/x-*.tar'
+    tars.source(address)
+    changes = {
+        'x-00001.tar': lambda path: write(path, samples(70, 7)),
+        'x-00000.tar': lambda path: os.utime(path, (1, 1)),  # nothing else differs
+        'x-000005.tar': lambda path: write(path, samples(50, 3)),  # between the others
+    }
+    for name, change in changes.items():
+        change(three_shards / name)
+        scanned.clear()
+        source = tars.source(address)
+        assert scanned == [name]
+        assert contents(source) == fresh(address, tmp_path_factory)
+    (three_shards / 'x-00002.tar').unlink()
+    scanned.clear()
+    assert len(tars.source(address)) == 5 + 3 + 7
+    assert not scanned
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_options_have_indices_of_their_own(tmp_path, scanned):
+    path = write(tmp_path / 'a.tar', [('a.png', b'1'), ('b.webp', b'2'), ('b.txt', b'3')])
+    for _ in range(2):
+        assert len(tars.source(path)) == 2
+        assert contents(tars.source(path, image_exts=['png'])) == [
+            ({'image': b'1'}, f'{path}: a.png')
+        ]
+        assert 'texts' not in tars.source(path, text_exts=['json'])[1]
+    assert len(scanned) == 3
+
+
+def _flip(path: pathlib.Path):
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize('suffix', ['.npy', '.json'])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(b''),
+        lambda path: os.truncate(path, path.stat().st_size - 24),
+        lambda path: path.write_bytes(b'[{}]'),
+        lambda path: path.write_bytes(path.read_bytes().replace(b'"samples": 5', b'"samples": 6')),
+        lambda path: np.save(path.open('wb'), np.array([{}], object), allow_pickle=True),
+        _flip,
+    ],
+    ids=['removed', 'empty', 'cut', 'other', 'counts', 'pickle', 'bit'],
+)
+def test_a_damaged_cache_is_made_again(three_shards, cache, scanned, damage, suffix):
+    address = f'{three_shards}/x-*.tar'
+    first = contents(tars.source(address))
+    (path,) = cache.glob(f'.tars-*{suffix}')
+    before = path.read_bytes()
+    damage(path)
+    damaged = not path.exists() or path.read_bytes() != before
+    scanned.clear()
+    assert contents(tars.source(address)) == first
+    assert bool(scanned) == damaged
+    scanned.clear()
+    assert contents(tars.source(address)) == first
+    assert not scanned
+
+
+def test_a_cache_that_cannot_be_written_is_one_warning(three_shards, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(_tar_index.logging, 'warning', lambda text, *args: warnings.append(text))
+    monkeypatch.setattr(_tar_index, '_SAVE', 0)
+    (three_shards / 'file').touch()
+    source = tars.source(f'{three_shards}/x-*.tar', index_dir=f'{three_shards}/file/folder')
+    assert len(warnings) == 1
+    assert contents(pickle.loads(pickle.dumps(source))) == contents(source)
+    assert len(source) == 15
+
+
+def test_an_interrupted_indexing_goes_on_where_it_was(three_shards, scanned, monkeypatch):
+    monkeypatch.setattr(_tar_index, '_SAVE', 0)
+    address = f'{three_shards}/x-*.tar'
+    last = three_shards / 'x-00002.tar'
+    good = last.read_bytes()
+    last.write_bytes(b'no tar' * 100)
+    with pytest.raises(ValueError, match='no tar'):
+        tars.source(address)
+    last.write_bytes(good)
+    scanned.clear()
+    assert len(tars.source(address)) == 15
+    assert scanned == ['x-00002.tar']
+
+
+def _open_and_hash(address: str) -> tuple[int, bytes]:
+    source = tars.source(address)
+    return len(source), b''.join(source[i]['image'] for i in range(len(source)))
+
+
+def test_a_refused_shard_ends_the_work_on_all_others(tmp_path, monkeypatch):
+    read = []
+
+    def slow(shard, *_):
+        read.append(shard)
+        time.sleep(0.01)
+        raise ValueError('no tar')
+
+    monkeypatch.setattr(_tar_index, '_SCANS', 1)
+    monkeypatch.setattr(_tar_index, 'scan', slow)
+    for shard in range(50):
+        write(tmp_path / f'{shard:02}.tar', [('a.png', b'')])
+    with pytest.raises(ValueError, match='no tar'):
+        tars.source(f'{tmp_path}/*.tar')
+    assert len(read) < 25
+
+
+def test_a_relative_address_is_of_its_folder(tmp_path, monkeypatch):
+    members = {'a': [('a.png', b'a')], 'b': [('b.txt', b'b'), ('b.png', b'b')]}
+    for folder in 'aba':
+        (tmp_path / folder).mkdir(exist_ok=True)
+        path = write(tmp_path / folder / 'x.tar', members[folder])
+        os.utime(path, (1, 1))  # and of one size too
+        monkeypatch.chdir(tmp_path / folder)
+        source = tars.source('x.tar')
+        assert (source[0]['image'], source.where(0)) == (folder.encode(), f'x.tar: {folder}.png')
+
+
+def test_an_index_replaced_by_another_process_while_it_is_opened_is_used(
+    three_shards, scanned, monkeypatch
+):
+    tars.source(f'{three_shards}/x-*.tar')
+    crc, calls = _tar_index._crc, []
+
+    def gone_at_first(path):
+        calls.append(path)
+        return crc(path if len(calls) > 1 else path + '.gone')
+
+    monkeypatch.setattr(_tar_index, '_crc', gone_at_first)
+    scanned.clear()
+    assert len(tars.source(f'{three_shards}/x-*.tar')) == 15
+    assert not scanned
+
+
+def test_processes_and_threads_that_index_at_once_all_succeed(three_shards, cache):
+    address = f'{three_shards}/x-*.tar'
+    want = 15, b''.join(png(10 * shard + i) for shard in range(3) for i in range(5))
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(5):
+            # Each turn has something to write, and an older index to remove.
+            os.utime(three_shards / 'x-00001.tar', (turn, turn))
+            assert set(pool.map(_open_and_hash, [address] * 8)) == {want}
+    assert len(list(cache.iterdir())) == 2
+    os.utime(three_shards / 'x-00002.tar', (9, 9))
+    with concurrent.futures.ProcessPoolExecutor(2) as pool:
+        assert set(pool.map(_open_and_hash, [address] * 4)) == {want}
+
+
+def test_a_pickled_source_takes_its_index_from_the_cache(tmp_path, cache, monkeypatch):
+    write(tmp_path / 'x.tar', [(f'{i:05}.png', b'%d' % i) for i in range(2000)])
+    source = tars.source(f'{tmp_path}/x.tar')
+    data = pickle.dumps(source)
+    assert len(data) < 2000
+    assert [pickle.loads(data)[i]['image'] for i in (0, 1999)] == [b'0', b'1999']
+    for path in cache.glob('.tars-*.npy'):
+        path.unlink()
+    with pytest.raises(ValueError, match=r'removed or replaced.*Start again'):
+        pickle.loads(data)
+    assert source[7]['image'] == b'7'
+
+
+def test_an_index_whose_file_another_process_has_replaced_stays_in_memory(tmp_path):
+    parts = {Shard(name, 512, ''): Part(np.zeros(3, ROW), {}, {}) for name in ('a', 'b')}
+    index = _tar_index.Index(parts, str(tmp_path / 'gone.npy'))
+    assert [index[i][0] for i in range(6)] == ['a', 'a', 'a', 'b', 'b', 'b']
+    assert len(pickle.loads(pickle.dumps(index))) == 6
+
+
+def test_a_large_cached_index_opens_at_once_and_takes_24_bytes_a_sample(tmp_path):
+    assert ROW.itemsize <= 24
+    shards, each = 1000, 1000
+    folder = tmp_path / 'index'
+    address = f'{tmp_path}/x-*.tar'
+    rows = np.zeros(each, ROW)
+    rows['image'], rows['image_size'], rows['head'] = np.arange(each) * 64 + 1, 30_000, 1
+    for shard in range(shards):
+        with open(tmp_path / f'x-{shard:05}.tar', 'wb') as file:
+            file.truncate(each * 32_768)  # a hole, which takes no room on the disk
+    exts = {'image': ['png'], 'text': ['txt'], 'label': ['cls']}
+    made = _tar_index._Cache(str(folder), address, tars._roles(exts))
+    found = tars._matches(address)
+    made.save({shard: Part(rows, {}, {}) for shard in found})
+    start = time.perf_counter()
+    source = tars.source(address, image_exts=['png'], index_dir=str(folder))
+    assert time.perf_counter() - start < 5
+    assert len(source) == shards * each
+    assert source._index.nbytes <= 24 * len(source)
+    assert len(pickle.dumps(source)) < 200 * shards
+    for i in (0, each - 1, each, len(source) - 1):
+        path, (image, size, *_) = source._index[i]
+        assert path == found[i // each].path
+        assert (image, size) == (i % each * 64 + 1, 30_000)
+
+
+def test_progress_is_logged_where_there_is_no_terminal(three_shards, monkeypatch):
+    lines = []
+    monkeypatch.setattr(_tar_index, '_REPORT', 0)
+    monkeypatch.setattr(_tar_index.logging, 'info', lambda text, *args: lines.append(text % args))
+    tars.source(f'{three_shards}/x-*.tar')
+    assert len(lines) == 3
+    assert lines[-1].startswith('Indexed 3 of 3 tar shards, ')
+    assert lines[-1].endswith(' a second, 0 minutes left.')
+
+
+@pytest.fixture
+def memory() -> fsspec.AbstractFileSystem:
+    fs = fsspec.filesystem('memory')
+    yield fs
+    fs.rm('/clip-jax-test', recursive=True)
+
+
+@pytest.mark.parametrize('pattern', ['x-*.tar', 'x-{00000..00002}.tar'])
+def test_remote_shards_give_what_local_ones_give(three_shards, memory, pattern, scanned):
+    memory.put(f'{three_shards}/', 'memory://clip-jax-test/', recursive=True)
+    memory.pipe_file('/clip-jax-test/x-folder.tar/file', b'')
+    local = tars.source(f'{three_shards}/{pattern}')
+    remote = tars.source(f'memory://clip-jax-test/{pattern}')
+    assert [remote[i] for i in range(15)] == [local[i] for i in range(15)]
+    assert remote.where(14) == 'memory:///clip-jax-test/x-00002.tar: 00024.png'
+    copy = pickle.loads(pickle.dumps(remote))
+    assert copy[14] == local[14]
+    scanned.clear()
+    memory.pipe_file('/clip-jax-test/x-00001.tar', (three_shards / 'x-00000.tar').read_bytes())
+    assert tars.source(f'memory://clip-jax-test/{pattern}')[5] == local[0]
+    assert scanned == ['x-00001.tar']
+    memory.pipe_file('/clip-jax-test/x-00001.tar', b'short')
+    with pytest.raises(ValueError, match='has become shorter'):
+        remote[7]
+
+
+def test_no_remote_match_names_what_is_there(three_shards, memory):
+    memory.put(f'{three_shards}/', 'memory://clip-jax-test/', recursive=True)
+    for name in ('y-*.tar', 'y.tar'):
+        with pytest.raises(ValueError, match=r'no file matches.*y.*holds: x-00000\.tar') as error:
+            tars.source(f'memory://clip-jax-test/{name}')
+        assert '\n' not in str(error.value)
+
+
+class _Ranges(http.server.SimpleHTTPRequestHandler):
+    """Serves files and parts of files; notes how much it sends."""
+
+    ranges = True
+    sent: list[int] = []
+
+    def do_GET(self):
+        path = pathlib.Path(self.translate_path(self.path.partition('?')[0]))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
+        first, last = 0, len(data) - 1
+        asked = self.headers.get('Range') if self.ranges else None
+        if asked:
+            first, last = (int(x) for x in asked.removeprefix('bytes=').split('-'))
+            last = min(last, len(data) - 1)
+        if first >= len(data):
+            self.send_error(416)
+            return
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header('Content-Range', f'bytes {first}-{last}/{len(data)}')
+        self.send_header('Content-Length', str(last + 1 - first))
+        self.end_headers()
+        self.sent.append(last + 1 - first)
+        self.wfile.write(data[first : last + 1])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(three_shards, monkeypatch):
+    """Address of a web server of `three_shards`."""
+    pytest.importorskip('aiohttp', reason="fsspec's driver for http needs aiohttp")
+    monkeypatch.setattr(_Ranges, 'sent', [])
+    handler = lambda *args: _Ranges(*args, directory=str(three_shards))  # noqa: E731
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+        thread.join()
+
+
+def test_shards_of_a_web_server_are_read_in_parts(three_shards, server, scanned):
+    local = tars.source(f'{three_shards}/x-*.tar')
+    address = f'{server}/x-{{00000..00002}}.tar?token=1'
+    remote = tars.source(address)
+    _Ranges.sent.clear()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda i: remote[i], range(15))) == [local[i] for i in range(15)]
+    assert sum(_Ranges.sent) == sum(
+        len(local[i]['image']) + len(f'picture {i // 5 * 10 + i % 5}') for i in range(15)
+    )
+    assert remote.where(7) == f'{server}/x-00001.tar?token=1: 00012.png'
+    scanned.clear()
+    assert tars.source(address)[3] == local[3]
+    assert not scanned
+    os.truncate(three_shards / 'x-00000.tar', 1000)
+    with pytest.raises(ValueError, match=r'x-00000\.tar\?token=1: has become shorter'):
+        remote[4]
+    with pytest.raises(ValueError, match=r'no file matches.*x-00003\.tar'):
+        tars.source(f'{server}/x-{{00000..00003}}.tar')
+
+
+def test_a_web_server_that_sends_whole_files_only_is_refused(server, monkeypatch):
+    remote = tars.source(f'{server}/x-00000.tar')
+    monkeypatch.setattr(_Ranges, 'ranges', False)
+    with pytest.raises(ValueError, match=r'x-00000\.tar.*whole files'):
+        remote[0]
+    monkeypatch.setattr(tars, '_AHEAD', 1024)
+    with pytest.raises(ValueError, match=r'x-00001\.tar.*does not send parts'):
+        tars.source(f'{server}/x-00001.tar')
+
+
+def test_a_server_that_does_not_answer_is_no_missing_file(server):
+    with pytest.raises(ValueError, match=r'x\.tar\?token=1: cannot be looked up \(.*Connect'):
+        tars.source('http://127.0.0.1:1/x.tar?token=1')
+
+
+def test_a_driver_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'gcsfs', None)
+    with pytest.raises(ValueError, match=r"gs://.*pip install 'clip_jax\[gcs\]'") as error:
+        tars.source('gs://bucket/x-*.tar')
+    assert '\n' not in str(error.value)
+    with pytest.raises(ValueError, match='fsspec knows no nowhere://'):
+        tars.source('nowhere://bucket/x-*.tar')
 
 
 @pytest.mark.skipif(not FLICKR.exists(), reason='Flickr8k is not on this machine')

@@ -11,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from clip_jax.data import sources
+from clip_jax.data.bad import BadRecord
 from clip_jax.data.datasets import shapes_captions as shapes
 
 FEW = {'train': 40, 'test': 3, 'test_seen': 3, 'test_heldout': 3}
@@ -215,6 +216,21 @@ def test_wrong_specs(folder, spec, said):
 def test_wrong_options(folder, option, said):
     with pytest.raises(ValueError, match=said):
         sources.open_source('tfds:shapes_captions/train', **{'data_dir': str(folder), **option})
+
+
+def test_a_damaged_record_is_a_bad_one(folder, tmp_path):
+    """ArrayRecord's own checksums find it."""
+    copy = tmp_path / 'data'
+    shutil.copytree(folder, copy)
+    (file,) = copy.rglob('*-test.array_record*')
+    data = bytearray(file.read_bytes())
+    # The first 64 kB hold the records; one of these is hit.
+    data[len(data[: 2**16].rstrip(b'\0')) - 100] ^= 1
+    file.write_bytes(data)
+    test = sources.open_source('tfds:shapes_captions/test', data_dir=str(copy))
+    with pytest.raises(BadRecord) as error:
+        _ = [test[i] for i in range(len(test))]
+    assert error.value.kind == 'damaged' and '\n' not in str(error.value)
 
 
 def test_a_missing_folder_is_named(tmp_path):

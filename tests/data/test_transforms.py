@@ -1,5 +1,6 @@
 """transforms: evaluation equals the published rule bit for bit; crops keep their promises."""
 
+import colorsys
 import io
 import json
 import pathlib
@@ -8,10 +9,11 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from clip_jax.data import transforms
-from clip_jax.data.transforms import CLIP_MEAN, CLIP_STD, Preprocess
+from clip_jax.data import pixels, transforms
+from clip_jax.data.bad import BadRecord
+from clip_jax.data.transforms import CLIP_MEAN, CLIP_STD, Box, Preprocess
 
 GOLDEN = pathlib.Path(__file__).parents[3] / 'shared' / 'golden' / 'preprocess'
 golden = pytest.mark.skipif(not GOLDEN.exists(), reason='reference outputs are not on this machine')
@@ -225,115 +227,291 @@ def test_normalise_makes_float32_of_any_number_of_images():
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+def test_evaluation_says_what_is_wrong_by_the_same_kinds(tmp_path):
+    path = tmp_path / 'cut.jpg'
+    path.write_bytes(encode(noise(64, 64), 'JPEG')[:2000])
+    bomb = encode(np.zeros((7000, 7000), np.uint8))
+    cases = [
+        (b'', 'empty'),
+        (b'<html>', 'not_an_image'),
+        (path, 'truncated'),
+        (tmp_path / 'missing.jpg', 'no_image'),
+        (bomb, 'too_large'),
+    ]
+    for image, kind in cases:
+        with pytest.raises(BadRecord) as error:
+            Preprocess(32)(image)
+        assert error.value.kind == kind, str(error.value)
+        assert '\n' not in str(error.value)
+    with pytest.raises(BadRecord, match=r'7000 x 7000 = 49,000,000 pixels; at most 40,000,000'):
+        Preprocess(32)(bomb)
+    # Someone who has the pixels already may use them.
+    assert Preprocess(32)(Image.fromarray(np.zeros((7000, 7000), np.uint8))).shape == (32, 32, 3)
+
+
+def test_a_thread_of_pixels_is_not_made_a_giant():
+    with pytest.raises(BadRecord, match=r'pixels; at most') as error:
+        Preprocess(224)(np.zeros((1, 2000, 3), np.uint8))
+    assert error.value.kind == 'too_large'
+
+
 # Training.
 
 
-def test_decode_gives_rgb_of_every_format():
+def whole(image: np.ndarray, size: int) -> np.ndarray:
+    height, width = image.shape[:2]
+    return transforms.cut(image, Box(0, 0, width, height), size)
+
+
+def bicubic(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """Pillow's antialiased filter, of a part."""
+    left, top, w, h = box
+    part = (left, top, left + w, top + h)
+    resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=part)
+    return np.asarray(resized)
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    return np.abs(one.astype(int) - other).mean()
+
+
+def test_arrays_are_images_too():
     array = noise(20, 30)
-    np.testing.assert_array_equal(transforms.decode(encode(array)), array)
     assert transforms.decode(array) is array
-    for kind in ('JPEG', 'WEBP'):
-        flat = np.full((16, 16, 3), (250, 30, 90), np.uint8)
-        difference = transforms.decode(encode(flat, kind)).astype(int) - flat
-        assert abs(difference).max() <= 8
-    grey = transforms.decode(encode(array[:, :, 0]))
+    assert transforms.measure(array) == (20, 30)
+    grey = transforms.decode(array[:, :, 0])
     np.testing.assert_array_equal(grey, np.repeat(array[:, :, :1], 3, axis=2))
-    clear = np.concatenate([array, np.zeros((20, 30, 1), np.uint8)], axis=2)
-    np.testing.assert_array_equal(transforms.decode(encode(clear)), array)
+    for wrong in (array.astype(float), array[:, :, :2], array[None]):
+        with pytest.raises(ValueError, match='an image array must be uint8'):
+            transforms.decode(wrong)
+    for image in (noise(1, 30), noise(30, 1)):
+        for use in (transforms.decode, transforms.measure):
+            with pytest.raises(BadRecord, match='expected are sides of at least 2') as error:
+                use(image)
+            assert error.value.kind == 'too_small'
 
 
-def test_orientation_is_applied_in_training_and_ignored_in_evaluation():
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
+def test_images_stand_upright_in_training(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {'JPEG': {'quality': 95}, 'WEBP': {'lossless': True}}.get(kind, {})
+    stored = smooth(40, 60)
+    data = encode(stored, kind, exif=exif, **options)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert('RGB'))
+    image = transforms.decode(data)
+    assert image.shape == upright.shape
+    assert transforms.measure(data) == image.shape[:2]
+    assert difference(image, upright) < 0.5
+    # A part is cut out of the upright image, not of the stored one.
+    box = Box(3, 7, 25, 20)
+    assert difference(transforms.cut(data, box, 32), bicubic(upright, box, 32)) < 1.5
+
+
+def test_orientation_is_ignored_in_evaluation():
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side
-    data = encode(smooth(40, 60), 'JPEG', exif=exif.tobytes(), quality=95)
-    assert transforms.decode(data).shape == (60, 40, 3)
+    data = encode(smooth(40, 60), 'JPEG', exif=exif, quality=95)
     lying = np.asarray(Image.open(io.BytesIO(data)))[:, 10:50]
     np.testing.assert_array_equal(Preprocess(40)(data), lying)
 
 
-@pytest.mark.parametrize('data', [b'', b'junk', encode(noise(64, 64), 'JPEG')[:2000]])
-def test_decode_refuses_what_is_not_a_whole_image(data):
-    with pytest.raises(ValueError, match='not a readable image'):
-        transforms.decode(data)
-
-
 @pytest.mark.parametrize(('height', 'width'), [(200, 200), (150, 200), (180, 120)])
-def test_crops_have_the_promised_area_aspect_and_place(height, width):
+def test_boxes_have_the_promised_area_aspect_and_place(height, width):
     rng = np.random.default_rng(0)
-    image = coordinates(height, width)
-    crops = [
-        transforms.random_resized_crop(image, rng, size=64, scale=(0.3, 1.0)) for _ in range(300)
-    ]
-    assert all(crop.shape == (64, 64, 3) and crop.dtype == np.uint8 for crop in crops)
-    left, top, w, h = np.array([box(crop) for crop in crops]).T
+    boxes = [transforms.random_box(rng, height, width, scale=(0.3, 1.0)) for _ in range(3000)]
+    left, top, w, h = np.array(boxes).T
     share, aspect = w * h / (height * width), w / h
-    assert share.min() > 0.28
-    assert share.max() < 1.03
-    assert 0.73 < aspect.min() < 0.8
-    assert 1.25 < aspect.max() < 1.37
-    assert min(left.min(), top.min()) > -2
-    assert (left + w).max() < width + 2
-    assert (top + h).max() < height + 2
+    assert 0.29 < share.min() < 0.33
+    most = min(1, 4 / 3 * height / width, 4 / 3 * width / height)  # all, if no aspect forbids it
+    assert most - 0.03 < share.max() <= most + 0.001
+    assert 0.73 < aspect.min() < 0.77
+    assert 1.3 < aspect.max() < 1.37
+    assert min(left.min(), top.min()) == 0
+    assert (left + w).max() == width
+    assert (top + h).max() == height
     # Uniform in area, and anywhere in the room there is.
-    assert abs(np.mean(share) - 0.65) < 0.05
+    assert abs(np.mean(share) - 0.65) < 0.02
     room = (width - w) > 20
-    place = (left / (width - w))[room]
-    assert 0.4 < place.mean() < 0.6
-    assert place.std() > 0.25
+    assert (left + w)[room].max() == width
+    place = left[room] / (width - w[room])
+    assert abs(place.mean() - 0.5) < 0.03
+    assert place.std() > 0.27
 
 
-@pytest.mark.parametrize(('height', 'width'), [(20, 250), (250, 20), (1, 1), (1, 200), (64, 64)])
+@pytest.mark.parametrize(('height', 'width'), [(20, 250), (250, 20), (2, 2), (2, 200), (64, 64)])
 def test_extreme_images_are_cropped_too(height, width):
     rng = np.random.default_rng(0)
     for _ in range(20):
-        crop = transforms.random_resized_crop(coordinates(height, width), rng, size=32)
-        assert crop.shape == (32, 32, 3)
-    if min(height, width) == 20:  # as much as an allowed aspect can show, and not stretched further
-        *_, w, h = box(crop)
-        assert max(w, h) / min(w, h) == pytest.approx(4 / 3, abs=0.1)
+        box = transforms.random_box(rng, height, width)
+        assert transforms.cut(coordinates(height, width), box, 32).shape == (32, 32, 3)
+        if min(height, width) == 20:  # as much as an allowed aspect can show, and no more
+            sides = sorted(box[2:])
+            assert sides[1] / sides[0] == pytest.approx(4 / 3, abs=0.1)
 
 
-@pytest.mark.parametrize('side', [70, 85, 100, 121, 127, 128, 160, 200, 333])
-def test_shrinking_is_as_good_as_an_exact_filter(side):
-    # The whole image, so that Pillow's antialiased bicubic can be asked for the same.
-    whole = {'scale': (1, 1), 'ratio': (1, 1)}
-    rng = np.random.default_rng(0)
-    image = smooth(side, side)
-    got = transforms.random_resized_crop(image, rng, size=64, **whole).astype(int)
-    want = np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BICUBIC))
-    assert np.abs(got - want).mean() < 2
+@pytest.mark.parametrize('side', [40, 64, 70, 85, 100, 121, 128, 160, 191, 193, 200, 333, 400])
+def test_cutting_is_as_good_as_an_exact_filter(side):
+    # Something as sharp as photographs are at their own resolution, parts at odd places.
+    image = smooth(420, 410)
+    data = encode(image, 'JPEG', quality=95, subsampling=0)
+    decoded = np.asarray(Image.open(io.BytesIO(data)))
+    for box in (Box(1, 3, side, side), Box(7, 2, side, int(side * 0.8))):
+        want = bicubic(decoded, box, 64)
+        assert difference(transforms.cut(decoded, box, 64), want) < 1.2
+        # In a JPEG that has far more pixels than are needed, not all are decoded.
+        assert difference(transforms.cut(data, box, 64), want) < 1.2
 
 
 @pytest.mark.parametrize('side', [85, 100, 121, 127, 160, 200, 333])
 def test_shrinking_does_not_alias(side):
-    # Pixels that alternate become grey; without a filter they make patterns (deviation 28 to 42).
+    # Pixels that alternate become grey; without a filter they make patterns (deviation 62).
     board = (255 * (np.indices((side, side, 3))[:2].sum(axis=0) % 2)).astype(np.uint8)
-    rng = np.random.default_rng(0)
-    got = transforms.random_resized_crop(board, rng, size=64, scale=(1, 1), ratio=(1, 1))
-    assert got.std() < 15
+    got = whole(board, 64)
+    assert got.std() < 17
     assert 120 < got.mean() < 135
+
+
+@pytest.mark.parametrize('size', [64, 150, 333])
+def test_a_part_is_where_it_should_be(size):
+    # Colours tell the place.
+    image = coordinates(250, 250)
+    for kind, options in (('PNG', {}), ('JPEG', {'quality': 100, 'subsampling': 0})):
+        data = encode(image, kind, **options)
+        for place in (Box(13, 7, 201, 199), Box(0, 0, 250, 250), Box(40, 31, 120, 150)):
+            got = box(transforms.cut(data, place, size))
+            np.testing.assert_allclose(got, place, atol=1.6)
+
+
+def test_large_jpegs_are_decoded_no_further_than_needed(monkeypatch):
+    asked = []
+    decode = pixels.simplejpeg.decode_jpeg
+
+    def watched(data, **options):
+        image = decode(data, **options)
+        asked.append(image.shape[0])
+        return image
+
+    monkeypatch.setattr(pixels.simplejpeg, 'decode_jpeg', watched)
+    data = encode(smooth(401, 601), 'JPEG')
+    for size in (400, 130, 65, 30):
+        transforms.cut(data, Box(0, 0, 601, 401), size)
+    assert asked == [401, 201, 101, 51]
+
+
+def test_parts_that_are_not_there_are_refused():
+    for place in (Box(-1, 0, 5, 5), Box(0, 0, 31, 5), Box(0, 18, 5, 3), Box(2, 2, 5, 0)):
+        for image in (noise(20, 30), encode(noise(20, 30))):
+            with pytest.raises(ValueError, match='not a part of an image of 30 x 20 pixels'):
+                transforms.cut(image, place, 8)
 
 
 def test_enlarging_is_smooth():
     image = smooth(40, 40)
-    rng = np.random.default_rng(0)
-    got = transforms.random_resized_crop(image, rng, size=100, scale=(1, 1), ratio=(1, 1))
-    want = np.asarray(Image.fromarray(image).resize((100, 100), Image.Resampling.BICUBIC))
-    assert np.abs(got.astype(int) - want).mean() < 1.5  # linear: 2.3
+    assert difference(whole(image, 100), bicubic(image, Box(0, 0, 40, 40), 100)) < 1.5  # linear 2.3
 
 
 def test_flip_mirrors_as_often_as_asked():
     rng = np.random.default_rng(0)
     image = noise(4, 5)
-    np.testing.assert_array_equal(transforms.flip(image, rng, 1.0), image[:, ::-1])
-    np.testing.assert_array_equal(transforms.flip(image, rng, 0.0), image)
-    flipped = [not np.array_equal(transforms.flip(image, rng, 0.3), image) for _ in range(1000)]
+    place = image.copy()
+    assert transforms.flip(place, rng, 1.0) is place
+    np.testing.assert_array_equal(place, image[:, ::-1])
+    np.testing.assert_array_equal(transforms.flip(image.copy(), rng, 0.0), image)
+    flipped = [
+        not np.array_equal(transforms.flip(image.copy(), rng, 0.3), image) for _ in range(1000)
+    ]
     assert 0.25 < np.mean(flipped) < 0.35
+
+
+def jitter(image: np.ndarray, seed: int = 0, **options) -> np.ndarray:
+    return transforms.colour_jitter(image, np.random.default_rng(seed), **options)
+
+
+def soft(height: int = 32, width: int = 32) -> np.ndarray:
+    """Colours far enough from black and white that no change of them is cut off."""
+    return (smooth(height, width) * 0.3 + 90).astype(np.uint8)
+
+
+def test_brightness_is_a_uniform_factor():
+    factors = [jitter(soft(), i, brightness=0.4).mean() / soft().mean() for i in range(300)]
+    assert 0.6 <= min(factors) < 0.63
+    assert 1.37 < max(factors) < 1.41
+    assert abs(np.mean(factors) - 1) < 0.05
+
+
+def test_contrast_keeps_the_mean_and_scales_what_differs_from_it():
+    grey = np.repeat(soft()[:, :, :1], 3, axis=2)
+    for i in range(10):
+        got = jitter(grey, i, contrast=0.5)
+        assert abs(got.mean() - grey.mean()) < 1
+    scales = [jitter(grey, i, contrast=0.5).std() / grey.std() for i in range(300)]
+    assert 0.48 < min(scales) < 0.55
+    assert 1.45 < max(scales) < 1.52
+
+
+def test_saturation_keeps_the_luminance():
+    def luminance(image):
+        return image @ np.array([0.299, 0.587, 0.114])
+
+    image = soft()
+    chroma = image - luminance(image)[:, :, None]
+    scales = []
+    for i in range(200):
+        got = jitter(image, i, saturation=1.0)
+        assert np.abs(luminance(got) - luminance(image)).max() < 1.5
+        scales.append(((got - luminance(got)[:, :, None]) * chroma).sum() / (chroma**2).sum())
+    assert -0.02 < min(scales) < 0.05
+    assert 1.95 < max(scales) < 2.02
+
+
+def test_hue_goes_around_the_circle():
+    red = np.full((4, 4, 3), (200, 40, 40), np.uint8)
+    hues = [
+        colorsys.rgb_to_hsv(*(jitter(red, i, hue=0.1)[0, 0] / 255.0).tolist()) for i in range(200)
+    ]
+    turns = (np.array(hues)[:, 0] + 0.5) % 1 - 0.5
+    assert -0.11 < turns.min() < -0.09
+    assert 0.09 < turns.max() < 0.11
+    np.testing.assert_allclose(np.array(hues)[:, 1:], [[0.8, 200 / 255]] * 200, atol=0.02)
+
+
+def test_jitter_happens_as_often_as_asked_and_follows_from_the_random_numbers():
+    image = soft()
+    every = {'brightness': 0.8, 'contrast': 0.8, 'saturation': 0.8, 'hue': 0.2}
+    changed = [not np.array_equal(jitter(image, i, p=0.8, **every), image) for i in range(500)]
+    assert 0.75 < np.mean(changed) < 0.85
+    assert jitter(image, p=0.0, **every) is image
+    assert jitter(image) is image
+    np.testing.assert_array_equal(jitter(image, 3, **every), jitter(image, 3, **every))
+    assert jitter(image, **every).dtype == np.uint8
+    np.testing.assert_array_equal(image, soft())  # what was handed in stays as it was
+
+
+def test_grey_is_the_luminance_in_all_channels():
+    rng = np.random.default_rng(0)
+    image = noise(20, 20)
+    got = transforms.grey(image, rng, 1.0)
+    want = np.asarray(Image.fromarray(image).convert('L').convert('RGB'))
+    np.testing.assert_allclose(got.astype(int), want, atol=1)
+    assert transforms.grey(image, rng, 0.0) is image
+    turned = [transforms.grey(image, rng, 0.2) is not image for _ in range(1000)]
+    assert 0.15 < np.mean(turned) < 0.25
 
 
 def test_every_text_is_chosen_equally_often():
     rng = np.random.default_rng(0)
     chosen = [transforms.choose_text(['a', 'b', 'c'], rng) for _ in range(3000)]
     assert all(900 < chosen.count(text) < 1100 for text in 'abc')
-    with pytest.raises(ValueError, match='no text'):
-        transforms.choose_text([], rng)
+
+
+def test_texts_are_chosen_by_rule():
+    rng = np.random.default_rng(0)
+    texts = ['one', 'three', 'seven', 'two']
+    assert {transforms.choose_text(texts, rng, 'first') for _ in range(20)} == {'one'}
+    assert {transforms.choose_text(texts, rng, 'longest') for _ in range(20)} == {'three'}
+    for rule in transforms.CAPTIONS:
+        with pytest.raises(BadRecord, match='no text') as error:
+            transforms.choose_text([], rng, rule)
+        assert error.value.kind == 'no_caption'

@@ -4,30 +4,104 @@ A SPEC is the same in configs and on the command line; paths and globs may be lo
 
     tfds:NAME[/CONFIG]/SPLIT    a prepared TFDS set; slices such as `train[:10%]` work
     tars:GLOB                   uncompressed tar shards
+    table:FILE                  rows of a .csv, .tsv, .jsonl or .parquet
+    folder:DIR                  images, a sub-folder a class
+
+Several, each with a weight, are a mixture: `3 * tars:A.tar + 1 * tars:B.tar`.
 
 A file offers `source(address, **options)`, options by keyword, which gives a `Source`: by number,
 examples `{'image': encoded bytes or array, 'texts': [str, ...], 'label': int}`, without 'texts' or
 'label' if the storage has none. `label_names[label]` is a class's name; it is [] if there are no
-names, and a label of -1 means none. `where(i)` names example i in error messages. Reading is safe
-in threads, a source can be pickled, and an index out of range is an IndexError.
+names, and a label of -1 means none. `where(i)` names example i in error messages. `left_out` says,
+by kind, what lay there and could not become an example. Reading is safe in threads, a source can be
+pickled, an index out of range is an IndexError, and an example that cannot be used a BadRecord.
 """
 
+import bisect
 import inspect
+import itertools
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from clip_jax import lookup
+from clip_jax.data.bad import LeftOut
+from clip_jax.data.order import Part
 
 
 class Source(Protocol):
     """What every kind of storage gives: examples by number."""
 
     label_names: list[str]
+    left_out: dict[str, LeftOut]
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> dict[str, Any]: ...
 
     def where(self, i: int) -> str: ...
+
+
+class Mixture:
+    """The examples of several sources one after the other; in training they alternate by weight."""
+
+    label_names: list[str] = []
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
+        self.sources, self.weights = list(sources), list(weights)
+        self._ends = list(itertools.accumulate(map(len, sources)))
+        self.left_out = {
+            f'{source}: {kind}': found
+            for source in sources
+            for kind, found in source.left_out.items()
+        }
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        if not 0 <= i < len(self):
+            raise IndexError(f'{self} has {len(self)} examples, none with the number {i}.')
+        source, place = self._place(i)
+        # Classes of different sources have nothing to do with each other.
+        return {k: v for k, v in source[place].items() if k != 'label'}
+
+    def where(self, i: int) -> str:
+        """Names example i in error messages."""
+        source, place = self._place(i)
+        return source.where(place)
+
+    def __str__(self) -> str:
+        return ' + '.join(f'{w:g} * {s}' for s, w in zip(self.sources, self.weights, strict=True))
+
+    def _place(self, i: int) -> tuple[Source, int]:
+        number = bisect.bisect_right(self._ends, i)
+        return self.sources[number], i - (self._ends[number] - len(self.sources[number]))
+
+
+def parts_of(source: Source) -> list[Part]:
+    """Returns the parts of a source: of a mixture, its sources."""
+    if not isinstance(source, Mixture):
+        return [Part(0, len(source), 1.0)]
+    ends = itertools.accumulate(map(len, source.sources))
+    return [
+        Part(end - len(part), end, weight)
+        for part, end, weight in zip(source.sources, ends, source.weights, strict=True)
+    ]
+
+
+def split(specs: str) -> list[tuple[float, str]]:
+    """Cuts `3 * tars:A.tar + tars:B.tar` into weights and SPECs; one without a weight has 1."""
+    parts = []
+    for part in specs.split(' + '):
+        weight, star, spec = part.partition(' * ')
+        try:
+            number = float(weight) if star else 1.0
+        except ValueError:
+            number = -1.0
+        if not 0 < number < float('inf'):
+            raise ValueError(f"data {part!r}: expected WEIGHT * SPEC, as '3 * tars:x-*.tar'")
+        parts.append((number, (spec if star else part).strip()))
+    return parts
 
 
 def open_source(spec: str, **options: Any) -> Source:

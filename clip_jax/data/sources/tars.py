@@ -1,29 +1,25 @@
 """Uncompressed tar shards as WebDataset and img2dataset write them, read in place: `tars:GLOB`."""
 
+import contextlib
 import functools
 import glob
+import json
 import os
 import re
-import tarfile
+import stat
 import weakref
-from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import numpy as np
-from absl import logging
+from clip_jax.data.bad import BadRecord, LeftOut
+from clip_jax.data.sources import _captions, _files, _tar_index
+from clip_jax.data.sources._tar_index import BLOCK, Index, Read, Shard
 
-_ROLES = ('image', 'text', 'label')
-# Where the members of one sample lie; an offset counts bytes from the start of the shard and an
-# absent member has size -1. `header` is where the image's tar header begins: its name is read from
-# there when a message needs it, so that millions of names need not be kept.
-_SAMPLE = np.dtype(
-    [('shard', 'i4'), ('header', 'i8')]
-    + [(f'{role}_{number}', 'i8') for role in _ROLES for number in ('offset', 'size')]
-)
-_MAGIC = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'\x28\xb5\x2f\xfd': 'zstd'}
-_DAMAGED = 'truncated, damaged or not a tar; fetch or write the shard again'
 # Below the usual limit of 1,024 open files per process.
 _OPEN_SHARDS = 512
+_LOOK_UPS = 32  # at a time, of remote shards
+_AHEAD = 8 << 20  # bytes of a remote shard that one request fetches while it is indexed
 
 
 def source(
@@ -32,15 +28,26 @@ def source(
     image_exts: Sequence[str] = ('jpg', 'jpeg', 'png', 'webp'),
     text_exts: Sequence[str] = ('txt',),
     label_ext: str = 'cls',
+    json_key: str = 'caption',
+    index_dir: str = '',
 ) -> 'TarSource':
     """Indexes the shards that a path, a glob or a brace range such as `x-{00000..00041}.tar` names.
 
     A sample is the members of one shard that share a key, the path up to the first dot of the base
     name; samples come in order of appearance, those without an image are left out. The lines of the
-    text member are the texts. ValueError: nothing matches, or a tar is compressed, damaged, empty.
+    text member are the texts; of a .json member it is the field `json_key`, a text or a list.
+    Addresses with `://` are read through fsspec. The index is kept in `index_dir`, '' for
+    `clip_jax/tars` in the user's cache folder, and used again as far as shards are the same.
+    ValueError: nothing matches, no sample has an image, or a shard is compressed, empty or no tar.
+    What else is wrong with shards is counted in `left_out`.
     """
-    roles = dict.fromkeys(image_exts, 'image') | dict.fromkeys(text_exts, 'text')
-    return TarSource(address, {**roles, label_ext: 'label'})
+    roles = _roles({'image': image_exts, 'text': text_exts, 'label': [label_ext]})
+    if _files.is_remote(index_dir):
+        raise ValueError(f'tars: index_dir is {index_dir!r}; expected is a local folder')
+    # Absolute, because another process opens the index there.
+    folder = os.path.abspath(os.path.expanduser(index_dir) or _cache_folder())
+    index = _tar_index.open_index(address, _matches(address), roles, folder, _front_to_back)
+    return TarSource(address, index, json_key)
 
 
 class TarSource:
@@ -48,66 +55,55 @@ class TarSource:
 
     label_names: list[str] = []
 
-    def __init__(self, address: str, roles: dict[str, str]):
-        """Scans the tar headers of all shards; `roles` maps extensions to image, text or label."""
-        self._address = address
-        self._shards = _matches(address)
-        extensions = Counter()
-        indices = []
-        for number, shard in enumerate(self._shards):
-            indices.append(_index(number, shard, roles, extensions))
-            if (number + 1) % 100 == 0:
-                logging.info('Indexed %d of %d tar shards.', number + 1, len(self._shards))
-        self._samples = np.concatenate(indices)
-        if not len(self):
-            wanted = ', '.join(f'.{ext}' for ext, role in roles.items() if role == 'image')
-            found = ', '.join(f'.{ext} ({n})' for ext, n in extensions.most_common(12))
-            raise ValueError(
-                f'{self}: no sample has an image ({wanted}). Extensions found: {found}. '
-                'Other ones can be given with image_exts.'
-            )
-        self._open = functools.lru_cache(_OPEN_SHARDS)(_Descriptor)
+    def __init__(self, address: str, index: Index, json_key: str):
+        self._address, self._index, self._json_key = address, index, json_key
+        self._open = functools.lru_cache(_OPEN_SHARDS)(_open)
+
+    @property
+    def left_out(self) -> dict[str, LeftOut]:
+        """What lies in the shards and is in no sample, by kind."""
+        return self._index.left_out
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._index)
 
-    def __getitem__(self, i: int) -> dict:
-        """Returns the encoded 'image', and 'texts' and 'label' where the sample has them."""
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Returns the encoded 'image', and 'texts' and 'label' where the sample has them.
+
+        BadRecord: its text is no UTF-8, or no JSON with such a field.
+        """
         if not 0 <= i < len(self):
             raise IndexError(f'{self} has {len(self)} samples, none with the number {i}.')
-        shard, _, *places = self._samples[i].item()
-        image, text, label = (
-            self._read(shard, offset, size)
-            for offset, size in zip(places[::2], places[1::2], strict=True)
-        )
-        example = {'image': image}
-        if text is not None:
-            lines = text.decode('utf-8-sig', errors='replace').splitlines()
-            example['texts'] = [line.strip() for line in lines if line.strip()]
-        if label is not None:
-            example['label'] = self._label(label, i)
+        shard, (image, image_size, text, text_size, label, label_size, _, is_json) = self._index[i]
+        example: dict[str, Any] = {'image': self._read(shard, image, image_size)}
+        if text:
+            data = self._read(shard, text, text_size)
+            texts = _json_texts(data, self._json_key) if is_json else _captions.lines(data)
+            if texts is not None:
+                example['texts'] = texts
+        if label:
+            example['label'] = self._label(self._read(shard, label, label_size), i)
         return example
 
     def where(self, i: int) -> str:
         """Says in which shard and under which name image `i` is stored."""
-        shard = self._shards[self._samples[i]['shard']]
-        with open(shard, 'rb') as file:
-            file.seek(int(self._samples[i]['header']))
-            return f'{shard}: {_tar(file).next().name}'
+        shard, (image, *_, head, _) = self._index[i]
+        name = _tar_index.name_in(self._read(shard, image - head, head * BLOCK))
+        return f'{shard}: {name or f"image at byte {image * BLOCK}"}'
 
     def __str__(self) -> str:
         return f'tars:{self._address}'
 
-    def _read(self, shard: int, offset: int, size: int) -> bytes | None:
-        if size < 0:
-            return None
-        # The name keeps the descriptor open until the read is done, even if the cache drops it.
-        descriptor = self._open(self._shards[shard])
-        data = os.pread(descriptor.number, size, offset)
+    def _read(self, shard: str, block: int, size: int) -> bytes:
+        if not size:
+            return b''
+        # The name keeps the shard open until the read is done, even if the cache drops it.
+        file = self._open(shard)
+        data = file.read(block * BLOCK, size)
         if len(data) < size:
             raise ValueError(
-                f'{self._shards[shard]}: has become shorter since it was indexed: expected {size} '
-                f'bytes at {offset}, found {len(data)}. Start again when the shard is complete.'
+                f'{shard}: has become shorter since it was indexed: expected {size} bytes at '
+                f'{block * BLOCK}, found {len(data)}. Start again when the shard is complete.'
             )
         return data
 
@@ -119,120 +115,171 @@ class TarSource:
                 f'{self.where(i)}: its label should be a whole number, it is {data[:40]!r}.'
             ) from None
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != '_open'}
 
-    def __setstate__(self, state: dict):
+    def __setstate__(self, state: dict[str, Any]):
         self.__dict__.update(state)
-        self._open = functools.lru_cache(_OPEN_SHARDS)(_Descriptor)
+        self._open = functools.lru_cache(_OPEN_SHARDS)(_open)
 
 
-class _Descriptor:
-    """An open shard, closed when nobody refers to it any more."""
+def _roles(extensions: dict[str, Sequence[str]]) -> dict[str, str]:
+    """Returns what a member of each extension is, image, text or label."""
+    roles: dict[str, str] = {}
+    for role, exts in extensions.items():
+        if isinstance(exts, str):
+            raise ValueError(f'tars: {role}_exts is {exts!r}; expected is a list as [{exts!r}]')
+        for ext in (ext.lower().removeprefix('.') for ext in exts):
+            if roles.setdefault(ext, role) != role:
+                raise ValueError(
+                    f'tars: members .{ext} are to be both {roles[ext]} and {role}. Choose one with '
+                    'image_exts, text_exts and label_ext.'
+                )
+    return roles
+
+
+def _cache_folder() -> str:
+    home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    return os.path.join(home, 'clip_jax', 'tars')
+
+
+def _json_texts(data: bytes, key: str) -> list[str] | None:
+    """Returns the texts in a field of a JSON object, None if it is null."""
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BadRecord('not_utf8', f'its .json member is no JSON ({error})') from None
+    if not isinstance(fields, dict):
+        raise BadRecord('not_utf8', f'its .json member is no object: {data[:60]!r}')
+    if key not in fields:
+        there = ', '.join(map(repr, list(fields)[:12])) or 'nothing'
+        raise BadRecord('no_caption', f'its .json member has no {key!r} (json_key); it has {there}')
+    if fields[key] is None:
+        return None
+    texts = fields[key] if isinstance(fields[key], list) else [fields[key]]
+    try:
+        # JSON can spell half a character, which no tokenizer can encode.
+        return [text.strip() for text in texts if text.strip() and text.encode()]
+    except (AttributeError, UnicodeEncodeError):
+        found = repr(fields[key])[:60]
+        raise BadRecord('not_utf8', f'{key!r} of its .json member is no text: {found}') from None
+
+
+class _LocalShard:
+    """An open file, closed when nobody refers to it any more."""
 
     def __init__(self, path: str):
-        self.number = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self.number)
+        self._number = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._number)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._number, size, offset)
 
 
-def _index(number: int, shard: str, roles: dict[str, str], extensions: Counter) -> np.ndarray:
-    """Returns the samples of one shard that have an image, and counts all its extensions."""
-    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
-    members = 0
-    for member in _members(shard):
-        members += 1
-        folder, slash, base = member.name.rpartition('/')
-        stem, _, extension = base.partition('.')
-        extension = extension.lower()
-        extensions[extension] += 1
-        role = roles.get(extension)
-        if role is None or not stem:
-            continue
-        sample = samples.setdefault(folder + slash + stem, {})
-        if role in sample:
-            raise ValueError(
-                f'{shard}: one sample has two members that are its {role}, {sample[role].name} '
-                f'and {member.name}. Remove one, or choose with image_exts, text_exts, label_ext.'
-            )
-        sample[role] = member
-    if not members:
-        raise ValueError(f'{shard}: the tar is empty. Remove the shard or write it again.')
-    rows = [(number, *_row(sample)) for sample in samples.values() if 'image' in sample]
-    return np.array(rows, _SAMPLE)
+class _RemoteShard:
+    """A file of a server, of which every read is a request."""
 
+    def __init__(self, url: str):
+        self._fs, self._path = _files.filesystem(url)
 
-def _row(sample: dict[str, tarfile.TarInfo]) -> list[int]:
-    row = [sample['image'].offset]
-    for role in _ROLES:
-        member = sample.get(role)
-        row += [member.offset_data, member.size] if member else [0, -1]
-    return row
-
-
-def _members(shard: str) -> Iterator[tarfile.TarInfo]:
-    """Yields the regular files of a tar; reads headers only and seeks over the data."""
-    with open(shard, 'rb', buffering=0) as file:
-        start = file.read(6)
-        for magic, name in _MAGIC.items():
-            if start.startswith(magic):
-                raise ValueError(
-                    f'{shard}: is compressed ({name}). Samples are read in place, so it must be '
-                    'uncompressed: unpack it to a .tar first.'
-                )
-        file.seek(0)
+    def read(self, offset: int, size: int) -> bytes:
         try:
-            tar = _tar(file)
-            while (member := tar.next()) is not None:
-                if member.isreg():
-                    yield member
-        except tarfile.TarError as error:
-            raise ValueError(f'{shard}: {_DAMAGED} ({error}).') from error
-        # tarfile takes a damaged header for the end of the archive; the true end is zeros.
-        file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE).strip(b'\0'):
-            raise ValueError(f'{shard}: {_DAMAGED} (no tar header at byte {tar.offset}).')
+            data = self._fs.cat_file(self._path, start=offset, end=offset + size)
+        except Exception:
+            # Servers refuse, each with another error, a range that lies behind the end.
+            self._fs.invalidate_cache()
+            if self._fs.size(self._path) <= offset:
+                return b''
+            raise
+        if len(data) > size:
+            raise ValueError(f'{self._path}: its server sends whole files only. Copy the shards.')
+        return data
 
 
-def _tar(file) -> tarfile.TarFile:
-    return tarfile.open(fileobj=file, mode='r:', encoding='utf-8', errors='replace')
+def _open(path: str) -> _LocalShard | _RemoteShard:
+    return _RemoteShard(path) if _files.is_remote(path) else _LocalShard(path)
 
 
-def _matches(address: str) -> list[str]:
+@contextlib.contextmanager
+def _front_to_back(path: str) -> Iterator[Read]:
+    """Opens a shard for reading its headers, few requests for many of them."""
+    if not _files.is_remote(path):
+        yield _LocalShard(path).read
+        return
+    fs, place = _files.filesystem(path)
+    with fs.open(place, 'rb', block_size=_AHEAD, cache_type='readahead') as file:
+
+        def read(offset: int, size: int) -> bytes:
+            try:
+                file.seek(offset)
+                return file.read(size)
+            except ValueError as error:
+                raise ValueError(
+                    f'{path}: its server does not send parts of files ({error}). Copy the shards.'
+                ) from error
+
+        yield read
+
+
+def _matches(address: str) -> list[Shard]:
     """Returns the files that a path, a glob or braces name, sorted; every part must match some."""
-    address = os.path.expanduser(address)
-    if os.path.isfile(address):
-        return [address]
-    shards = set()
-    for pattern in _expand(address):
-        files = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
-        if not files:
+    remote = _files.is_remote(address)
+    address = address if remote else os.path.expanduser(address)
+    # A local file may have braces in its name.
+    whole = not remote and os.path.isfile(address)
+    patterns = [address] if whole else _files.expand(address)
+    with ThreadPoolExecutor(_LOOK_UPS) as pool:
+        found = list(pool.map(_remote_shards if remote else _local_shards, patterns))
+    for pattern, shards in zip(patterns, found, strict=True):
+        if not shards:
             raise ValueError(_no_match(pattern))
-        shards.update(files)
-    return sorted(shards)
+    return sorted({shard for shards in found for shard in shards})
 
 
-def _expand(pattern: str) -> list[str]:
-    """Expands the braces of `{00000..00005}` and `{train,val}`."""
-    braces = re.search(r'\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}', pattern)
-    if not braces:
-        return [pattern]
-    first, last, words = braces.groups()
-    if words is None:
-        low, high = sorted((int(first), int(last)))
-        words = [str(number).zfill(len(first)) for number in range(low, high + 1)]
-    else:
-        words = words.split(',')
-    head, tail = pattern[: braces.start()], pattern[braces.end() :]
-    return [path for word in words for path in _expand(head + word + tail)]
+def _local_shards(pattern: str) -> list[Shard]:
+    shards = []
+    for path in [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True):
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(path)
+            if stat.S_ISREG(status.st_mode):
+                shards.append(Shard(path, status.st_size, str(status.st_mtime_ns)))
+    return shards
+
+
+def _remote_shards(pattern: str) -> list[Shard]:
+    fs, path = _files.filesystem(pattern)
+    # In http a question mark begins a query.
+    magic = re.search('[*[]' if pattern.startswith('http') else '[*?[]', path)
+    try:
+        found = fs.glob(path, detail=True) if magic else {path: fs.info(path)}
+    except OSError as error:
+        # fsspec calls everything that goes wrong on the way to a web server a missing file.
+        cause = error.__cause__ or error
+        if isinstance(cause, FileNotFoundError) or getattr(cause, 'status', 0) == 404:
+            return []
+        raise ValueError(f'tars:{pattern}: cannot be looked up ({cause!r})') from error
+    return [
+        _remote_shard(fs.unstrip_protocol(path), info)
+        for path, info in found.items()
+        if info['type'] == 'file'
+    ]
+
+
+def _remote_shard(url: str, info: dict[str, Any]) -> Shard:
+    if info.get('size') is None:
+        raise ValueError(f'{url}: its server does not say how long it is. Copy the shards.')
+    # Each kind of server has its own word for the state of a file.
+    marks = ('ETag', 'etag', 'md5Hash', 'mtime', 'LastModified', 'Last-Modified', 'updated')
+    changed = next((str(info[mark]) for mark in (*marks, 'created') if info.get(mark)), '')
+    return Shard(url, int(info['size']), changed)
 
 
 def _no_match(pattern: str) -> str:
-    folder = pattern
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder) or '.'
-    names = sorted(os.listdir(folder))
-    shown = ', '.join(names[:8]) + (f', … ({len(names)} in all)' if len(names) > 8 else '')
+    try:
+        there = _files.nearest(pattern)
+    except Exception:
+        there = ''  # Not every server lists what it has, and each says so with its own error.
     return (
-        f'tars: no file matches {pattern!r}. The folder {folder!r} holds: {shown or "nothing"}. '
+        f'tars: no file matches {pattern!r}. {there} '
         "Expected is a path, a glob or a range of tar files: 'x-*.tar', 'x-{00000..00041}.tar'."
     )

@@ -15,12 +15,16 @@ import numpy as np
 from etils import epath
 
 from clip_jax import lookup
+from clip_jax.data.bad import BadRecord, LeftOut
+from clip_jax.data.sources import _captions
 
 INFO_FILE = 'dataset_info.json'
 
 
 class TfdsSource:
     """Random access to one split of a prepared set; images stay encoded."""
+
+    left_out: dict[str, LeftOut] = {}  # whoever prepared the set has seen to that
 
     def __init__(
         self,
@@ -43,12 +47,16 @@ class TfdsSource:
     def __getitem__(self, i: int) -> dict[str, Any]:
         if not 0 <= i < len(self):
             raise IndexError(f'{self} has {len(self)} records, none with the number {i}.')
-        parsed = self._parse(self._records[i])
+        try:
+            record = self._records[i]
+        except RuntimeError as error:  # ArrayRecord's checksums do not fit
+            raise BadRecord('damaged', ' '.join(str(error).split())) from error
+        parsed = self._parse(record)
         example = {what: _at(parsed, key) for what, key in self._keys.items()}
         if 'texts' in example:
             texts = example['texts']
             texts = [texts] if isinstance(texts, bytes) else texts
-            example['texts'] = [text.decode() for text in texts]
+            example['texts'] = _captions.texts(texts)
         return example
 
     def where(self, i: int) -> str:

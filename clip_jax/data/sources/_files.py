@@ -1,0 +1,177 @@
+"""Files and folders, on this machine or behind an address with '://' that fsspec understands."""
+
+import errno
+import glob
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from clip_jax.data.bad import BadRecord
+
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+# Names that no file can have: too long, or links that lead in a circle.
+_IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ELOOP)
+_GONE = (401, 403, 404, 410, 451)
+# What to install where fsspec has no driver; its own names of the others are `fsspec[PROTOCOL]`.
+_DRIVERS = {'gs': 'clip_jax[gcs]', 'gcs': 'clip_jax[gcs]', 'https': 'fsspec[http]'}
+
+
+class _UnknownProtocol(ValueError):
+    pass
+
+
+def is_remote(path: str) -> bool:
+    """Whether fsspec reads this path."""
+    return '://' in path
+
+
+def open_file(path: str) -> BinaryIO:
+    """Opens a file for reading bytes at any place; OSError if there is none."""
+    if not is_remote(path):
+        return open(path, 'rb')
+    fs, path = filesystem(path)
+    return fs.open(path, 'rb')
+
+
+def read(path: str, *, missing: str = 'no_image') -> bytes:
+    """Returns what a file holds; BadRecord of the kind `missing` if there is no such file."""
+    try:
+        if is_remote(path):
+            fs, name = filesystem(path)
+            return fs.cat_file(name)
+        with open(path, 'rb') as file:
+            return file.read()
+    except Exception as error:
+        reason = _why_missing(error)
+        if not reason:
+            raise  # A network or disk that fails says nothing about the record.
+        raise BadRecord(missing, f'cannot read {path[:200]!r} ({reason})') from error
+
+
+def _why_missing(error: Exception) -> str:
+    """Says why there is no file that can be read; '' if that is not what the error means."""
+    if isinstance(error, _UnknownProtocol):
+        return 'nothing reads such an address'
+    if isinstance(error, _MISSING) or getattr(error, 'errno', 0) in _IMPOSSIBLE:
+        return error.strerror or type(error).__name__
+    # HTTP clients have an error of their own for an answer that is no file.
+    status = getattr(error, 'status', 0)
+    return f'HTTP status {status}' if status in _GONE else ''
+
+
+def join(folder: str, path: str) -> str:
+    """Joins a folder and a path below it; BadRecord('no_image') if '..' leads out of the folder."""
+    depth = 0
+    for part in path.split('/'):
+        depth += {'..': -1, '.': 0, '': 0}.get(part, 1)
+        if depth < 0:
+            raise BadRecord('no_image', f'the path {path[:200]!r} leaves the folder {folder}')
+    return f'{folder.rstrip("/")}/{path}' if folder else path
+
+
+def matches(address: str, kind: str) -> list[str]:
+    """Returns the files that a path, a glob or braces name, sorted; each part must match some."""
+    address = os.path.expanduser(address)
+    found = set()
+    for pattern in expand(address):
+        files = _glob(pattern)
+        if not files:
+            raise ValueError(
+                f'{kind}: no file matches {pattern!r}. {nearest(pattern)} Expected is a path, a '
+                "glob or a range of files, as 'x-*', 'x-{00000..00041}'."
+            )
+        found.update(files)
+    return sorted(found)
+
+
+def expand(pattern: str) -> list[str]:
+    """Expands the braces of `{00000..00005}` and `{train,val}`."""
+    braces = re.search(r'\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}', pattern)
+    if not braces:
+        return [pattern]
+    first, last, words = braces.groups()
+    if words is None:
+        low, high = sorted((int(first), int(last)))
+        words = [str(number).zfill(len(first)) for number in range(low, high + 1)]
+    else:
+        words = words.split(',')
+    head, tail = pattern[: braces.start()], pattern[braces.end() :]
+    return [path for word in words for path in expand(head + word + tail)]
+
+
+def listing(folder: str) -> Iterator[tuple[str, str]]:
+    """Yields the (name, type) of what is in a folder, without order; OSError if it is none.
+
+    Types are 'file', 'folder', 'linked_folder', and 'not_a_file' for devices, pipes and links that
+    lead nowhere. A link to a file is a file.
+    """
+    if is_remote(folder):
+        fs, path = filesystem(folder)
+        for entry in fs.ls(path, detail=True):
+            name = entry['name'].rstrip('/')
+            # Object stores may list a folder as an empty object in itself.
+            if name != path.rstrip('/'):
+                yield name.rpartition('/')[2], 'folder' if entry['type'] == 'directory' else 'file'
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file():
+                yield entry.name, 'file'
+            elif entry.is_dir():
+                yield entry.name, 'linked_folder' if entry.is_symlink() else 'folder'
+            else:
+                yield entry.name, 'not_a_file'
+
+
+def contents(folder: str) -> str:
+    """A sentence on what a folder holds, for error messages."""
+    names = sorted(name for name, _ in listing(folder))
+    shown = ', '.join(names[:8]) + (f', … ({len(names)} in all)' if len(names) > 8 else '')
+    return f'The folder {folder!r} holds: {shown or "nothing"}.'
+
+
+def nearest(pattern: str) -> str:
+    """What the innermost folder of a pattern that is there holds."""
+    folder = pattern
+    while folder:
+        try:
+            return contents(folder)
+        except (OSError, NotImplementedError):
+            folder = folder.rpartition('/')[0]
+            if folder.endswith('/'):
+                return ''  # of an address, nothing but its 'gs:/' is left
+    return contents('/' if pattern.startswith('/') else '.')
+
+
+def _glob(pattern: str) -> list[str]:
+    if is_remote(pattern):
+        fs, path = filesystem(pattern)
+        if fs.isfile(path):
+            return [pattern]
+        found = fs.glob(path, detail=True).items()
+        return [fs.unstrip_protocol(p) for p, info in found if info['type'] == 'file']
+    if os.path.isfile(pattern):
+        return [pattern]
+    return [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+
+
+def filesystem(address: str) -> tuple[Any, str]:
+    """Returns the file system of an address and the path there; ValueError if fsspec has none."""
+    import fsspec
+
+    protocol = address.partition('://')[0]
+    # fsspec keeps the file systems that it has made, one for each thread.
+    try:
+        return fsspec.core.url_to_fs(address)
+    except ImportError as error:
+        driver = _DRIVERS.get(protocol, f'fsspec[{protocol}]')
+        raise ValueError(
+            f'{address}: {protocol}:// needs a driver that is not installed ({error}). Install it '
+            f"with: pip install '{driver}'"
+        ) from error
+    except ValueError as error:
+        raise _UnknownProtocol(
+            f'{address}: fsspec knows no {protocol}:// ({error}). Expected is a path, or an '
+            'address such as gs://BUCKET/PATH, s3://… or https://…'
+        ) from error

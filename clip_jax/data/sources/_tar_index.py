@@ -1,0 +1,560 @@
+"""Where the samples of tar shards lie: 24 bytes for each, scanned once and kept in a cache."""
+
+import bisect
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import sys
+import time
+import uuid
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from clip_jax.data.bad import LeftOut
+from clip_jax.data.sources import _files
+from clip_jax.data.sources._left_out import EXAMPLES, Ledger
+
+BLOCK = 512  # bytes; headers and data of a tar begin at multiples of it
+# Where the members of a sample are: the block in which their data begins, 0 for one that is absent
+# (block 0 is always a header), and bytes. `head` is how many blocks before the image's data its
+# header begins, 0 if that is too far for the field: names are read there when a message needs one,
+# so that millions of them need not be kept. `json` is 1 if the text is a .json member.
+ROW = np.dtype(
+    [
+        *(('image', '<u4'), ('image_size', '<u4')),
+        *(('text', '<u4'), ('text_size', '<u4')),
+        *(('label', '<u4'), ('label_size', '<u2')),
+        *(('head', 'u1'), ('json', 'u1')),
+    ]
+)
+_VERSION = 1  # of the cache; raise it when ROW or what counts as a sample changes
+_LARGEST_SHARD = BLOCK << 32  # bytes that block numbers of 32 bits reach
+_LARGEST_MEMBER = 0x7FFFF000  # bytes; what a single read returns at most
+_LARGEST_LABEL = 0xFFFF  # bytes; of a longer one so many are read, which are no number either
+_LONGEST_NAME = 1 << 20  # bytes of a header that says more about the member after it
+_SCANS = 16  # shards at a time; they wait for the disk or the network most of the time
+_REPORT = 10  # seconds between lines in the log
+_SAVE = 300  # seconds of work that an interruption can cost
+
+_MAGIC = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'\x28\xb5\x2f\xfd': 'zstd'}
+# Absolute paths, drive letters, steps upwards, control characters; Windows counts \ as a slash.
+_UNSAFE = re.compile(r'[/\\]|[A-Za-z]:|(?:.*[/\\])?\.\.(?:[/\\]|$)|.*[\0-\x1f\x7f-\x9f]', re.DOTALL)
+
+Read = Callable[[int, int], bytes]  # (offset, bytes) -> what is there, less at the end
+
+
+class Shard(NamedTuple):
+    """A tar file as it was found; `changed` is its time of change or another mark of its state."""
+
+    path: str
+    size: int
+    changed: str
+
+
+class Part(NamedTuple):
+    """What one shard holds."""
+
+    rows: np.ndarray  # ROW [samples]
+    left_out: dict[str, LeftOut]
+    extensions: dict[str, int]
+
+
+class Member(NamedTuple):
+    """One entry of a tar; offset and size, in bytes, are those of its data."""
+
+    name: str
+    kind: str  # file, folder or other
+    header: int  # byte at which its first header begins
+    offset: int
+    size: int
+
+
+class Index:
+    """The samples of all shards by number, in order; rows of a cache file stay on disk."""
+
+    def __init__(self, parts: dict[Shard, Part], file: str):
+        """`file` is the .npy that holds the rows of all parts, '' if they are in memory only."""
+        self.paths = [shard.path for shard in parts]
+        self.left_out = _merged(part.left_out for part in parts.values())
+        self._ends = list(itertools.accumulate(len(part.rows) for part in parts.values()))
+        self._file = file
+        try:
+            self._rows = _map(file)
+        except OSError:  # none was written, or another process has replaced it already
+            self._file = ''
+            self._rows = np.concatenate([part.rows for part in parts.values()])
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, i: int) -> tuple[str, tuple[int, ...]]:
+        """Returns the path of sample i's shard and the sample's ROW."""
+        return self.paths[bisect.bisect_right(self._ends, i)], self._rows[i].item()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self._rows.nbytes
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Gigabytes need not travel to another process, which can open the file as well.
+        return {**vars(self), '_rows': None} if self._file else vars(self)
+
+    def __setstate__(self, state: dict[str, Any]):
+        self.__dict__.update(state)
+        if not self._file:
+            return
+        try:
+            self._rows = _map(self._file)
+        except (OSError, ValueError):
+            self._rows = np.empty(0, ROW)
+        if len(self._rows) != len(self):
+            raise ValueError(
+                f'{self._file}: this index of {len(self)} samples was removed or replaced while in '
+                'use, perhaps because shards have changed. Start again.'
+            )
+
+
+def open_index(
+    address: str,
+    shards: list[Shard],
+    roles: dict[str, str],
+    folder: str,
+    reader: Callable[[str], AbstractContextManager[Read]],
+) -> Index:
+    """Returns the index of shards, from the cache in `folder` as far as it knows them unchanged.
+
+    `roles` maps extensions to image, text or label; `reader` opens a shard for one scan, front to
+    back. ValueError: a shard is no uncompressed tar or is empty, or no sample has an image.
+    """
+    cache = _Cache(folder, address, roles)
+    parts = cache.load()
+    if list(parts) == shards:
+        return Index(parts, cache.file)
+    new = [shard for shard in shards if shard not in parts]
+    if len(new) < len(shards):
+        logging.info('%d of %d tar shards are new or have changed.', len(new), len(shards))
+    saved = time.monotonic()
+    for shard, part in zip(new, _scan_all(new, roles, reader), strict=True):
+        parts[shard] = part
+        if time.monotonic() - saved > _SAVE:
+            cache.save(parts)
+            saved = time.monotonic()
+    parts = {shard: parts[shard] for shard in shards}
+    if not any(len(part.rows) for part in parts.values()):
+        raise ValueError(f'tars:{address}: {_no_image(parts.values(), roles)}')
+    cache.save(parts)
+    return Index(parts, cache.file)
+
+
+def scan(shard: Shard, read: Read, roles: dict[str, str]) -> Part:
+    """Finds the samples of one shard, in order of appearance, and counts what can be in none.
+
+    ValueError: it is compressed, no tar, empty or larger than 2 TiB.
+    """
+    _check(shard, read)
+    samples: dict[str, dict[str, Member]] = {}
+    extensions, left_out = Counter(), Ledger()
+    try:
+        for member in members(read, shard.size):
+            if kind := _fault(member):
+                left_out.add(kind, _place(shard, member.name))
+            elif member.kind == 'file':
+                key, extension = _split(member.name)
+                extensions[extension] += 1
+                if not key or extension not in roles:
+                    continue
+                if member.size > _LARGEST_MEMBER:
+                    left_out.add('too_large_member', _place(shard, member.name))
+                elif samples.setdefault(key, {}).setdefault(roles[extension], member) != member:
+                    left_out.add('duplicate_member', _place(shard, member.name))
+    except Unreadable as stop:
+        left_out.add(stop.kind, _place(shard, str(stop)))
+    if not extensions and not left_out:
+        raise ValueError(f'{shard.path}: the tar is empty. Remove the shard or write it again.')
+    for sample in samples.values():
+        if 'text' in sample and 'image' not in sample:
+            left_out.add('caption_without_image', _place(shard, sample['text'].name))
+    rows = [_row(sample) for sample in samples.values() if 'image' in sample]
+    return Part(np.array(rows, ROW), left_out, dict(extensions.most_common(12)))
+
+
+def members(read: Read, end: int) -> Iterator[Member]:
+    """Yields what a tar of `end` bytes holds, reading headers only; Unreadable where it breaks off.
+
+    Formats: POSIX (ustar and pax), GNU and the older one without a magic number.
+    """
+    start = offset = 0
+    more: dict[str, Any] = {}  # what headers before a member's own say about it
+    while True:
+        block = read(offset, BLOCK) if offset < end else b''
+        # A shard may end without the two blocks of zeros, but not after half of a member.
+        if not block.strip(b'\0'):
+            if offset != start or offset > end:
+                raise Unreadable('truncated_shard', f'it ends at byte {end}')
+            return
+        if len(block) < BLOCK:
+            raise Unreadable('truncated_shard', f'it ends at byte {end}, in a header')
+        header = _header(block, offset)
+        offset += BLOCK
+        if header.type in b'xXLK':
+            more |= _more(header, read, offset, end)
+        elif header.type != b'g':
+            member = _member(header, more, start, offset, read)
+            if member.offset + member.size > end:
+                raise Unreadable('truncated_shard', f'it ends at byte {end}, in {member.name!r}')
+            yield member
+            start = offset = member.offset + -(-member.size // BLOCK) * BLOCK
+            more = {}
+            continue
+        offset += -(-header.size // BLOCK) * BLOCK
+
+
+def name_in(headers: bytes) -> str:
+    """Returns the name of the member whose headers these are; '' if they are not."""
+    try:
+        # To the walk over the headers the shard goes on behind them; the data is not read.
+        return next(members(lambda offset, size: headers[offset : offset + size], 1 << 62)).name
+    except (Unreadable, StopIteration):
+        return ''
+
+
+class Unreadable(Exception):
+    """A tar cannot be followed any further; `kind` is what it is counted as."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+class _Header(NamedTuple):
+    name: str
+    type: bytes
+    size: int
+    sparse_blocks: bool  # more blocks with a map of holes follow
+
+
+def _header(block: bytes, offset: int) -> _Header:
+    try:
+        size, kind = _number(block[124:136]), block[156:157]
+        if size < 0 or not _sum_is_right(block):
+            raise ValueError
+    except ValueError:
+        raise Unreadable(
+            'damaged_shard', f'no tar header at byte {offset}, what follows is not read'
+        ) from None
+    name = _text(block[:100])
+    # Only in the POSIX format these bytes are the beginning of the name.
+    if block[257:263] == b'ustar\0' and (prefix := _text(block[345:500])):
+        name = f'{prefix}/{name}'
+    return _Header(name, kind, size, kind == b'S' and block[482] != 0)
+
+
+def _sum_is_right(block: bytes) -> bool:
+    # The sum itself counts as eight spaces.
+    rest = block[:148] + b' ' * 8 + block[156:]
+    found, total = _number(block[148:156]), sum(rest)
+    # Some programs of old took bytes from 128 on for negative ones.
+    return found == total or found == total - 256 * sum(byte > 127 for byte in rest)
+
+
+def _number(field: bytes) -> int:
+    """Reads a number of a header: octal digits or, after a byte of 128, binary."""
+    if field[0] == 128:
+        return int.from_bytes(field[1:], 'big')
+    return int(field.partition(b'\0')[0].strip() or b'0', 8)
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b'\0')[0].decode('utf-8', errors='replace')
+
+
+def _more(header: _Header, read: Read, offset: int, end: int) -> dict[str, Any]:
+    """Returns the name, size and holes that a long-name or pax header gives the next member."""
+    if offset + header.size > end:
+        raise Unreadable('truncated_shard', f'it ends at byte {end}, in a header')
+    if header.size > _LONGEST_NAME:
+        raise Unreadable('damaged_shard', f'a name of {header.size} bytes at byte {offset}')
+    if header.type == b'K':  # where a link leads to
+        return {}
+    data = read(offset, header.size)
+    if header.type == b'L':
+        return {'name': _text(data)}
+    more: dict[str, Any] = {}
+    try:
+        while data.strip(b'\0'):
+            # '30 path=name\n', where 30 counts the bytes of all that.
+            length = int(data.partition(b' ')[0])
+            key, equals, value = data[:length].partition(b' ')[2].partition(b'=')
+            if not equals or not value.endswith(b'\n') or length > len(data):
+                raise ValueError
+            value, data = value[:-1], data[length:]
+            if key == b'path':
+                more['name'] = value.decode('utf-8', errors='replace')
+            elif key == b'size':
+                more['size'] = int(value)
+            elif key.startswith(b'GNU.sparse.'):
+                more['sparse'] = True
+        if more.get('size', 0) < 0:
+            raise ValueError
+    except ValueError:
+        message = f'a pax header at byte {offset - BLOCK} is damaged, what follows is not read'
+        raise Unreadable('damaged_shard', message) from None
+    return more
+
+
+def _member(header: _Header, more: dict[str, Any], start: int, offset: int, read: Read) -> Member:
+    follows = header.sparse_blocks
+    while follows:
+        block = read(offset, BLOCK)
+        offset += BLOCK
+        follows = len(block) == BLOCK and block[504] != 0
+    name, size = more.get('name', header.name), more.get('size', header.size)
+    kind = 'file' if header.type in (b'0', b'\0', b'7') and 'sparse' not in more else 'other'
+    # Before there was a type for folders, a slash at the end of the name made one.
+    if header.type == b'5' or (header.type == b'\0' and name.endswith('/')):
+        kind = 'folder'
+    # Of links, devices and folders a size is written sometimes, but no data.
+    return Member(name, kind, start, offset, 0 if header.type in b'123456' else size)
+
+
+def _check(shard: Shard, read: Read) -> None:
+    """Refuses what is no tar, or none whose samples can be read in place."""
+    block = read(0, min(BLOCK, shard.size)) if shard.size else b''
+    for magic, name in _MAGIC.items():
+        if block.startswith(magic):
+            raise ValueError(
+                f'{shard.path}: is compressed ({name}). Samples are read in place, so it must be '
+                'uncompressed: unpack it to a .tar first.'
+            )
+    if shard.size > _LARGEST_SHARD:
+        raise ValueError(
+            f'{shard.path}: has {shard.size} bytes, expected are at most {_LARGEST_SHARD} (2 TiB). '
+            'Split it into several shards.'
+        )
+    try:
+        if len(block) == BLOCK and block.strip(b'\0'):
+            _header(block, 0)
+        elif block.strip(b'\0'):
+            raise Unreadable('damaged_shard', f'it has only {len(block)} bytes')
+    except Unreadable as error:
+        raise ValueError(
+            f'{shard.path}: is no tar ({error}). Fetch or write the shard again, or leave it out.'
+        ) from error
+
+
+def _fault(member: Member) -> str:
+    """Says why a member is left out, whatever it is for; '' if there is nothing against it."""
+    if member.kind == 'other':
+        return 'not_a_file'
+    return 'unsafe_name' if _UNSAFE.match(member.name) else ''
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Returns the key of the sample that a member belongs to, '' for none, and its extension."""
+    folder, slash, base = name.rpartition('/')
+    stem, _, extension = base.partition('.')
+    return (folder + slash + stem if stem else ''), extension.lower()
+
+
+def _row(sample: dict[str, Member]) -> tuple[int, ...]:
+    places = []
+    for role in ('image', 'text', 'label'):
+        member = sample.get(role)
+        places += [member.offset // BLOCK, member.size] if member else [0, 0]
+    places[-1] = min(places[-1], _LARGEST_LABEL)
+    head = (sample['image'].offset - sample['image'].header) // BLOCK
+    is_json = 'text' in sample and _split(sample['text'].name)[1] == 'json'
+    return (*places, head if head < 256 else 0, is_json)
+
+
+def _place(shard: Shard, what: str) -> str:
+    # A name may hold anything; in a list it must stay on one line.
+    return f'{shard.path}: {what if what.isprintable() else repr(what)}'
+
+
+def _merged(all_left_out: Iterable[dict[str, LeftOut]]) -> dict[str, LeftOut]:
+    merged: dict[str, LeftOut] = {}
+    for left_out in all_left_out:
+        for kind, found in left_out.items():
+            count, examples = merged.get(kind, LeftOut(0, []))
+            merged[kind] = LeftOut(count + found.count, (examples + found.examples)[:EXAMPLES])
+    return merged
+
+
+def _no_image(parts: Iterable[Part], roles: dict[str, str]) -> str:
+    wanted = ', '.join(f'.{extension}' for extension, role in roles.items() if role == 'image')
+    extensions = Counter()
+    for part in parts:
+        extensions.update(part.extensions)
+    found = ', '.join(f'.{extension} ({n})' for extension, n in extensions.most_common(12))
+    left_out = _merged(part.left_out for part in parts)
+    lost = ''.join(f' {kind}: {n}, first {places[0]}.' for kind, (n, places) in left_out.items())
+    return (
+        f'no sample has an image ({wanted}). Extensions found: {found or "none"}. Other ones can '
+        f'be given with image_exts.{lost}'
+    )
+
+
+def _scan_all(
+    shards: list[Shard],
+    roles: dict[str, str],
+    reader: Callable[[str], AbstractContextManager[Read]],
+) -> Iterator[Part]:
+    def scan_one(shard: Shard) -> Part:
+        with reader(shard.path) as read:
+            return scan(shard, read, roles)
+
+    # One shard that is refused ends it: what is left of the map is then cancelled.
+    with ThreadPoolExecutor(_SCANS) as pool:
+        yield from _with_progress(pool.map(scan_one, shards), len(shards))
+
+
+def _with_progress(parts: Iterable[Part], total: int) -> Iterator[Part]:
+    """Passes parts on; shows how far it is, in a bar on a terminal and otherwise in the log."""
+    if sys.stderr.isatty():
+        yield from tqdm(parts, 'Indexing', total, leave=False, unit=' shards', delay=1)
+        return
+    start = reported = time.monotonic()
+    for done, part in enumerate(parts, 1):
+        yield part
+        now = time.monotonic()
+        if now - reported >= _REPORT:
+            reported, rate = now, done / (now - start)
+            minutes = (total - done) / rate / 60
+            logging.info(
+                'Indexed %d of %d tar shards, %.1f a second, %.0f minutes left.',
+                *(done, total, rate, minutes),
+            )
+
+
+class _Cache:
+    """An index on disk: a .npy with the rows of all shards and a .json that says what they are.
+
+    Their names begin with a dot, so that a glob for shards in the same folder does not match them.
+    """
+
+    def __init__(self, folder: str, address: str, roles: dict[str, str]):
+        self.file = ''  # the .npy as last loaded or saved
+        self._folder = folder
+        place = address if _files.is_remote(address) else os.path.abspath(address)
+        self._card = {'version': _VERSION, 'address': [address, place], 'roles': roles}
+        self._prefix = os.path.join(folder, f'.tars-{_digest(self._card)}')
+
+    def load(self) -> dict[Shard, Part]:
+        """Returns what is known of each shard; nothing if there is no cache or it is damaged."""
+        # The second time in case that another process replaced both files between the first looks.
+        for _ in range(2):
+            with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+                return self._load()
+        return {}
+
+    def _load(self) -> dict[Shard, Part]:
+        with open(f'{self._prefix}.json', encoding='utf-8') as file:
+            known = json.load(file)
+        file = self._rows_file(known['shards'])
+        if {name: known[name] for name in self._card} != self._card or _crc(file) != known['crc']:
+            raise ValueError('of other options, or damaged')
+        rows, ends = _map(file), np.cumsum([shard['samples'] for shard in known['shards']])
+        parts = {}
+        for shard, end in zip(known['shards'], ends, strict=True):
+            left_out = {kind: LeftOut(*found) for kind, found in shard['left_out'].items()}
+            found = Shard(shard['path'], shard['size'], shard['changed'])
+            rows_here = rows[end - shard['samples'] : end]
+            parts[found] = Part(rows_here, left_out, shard['extensions'])
+        self.file = file
+        return parts
+
+    def save(self, parts: dict[Shard, Part]) -> None:
+        """Replaces what is stored; one warning if that cannot be, which is no error."""
+        shards = [
+            {
+                **shard._asdict(),
+                'samples': len(part.rows),
+                'left_out': part.left_out,
+                'extensions': part.extensions,
+            }
+            for shard, part in parts.items()
+        ]
+        before, self.file = self.file, ''
+        if not any(shard['samples'] for shard in shards) or not self._folder:
+            return
+        file = self._rows_file(shards)
+        try:
+            os.makedirs(self._folder, exist_ok=True)
+            _write(file, _npy([part.rows for part in parts.values()]))
+            known = {**self._card, 'crc': _crc(file), 'shards': shards}
+            _write(f'{self._prefix}.json', [json.dumps(known).encode()])
+        except OSError as error:
+            logging.warning(
+                'The index of tar shards cannot be kept in %s (%s) and will be made again by the '
+                'next run; index_dir can name another folder.',
+                *(self._folder, error),
+            )
+            self._folder = ''
+            return
+        self.file = file
+        if before and before != file:
+            # What others have open stays theirs; where it does not, it cannot be removed.
+            with suppress(OSError):
+                os.remove(before)
+
+    def _rows_file(self, shards: list[dict[str, Any]]) -> str:
+        # The same shards give the same name: processes that do this at once replace like by like,
+        # and a .json never goes with rows of other shards.
+        return f'{self._prefix}-{_digest(shards)}.npy'
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _crc(path: str) -> int:
+    """Checksum of a file, read in pieces so that it takes no memory."""
+    crc = 0
+    with open(path, 'rb') as file:
+        while piece := file.read(1 << 20):
+            crc = zlib.crc32(piece, crc)
+    return crc
+
+
+def _map(file: str) -> np.ndarray:
+    rows = np.load(file, mmap_mode='r', allow_pickle=False)
+    if rows.dtype != ROW or rows.ndim != 1:
+        raise ValueError(f'{file}: is no index of tar shards')
+    return np.asarray(rows)
+
+
+def _npy(arrays: list[np.ndarray]) -> Iterator[bytes]:
+    """Yields the parts of a .npy file that holds arrays of rows one after the other."""
+    header = np.lib.format.header_data_from_array_1_0(np.empty(0, ROW))
+    header['shape'] = (sum(map(len, arrays)),)
+    beginning = io.BytesIO()
+    np.lib.format.write_array_header_1_0(beginning, header)
+    yield beginning.getvalue()
+    for array in arrays:
+        yield array.tobytes()
+
+
+def _write(path: str, pieces: Iterable[bytes]) -> None:
+    """Writes a file that appears under its name only when it is complete."""
+    partial = f'{path}.{uuid.uuid4().hex}.partial'
+    try:
+        with open(partial, 'xb') as file:
+            for piece in pieces:
+                file.write(piece)
+        os.replace(partial, path)
+    finally:
+        with suppress(OSError):
+            os.remove(partial)

@@ -1,0 +1,134 @@
+"""Images in folders, a sub-folder a class, captions beside them: `folder:DIR`."""
+
+import bisect
+import os
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from clip_jax.data.sources import _captions, _files
+from clip_jax.data.sources._left_out import Ledger
+
+_IMAGE_EXTS = ('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'tif', 'tiff')
+_CAPTIONS = '.txt'
+
+
+def source(address: str, *, image_exts: Sequence[str] = _IMAGE_EXTS) -> 'FolderSource':
+    """Finds the images below each sub-folder of a folder, local or remote; each is a class.
+
+    Classes are the sub-folders in sorted order, those without images too, so that the parts of a
+    set count alike; images are sorted by class and path. Where no sub-folder has any, the images of
+    the folder itself are taken, without labels. `NAME.txt` beside `NAME.jpg` holds its captions,
+    one a line. Hidden files and folders and links to folders are passed over. ValueError: no image.
+    """
+    return FolderSource(address, {ext.lower().lstrip('.') for ext in image_exts})
+
+
+class FolderSource:
+    """Image files by number; safe to share between threads and to pickle."""
+
+    def __init__(self, address: str, image_exts: set[str]):
+        """Lists all folders; keeps names, not contents."""
+        self._address = address
+        self._root = os.path.expanduser(address).rstrip('/') or '/'
+        self._exts = image_exts
+        self.left_out = Ledger()
+        # Millions of names are one buffer: name i is what lies before end i.
+        self._names, self._ends = bytearray(), array('q')
+        self._captioned = bytearray()
+        self._class_ends: list[int] = []
+        top, folders = self._list('')
+        self.label_names = folders
+        for name in folders:
+            self._append(self._below(name))
+            self._class_ends.append(len(self))
+        if len(self):
+            for name, _ in top:
+                self.left_out.add('no_class', self._path(name))
+        else:
+            self.label_names = []
+            self._append(top)
+        if not len(self):
+            raise ValueError(self._no_image())
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Returns the encoded 'image', and 'texts' and 'label' where there are some."""
+        if not 0 <= i < len(self):
+            raise IndexError(f'{self} has {len(self)} images, none with the number {i}.')
+        path = self.where(i)
+        example = {'image': _files.read(path)}
+        if self._captioned[i]:
+            data = _files.read(os.path.splitext(path)[0] + _CAPTIONS, missing='no_caption')
+            example['texts'] = _captions.lines(data)
+        if self.label_names:
+            example['label'] = bisect.bisect_right(self._class_ends, i)
+        return example
+
+    def where(self, i: int) -> str:
+        """Returns the path of image `i`."""
+        start = self._ends[i - 1] if i else 0
+        return self._path(os.fsdecode(bytes(self._names[start : self._ends[i]])))
+
+    def __str__(self) -> str:
+        return f'folder:{self._address}'
+
+    def _path(self, name: str) -> str:
+        return f'{self._root.rstrip("/")}/{name}'
+
+    def _append(self, images: list[tuple[str, bool]]) -> None:
+        for name, captioned in sorted(images):
+            self._names += os.fsencode(name)
+            self._ends.append(len(self._names))
+            self._captioned.append(captioned)
+
+    def _below(self, name: str) -> list[tuple[str, bool]]:
+        """All images of one class, at any depth, and whether captions lie beside them."""
+        found, left = [], [name]
+        while left:
+            folder = left.pop()
+            images, folders = self._list(f'{folder}/')
+            found += images
+            left += [f'{folder}/{inner}' for inner in reversed(folders)]
+        return found
+
+    def _list(self, prefix: str) -> tuple[list[tuple[str, bool]], list[str]]:
+        """The images of a folder, with whether they have captions, and its sub-folders, sorted."""
+        images, folders, others = [], [], []
+        folder = self._path(prefix).rstrip('/') or '/'
+        try:
+            for name, kind in sorted(_files.listing(folder)):
+                if name.startswith('.'):
+                    continue
+                if kind == 'folder':
+                    folders.append(name)
+                elif kind != 'file':
+                    self.left_out.add(kind, self._path(prefix + name))
+                elif os.path.splitext(name)[1].lower().lstrip('.') in self._exts:
+                    images.append(name)
+                else:
+                    others.append(name)
+        except OSError as error:
+            raise ValueError(
+                f'{self}: cannot list {folder} ({error.strerror or type(error).__name__}). '
+                f'{_files.nearest(folder)} Give a folder with images, or with a folder a class.'
+            ) from error
+        stems = {os.path.splitext(name)[0] for name in images}
+        captions = {stem + _CAPTIONS for stem in stems}.intersection(others)
+        for name in sorted(set(others) - captions):
+            self.left_out.add('other_file', self._path(prefix + name))
+        return [
+            (prefix + name, os.path.splitext(name)[0] + _CAPTIONS in captions) for name in images
+        ], folders
+
+    def _no_image(self) -> str:
+        found = self.left_out.get('other_file')
+        others = (
+            f' There are {found.count} other files, first {found.examples[0]}.' if found else ''
+        )
+        return (
+            f'{self}: no image ({", ".join(sorted(self._exts))}) in it or below. '
+            f'{_files.contents(self._root)}{others} Other endings can be given with image_exts.'
+        )
