@@ -5,6 +5,7 @@ import gzip
 import http.server
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 import pickle
@@ -766,7 +767,9 @@ def test_processes_and_threads_that_index_at_once_all_succeed(three_shards, cach
             assert set(pool.map(_open_and_hash, [address] * 8)) == {want}
     assert len(list(cache.iterdir())) == 2
     os.utime(three_shards / 'x-00002.tar', (9, 9))
-    with concurrent.futures.ProcessPoolExecutor(2) as pool:
+    # Not forked: a copy of this process would have the locks of its threads, and not the threads.
+    spawn = multiprocessing.get_context('spawn')
+    with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn) as pool:
         assert set(pool.map(_open_and_hash, [address] * 4)) == {want}
 
 
