@@ -134,7 +134,7 @@ class Rows:
                 reason = str(error)  # the error itself would keep all that its traceback holds
             except ValueError as error:
                 raise ValueError(f'{self.source.where(record)}: {error}') from error
-        counts = ', '.join(f'{kind} {n}' for kind, n in count(bad).items())
+        counts = as_text(count(bad))
         raise ValueError(
             f'{TRIES} records drawn one after the other cannot be used ({counts}); the last is '
             f'{self.source.where(record)}: {reason}. Look at the data with clip-jax data inspect, '
@@ -175,7 +175,8 @@ def _generator(seed: int, record: int, epoch: int) -> np.random.Generator:
 
 def troubles(bad: np.ndarray) -> list[tuple[int, str]]:
     """Returns (number of a record, its kind) of the records that gave way, from rows' `bad`."""
-    return [(int(x) // len(KINDS), KINDS[int(x) % len(KINDS)]) for x in bad.ravel() if x >= 0]
+    # Almost all are -1, and every batch of training comes here.
+    return [(x // len(KINDS), KINDS[x % len(KINDS)]) for x in bad[bad >= 0].tolist()]
 
 
 def count(bad: np.ndarray) -> Counter[str]:

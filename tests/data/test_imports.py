@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import environment
+from listed import Listed
 from PIL import Image
 
 from clip_jax import build
@@ -29,25 +30,6 @@ def encoded(width: int, height: int, format: str = 'JPEG', seed: int = 0, **opti
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     image.save(file, format, **options)
     return file.getvalue()
-
-
-class Listed:
-    """A source of the examples of a list; an exception in it is raised."""
-
-    def __init__(self, examples, label_names=(), left_out=None):
-        self.examples, self.label_names = examples, list(label_names)
-        self.left_out = left_out or {}
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, i: int) -> dict:
-        if isinstance(self.examples[i], Exception):
-            raise self.examples[i]
-        return self.examples[i]
-
-    def where(self, i: int) -> str:
-        return f'place {i}'
 
 
 def captioned(count: int) -> list[dict]:

@@ -1,5 +1,6 @@
 """pipeline: batches depend on the seed alone, resume exactly, and errors name the record."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -69,10 +70,8 @@ def take(iterator, count: int) -> dict[str, np.ndarray]:
 
 
 def first(source, count: int, **options) -> dict[str, np.ndarray]:
-    iterator = start(source, **options)
-    batches = take(iterator, count)
-    iterator.close()
-    return batches
+    with contextlib.closing(start(source, **options)) as iterator:
+        return take(iterator, count)
 
 
 def assert_same(a: dict, b: dict):
@@ -423,8 +422,10 @@ def test_waited_counts_only_the_waiting():
 
 
 def test_close_ends_the_threads():
+    before = {*threading.enumerate()}  # of iterators in other tests
+
     def ours() -> list[str]:
-        names = [thread.name for thread in threading.enumerate()]
+        names = [thread.name for thread in threading.enumerate() if thread not in before]
         return [name for name in names if name.startswith(('to-device', 'grain-prefetch'))]
 
     batches = pipeline.to_device(start(Pictures(50, seconds=0.002), num_threads=3), by_data())

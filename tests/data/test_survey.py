@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from listed import Listed
 from PIL import Image
 
 from clip_jax import plots
@@ -16,25 +17,6 @@ def encoded(width: int, height: int, mode: str = 'RGB', format: str = 'JPEG', **
     file = io.BytesIO()
     Image.new(mode, (width, height), 77).save(file, format, **options)
     return file.getvalue()
-
-
-class Listed:
-    """A source of the examples of a list; an exception in it is raised."""
-
-    def __init__(self, examples, label_names=(), left_out=None):
-        self.examples, self.label_names = examples, list(label_names)
-        self.left_out = left_out or {}
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, i: int) -> dict:
-        if isinstance(self.examples[i], Exception):
-            raise self.examples[i]
-        return self.examples[i]
-
-    def where(self, i: int) -> str:
-        return f'place {i}'
 
 
 GOOD = {'image': encoded(40, 30), 'texts': ['a cat']}
