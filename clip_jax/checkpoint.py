@@ -1,100 +1,305 @@
 """Checkpoints through Orbax: variables, what training needs besides, and the card, saved together
-or not at all.
+or not at all, sealed with checksums, and believed only if these hold.
+
+    checkpoints/<step>/variables  training  about  manifest.json
+
+A step is written as `<step>.unsealed`; once all is on disk its manifest is added and it gets its
+name. Object storage cannot rename: there the manifest, written last, is the seal.
 """
 
+import contextlib
+import os
 import re
-from typing import Any
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
 
-from clip_jax import sharding
+from clip_jax import hosts, manifest, metrics, sharding
 from clip_jax.state import TrainState
 
 FOLDER = 'checkpoints'
+UNSEALED, DELETING, DAMAGED = '.unsealed', '.deleting', '.damaged'
+USED = ('variables', 'about')  # what is enough to use the model
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: `<step>/variables`, `<step>/training`, `<step>/about`.
+    """The folder `checkpoints/` of a run that is being trained.
 
-    `variables` alone are enough to use the model, `training` holds step number, optimizer state and
-    random key, `about` is JSON: the card, the config, the input position.
+    `variables` alone are enough to use the model, `training` holds step number, optimizer state,
+    random key and the guard's memory, `about` is JSON: the card, the config, the input position.
+    Every process calls each method at the same step.
     """
 
-    def __init__(self, workdir: epath.Path, *, keep: int):
-        self._manager = ocp.CheckpointManager(
-            workdir / FOLDER,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        keep: int,
+        keep_every: int = 0,
+        keep_best: int = 0,
+        best_mode: str = 'max',
+        verify: str = 'all',
+    ):
+        self.folder = epath.Path(workdir) / FOLDER
+        self.scores: dict[int, float] = {}  # of the steps that were evaluated, for `keep_best`
+        self._retention = {
+            'last': keep,
+            'every': keep_every,
+            'best': keep_best,
+            'sign': {'max': 1, 'min': -1}[best_mode],
+        }
+        self._verify = verify
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(
+                variables=ocp.StandardCheckpointHandler(),
+                training=ocp.StandardCheckpointHandler(),
+                about=ocp.JsonCheckpointHandler(),
+            )
         )
+        self._sealing: threading.Thread | None = None
+        self._failed: tuple[int, BaseException] | None = None
+        if hosts.is_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in _inside(self.folder):
+                # Of a process that was killed: never finished, or already given up.
+                if UNSEALED in path.name or path.name.endswith(DELETING):
+                    path.rmtree()
 
-    def latest(self) -> int | None:
-        """The newest step saved, or None."""
-        return self._manager.latest_step()
+    def newest(self) -> tuple[int | None, dict[int, list[str]]]:
+        """Returns the newest step that is whole, or None if there is none at all, and what is wrong
+        with each newer one, which is renamed and stays.
 
-    def save(self, state: TrainState, about: dict[str, Any]) -> None:
-        """Starts to save a state; training may go on while it is written."""
-        training = {'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng}
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(state.variables),
-                training=ocp.args.StandardSave(training),
-                about=ocp.args.JsonSave(about),
-            ),
+        ValueError if there are steps and none is whole, or if one cannot be read.
+        """
+        damaged: dict[int, list[str]] = {}
+        for step in hosts.of_first(lambda: steps(self.folder)):
+            found = self._troubles(step)
+            if not found:
+                if hosts.is_first():
+                    for wrong in damaged:
+                        _set_aside(self.folder / str(wrong))
+                hosts.wait('newest')
+                return step, damaged
+            damaged[step] = found
+        if damaged:
+            raise ValueError(f'{self.folder}: no checkpoint is whole: {as_text(damaged)}')
+        return None, {}
+
+    def _troubles(self, step: int) -> list[str]:
+        """What is wrong with a step; each process reads its part."""
+        folder, part = self.folder / str(step), (jax.process_index(), jax.process_count())
+        try:
+            mine = {'found': manifest.troubles(folder, contents=self._verify, part=part)}
+        except OSError as error:
+            mine = {'unreadable': f'{folder}: {error}'}
+        said = hosts.gather(mine)
+        for one in said:
+            if 'unreadable' in one:
+                # Not damage: an older step would throw away work that is there.
+                raise ValueError(f'the checkpoint cannot be read: {one["unreadable"]}')
+        return list(dict.fromkeys(trouble for one in said for trouble in one['found']))
+
+    def save(self, step: int, state: TrainState, about: dict[str, Any]) -> None:
+        """Starts to save a state; training may go on while it is written.
+
+        ValueError if the save before could not be written.
+        """
+        self.wait()
+        target = self.folder / (
+            str(step) if metrics.is_remote(self.folder) else f'{step}{UNSEALED}'
         )
+        args = ocp.args.Composite(
+            variables=ocp.args.StandardSave(state.variables),
+            training=ocp.args.StandardSave(_training(state)),
+            about=ocp.args.JsonSave(about),
+        )
+        try:
+            self._orbax.save(target, args=args)
+        except Exception as error:
+            self._failed = step, error
+            self.check()
+        self._sealing = threading.Thread(target=self._seal, args=(step, target), name='seal')
+        self._sealing.start()
 
-    def about(self, step: int) -> dict[str, Any]:
-        """Reads the JSON part of a checkpoint: card, config, input position."""
-        args = ocp.args.Composite(about=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=args)['about']
+    def _seal(self, step: int, target: epath.Path) -> None:
+        """Waits until a step is written, adds its checksums, gives it its name, and deletes what
+        need not stay.
+        """
+        try:
+            self._orbax.wait_until_finished()
+            if hosts.is_first():
+                manifest.write(target)
+                if target.name != str(step):
+                    target.rename(self.folder / str(step))
+                self._prune()
+        except BaseException as error:  # raised where training looks
+            self._failed = step, error
+
+    def _prune(self) -> None:
+        there = [step for step in steps(self.folder) if (self.folder / str(step)).is_dir()]
+        for step in sorted({*there} - kept(there, self.scores, **self._retention)):
+            path = self.folder / str(step)
+            if not metrics.is_remote(path):
+                # Killed in the middle of it, what is left is not taken for a damaged step.
+                path = path.rename(self.folder / f'{step}{DELETING}')
+            path.rmtree()
+
+    def check(self) -> None:
+        """ValueError if what was saved last could not be written."""
+        if self._failed:
+            (step, error), self._failed = self._failed, None
+            there = hosts.is_first() and steps(self.folder)
+            newest = f'the newest checkpoint is of step {there[0]:,}' if there else 'there is none'
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ValueError(
+                f'{self.folder}: the checkpoint of step {step:,} could not be written: {lines[0]}; '
+                f'{newest} and unharmed. With the cause gone (room, permissions), the same command '
+                'goes on from there'
+            ) from error
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Reads the state of a step into the structure and onto the devices of `like`."""
-        training = {'step': like.step, 'opt_state': like.opt_state, 'rng': like.rng}
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardRestore(_shapes(like.variables)),
-                training=ocp.args.StandardRestore(_shapes(training)),
-            ),
-        )
-        buffers = restored['variables']
-        params = buffers.pop('params')
-        return TrainState(params=params, buffers=buffers, **restored['training'])
+        """Reads the state of a step into the structure and onto the devices of `like`.
+
+        ValueError if keys, shapes or types differ from those of `like`.
+        """
+        self.wait()
+        folder = self.folder / str(step)
+        variables = _restore(folder / 'variables', _shapes(like.variables))
+        training = _restore(folder / 'training', _shapes(_training(like)))
+        params = variables.pop('params')
+        return TrainState(params=params, buffers=variables, **training)
 
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved so far is on disk; ValueError if it cannot be written."""
+        if self._sealing:
+            self._sealing.join()
+            self._sealing = None
+        self.check()
 
     def close(self) -> None:
         """Waits for what is being saved, then lets go of the folder."""
-        self._manager.close()
+        with contextlib.closing(self._orbax):
+            self.wait()
 
 
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+def kept(
+    there: Sequence[int],
+    scores: Mapping[int, float],
+    *,
+    last: int,
+    every: int,
+    best: int,
+    sign: int = 1,
+) -> set[int]:
+    """Which steps stay: the `last` ones, those divisible by `every` (0: none), and the `best` ones
+    by score, higher being better where `sign` is 1, lower where it is -1; of equals the newer.
+    """
+    scored = sorted((s for s in there if s in scores), key=lambda s: (sign * scores[s], s))
+    return {
+        *sorted(there)[-last:],
+        *(step for step in there if every and step % every == 0),
+        *(scored[-best:] if best else ()),
+    }
+
+
+def steps(folder: epath.Path) -> list[int]:
+    """The steps that a folder has checkpoints of, whole or not, the newest first."""
+    names = [path.name for path in _inside(folder)]
+    return sorted((int(name) for name in names if re.fullmatch(r'\d+', name)), reverse=True)
+
+
+def as_text(damaged: Mapping[int, Sequence[str]]) -> str:
+    """What is wrong with some steps, in one line."""
+    return '; '.join(
+        f'step {step:,}: {found[0]}' + (f' and {len(found) - 1} more' if found[1:] else '')
+        for step, found in damaged.items()
+    )
 
 
 def find(path: str | epath.Path) -> epath.Path:
-    """Returns the checkpoint folder that a path means: one itself, or a run directory's newest."""
+    """Returns the checkpoint folder that a path means: one itself, or the newest of a run directory
+    whose variables are whole; newer ones that are not are named on stderr.
+
+    ValueError if there is none.
+    """
     path = epath.Path(path).expanduser().resolve()
     if not path.exists():
         raise ValueError(
             f'{path}: there is no such file or folder; expected a run directory or a checkpoint'
         )
-    if (path / 'variables').is_dir() and (path / 'about').is_dir():
+    if is_checkpoint(path):
+        if found := manifest.troubles(path, only=USED):
+            raise ValueError(f'{path}: this checkpoint is not whole: {"; ".join(found)}')
         return path
     folder = path if path.name == FOLDER else path / FOLDER
-    steps = [p for p in folder.glob('*') if re.fullmatch(r'\d+', p.name)] if folder.is_dir() else []
-    if not steps:
-        inside = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else 'a file'
-        raise ValueError(
-            f'{path}: no checkpoint found; expected a run directory with {FOLDER}/<step>, '
-            f'or one such folder; found {inside}'
+    damaged: dict[int, list[str]] = {}
+    for step in steps(folder):
+        found = manifest.troubles(folder / str(step), only=USED)
+        if not found:
+            if damaged:
+                text = f'{as_text(damaged)}; step {step:,} is taken instead'
+                print(f'{folder}: not whole: {text}', file=sys.stderr)
+            return folder / str(step)
+        damaged[step] = found
+    if damaged:
+        raise ValueError(f'{folder}: no checkpoint is whole: {as_text(damaged)}')
+    inside = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else 'a file'
+    raise ValueError(
+        f'{path}: no checkpoint found; expected a run directory with {FOLDER}/<step>, '
+        f'or one such folder; found {inside}'
+    )
+
+
+class Entry(NamedTuple):
+    """What lies in a folder of checkpoints: a step, or under another name what is none."""
+
+    path: epath.Path
+    step: int | None
+    troubles: list[str]
+    bytes: int
+    written: float  # seconds since 1970
+
+
+def entries(path: str | epath.Path, *, contents: str) -> Iterator[Entry]:
+    """What a run directory, its folder of checkpoints, or one checkpoint holds, the newest step
+    first and what is no step last; `contents` says how closely it is looked at, as for
+    manifest.troubles.
+
+    ValueError if there is nothing.
+    """
+    path = epath.Path(path).expanduser().resolve()
+    if not path.exists():
+        raise ValueError(f'{path}: there is no such file or folder; expected a run directory')
+    if is_checkpoint(path):
+        found = [path]
+    else:
+        folder = path if path.name == FOLDER else path / FOLDER
+        known = re.compile(rf'\d+({UNSEALED}.*|{DELETING}|{DAMAGED}.*)?')
+        names = sorted(p.name for p in _inside(folder) if known.fullmatch(p.name))
+        names.sort(key=lambda name: -int(name) if name.isdigit() else 1)
+        found = [folder / name for name in names]
+    if not found:
+        raise ValueError(f'{path}: no checkpoint found; expected a run directory with {FOLDER}/')
+    for one in found:
+        stat = (one / manifest.NAME if (one / manifest.NAME).exists() else one).stat()
+        yield Entry(
+            path=one,
+            step=int(one.name) if one.name.isdigit() else None,
+            troubles=manifest.troubles(one, contents=contents),
+            bytes=manifest.size(one) if one.is_dir() else stat.length,
+            written=stat.mtime,
         )
-    return max(steps, key=lambda p: int(p.name))
+
+
+def is_checkpoint(path: epath.Path) -> bool:
+    """Whether a folder is one checkpoint, whole or not."""
+    return any((path / name).exists() for name in (manifest.NAME, *USED))
 
 
 def read_about(path: epath.Path) -> dict[str, Any]:
@@ -106,10 +311,68 @@ def read_about(path: epath.Path) -> dict[str, Any]:
 def read_variables(path: epath.Path, like: Any, mesh: Mesh) -> dict[str, Any]:
     """Reads the variables of a checkpoint folder onto every device; `like` says their shapes and
     types.
+
+    ValueError if keys, shapes or types differ from those of `like`.
     """
     everywhere = sharding.replicated(mesh)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), like
     )
+    return _restore(path / 'variables', shapes)
+
+
+def differences(found: Any, expected: Any) -> list[str]:
+    """Says in which arrays, by key, shape or type, two trees differ."""
+
+    def arrays(tree: Any) -> dict[str, str]:
+        flat = ocp.tree.to_flat_dict(tree)
+        return {'/'.join(key): f'{x.dtype} {tuple(x.shape)}' for key, x in flat.items()}
+
+    there, here = arrays(found), arrays(expected)
+    return [
+        f'{name} is {there.get(name, "missing")}, expected {here.get(name, "none")}'
+        for name in sorted({**there, **here})
+        if there.get(name) != here.get(name)
+    ]
+
+
+def first_of(wrong: Sequence[str], count: int = 6) -> str:
+    """The first few of many things that are wrong, in one line."""
+    more = f'; and {len(wrong) - count} more' if len(wrong) > count else ''
+    return '; '.join(wrong[:count]) + more
+
+
+def _restore(path: epath.Path, shapes: Any) -> Any:
+    """Reads one item of a checkpoint; Orbax itself would cast another type without a word."""
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path / 'variables', shapes)
+        wrong = differences(checkpointer.metadata(path).item_metadata.tree, shapes)
+        if wrong:
+            raise ValueError(f'{path}: not the arrays of this model: {first_of(wrong)}')
+        return checkpointer.restore(path, shapes)
+
+
+def _training(state: TrainState) -> dict[str, Any]:
+    return {
+        'step': state.step,
+        'opt_state': state.opt_state,
+        'rng': state.rng,
+        'guard': state.guard,
+    }
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _inside(folder: epath.Path) -> list[epath.Path]:
+    """What lies in a folder; on object storage there is no folder where nothing lies."""
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
+def _set_aside(path: epath.Path) -> None:
+    """Renames a damaged step, so that its number is free and nothing of it is lost."""
+    aside, count = path.with_name(path.name + DAMAGED), 1
+    while aside.exists():
+        count += 1
+        aside = path.with_name(f'{path.name}{DAMAGED}-{count}')
+    path.rename(aside)

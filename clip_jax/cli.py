@@ -1,5 +1,6 @@
-"""The command line: `clip-jax train | eval | convert | data | plan | plot`. The only file with
-flags; everything else can be imported.
+"""The command line: `clip-jax train | eval | convert | checkpoint | data | plan | plot`.
+
+The only file with flags; everything else can be imported.
 """
 
 import argparse
@@ -10,13 +11,16 @@ import json
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
+from absl import logging
 
 from clip_jax import __version__, lookup
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 SPEC = 'tfds:NAME/SPLIT, tars:GLOB, table:FILE or folder:DIR'
 EXAMPLES = {
@@ -42,6 +46,13 @@ examples:
 SRC is a run directory, a checkpoint in it, or what OpenAI, open_clip, Hugging Face's transformers
 or big_vision published; which one is seen from its content. What was written is read back and
 compared.""",
+    'checkpoint': """\
+examples:
+  clip-jax checkpoint list runs/quickstart
+  clip-jax checkpoint verify runs/quickstart
+  clip-jax checkpoint verify gs://BUCKET/b16/checkpoints/12000 --sampled
+list compares names and sizes, verify reads every byte. The exit code of verify is 0 if all steps
+are whole, 1 otherwise.""",
     'data': """\
 examples:
   clip-jax data inspect 'tars:flickr8k/train-*.tar' --out=looked
@@ -88,6 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Ctrl-C.
     """
     args, rest = _parser().parse_known_args(arguments)
+    if not os.environ.get('CLIP_JAX_TRACEBACK'):
+        # Orbax logs, with tracebacks, what it raises as well, and what is none of its callers'.
+        logging.set_verbosity(logging.FATAL)
     try:
         sys.exit(COMMANDS[args.command](args, rest))
     except KeyboardInterrupt:
@@ -109,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--version', action='version', version=__version__)
     commands = parser.add_subparsers(
-        dest='command', required=True, metavar='train | eval | convert | data | plan | plot'
+        dest='command',
+        required=True,
+        metavar=' | '.join(name for name in EXAMPLES if ' ' not in name),
     )
 
     def command(name: str, text: str, parent: Any = commands) -> argparse.ArgumentParser:
@@ -156,6 +172,12 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument('dst', metavar='DST', help='the new folder')
     convert.add_argument(
         '--layout', required=True, metavar='NAME', help='open_clip, huggingface or big_vision'
+    )
+    kept = command('checkpoint', 'what checkpoints there are, and whether they are whole')
+    kept.add_argument('action', choices=('list', 'verify'), metavar='list | verify')
+    kept.add_argument('path', metavar='PATH', help='a run directory, or one checkpoint in it')
+    kept.add_argument(
+        '--sampled', action='store_true', help='verify: read some of the large files, not all'
     )
     _data_parsers(command)
     plan = command('plan', 'compile a config for devices that are not there: does it fit?')
@@ -393,6 +415,43 @@ def _convert(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _checkpoint(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    if rest or (args.sampled and args.action == 'list'):
+        raise ValueError(f'there is no flag {[*rest, "--sampled"][0]!r}')
+    from etils import epath
+
+    from clip_jax import checkpoint, metrics
+
+    contents = 'none' if args.action == 'list' else 'sampled' if args.sampled else 'all'
+    sound = {'none': 'complete', 'sampled': 'whole, as far as read', 'all': 'whole'}[contents]
+    rows: dict[int, dict[str, float]] = {}
+    newest, wrong = None, 0
+    for entry in checkpoint.entries(args.path, contents=contents):
+        lines = entry.path.parent.parent / 'metrics.jsonl'
+        if not rows and lines.exists():
+            for row in metrics.read_jsonl(epath.Path(lines)):
+                rows.setdefault(row['step'], {}).update(row)
+        if entry.step is None:
+            what = 'no step: set aside, or left by a process that was killed'
+        elif entry.troubles:
+            what, wrong = 'NOT WHOLE', wrong + 1
+        else:
+            what, newest = sound, entry.step if newest is None else newest
+        when = time.strftime('%Y-%m-%d %H:%M', time.localtime(entry.written))
+        print(f'{entry.path.name:>12}  {when}  {entry.bytes / 1e6:12,.1f} MB  {what}')
+        numbers = rows.get(entry.step, {}) if entry.step is not None else {}
+        shown = [f'{k} {v:.4g}' for k, v in numbers.items() if k == 'loss' or _is_score(k)]
+        for line in (*entry.troubles[:8], *([', '.join(shown)] if shown else [])):
+            print(f'{"":14}{line}')
+    print('newest that is whole:', 'none' if newest is None else f'step {newest:,}')
+    return 1 if wrong and args.action == 'verify' else 0
+
+
+def _is_score(key: str) -> bool:
+    """Whether a key of the metrics is of an evaluation, not of a training step."""
+    return '/' in key and not key.startswith(('accuracy/', 'bad_records/', 'skipped/'))
+
+
 def _data(args: argparse.Namespace, rest: Sequence[str]) -> int:
     options, beam_options = {}, {}
     for key, value in _assignments(rest):
@@ -548,6 +607,7 @@ COMMANDS = {
     'train': _train,
     'eval': _eval,
     'convert': _convert,
+    'checkpoint': _checkpoint,
     'data': _data,
     'plan': _plan,
     'plot': _plot,

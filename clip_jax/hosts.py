@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -141,23 +143,38 @@ def first_then_others(make: Callable[[], Any]) -> Any:
 
 def of_first(make: Callable[[], Any]) -> Any:
     """Returns to every process what `make`, called by the first alone, returns: anything that JSON
-    can hold.
+    can hold. A ValueError there is raised in all.
     """
     if jax.process_count() == 1:
         return make()
-    text = json.dumps(make()).encode() if is_first() else b''
-    size = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
-    content = np.zeros(size, np.uint8)
+    said: dict[str, Any] = {}
     if is_first():
-        content[:] = np.frombuffer(text, np.uint8)
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(content)).tobytes())
+        try:
+            said = {'made': make()}
+        except ValueError as error:
+            said = {'error': str(error)}
+    said = gather(said)[0]
+    if 'error' in said:
+        raise ValueError(said['error'])
+    return said['made']
 
 
-def any_of_all(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
+def gather(value: Any) -> list[Any]:
+    """Returns the values of all processes, in their order: anything that JSON can hold."""
     if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int64(len(text)))
+    padded = np.pad(text, (0, int(sizes.max()) - len(text)))
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers of all processes."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
 def total(numbers: np.ndarray) -> np.ndarray:
@@ -173,3 +190,10 @@ def wait(what: str) -> None:
         # Not a collective: on CPU, these wait for half a minute only.
         client = distributed.global_state.client
         client.wait_at_barrier(f'clip_jax {what} {next(_BARRIERS)}', timeout_in_ms=DAY)
+
+
+def leave(code: int) -> None:
+    """Ends this process at once: another is gone, and an orderly end would wait for it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -181,6 +181,8 @@ class Progress(Writer):
         if 'accuracy/image_to_text' in numbers:
             parts.append(f'accuracy {100 * numbers["accuracy/image_to_text"]:5.1f} %')
         parts.append(f'{self.rate(step):8,.0f} {self._unit}/s')
+        if skipped := sum(v for k, v in numbers.items() if k.startswith('skipped/')):
+            parts.append(f'{skipped:,.0f} updates skipped')
         now = self._clock()
         if step >= self._total:
             parts.append(f'{duration(now - self._began)} in all')
@@ -240,7 +242,7 @@ class _GrowingFile:
 
     def __init__(self, path: str | os.PathLike):
         self._path = epath.Path(path)
-        self._remote = _is_remote(self._path)
+        self._remote = is_remote(self._path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._remote:
             self._file = io.BytesIO()
@@ -265,7 +267,8 @@ class _GrowingFile:
             self._file.close()
 
 
-def _is_remote(path: epath.Path) -> bool:
+def is_remote(path: epath.Path) -> bool:
+    """Whether a path is one of object storage."""
     return '://' in str(path)
 
 

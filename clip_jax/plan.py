@@ -197,6 +197,7 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
         mean=transforms.CLIP_MEAN,
         std=transforms.CLIP_STD,
         microbatches=config.microbatches,
+        spike=config.guard.spike,
     )
     shapes = state.shapes(model, optimizer, mesh)
     return Step(function, model, optimizer, mesh, shapes, _batch(config, card, mesh))

@@ -9,21 +9,22 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from clip_jax import sharding
+from clip_jax import guards, sharding
 from clip_jax.models import clip, layers
 
 
 @flax.struct.dataclass
 class TrainState:
     """Everything that a step changes or needs: step number, parameters, variables without
-    gradients, optimizer state, seed of the random keys.
+    gradients, optimizer state, seed of the random keys, the guard's memory.
     """
 
-    step: jax.Array  # int32 []
+    step: jax.Array  # int32 []: batches seen, those included whose update was not made
     params: dict
     buffers: dict  # the other collections of variables: batch_stats of a ResNet, none of a ViT
     opt_state: optax.OptState
     rng: jax.Array  # uint32 [2]: key data, since a checkpoint holds plain arrays only
+    guard: guards.Guard
 
     @property
     def variables(self) -> dict:
@@ -67,6 +68,7 @@ def _init(
             buffers=buffers,
             opt_state=optimizer.init(params),
             rng=jax.random.key_data(step_key),
+            guard=guards.init(),
         )
 
     key = jax.random.key(seed)

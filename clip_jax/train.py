@@ -7,20 +7,20 @@ import importlib.metadata
 import json
 import math
 import platform
-import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from clu import parameter_overview
 from etils import epath
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from clip_jax import (
@@ -29,20 +29,25 @@ from clip_jax import (
     build,
     checkpoint,
     compiled,
+    guards,
     hosts,
+    interrupts,
+    lock,
     lookup,
     metrics,
+    origin,
     plots,
     pretrained,
+    run_directory,
     sharding,
     state,
-    tokenizers,
+    watchdog,
 )
 from clip_jax.data import pipeline, rows, tally, transforms
-from clip_jax.models import clip, layers
+from clip_jax.models import layers
 from clip_jax.state import TrainState
 
-INTERRUPTED = 130  # the shell's exit code for a program stopped by Ctrl-C
+STOP, IN_ROW = 'stop', 'in_row'  # numbers of a step that steer the loop and are not written
 
 
 def train_step(
@@ -54,11 +59,13 @@ def train_step(
     optimizer: optax.GradientTransformation,
     normalise: Callable[[jax.Array], jax.Array],
     microbatches: int = 1,
+    spike: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the state after one update on a global batch, and the batch's metrics.
 
     `batch` is {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}, embedded in `microbatches`
-    parts. Pure: every part is an argument.
+    parts. An update that is not finite, or follows a `spike` of the loss, is not made: see
+    guards.py. Pure: every part is an argument.
     """
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     batch = {**batch, 'rows': jnp.arange(len(batch['image']), dtype=jnp.int32)}
@@ -85,15 +92,31 @@ def train_step(
         batch,
         microbatches=microbatches,
     )
+    grad_norm = optax.global_norm(grads)
+    # Buffers too: on CPU a ReLU makes 0 of NaN, after batch normalisation has averaged it.
+    ok, guard = guards.judge(state.guard, value, grad_norm, buffers, spike=spike)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params, buffers, opt_state = guards.choose(
+        ok,
+        (optax.apply_updates(state.params, updates), buffers, opt_state),
+        (state.params, state.buffers, state.opt_state),
+    )
     numbers = {
         'loss': value,
         **numbers,
         'logit_scale': params['logit_scale'],
-        'grad_norm': optax.global_norm(grads),
+        'grad_norm': grad_norm,
+        **{f'skipped/{kind}': guard[kind] for kind in guards.KINDS},
+        IN_ROW: guard['in_row'],
     }
-    state = state.replace(step=state.step + 1, params=params, buffers=buffers, opt_state=opt_state)
+    state = TrainState(
+        step=state.step + 1,
+        params=params,
+        buffers=buffers,
+        opt_state=opt_state,
+        rng=state.rng,
+        guard=guard,
+    )
     return state, numbers
 
 
@@ -105,6 +128,7 @@ def bind_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     microbatches: int,
+    spike: float = 0.0,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns `train_step` with its parts, of state and batch; images are normalised by `mean` and
     `std`.
@@ -116,81 +140,109 @@ def bind_step(
         optimizer=optimizer,
         normalise=functools.partial(transforms.normalise, mean=mean, std=std),
         microbatches=microbatches,
+        spike=spike,
     )
+
+
+def with_stop(step: Callable) -> Callable:
+    """A step that also takes what each device's host wants to stop for, int32 [devices], 0 for
+    nothing, and has the largest of them among its numbers: all hosts see the same, for nothing.
+    """
+
+    def step_with_stop(
+        state: TrainState, batch: dict[str, jax.Array], stop: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        state, numbers = step(state, batch)
+        return state, {**numbers, STOP: jnp.max(stop)}
+
+    step_with_stop.__name__ = train_step.__name__  # as which profiles and caches know it
+    return step_with_stop
+
+
+class Stopped(Exception):
+    """A run is to stop, for all of its processes at the same step; says for what."""
+
+    def __init__(self, why: int):
+        super().__init__(why)
+        self.why = why
 
 
 def train(config: ConfigDict, workdir: str | epath.Path) -> int:
     """Trains what the config describes in `workdir`, or goes on where an earlier run of it stopped.
 
-    Returns the exit code: 0 when the run is complete (also if it already was), 130 when Ctrl-C
-    stopped it. ValueError for anything wrong in the config, the data or the run directory.
+    Returns the exit code: 0 when the run is complete (also if it already was) or when SIGTERM or a
+    notice of the machine stopped it, 130 when Ctrl-C did. ValueError for anything wrong in the
+    config, the data or the run directory.
     """
     workdir = epath.Path(workdir).expanduser().resolve()
     resolved = json.loads(config.to_json_best_effort())
-    complete = finished(workdir, resolved)
-    hosts.wait('finished')  # before anyone writes
-    if complete:
-        print(f'{workdir}: this run is complete ({config.total_steps:,} steps); nothing to do.')
-        print(summary_text(workdir))
+    if hosts.of_first(lambda: run_directory.finished(workdir, resolved)):
+        if hosts.is_first():
+            print(f'{workdir}: this run is complete ({config.total_steps:,} steps); nothing to do.')
+            print(run_directory.summary_text(workdir))
         return 0
     if config.compilation_cache:
         jax.config.update('jax_compilation_cache_dir', config.compilation_cache)
-    try:
-        with contextlib.closing(Run(config, resolved, workdir)) as run:
-            if not run.loop():
-                return INTERRUPTED
-            run.finish()
-    except jax.errors.JaxRuntimeError as error:
-        if not compiled.is_out_of_memory(error):
-            raise
-        raise ValueError(
-            f'out of memory ({str(error).splitlines()[0]}); a lower batch_size, more microbatches, '
-            'model.remat=full or a larger mesh.fsdp needs less; clip-jax plan says how much'
-        ) from error
+    with contextlib.ExitStack() as stack:
+        held = lock.Lock(workdir)
+        stack.callback(held.close)
+        hosts.of_first(held.open)
+        signals = interrupts.Interrupts(alone=jax.process_count() == 1)
+        stack.callback(signals.close)
+        signals.open()
+        dog = watchdog.Watchdog(config.step_timeout)
+        stack.callback(dog.stop)
+        try:
+            run = Run(config, resolved, workdir, signals, dog)
+            stack.enter_context(contextlib.closing(run)).go()
+        except Stopped as stopped:
+            # SIGTERM says that the machine is needed: what was asked for has been done.
+            return 0 if stopped.why == interrupts.TERMINATED else stopped.why
+        except OSError as error:
+            if error.filename:
+                raise
+            # It fails in the middle of writing, and does not say where.
+            raise ValueError(
+                f'{workdir}: {error.strerror}; the checkpoints there are unharmed. With the cause '
+                'gone, the same command goes on at the newest'
+            ) from error
+        except jax.errors.JaxRuntimeError as error:
+            if compiled.is_out_of_memory(error):
+                raise ValueError(
+                    f'out of memory ({_first_line(error)}); a lower batch_size, more microbatches, '
+                    'model.remat=full or a larger mesh.fsdp needs less; clip-jax plan says how much'
+                ) from error
+            if jax.process_count() == 1:
+                raise
+            print(
+                f'clip-jax train: process {jax.process_index()} cannot go on, most likely since '
+                f'another one ended ({_first_line(error)}); the same command goes on at the newest '
+                'checkpoint',
+                file=sys.stderr,
+            )
+            hosts.leave(1)
     if hosts.is_first():
-        print(summary_text(workdir))
+        print(run_directory.summary_text(workdir))
     return 0
 
 
-def finished(workdir: epath.Path, resolved: dict[str, Any]) -> bool:
-    """Whether `workdir` holds a complete run of this config; ValueError if of another."""
-    path = workdir / 'config.json'
-    if not path.exists():
-        if workdir.is_file() or (workdir.is_dir() and any(workdir.iterdir())):
-            raise ValueError(
-                f'{workdir}: not empty and no run directory; expected a new or empty folder'
-            )
-        return False
-    there = json.loads(path.read_text())
-    if there != resolved:
-        raise ValueError(
-            f'{workdir}: holds a run of another config ({_difference(there, resolved)}); '
-            'expected the same config, or another --workdir'
-        )
-    return (workdir / 'summary.json').exists()
-
-
-def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """Names the first few keys in which two configs differ."""
-
-    def flat(tree: dict[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-        for key, value in tree.items():
-            if isinstance(value, dict) and value:
-                yield from flat(value, f'{prefix}{key}.')
-            else:
-                yield prefix + key, value
-
-    there, here = dict(flat(there)), dict(flat(here))
-    keys = [k for k in {**there, **here} if there.get(k, '-') != here.get(k, '-')]
-    shown = [f'{k} is {there.get(k, "-")!r} there, {here.get(k, "-")!r} here' for k in keys[:3]]
-    return '; '.join(shown) + (f'; and {len(keys) - 3} more' if len(keys) > 3 else '')
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition('\n')[0]
 
 
 class Run:
     """A run directory with everything built that its config names, ready to train."""
 
-    def __init__(self, config: ConfigDict, resolved: dict[str, Any], workdir: epath.Path):
+    def __init__(
+        self,
+        config: ConfigDict,
+        resolved: dict[str, Any],
+        workdir: epath.Path,
+        signals: interrupts.Interrupts,
+        dog: watchdog.Watchdog,
+    ):
         self.config, self.resolved, self.workdir = config, resolved, workdir
+        self.signals, self.watchdog = signals, dog
         self.began = time.monotonic()
         _check_counts(config)
         self.mesh = sharding.make_mesh(**config.mesh)
@@ -204,7 +256,7 @@ class Run:
         if begun:
             self.card, variables = json.loads(card_path.read_text()), None
         else:
-            self.card, variables = _begin(config, source, self.mesh)
+            self.card, variables = origin.begin(config, source, self.mesh)
         execution = build.execution(config.model)
         model = build.model(self.card['model'], config.model.dtype, **execution)
         self.state = state.create(
@@ -232,13 +284,21 @@ class Run:
             print(overview, flush=True)
             for kind, found in source.left_out.items():
                 print(f'left out: {found.count:,} {kind}, as {found.examples[0]}', flush=True)
+        self.watchdog.start('the first evaluation')
         # Before anything is written: what only an evaluation finds wrong leaves nothing behind.
         self.reports = {} if begun else self.score()
+        if not begun:
+            _check_best(config.checkpoint, self.numbers(self.reports))
 
         for path, content in (('config.json', resolved), ('card.json', self.card)):
-            _write_json(workdir / path, content)
-        self.checkpoints = checkpoint.Checkpoints(workdir, keep=config.keep_checkpoints)
+            run_directory.write_json(workdir / path, content)
+        options = {k: v for k, v in config.checkpoint.items() if k not in ('every', 'best_metric')}
+        self.checkpoints = checkpoint.Checkpoints(workdir, **options)
         self.start, bad = self._resume(iterator)
+        # The step reached, and the newest one that is saved.
+        self.at = self.saved = self.start
+        self._flags: tuple[int, Any] = (-1, None)
+        self.blocked: list[float] = []  # seconds that training stood still for each save
         self.tally = tally.Tally(
             source, workdir, step=self.start, counts=bad, max_share=config.data.max_bad
         )
@@ -262,68 +322,133 @@ class Run:
             mean=preprocess.mean,
             std=preprocess.std,
             microbatches=config.microbatches,
+            spike=config.guard.spike,
         )
-        self.step = jax.jit(step, donate_argnums=0)
+        self.step = jax.jit(with_stop(step), donate_argnums=0)
 
     def _resume(self, iterator: Any) -> tuple[int, dict[str, int]]:
         """Puts the newest checkpoint, if any, into state and iterator; returns its step, and the
         counts of bad records until then.
         """
-        step = self.checkpoints.latest()
+        step, damaged = self.checkpoints.newest()
+        if damaged and hosts.is_first():
+            text = checkpoint.as_text(damaged)
+            print(f'{self.workdir}: not whole, kept as *{checkpoint.DAMAGED}: {text}', flush=True)
         if step is None:
             return 0, {}
+        self.watchdog.tick(f'reading step {step:,}')
         self.state = self.checkpoints.restore(step, self.state)
-        about = self.checkpoints.about(step)
+        about = checkpoint.read_about(self.checkpoints.folder / str(step))
         iterator.set_state(about['input'])
         self.began -= about['seconds']
+        if self.config.checkpoint.keep_best and hosts.is_first():
+            rows = metrics.read_jsonl(self.workdir / 'metrics.jsonl')
+            self.note_scores([row for row in rows if row['step'] <= step])
         if hosts.is_first():
             total = self.config.total_steps
             print(f'{self.workdir}: goes on at step {step:,} of {total:,}', flush=True)
         return step, about['bad']
 
-    def loop(self) -> bool:
-        """Trains to the last step; returns False if Ctrl-C stopped it before."""
-        config, previous = self.config, None
+    def go(self) -> None:
+        """Trains to the last step and evaluates; Stopped, with all saved, if it ends before."""
+        self.signals.graceful = True
+        try:
+            self.evaluate_first()
+            self.loop()
+            self.finish()
+        except Stopped:
+            if self.at > self.saved:
+                self.save(self.at)
+            self.checkpoints.wait()
+            if hosts.is_first():
+                step, total = self.at, self.config.total_steps
+                where = f'; saved in {self.workdir}' if self.saved else ', before the first'
+                print(
+                    f'stopped at step {step:,} of {total:,}{where}; '
+                    'the same command goes on from there'
+                )
+            raise
+
+    def evaluate_first(self) -> None:
+        """Makes the evaluations of the step at which this process begins, where they are due."""
         if self.start == 0:
             # Shows what chance is, and a mistake in an evaluation before hours of training.
             self.report(0, self.reports or self.score())
-        with stop_on_interrupt() as stop:
-            for step in range(self.start + 1, config.total_steps + 1):
-                batch = next(self.batches)
-                with jax.set_mesh(self.mesh):
-                    self.state, numbers = self.step(self.state, batch)
-                jax.block_until_ready(previous)  # one step in flight: Ctrl-C stays prompt
-                previous = numbers
-                last = step == config.total_steps
-                # All have to stop at the same step; to ask at each would cost time.
-                stopping = bool(stop)
-                if jax.process_count() > 1:
-                    stopping = step % config.log_every == 0 and hosts.any_of_all(stopping)
-                if last or step % config.log_every == 0:
-                    self.log(step, numbers)
-                if not last and step % config.eval_every == 0:
-                    self.evaluate(step)
-                if last or stopping or step % config.checkpoint_every == 0:
-                    self.save(step)
-                if stopping and not last:
-                    self.checkpoints.wait()
-                    if hosts.is_first():
-                        print(
-                            f'stopped at step {step:,} of {config.total_steps:,}; '
-                            f'saved in {self.workdir}; the same command goes on from there'
-                        )
-                    return False
-        return True
+            return
+        # A step is saved before it is evaluated: an evaluation may have been cut short.
+        inside = self.start < self.config.total_steps
+        due = self.evals and inside and self.start % self.config.eval_every == 0
+        if due and not hosts.of_first(lambda: self.evaluated(self.start)):
+            self.evaluate(self.start)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the metrics have the numbers of the evaluations of a step."""
+        names = tuple(f'{name}/' for name in self.config.evals)
+        rows = metrics.read_jsonl(self.workdir / 'metrics.jsonl')
+        return any(
+            row['step'] == step and any(key.startswith(names) for key in row) for row in rows
+        )
+
+    def loop(self) -> None:
+        """Trains to the last step; Stopped if it is to end before."""
+        config, previous, due = self.config, None, False
+        for step in range(self.start + 1, config.total_steps + 1):
+            self.watchdog.tick(f'step {step:,}')
+            batch = next(self.batches)
+            with jax.set_mesh(self.mesh):
+                self.state, numbers = self.step(self.state, batch, self.stop_flags())
+            # One step in flight: what is asked for from outside is noticed soon.
+            stop = self.settle(step - 1, previous)
+            previous, self.at = numbers, step
+            last = step == config.total_steps
+            if last or step % config.log_every == 0:
+                self.log(step, numbers)
+            due = due or step % config.checkpoint.every == 0
+            # Where updates cannot be made, what may be at fault is not to replace what was good.
+            if last or stop or (due and not numbers[IN_ROW]):
+                self.save(step)
+                due = False
+            if stop and not last:
+                raise Stopped(stop)
+            if not last and step % config.eval_every == 0:
+                self.evaluate(step)
+
+    def stop_flags(self) -> jax.Array:
+        """What this host wants to stop for, once for each of its devices."""
+        why = self.signals.stop
+        if self._flags[0] != why:
+            mesh = self.mesh
+            over_all = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+            mine = np.full(len(mesh.local_devices), why, np.int32)
+            self._flags = why, jax.make_array_from_process_local_data(over_all, mine)
+        return self._flags[1]
+
+    def settle(self, step: int, numbers: dict[str, jax.Array] | None) -> int:
+        """Waits for a step; returns what all hosts are to stop for, 0 for nothing.
+
+        ValueError if too many updates in a row could not be made.
+        """
+        if numbers is None:
+            return 0
+        stop, in_row = jax.device_get((numbers[STOP], numbers[IN_ROW]))
+        if in_row >= self.config.guard.max_skipped:
+            self.checkpoints.wait()
+            newest = f'of step {self.saved:,}' if self.saved else 'none yet'
+            raise ValueError(
+                f'{in_row} updates in a row, until step {step:,}, were not made (guard.max_skipped '
+                f'{self.config.guard.max_skipped}): the loss is {float(numbers["loss"]):g}, the '
+                f'norm of its gradient {float(numbers["grad_norm"]):g}; the newest checkpoint is '
+                f'{newest}; a lower learning_rate or more warmup_steps may help'
+            )
+        return int(stop)
 
     def log(self, step: int, numbers: dict[str, jax.Array]) -> None:
-        """Writes a step's numbers; ValueError if the loss is no longer a number."""
-        scalars = {name: float(value) for name, value in numbers.items()}
-        if not math.isfinite(scalars['loss']):
-            raise ValueError(
-                f'the loss is {scalars["loss"]} at step {step:,}; the newest checkpoint is of step '
-                f'{self.checkpoints.latest()}; a lower learning_rate or more warmup_steps may help'
-            )
-        scalars['learning_rate'] = float(self.schedule(step - 1))
+        """Writes a step's numbers; ValueError if the save before could not be written."""
+        self.checkpoints.check()
+        inner = (STOP, IN_ROW)
+        scalars = {k: v.item() for k, v in jax.device_get(numbers).items() if k not in inner}
+        skipped = sum(scalars[f'skipped/{kind}'] for kind in guards.KINDS)
+        scalars['learning_rate'] = float(self.schedule(max(step - 1 - skipped, 0)))
         rate = self.progress.rate(step)
         (last_step, last_waited), waited = self.logged, self.batches.waited
         seconds = (step - last_step) * self.config.batch_size / rate
@@ -346,26 +471,58 @@ class Run:
             return self.report(step, self.score())
 
     def score(self) -> dict[str, dict[str, Any]]:
-        """Runs every evaluation of the config; returns its reports."""
+        """Runs every evaluation of the config; returns its reports. Stopped if it is to end."""
         model = dataclasses.replace(self.clip, variables=self.state.variables)
+        encoders = self.attended(model.encode_image), self.attended(model.encode_text)
         return {
-            name: evaluate(model.encode_image, model.encode_text, source)
-            for name, (evaluate, source) in self.evals.items()
+            name: evaluate(*encoders, source) for name, (evaluate, source) in self.evals.items()
+        }
+
+    def attended(self, encode: Callable) -> Callable:
+        """An encoder that shows the watchdog that it is alive, and stops where a host is to."""
+
+        @functools.wraps(encode)
+        def call(*args: Any, **options: Any) -> np.ndarray:
+            self.watchdog.tick('an evaluation')
+            if stop := hosts.largest(self.signals.stop):
+                raise Stopped(stop)
+            return encode(*args, **options)
+
+        return call
+
+    def numbers(self, reports: dict[str, dict[str, Any]]) -> dict[str, float]:
+        """The numbers of reports, by the names that they have in the metrics."""
+        return {
+            f'{name}/{key}': value
+            for name, report in reports.items()
+            for key, value in report.items()
+            if isinstance(value, float)
         }
 
     def report(self, step: int, reports: dict[str, dict[str, Any]]) -> dict[str, float]:
         """Writes the reports of a step to `evals/`, their numbers to the metrics; returns these."""
-        scalars = {}
         for name, report in reports.items():
             report = {'data': self.config.evals[name].data, 'step': step, **report}
-            _write_json(self.workdir / 'evals' / f'{name}.json', report)
-            scalars |= {f'{name}/{k}': v for k, v in report.items() if isinstance(v, float)}
+            run_directory.write_json(self.workdir / 'evals' / f'{name}.json', report)
+        scalars = self.numbers(reports)
         self.writer.write_scalars(step, scalars)
+        self.note_scores([{'step': step, **scalars}])
         return scalars
+
+    def note_scores(self, rows: list[dict[str, Any]]) -> None:
+        """Tells the checkpoints which steps are how good."""
+        metric = self.config.checkpoint.best_metric
+        found = {row['step']: row[metric] for row in rows if metric in row}
+        self.checkpoints.scores |= found
 
     def save(self, step: int) -> None:
         """Starts to save the state, with the card and the input position, in the background."""
         with self.progress.pause():
+            self.watchdog.tick(f'saving step {step:,}')
+            jax.block_until_ready(self.state)
+            began = time.monotonic()
+            # What was written until here has to be there when a run goes on here.
+            self.writer.flush()
             about = {
                 'bad': self.count_bad(step),
                 'card': self.card,
@@ -374,14 +531,18 @@ class Run:
                 'seconds': time.monotonic() - self.began,
                 'versions': versions(),
             }
-            self.checkpoints.save(self.state, about)
+            self.checkpoints.save(step, self.state, about)
+            self.blocked.append(time.monotonic() - began)
+            self.saved = step
 
     def finish(self) -> None:
         """Evaluates the trained model, draws figures and writes `summary.json`: the run is
         complete.
         """
         scalars = self.evaluate(self.config.total_steps)
+        self.watchdog.tick('the last save')
         self.checkpoints.wait()
+        self.watchdog.stop()
         if hosts.is_first():
             self.summarise(scalars)
         hosts.wait('summary')
@@ -392,9 +553,10 @@ class Run:
         load_images = build.image_loader(self.config.data.options)
         figures = plots.write_all(self.workdir, load_images)
         lines = [r for r in metrics.read_jsonl(self.workdir / 'metrics.jsonl') if 'loss' in r]
+        loss = lines[-1]['loss']
         summary = {
             **scalars,
-            'loss': lines[-1]['loss'],
+            'loss': loss if math.isfinite(loss) else None,
             'step': self.config.total_steps,
             'pairs': self.config.total_steps * self.config.batch_size,
             'parameters': state.count(self.state.params),
@@ -403,22 +565,49 @@ class Run:
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'versions': versions(),
             'bad_records': dict(self.tally.counts),
+            'skipped_updates': {kind: int(self.state.guard[kind]) for kind in guards.KINDS},
+            'checkpoints': self.saving(),
             'figures': [str(p.relative_to(self.workdir)) for p in figures],
         }
-        _write_json(self.workdir / 'summary.json', summary)
+        run_directory.write_json(self.workdir / 'summary.json', summary)
+
+    def saving(self) -> dict[str, float]:
+        """How long training stood still for the saves of this process, in seconds."""
+        if not self.blocked:
+            return {'saved': 0}
+        return {
+            'saved': len(self.blocked),
+            'blocked_seconds_median': round(statistics.median(self.blocked), 4),
+            'blocked_seconds_max': round(max(self.blocked), 4),
+        }
 
     def close(self) -> None:
         """Stops reading ahead and closes every file; what is being saved is saved to its end."""
-        self.batches.close()
-        self.checkpoints.close()
-        self.writer.close()
+        with contextlib.ExitStack() as stack:  # whichever of them fails, the others close too
+            for close in (self.writer.close, self.checkpoints.close, self.batches.close):
+                stack.callback(close)
 
 
 def _check_counts(config: ConfigDict) -> None:
-    names = ('batch_size', 'microbatches', 'log_every', 'eval_every', 'checkpoint_every')
-    for name in (*names, 'keep_checkpoints'):
-        if config[name] < 1:
-            raise ValueError(f'{name} is {config[name]}; expected at least 1')
+    counts = {name: config[name] for name in ('batch_size', 'microbatches', 'log_every')}
+    counts |= {'eval_every': config.eval_every, 'guard.max_skipped': config.guard.max_skipped}
+    counts |= {f'checkpoint.{name}': config.checkpoint[name] for name in ('every', 'keep')}
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f'{name} is {count}; expected at least 1')
+    for name in ('keep_every', 'keep_best'):
+        if config.checkpoint[name] < 0:
+            raise ValueError(f'checkpoint.{name} is {config.checkpoint[name]}; expected 0 or more')
+    if config.guard.spike < 0:
+        raise ValueError(f'guard.spike is {config.guard.spike}; expected 0 or more')
+    lookup.check(config.checkpoint.best_mode, ('max', 'min'), what='checkpoint.best_mode')
+    lookup.check(config.checkpoint.verify, ('all', 'sampled'), what='checkpoint.verify')
+
+
+def _check_best(config: ConfigDict, numbers: dict[str, float]) -> None:
+    """ValueError if the best checkpoints are to stay and no evaluation gives their metric."""
+    if config.keep_best:
+        lookup.check(config.best_metric or '', numbers, what='checkpoint.best_metric')
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -444,98 +633,8 @@ def _evaluation(name: str, options: ConfigDict, config: ConfigDict) -> tuple[Cal
     return evaluate, build.source(options.data, config.data.options)
 
 
-def _begin(config: ConfigDict, source: Any, mesh: Mesh) -> tuple[dict[str, Any], dict | None]:
-    """Returns the card of a new run, and the variables that it begins with; None: random ones."""
-    if not config.init.path:
-        # A vocabulary is trained once.
-        return hosts.of_first(lambda: _card(config, source, {})), None
-    there, variables = pretrained.read(config.init.path, mesh)
-    card = _card(config, source, there)
-    size = card['model']['image']['image_size']
-    _, variables = clip.with_image_size(there['model'], variables, size)
-    wrong = _other_shapes(clip.shapes(clip.from_card(card['model'])), variables)
-    if wrong:
-        more = f'; and {len(wrong) - 6} more' if len(wrong) > 6 else ''
-        raise ValueError(
-            f'init.path {config.init.path}: its parameters are not those that config.model '
-            f'describes: {"; ".join(wrong[:6])}{more}. Set in config.model only what changes no '
-            'parameter, and the image_size'
-        )
-    return card, pretrained.on_devices(variables, mesh)
-
-
-def _other_shapes(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Says in what the arrays of two trees differ."""
-
-    def shapes(tree: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-        pairs = jax.tree.leaves_with_path(tree)
-        return {jax.tree_util.keystr(p, simple=True, separator='/'): x.shape for p, x in pairs}
-
-    there, here = shapes(found), shapes(expected)
-    return [
-        f'{name} is {there.get(name, "missing")}, expected {here.get(name, "none")}'
-        for name in sorted({**there, **here})
-        if there.get(name) != here.get(name)
-    ]
-
-
-def _card(config: ConfigDict, source: Any, init: dict[str, Any]) -> dict[str, Any]:
-    """The card of a run; `init` is that of the checkpoint that it begins from, {} without one."""
-    tokenizer = (
-        tokenizers.from_card(init['tokenizer'])
-        if init.get('tokenizer')
-        else build.tokenizer(config.tokenizer, source)
-    )
-    architecture = build.architecture(
-        config.model, tokenizer, init.get('model'), loss=config.loss.name
-    )
-    image_size = architecture['image']['image_size']
-    preprocess = build.preprocess(config.preprocess, image_size, init.get('preprocess'))
-    card = {'model': architecture, 'preprocess': preprocess.card, 'tokenizer': tokenizer.card}
-    return json.loads(json.dumps(card))  # as it will be read back: tuples are lists
-
-
 def versions() -> dict[str, str]:
     """Versions of what the numbers of a run depend on."""
     names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
     found = {name: importlib.metadata.version(name) for name in names}
     return {'clip_jax': __version__, 'python': platform.python_version(), **found}
-
-
-def summary_text(workdir: epath.Path) -> str:
-    """The last numbers of a complete run and where things lie, for people."""
-    summary = json.loads((workdir / 'summary.json').read_text())
-    lines = [f'{name:44} {v:.4f}' for name, v in summary.items() if isinstance(v, float)]
-    if summary['bad_records']:
-        counts = rows.as_text(summary['bad_records'])
-        lines.append(f'records replaced by others: {counts}; bad_records-*.jsonl names them')
-    places = ['summary.json', 'card.json', 'metrics.jsonl', 'checkpoints/', *summary['figures']]
-    return '\n'.join([*lines, f'in {workdir}: {", ".join(places)}'])
-
-
-@contextlib.contextmanager
-def stop_on_interrupt() -> Iterator[list]:
-    """Turns the first Ctrl-C into an entry in the list it yields; a second interrupts at once."""
-    stop: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        if stop:
-            raise KeyboardInterrupt
-        stop.append(number)
-        print('\nCtrl-C: saving after this step; once more to stop at once', file=sys.stderr)
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _write_json(path: epath.Path, content: Any) -> None:
-    """Writes a file whole or not at all, once for all hosts."""
-    if not hosts.is_first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + '\n')
-    partial.replace(path)

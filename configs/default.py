@@ -19,8 +19,23 @@ def get_config() -> ConfigDict:
     c.total_steps = 100_000  # updates; the learning rate ends at 0 there
     c.log_every = 50  # steps between two lines of metrics
     c.eval_every = 5_000  # steps between two rounds of evals; also one at the start and the end
-    c.checkpoint_every = 1_000  # steps between two checkpoints
-    c.keep_checkpoints = 2  # the newest so many stay
+    # Seconds that a step or a part of an evaluation may take, the first with its compilation; then
+    # the stacks of all threads are printed and the process ends. 0: no limit.
+    c.step_timeout = 1800.0
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 1_000  # steps between two
+    c.checkpoint.keep = 2  # the newest so many stay
+    c.checkpoint.keep_every = 0  # and those of steps that are multiples of this; 0: no more
+    c.checkpoint.keep_best = 0  # and so many of those with the best metric
+    c.checkpoint.best_metric = placeholder(str)  # a number of an evaluation, as zeroshot/top1
+    c.checkpoint.best_mode = 'max'  # or min
+    c.checkpoint.verify = 'all'  # checksums, before a run goes on; sampled: of some large files
+
+    c.guard = ConfigDict()
+    c.guard.max_skipped = 10  # updates in a row that cannot be made before the run stops
+    # Skip an update whose loss lies so many standard deviations above the last 128; 0: never.
+    c.guard.spike = 0.0
 
     # A folder for compiled programs: a restart finds them there. All hosts must see it, and whoever
     # can write to it can run code here.

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c.total_steps = 1100
     c.log_every = 20
     c.eval_every = 275
-    c.checkpoint_every = 100
+    c.checkpoint.every = 100
 
     c.data.train = 'tars:flickr8k/train-*.tar'
     c.data.num_threads = 2

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     c.total_steps = 720
     c.log_every = 20
     c.eval_every = 360
-    c.checkpoint_every = 100
+    c.checkpoint.every = 100
 
     c.data.train = 'tfds:shapes_captions/train'
     c.data.num_threads = 2

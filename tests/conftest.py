@@ -67,7 +67,7 @@ from ml_collections import ConfigDict
 def get_config():
     c = default.get_config().unlock()
     c.batch_size, c.total_steps = 16, 12
-    c.log_every, c.eval_every, c.checkpoint_every = 1, 4, 4
+    c.log_every, c.eval_every, c.checkpoint.every = 1, 4, 4
     c.data.train = {tiny_tars!r}
     c.data.augment.crop_scale = (0.6, 1.0)
     c.data.augment.flip = 0.5

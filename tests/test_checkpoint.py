@@ -1,12 +1,20 @@
-"""What was saved comes back bit for bit, on any number of devices."""
+"""What was saved comes back bit for bit, on any number of devices, and damage is never believed."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
+from small_training import batch, setup
 
-from clip_jax import checkpoint, sharding
+from clip_jax import checkpoint, guards, manifest, sharding
 from clip_jax.state import TrainState
 
 ABOUT = {
@@ -34,6 +42,7 @@ def state(step, devices=8):
             buffers={'batch_stats': {'image': {'mean': jax.random.normal(key, (5,))}}},
             opt_state=opt_state,
             rng=jax.random.key_data(jax.random.fold_in(key, 7)),
+            guard={**guards.init(), 'losses': jax.random.normal(key, (guards.WINDOW,))},
         ),
         everywhere,
     )
@@ -50,8 +59,8 @@ def opened(tmp_path):
     """Opens the run directory's checkpoints, and closes them in the end."""
     every = []
 
-    def open_them(keep=3):
-        every.append(checkpoint.Checkpoints(tmp_path, keep=keep))
+    def open_them(keep=3, **options):
+        every.append(checkpoint.Checkpoints(tmp_path, keep=keep, **options))
         return every[-1]
 
     yield open_them
@@ -62,7 +71,7 @@ def opened(tmp_path):
 def saved(opened, *steps, keep=3):
     checkpoints = opened(keep)
     for step in steps:
-        checkpoints.save(state(step), {**ABOUT, 'of': step})
+        checkpoints.save(step, state(step), {**ABOUT, 'of': step})
     checkpoints.wait()
     return checkpoints
 
@@ -78,9 +87,47 @@ def test_what_was_saved_comes_back_bit_for_bit_onto_any_devices(opened, devices)
         assert got.sharding == wanted.sharding
 
 
+MESHES = {
+    '2 devices': {'devices': 2},
+    '4 devices': {'devices': 4},
+    '8 devices': {'devices': 8},
+    'fsdp': {'devices': 8, 'fsdp': 4},
+    'tensor': {'devices': 8, 'tensor': 2},
+    'all three': {'devices': 8, 'fsdp': 2, 'tensor': 2},
+}
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A model after some steps on one device, what it is saved in, and the loss of its next."""
+    current, step, put = setup(1)
+    for i in range(5):
+        current, _ = step(current, put(batch(i)))
+    folder = tmp_path_factory.mktemp('trained')
+    with contextlib.closing(checkpoint.Checkpoints(folder, keep=2)) as checkpoints:
+        checkpoints.save(5, current, ABOUT)
+    return current, folder, float(step(current, put(batch(5)))[1]['loss'])
+
+
+@pytest.mark.parametrize('mesh', MESHES.values(), ids=MESHES)
+def test_training_goes_on_on_another_mesh(trained, mesh, tmp_path):
+    current, folder, loss = trained
+    start, step, put = setup(**mesh)
+    with contextlib.closing(checkpoint.Checkpoints(folder, keep=2)) as checkpoints:
+        restored = checkpoints.restore(checkpoints.newest()[0], start)
+    assert bits(restored) == bits(current)
+    for got, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(start), strict=True):
+        assert got.sharding == wanted.sharding
+    np.testing.assert_allclose(float(step(restored, put(batch(5)))[1]['loss']), loss, rtol=1e-6)
+    # And from there back to one device.
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path, keep=2)) as checkpoints:
+        checkpoints.save(5, restored, ABOUT)
+        assert bits(checkpoints.restore(5, setup(1)[0])) == bits(current)
+
+
 def test_without_running_statistics_there_are_parameters_alone(opened):
     checkpoints, current = opened(), state(4).replace(buffers={})
-    checkpoints.save(current, ABOUT)
+    checkpoints.save(4, current, ABOUT)
     restored = checkpoints.restore(4, state(0).replace(buffers={}))
     assert restored.variables.keys() == {'params'}
     assert bits(restored) == bits(current)
@@ -90,7 +137,7 @@ def test_the_state_saved_is_that_at_the_call(opened):
     # Training goes on, and may reuse the memory, while a checkpoint is being written.
     checkpoints, current = opened(), state(4)
     expected = bits(current)
-    checkpoints.save(current, ABOUT)
+    checkpoints.save(4, current, ABOUT)
     current = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)(current)
     checkpoints.wait()
     assert bits(current) != expected
@@ -98,9 +145,9 @@ def test_the_state_saved_is_that_at_the_call(opened):
 
 
 def test_the_newest_is_known_after_saving_and_after_opening_again(opened):
-    assert opened().latest() is None
-    assert saved(opened, 4, 12).latest() == 12
-    assert opened().latest() == 12
+    assert opened().newest() == (None, {})
+    assert saved(opened, 4, 12).newest() == (12, {})
+    assert opened().newest() == (12, {})
 
 
 def test_an_older_step_can_be_restored(opened):
@@ -119,11 +166,11 @@ def test_the_newest_so_many_stay(opened, tmp_path, keep):
     assert there == [2, 4, 10, 12][-keep:]
 
 
-def test_the_json_part_comes_back(opened):
+def test_the_json_part_comes_back(opened, tmp_path):
     saved(opened, 4, 8)
-    again = opened()
-    assert again.about(4) == {**ABOUT, 'of': 4}
-    assert again.about(8) == {**ABOUT, 'of': 8}
+    for step in 4, 8:
+        about = checkpoint.read_about(tmp_path / f'checkpoints/{step}')
+        assert about == {**ABOUT, 'of': step}
 
 
 def test_a_checkpoint_folder_is_read_without_its_run(opened, tmp_path):
@@ -146,12 +193,19 @@ def test_find_takes_a_run_its_folder_or_one_checkpoint(opened, tmp_path):
     assert checkpoint.find(tmp_path / 'checkpoints/8') == tmp_path / 'checkpoints/8'
 
 
-def test_find_leaves_out_what_was_not_written_to_its_end(opened, tmp_path):
+LEFT = '9.unsealed.orbax-checkpoint-tmp', '9.unsealed', '9.deleting'
+
+
+@pytest.mark.parametrize('name', LEFT)
+def test_what_a_killed_process_left_is_no_checkpoint_and_is_cleared_away(opened, tmp_path, name):
     saved(opened, 8)
-    (tmp_path / 'checkpoints/9.orbax-checkpoint-tmp' / 'variables').mkdir(parents=True)
+    left = tmp_path / 'checkpoints' / name
+    shutil.copytree(tmp_path / 'checkpoints/8', left)
     (tmp_path / 'checkpoints/.DS_Store').write_text('')
     assert checkpoint.find(tmp_path) == tmp_path / 'checkpoints/8'
-    assert opened().latest() == 8
+    assert left.exists()  # whoever only reads changes nothing
+    assert opened().newest() == (8, {})
+    assert not left.exists()
 
 
 def test_find_says_what_is_there_instead(tmp_path):
@@ -163,12 +217,295 @@ def test_find_says_what_is_there_instead(tmp_path):
             checkpoint.find(path)
 
 
-def test_another_model_cannot_be_restored_from_it(opened):
+def other(change):
+    """A state of the same numbers with another `params/image`."""
+    current = state(4)
+    image = change(current.params['image'])
+    return current.replace(params={**current.params, 'image': image})
+
+
+CHANGES = {
+    'shape': (
+        lambda x: {**x, 'kernel': x['kernel'][:, :4]},
+        r'params/image/kernel is float32 \(24, 5\), expected float32 \(24, 4\)',
+    ),
+    'type': (
+        lambda x: {**x, 'bias': x['bias'].astype(jnp.bfloat16)},
+        r'params/image/bias is float32 \(5,\), expected bfloat16 \(5,\)',
+    ),
+    'missing': (
+        lambda x: {**x, 'more': x['bias']},
+        r'params/image/more is missing, expected float32 \(5,\)',
+    ),
+    'left over': (
+        lambda x: {'kernel': x['kernel']},
+        r'params/image/bias is float32 \(5,\), expected none',
+    ),
+}
+
+
+@pytest.mark.parametrize(('change', 'message'), CHANGES.values(), ids=CHANGES)
+def test_another_model_cannot_be_restored_from_it(opened, tmp_path, change, message):
     saved(opened, 4)
-    other = state(0)
-    kernel = jnp.zeros((24, 6), jnp.float32, device=other.step.sharding)
-    other = other.replace(
-        params={**other.params, 'image': {**other.params['image'], 'kernel': kernel}}
-    )
-    with pytest.raises(ValueError):
-        opened().restore(4, other)
+    with pytest.raises(ValueError, match=f'not the arrays of this model: .*{message}'):
+        opened().restore(4, other(change))
+    with pytest.raises(ValueError, match=message):
+        checkpoint.read_variables(
+            checkpoint.find(tmp_path), other(change).variables, sharding.make_mesh()
+        )
+
+
+# Which steps stay
+
+
+def test_what_stays_is_new_or_due_or_good():
+    def stay(last=1, every=0, best=0, sign=1):
+        scores = {10: 0.5, 20: 0.9, 30: 0.1, 40: 0.9}
+        there = [50, 10, 40, 30, 20]
+        return checkpoint.kept(there, scores, last=last, every=every, best=best, sign=sign)
+
+    assert stay() == {50}
+    assert stay(last=3) == {30, 40, 50}
+    assert stay(every=20) == {20, 40, 50}
+    assert stay(best=1) == {40, 50}  # of equals the newer
+    assert stay(best=3) == {10, 20, 40, 50}
+    assert stay(best=1, sign=-1) == {30, 50}
+    assert stay(best=9) == {10, 20, 30, 40, 50}
+
+
+def test_the_best_and_every_so_manieth_stay_on_disk(opened, tmp_path):
+    checkpoints = opened(1, keep_every=4, keep_best=1)
+    for step, score in {2: 0.9, 4: 0.2, 6: 0.3, 10: 0.1}.items():
+        checkpoints.save(step, state(step), ABOUT)
+        checkpoints.scores[step] = score
+    checkpoints.wait()
+    assert checkpoint.steps(tmp_path / 'checkpoints') == [10, 4, 2]
+
+
+# Damage
+
+
+@pytest.fixture(scope='module')
+def saved_once(tmp_path_factory):
+    """A folder with the checkpoints of steps 4, 8 and 12."""
+    folder = tmp_path_factory.mktemp('saved')
+    with contextlib.closing(checkpoint.Checkpoints(folder, keep=3)) as checkpoints:
+        for step in 4, 8, 12:
+            checkpoints.save(step, state(step), ABOUT)
+    return folder
+
+
+@pytest.fixture
+def three(saved_once, tmp_path):
+    """The same, to be damaged."""
+    shutil.copytree(saved_once, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob('*') if path.is_file())
+
+
+def kind(path, folder):
+    """Files of a checkpoint by what they are for: names of data are random."""
+    name = str(path.relative_to(folder))
+    return name.rpartition('/d/')[0] + '/d' if '/d/' in name else name
+
+
+def newest_file(folder, name):
+    return next(path for path in files_of(folder) if kind(path, folder) == name)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def zero_64_bytes(path):
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(len(content[middle : middle + 64]))
+    path.write_bytes(content)
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+DATA = 'variables/ocdbt.process_0/d'
+KINDS = (
+    'manifest.json',
+    'commit_success.txt',
+    '_CHECKPOINT_METADATA',
+    'about/metadata',
+    'about/commit_success.txt',
+    *(
+        f'{item}/{name}'
+        for item in ('variables', 'training')
+        for name in (
+            '_METADATA',
+            '_sharding',
+            'array_metadatas/process_0',
+            'commit_success.txt',
+            'manifest.ocdbt',
+            'd',
+            'ocdbt.process_0/manifest.ocdbt',
+            'ocdbt.process_0/d',
+        )
+    ),
+)
+FAULTS = {
+    **{f'a flipped bit in {name}': (flip_a_bit, name) for name in KINDS},
+    **{f'{name} gone': (os.remove, name) for name in KINDS},
+    **{f'64 bytes of zeros in {name}': (zero_64_bytes, name) for name in (DATA, 'manifest.json')},
+    **{f'{name} cut': (cut, name) for name in (DATA, 'manifest.json', 'about/metadata')},
+}
+
+
+def fallen_back(opened, tmp_path):
+    """Asserts that step 12 is not believed, step 8 taken, and that nothing is lost; says why."""
+    damaged = {
+        str(p.relative_to(tmp_path / 'checkpoints/12'))
+        for p in files_of(tmp_path)
+        if p.is_relative_to(tmp_path / 'checkpoints/12')
+    }
+    step, why = opened().newest()
+    assert (step, [*why]) == (8, [12])
+    aside = tmp_path / 'checkpoints/12.damaged'
+    assert {str(p.relative_to(aside)) for p in files_of(aside)} == damaged
+    return why[12]
+
+
+def test_the_number_of_a_damaged_step_is_free_again(opened, three):
+    flip_a_bit(newest_file(three / 'checkpoints/12', DATA))
+    checkpoints = opened()
+    assert checkpoints.newest()[0] == 8
+    assert bits(checkpoints.restore(8, state(0))) == bits(state(8))
+    checkpoints.save(12, state(12), ABOUT)
+    checkpoints.wait()
+    assert opened().newest() == (12, {})
+    flip_a_bit(newest_file(three / 'checkpoints/12', DATA))
+    assert opened().newest()[0] == 8
+    aside = {path.name for path in (three / 'checkpoints').iterdir()}
+    assert aside == {'4', '8', '12.damaged', '12.damaged-2'}
+
+
+def test_every_kind_of_file_is_among_those_that_are_damaged(three):
+    folder = three / 'checkpoints/12'
+    assert {kind(path, folder) for path in files_of(folder)} == {*KINDS}
+
+
+@pytest.mark.parametrize(('damage', 'name'), FAULTS.values(), ids=FAULTS)
+def test_damage_of_a_file_is_found(opened, three, damage, name):
+    folder = three / 'checkpoints/12'
+    path = newest_file(folder, name)
+    damage(path)
+    # Who only uses the model does not look at what training alone needs.
+    usable = name.startswith('training')
+    assert checkpoint.find(three).name == ('12' if usable else '8')
+    (why,) = fallen_back(opened, three)
+    assert str(path.relative_to(folder)) in why
+
+
+def test_a_missing_item_an_empty_folder_and_foreign_files_are_found(opened, three):
+    tmp_path = three
+    folder = tmp_path / 'checkpoints/12'
+    whole = shutil.copytree(folder, tmp_path / 'whole')
+
+    def again():
+        for name in '12', '12.damaged':
+            shutil.rmtree(tmp_path / 'checkpoints' / name, ignore_errors=True)
+        shutil.copytree(whole, folder)
+
+    for item in 'variables', 'about':
+        shutil.rmtree(folder / item)
+        assert any(f'{item}/' in why for why in fallen_back(opened, tmp_path))
+        again()
+    (folder / 'variables/notes.txt').write_text('mine')
+    assert fallen_back(opened, tmp_path) == ['variables/notes.txt does not belong there']
+    again()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    assert fallen_back(opened, tmp_path) == ['an empty folder']
+    again()
+    shutil.rmtree(folder)
+    folder.write_text('not a folder')
+    checkpoints = opened()
+    assert checkpoints.newest() == (8, {12: ['a file, where a folder was expected']})
+    assert (tmp_path / 'checkpoints/12.damaged').read_text() == 'not a folder'
+
+
+def test_where_no_step_is_whole_nothing_is_touched(opened, three):
+    tmp_path = three
+    for step in 4, 8, 12:
+        flip_a_bit(newest_file(tmp_path / f'checkpoints/{step}', DATA))
+    message = r'no checkpoint is whole: step 12: the content of .* is not what was written; step 8'
+    with pytest.raises(ValueError, match=message):
+        opened().newest()
+    with pytest.raises(ValueError, match=message):
+        checkpoint.find(tmp_path)
+    with pytest.raises(ValueError, match='12: this checkpoint is not whole: the content of'):
+        checkpoint.find(tmp_path / 'checkpoints/12')
+    assert checkpoint.steps(tmp_path / 'checkpoints') == [12, 8, 4]
+
+
+def test_what_cannot_be_read_is_not_taken_for_damaged(opened, three, monkeypatch):
+
+    def no_permission(*args, **options):
+        raise PermissionError(13, 'Permission denied')
+
+    checkpoints = opened()
+    monkeypatch.setattr(manifest, 'troubles', no_permission)
+    with pytest.raises(ValueError, match=r'cannot be read: .*/12: .*Permission denied'):
+        checkpoints.newest()
+    assert checkpoint.steps(three / 'checkpoints') == [12, 8, 4]
+
+
+def test_a_sample_reads_small_files_and_some_of_the_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, 'SMALL', 100)
+    folder = tmp_path / 'x'
+    folder.mkdir()
+    for i in range(64):
+        (folder / f'large-{i}').write_bytes(bytes([i]) * 101)
+    (folder / 'small').write_bytes(bytes(100))
+    folder = epath.Path(folder)
+    manifest.write(folder)
+    for path in folder.glob('*-*'):
+        flip_a_bit(path)
+    flip_a_bit(folder / 'small')
+    assert len(manifest.troubles(folder)) == 65
+    assert manifest.troubles(folder, contents='none') == []
+    found = manifest.troubles(folder, contents='sampled')
+    assert any('small' in text for text in found) and 4 <= len(found) <= 20
+    # Several processes read all of it together.
+    parts = [manifest.troubles(folder, part=(i, 3)) for i in range(3)]
+    assert sorted(text for part in parts for text in part) == sorted(manifest.troubles(folder))
+    assert max(map(len, parts)) < 24
+
+
+def test_the_manifest_holds_sizes_and_hashes_that_others_can_check(opened, tmp_path):
+    saved(opened, 4)
+    folder = tmp_path / 'checkpoints/4'
+    files = json.loads((folder / 'manifest.json').read_text())['files']
+    assert {folder / name for name in files} == {*files_of(folder)} - {folder / 'manifest.json'}
+    for name, about in files.items():
+        content = (folder / name).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == tuple(about.values())
+
+
+def test_a_save_that_fails_is_said_and_harms_nothing(opened, tmp_path, monkeypatch):
+    checkpoints = saved(opened, 4)
+
+    def full(folder):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(manifest, 'write', full)
+    checkpoints.save(8, state(8), ABOUT)
+    with pytest.raises(
+        ValueError, match=r'step 8 could not be written: .*No space left.*step 4 and unharmed'
+    ):
+        checkpoints.wait()
+    monkeypatch.undo()
+    assert opened().newest() == (4, {})
+    assert bits(checkpoints.restore(4, state(0))) == bits(state(4))

@@ -19,7 +19,7 @@ from conftest import environment
 import clip_jax
 from clip_jax import cli
 
-COMMANDS = ('train', 'eval', 'convert', 'data', 'plan', 'plot')
+COMMANDS = ('train', 'eval', 'convert', 'checkpoint', 'data', 'plan', 'plot')
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -141,8 +141,8 @@ def test_a_wrong_key_or_value_of_the_config(train, change, message):
         ('batch_size=0', 'batch_size is 0; expected at least 1'),
         ('log_every=0', 'log_every is 0; expected at least 1'),
         ('eval_every=0', 'eval_every is 0; expected at least 1'),
-        ('checkpoint_every=0', 'checkpoint_every is 0; expected at least 1'),
-        ('keep_checkpoints=0', 'keep_checkpoints is 0; expected at least 1'),
+        ('checkpoint.every=0', 'checkpoint.every is 0; expected at least 1'),
+        ('checkpoint.keep=0', 'checkpoint.keep is 0; expected at least 1'),
         ('total_steps=0', 'total_steps 0'),
     ],
 )

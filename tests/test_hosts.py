@@ -1,5 +1,7 @@
 """Several processes on one machine: they find each other, train as one, and say what is wrong."""
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -12,9 +14,9 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, UNOPTIMIZED, clip_jax_command, environment
-from small_training import on_one_device
+from small_training import batch, on_one_device, setup
 
-from clip_jax import hosts
+from clip_jax import checkpoint, hosts
 
 CONNECT = """
 import sys
@@ -22,7 +24,9 @@ from clip_jax import hosts
 address, processes, process, timeout = sys.argv[1:]
 try:
     hosts.initialize(address, int(processes), int(process), timeout=int(timeout))
-    print(hosts.of_first(lambda: {'words': ['ä', 1.5]}), hosts.any_of_all(process == '1'))
+    print(hosts.of_first(lambda: {'words': ['ä', 1.5]}), hosts.largest(7 * int(process)))
+    print(hosts.gather({'process': process, 'long': int(process) * 'x'}))
+    hosts.of_first(lambda: int('wrong'))
 except ValueError as error:
     print('ERROR', error)
 """
@@ -51,7 +55,9 @@ def connect(*processes: tuple[int, int], timeout: int = 60) -> list[str]:
 
 def test_processes_find_each_other_and_hear_the_first():
     for said in connect((2, 0), (2, 1)):
-        assert "{'words': ['ä', 1.5]} True" in said
+        assert "{'words': ['ä', 1.5]} 7\n" in said
+        assert "[{'process': '0', 'long': ''}, {'process': '1', 'long': 'x'}]\n" in said
+        assert "ERROR invalid literal for int() with base 10: 'wrong'" in said
 
 
 def test_an_unreachable_coordinator_is_an_error_in_time():
@@ -144,6 +150,61 @@ def test_two_processes_train_and_four_go_on_as_one_would(tiny_config, tiny_run, 
     train(4, 1, *arguments)
     np.testing.assert_allclose([*losses(workdir).values()], [*expected.values()], rtol=1e-5)
     assert (workdir / 'checkpoints/12').is_dir()
+
+
+RESTORE = """
+import hashlib, sys
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from clip_jax import checkpoint, hosts
+address, process, folder = sys.argv[1:]
+hosts.initialize(address, 2, int(process), timeout=60)
+from small_training import VIT, batch, setup
+start, step, put = setup(4, fsdp=2)
+checkpoints = checkpoint.Checkpoints(folder, keep=2)
+state = checkpoints.restore(checkpoints.newest()[0], start)
+leaves = [multihost_utils.process_allgather(x, tiled=True) for x in jax.tree.leaves(state)]
+digest = hashlib.sha256(b''.join(np.asarray(x).tobytes() for x in leaves)).hexdigest()
+data = {k: v[:] for k, v in batch(5).items()}
+mine = {k: v[int(process) * 8:][:8] for k, v in data.items()}
+sharding = jax.tree.map(lambda _: put.keywords['device'], data)
+data = jax.tree.map(jax.make_array_from_process_local_data, sharding, mine)
+print('RESTORED', digest, float(step(state, data)[1]['loss']))
+checkpoints.close()
+"""
+
+
+def test_two_processes_restore_what_one_saved(tmp_path):
+    """To the last bit, dealt out over data and fsdp, and train on as the one does."""
+    current, step, put = setup(1)
+    for i in range(5):
+        current, _ = step(current, put(batch(i)))
+    with contextlib.closing(checkpoint.Checkpoints(tmp_path, keep=2)) as checkpoints:
+        checkpoints.save(5, current, {})
+    leaves = [np.asarray(x).tobytes() for x in jax.tree.leaves(current)]
+    digest = hashlib.sha256(b''.join(leaves)).hexdigest()
+    loss = float(step(current, put(batch(5)))[1]['loss'])
+
+    env = environment()
+    env['XLA_FLAGS'] = f'{env["XLA_FLAGS"]} --xla_force_host_platform_device_count=2'
+    env['PYTHONPATH'] = f'{env["PYTHONPATH"]}{os.pathsep}{ROOT / "tests"}'
+    env[UNOPTIMIZED] = '1'
+    address = f'localhost:{free_port()}'
+    running = [
+        subprocess.Popen(
+            [sys.executable, '-c', RESTORE, address, str(i), str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        for i in range(2)
+    ]
+    for process in running:
+        said = process.communicate(timeout=200)[0]
+        _, found, next_loss = said[said.index('RESTORED') :].split()
+        assert found == digest
+        np.testing.assert_allclose(float(next_loss), loss, rtol=1e-6)
 
 
 STEPS = """

@@ -159,7 +159,7 @@ def test_default_writer_tells_the_same_story_twice(tmp_path):
 
 
 def test_object_storage_gets_whole_files_now_and_then(tmp_path, monkeypatch):
-    monkeypatch.setattr(metrics, '_is_remote', lambda path: True)
+    monkeypatch.setattr(metrics, 'is_remote', lambda path: True)
     path = tmp_path / 'metrics.jsonl'
     path.write_text('{"step": 1}\n{"step": 2}\n')
     writer = metrics.JsonlWriter(path, resume_step=1)

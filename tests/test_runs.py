@@ -231,7 +231,10 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     done = begin(clip_jax_cli, tiny_config, tmp_path / 'run', tiny_run, 'model.text.mlp_dim=32')
     assert done.returncode == 1 and not (tmp_path / 'run').exists()
     (line,) = done.stderr.splitlines()
-    assert 'params/text/transformer/block_0/mlp/in/bias is (64,), expected (32,)' in line
+    assert (
+        'params/text/transformer/block_0/mlp/in/bias is float32 (64,), expected float32 (32,)'
+        in line
+    )
     done = begin(clip_jax_cli, tiny_config, tmp_path / 'run', tmp_path / 'none')
     assert done.returncode == 1 and 'no such file or folder' in done.stderr
 
@@ -263,7 +266,7 @@ class Process:
     def __init__(self, workdir: Path, config: Path):
         # Evaluating at each step takes time, so that a signal arrives between two steps, and
         # changes nothing in training. Checkpoints are written at 5 and 10.
-        changes = '--config.eval_every=1', '--config.checkpoint_every=5'
+        changes = '--config.eval_every=1', '--config.checkpoint.every=5'
         flags = f'--config={config}', f'--workdir={workdir}', *changes
         cache = {**self.CACHE, 'JAX_COMPILATION_CACHE_DIR': str(workdir.with_suffix('.cache'))}
         self.workdir, self.began = workdir, time.monotonic()

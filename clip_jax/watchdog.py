@@ -1,0 +1,76 @@
+"""Ends a process that hangs: on a pod one host that stands still has all others wait for ever."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+
+HUNG = 75  # exit code, EX_TEMPFAIL of sysexits.h: the same command may go on
+GRACE = 5.0  # seconds after which the interpreter itself is taken to hang
+
+
+class Watchdog:
+    """Between `start` and `stop`, `tick` has to be called at least every `seconds`; 0: it need not.
+
+    If it is not, the stacks of all threads go to stderr and the process ends with the exit code
+    HUNG, without cleaning up: whatever hangs would hang there as well. Where not even this class
+    gets to run, since a thread keeps Python's lock, the interpreter's own timer does the same with
+    exit code 1.
+    """
+
+    def __init__(self, seconds: float):
+        if seconds < 0:
+            raise ValueError(f'step_timeout is {seconds}; expected seconds, or 0 for no limit')
+        self._seconds = seconds
+        self._lock = threading.Condition()
+        self._what, self._deadline = '', 0.0
+        self._thread: threading.Thread | None = None
+
+    def start(self, what: str) -> None:
+        """Begins to watch."""
+        if self._seconds:
+            self.tick(what)
+            self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
+            self._thread.start()
+
+    def tick(self, what: str) -> None:
+        """Says that the process is alive, and what it does next."""
+        if self._seconds:
+            with self._lock:
+                self._what, self._deadline = what, time.monotonic() + self._seconds
+            faulthandler.dump_traceback_later(self._seconds + GRACE, exit=True)
+
+    def stop(self) -> None:
+        """Watches no more."""
+        if self._thread:
+            with self._lock:
+                self._deadline = 0.0
+                self._lock.notify()
+            self._thread.join()
+            self._thread = None
+            faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
+        with self._lock:
+            while self._deadline:
+                left = self._deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._lock.wait(left)
+            else:
+                return
+            what = self._what
+        print(
+            f'{what} took longer than step_timeout, {self._seconds:g} s; where each thread of this '
+            'process stands:',
+            file=sys.stderr,
+        )
+        faulthandler.dump_traceback(sys.stderr)
+        print(
+            f'this process ends with exit code {HUNG}, and nothing more is saved; the same command '
+            'goes on at the newest checkpoint',
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(HUNG)

@@ -1,0 +1,81 @@
+"""A bad batch changes nothing but the counts, and a run does not go on without learning."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_training import CARDS, batch, make_optimizer, setup
+
+from clip_jax import build, guards, lookup, sharding, train
+
+W = guards.WINDOW
+
+
+def after(losses, guard=None, norm=1.0, spike=0.0):
+    """What is said of some losses in turn, and the memory after them."""
+    guard, said = guards.init() if guard is None else guard, []
+    for loss in losses:
+        ok, guard = guards.judge(guard, jnp.float32(loss), {'norm': jnp.float32(norm)}, spike=spike)
+        said.append(bool(ok))
+    return said, {k: np.asarray(v).tolist() for k, v in guard.items()}
+
+
+def test_what_is_not_finite_is_not_made_and_counted():
+    said, guard = after([1.0, np.nan, np.inf, -np.inf, 2.0, np.nan])
+    assert said == [True, False, False, False, True, False]
+    assert (guard['nonfinite'], guard['in_row'], guard['spike']) == (4, 1, 0)
+    assert guard['losses'][-2:] == [1.0, 2.0] and np.isinf(guard['losses'][:-2]).all()
+    said, guard = after([1.0, 1.0], norm=np.inf)
+    assert said == [False, False] and guard['in_row'] == 2
+
+
+def test_spikes_are_measured_by_the_last_losses_once_there_are_enough():
+    usual = [2.0 + 0.1 * (-1) ** i for i in range(W)]  # mean 2, standard deviation 0.1
+    assert all(after([*usual[:-1], 1e6], spike=6.0)[0])
+    said, guard = after([*usual, 2.55, 2.75, 1e6, 2.0], spike=6.0)
+    assert said[W:] == [True, False, False, True]
+    assert (guard['spike'], guard['nonfinite'], guard['in_row']) == (2, 0, 0)
+    assert max(guard['losses']) < 2.6  # what was not made is no measure
+    assert all(after([*usual, 1e6])[0])  # 0: off
+
+
+def poisoned(images):
+    """As normalisation does, but NaN where the first image is white."""
+    values = images.astype(jnp.float32) / 255
+    return jnp.where(images[0].min() == 255, jnp.nan, values)
+
+
+@pytest.mark.parametrize(
+    ('encoder', 'devices', 'microbatches'),
+    [('vit', 1, 1), ('vit', 8, 2), ('resnet', 2, 1)],
+)
+def test_a_batch_of_nan_leaves_all_but_the_counts(encoder, devices, microbatches):
+    card = {**lookup.module('losses', 'softmax').INIT, **CARDS[encoder]}
+    start, _, put = setup(devices, card=CARDS[encoder])
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    loss = build.loss({'name': 'softmax', 'implementation': 'gather', 'chunk': 8}, mesh)
+    step = functools.partial(
+        train.train_step,
+        model=build.model(card),
+        loss=loss,
+        optimizer=make_optimizer(1e-3),
+        normalise=poisoned,
+        microbatches=microbatches,
+    )
+    step = jax.jit(step)
+    good = batch(0, 32, card['image']['image_size'])
+    bad = {**good, 'image': np.full_like(good['image'], 255)}
+    with jax.set_mesh(mesh):
+        start, _ = step(start, put(good))  # the learning rate begins at 0
+        after_bad, numbers = step(start, put(bad))
+        after_good, _ = step(after_bad, put(good))
+    assert np.isnan(numbers['loss']) or encoder == 'resnet'  # whose ReLU hides it
+    assert (numbers['skipped/nonfinite'], numbers['skipped/spike']) == (1, 0)
+    for part in 'params', 'buffers', 'opt_state', 'rng':
+        jax.tree.map(np.testing.assert_array_equal, getattr(after_bad, part), getattr(start, part))
+    assert after_bad.step == 2 and after_good.step == 3
+    # Learning goes on afterwards.
+    assert not np.array_equal(after_good.params['logit_scale'], start.params['logit_scale'])
+    assert (after_good.guard['in_row'], after_good.guard['nonfinite']) == (0, 1)

@@ -1,0 +1,85 @@
+"""One training a run directory, however the last one ended."""
+
+import contextlib
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import environment
+from etils import epath
+
+from clip_jax import lock
+
+HOLD = """
+import sys, time
+from etils import epath
+from clip_jax import lock
+held = lock.Lock(epath.Path(sys.argv[1]))
+held.open()
+print('held', flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return epath.Path(tmp_path / 'runs/one')
+
+
+def holder(folder):
+    """Another process that holds the directory."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', HOLD, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert process.stdout.readline() == 'held\n'
+    return process
+
+
+def test_a_second_one_is_refused_and_told_who_was_first(folder):
+    with holder(folder) as process:
+        with pytest.raises(ValueError, match=rf'another training writes there .*{process.pid}'):
+            lock.Lock(folder).open()
+        process.kill()
+    # The kernel has let go of it, though nobody tidied up.
+    with contextlib.closing(lock.Lock(folder)) as held:
+        held.open()
+        assert (folder / lock.NAME).exists()
+    assert not (folder / lock.NAME).exists()
+
+
+def test_it_leaves_no_folder_behind_that_it_made(folder):
+    held = lock.Lock(folder)
+    held.open()
+    held.close()
+    assert not folder.exists() and not folder.parent.exists()
+    held.open()
+    (folder / 'config.json').write_text('{}')
+    held.close()
+    assert [path.name for path in folder.iterdir()] == ['config.json']
+
+
+def lease(folder, renew=0.05, silent=0.4):
+    folder.mkdir(parents=True, exist_ok=True)
+    return contextlib.closing(lock._Lease(folder / lock.NAME, renew=renew, silent=silent))
+
+
+def test_on_object_storage_signs_of_life_keep_others_away(folder, capsys):
+    with lease(folder), pytest.raises(ValueError, match='another training writes there'):
+        lease(folder)
+    assert not (folder / lock.NAME).exists()
+
+
+def test_on_object_storage_silence_gives_it_to_the_next(folder, capsys):
+    folder.mkdir(parents=True)
+    (folder / lock.NAME).write_text('{"id": "dead", "host": "x", "process": 1, "since": "y"}')
+    began = time.monotonic()
+    with lease(folder):
+        assert 0.4 <= time.monotonic() - began < 5
+        assert 'waiting 0.4 s for a sign of life' in capsys.readouterr().err
+        first = (folder / lock.NAME).read_text()
+        time.sleep(0.3)
+        assert (folder / lock.NAME).read_text() != first

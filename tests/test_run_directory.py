@@ -1,0 +1,73 @@
+"""A run directory belongs to one config; what does not change the result may change."""
+
+import json
+
+import pytest
+from etils import epath
+
+from clip_jax import lock, run_directory
+
+CONFIG = {'seed': 0, 'mesh': {'fsdp': 1}, 'checkpoint': {'every': 10}, 'optimizer': {'b1': 0.9}}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps(CONFIG))
+    return epath.Path(tmp_path)
+
+
+def test_a_run_is_complete_with_its_summary(workdir):
+    assert not run_directory.finished(workdir, CONFIG)
+    (workdir / 'summary.json').write_text('{}')
+    assert run_directory.finished(workdir, CONFIG)
+
+
+def test_how_and_where_it_is_computed_may_change(workdir, capsys):
+    other = {**CONFIG, 'mesh': {'fsdp': 4, 'tensor': 2}, 'checkpoint': {'every': 20}}
+    assert not run_directory.finished(workdir, other)
+    said = capsys.readouterr().out
+    for change in 'mesh.fsdp 4, 1 until', 'mesh.tensor 2, - until', 'checkpoint.every 20, 10 until':
+        assert f'goes on with {change} now' in said
+
+
+def test_what_is_computed_may_not(workdir):
+    other = {**CONFIG, 'seed': 1, 'mesh': {'fsdp': 4}, 'optimizer': {'b1': 0.5}}
+    message = r'another config \(seed is 0 there, 1 here; optimizer.b1 is 0.9 there, 0.5 here\)'
+    with pytest.raises(ValueError, match=message):
+        run_directory.finished(workdir, other)
+
+
+def test_every_key_that_may_change_is_one_of_the_default_config():
+    import sys
+
+    from conftest import ROOT
+
+    sys.path.insert(0, str(ROOT / 'configs'))
+    try:
+        import default
+    finally:
+        sys.path.pop(0)
+    config = default.get_config()
+    for key in run_directory.FREE:
+        place = config
+        for part in key.split('.'):
+            assert part in place, key
+            place = place[part]
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    folder = epath.Path(tmp_path)
+    (folder / lock.NAME).write_text('')
+    assert not run_directory.finished(folder, CONFIG)
+    (folder / 'thesis.tex').write_text('')
+    with pytest.raises(ValueError, match='not empty and no run directory'):
+        run_directory.finished(folder, CONFIG)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = epath.Path(tmp_path / 'a/b.json')
+    run_directory.write_json(path, {'ä': 1.5})
+    assert json.loads(path.read_text()) == {'ä': 1.5}
+    with pytest.raises(TypeError):
+        run_directory.write_json(path, {'x': object()})
+    assert json.loads(path.read_text()) == {'ä': 1.5}

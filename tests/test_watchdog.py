@@ -1,0 +1,66 @@
+"""What hangs is shown and ended, what only takes its time is not."""
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import environment
+
+from clip_jax import watchdog
+
+PROGRAM = """
+import re, sys, time
+from clip_jax import watchdog
+watchdog.GRACE = 0.5
+def asleep():
+    time.sleep(60)
+def busy():
+    re.match('(a+)+$', 'a' * 60 + 'b')  # keeps Python's lock and never ends
+dog = watchdog.Watchdog(0.5)
+dog.start('step 1')
+for _ in range(4):
+    time.sleep(0.25)
+    dog.tick('step 2')
+{}
+"""
+
+
+def run(last):
+    return subprocess.run(
+        [sys.executable, '-c', PROGRAM.format(last)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=60,
+    )
+
+
+def test_a_step_that_takes_too_long_ends_the_process_and_shows_where_it_stands():
+    done = run('asleep()')
+    assert done.returncode == watchdog.HUNG
+    assert done.stderr.startswith('step 2 took longer than step_timeout, 0.5 s')
+    assert re.search(r'most recent call first.*\n.*in asleep', done.stderr)
+    assert done.stderr.endswith('the same command goes on at the newest checkpoint\n')
+
+
+def test_even_where_python_itself_cannot_go_on():
+    done = run('busy()')
+    assert done.returncode == 1
+    assert 'Timeout' in done.stderr and 'in busy' in done.stderr
+
+
+@pytest.mark.parametrize('last', ['dog.stop(); time.sleep(2)', 'pass'])
+def test_what_has_ended_is_not_watched(last):
+    done = run(last)
+    assert (done.returncode, done.stderr) == (0, '')
+
+
+def test_without_a_limit_nothing_is_watched():
+    dog = watchdog.Watchdog(0.0)
+    dog.start('x')
+    time.sleep(0.05)
+    dog.stop()
+    with pytest.raises(ValueError, match='step_timeout is -1; expected seconds, or 0'):
+        watchdog.Watchdog(-1)
