@@ -202,7 +202,7 @@ def _vector(encoders, name):
         (Toy([0, 2]), {'classes': ['cat', 'dog']}, 'go up to 2, but there are 2 class names'),
         (Toy([0, 1]), {}, 'toy does not name its classes; give a file with one name a line'),
         (Toy([0, 1]), {'classes': 'present'}, 'toy does not name its classes'),
-        (Toy([-1, -1], NAMES), {}, 'no image of toy belongs to a single class'),
+        (Toy([-1, -1], NAMES), {}, 'no image of toy belongs to a class'),
         (Toy([0, 1]), {'classes': ['cat', 'dog', 'cat']}, "'cat' stands there more than once"),
         (Toy([0, 1], ['cat', 'cat']), {}, "'cat' stands there more than once"),
         (Toy([0, 1]), {'classes': '/no/such.txt'}, "no file '/no/such.txt'"),
