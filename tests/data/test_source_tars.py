@@ -528,9 +528,7 @@ def test_a_tar_that_ends_without_end_mark_is_read(tmp_path):
 def test_bad_labels_are_refused(tmp_path):
     for i, label in enumerate((b'cat', b'1 cat', b' ', b'1' * (1 << 16 | 2))):
         path = write(tmp_path / f'{i}.tar', [('a.png', png(0)), ('a.cls', label)])
-        with pytest.raises(
-            ValueError, match=rf"{i}\.tar: a\.png.*whole number.*'(cat|1 cat| |1+)'"
-        ):
+        with pytest.raises(ValueError, match=rf"{i}\.tar: a\.png.*whole number.*'[1 cat]+'"):
             tars.source(path)[0]
 
 
