@@ -224,8 +224,9 @@ def test_vectors_go_with_their_model():
 
 
 def test_what_may_change_is_not_remembered():
+    @dataclasses.dataclass
     class Changing:
-        sign = 1.0
+        sign: float = 1.0
 
         def encode_text(self, texts):
             return self.sign * encode(texts)

@@ -104,6 +104,13 @@ def test_any_own_caption_among_the_first_is_a_hit():
     assert report['text_to_image/recall@1'] == 1 / 3  # 'bad' and 'other' have a nearer image
 
 
+def test_own_captions_that_are_equal_are_no_rivals():
+    image = unit(np.eye(4)[:2])
+    text = {'one': unit(np.eye(4)[0]), 'two': unit(np.eye(4)[1])}
+    report = evaluate(image, text, [['one', 'one', 'one'], ['two']])
+    assert set(scores(report).values()) == {1}
+
+
 @pytest.mark.parametrize('equal', ['images', 'texts'])
 @pytest.mark.parametrize(('n', 'group'), [(2, 2), (6, 6), (11, 11), (18, 6), (22, 11)])
 @pytest.mark.parametrize('dim', [16, 63, 64, 128, 192])

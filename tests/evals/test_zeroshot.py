@@ -240,8 +240,9 @@ def test_of_many_classes_the_confusion_matrix_has_those_that_are_mistaken_most()
     names = [f'thing {k}' for k in range(300)]
     labels = np.repeat(np.arange(300), 3)
     predicted = labels.copy()
+    predicted[::3] = (predicted[::3] + 1) % 300  # each class is once taken for the next
     predicted[labels == 7] = 250
-    predicted[np.flatnonzero(labels == 200)[:2]] = 3
+    predicted[labels == 200] = 3, 3, 200
     found = _tables.confusion(predicted, labels, names)
     assert len(found['classes']) == _tables.CLASSES and found['of'] == 300
     assert {'thing 7', 'thing 250', 'thing 200', 'thing 3'} <= {*found['classes']}
@@ -250,7 +251,7 @@ def test_of_many_classes_the_confusion_matrix_has_those_that_are_mistaken_most()
     assert matrix[at['thing 7'], at['thing 250']] == 3
     assert matrix[at['thing 200'], at['thing 3']] == 2
     assert matrix[at['thing 200'], at['thing 200']] == 1
-    assert matrix.sum() == 3 * _tables.CLASSES
+    assert matrix.sum() < 3 * _tables.CLASSES  # some are taken for classes that are not shown
     assert found['classes'] == sorted(found['classes'], key=names.index)
 
 
