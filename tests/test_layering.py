@@ -14,7 +14,7 @@ import clip_jax
 PACKAGE = Path(clip_jax.__file__).parent
 # From the top to the bottom; a folder stands for all that is in it.
 LAYERS = {
-    'programs': ('cli', 'train', 'plan', 'plots'),
+    'programs': ('cli', 'train', 'plan', 'page', 'reports', 'plots'),
     'scoring': ('evals',),
     'assembly': ('pretrained', 'checkpoint', 'state', 'build'),
     'bricks': (

@@ -12,6 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from clip_jax import metrics, plots
+from clip_jax.plots import _figure
 
 CLASSES = [f'{colour} {shape}' for colour in ('red', 'blue', 'green') for shape in ('star', 'disc')]
 LONG = 'a class with $5_{ and $^ and far too many words for the place that there is'
@@ -67,7 +68,7 @@ def similarity_report(count=6, text='a picture of a small {} in the middle of a 
 def drawn(draw, *arguments, monkeypatch):
     """Returns the matplotlib figure that a function draws."""
     figures = []
-    monkeypatch.setattr(plots, '_save', lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(_figure, 'save', lambda figure, path: figures.append(figure))
     draw(*arguments, 'figure.png')
     return figures[0]
 
@@ -291,7 +292,7 @@ def test_missing_pictures_and_crooked_matrices_are_errors(tmp_path):
 
 
 def test_write_all_draws_a_run_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, 'DPI', 40)  # to be quick
+    monkeypatch.setattr(_figure, 'DPI', 40)  # to be quick
     writer = metrics.JsonlWriter(tmp_path / 'metrics.jsonl')
     for row in run_rows(100):
         writer.write_scalars(row.pop('step'), row)
