@@ -49,5 +49,5 @@ def as_json(report: Mapping[str, Any]) -> str:
     def text_of_item(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
 
-    lines = (f' {json.dumps(key)}: {text(value)}' for key, value in report.items())
+    lines = (f' {text_of_item(key)}: {text(value)}' for key, value in report.items())
     return '{\n' + ',\n'.join(lines) + '\n}\n'

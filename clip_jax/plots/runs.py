@@ -63,7 +63,7 @@ def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.Pat
         raise ValueError('comparison: expected rows with a "loss"; no run has any.')
     columns = min(3, len(keys))
     lines = math.ceil(len(keys) / columns)
-    foot = 0.3 * math.ceil(len(runs) / 3) + 0.1
+    foot = 0.22 * math.ceil(len(runs) / columns) + 0.1
     figure = _figure.new(
         4.6 * columns, 3.1 * lines + _figure.HEAD + foot, 'Runs compared', f'{len(runs)} runs', foot
     )
@@ -77,7 +77,7 @@ def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.Pat
         lines_of.Line2D([], [], color=colour, linewidth=2.2) for colour in _colours(len(runs))
     ]
     names = [_figure.short(name, 44) for name in runs]
-    figure.legend(handles, names, loc='lower left', ncols=3)
+    figure.legend(handles, names, loc='lower left', ncols=columns)
     _figure.save(figure, path)
 
 

@@ -39,7 +39,9 @@ def per_class(report: Mapping[str, Any], images: Sequence, path: str | os.PathLi
     axes.grid(axis='y', visible=False)
     for place, value, count in zip(places, values, counts, strict=True):
         text = f' {100 * value:.0f} %  of {count:,}'
-        axes.text(value, place, text, va='center', fontsize=7, color=_figure.GREY)
+        # The dashed line passes behind the words.
+        white = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.3}
+        axes.text(value, place, text, va='center', fontsize=7, color=_figure.GREY, bbox=white)
     if len(rows) > BARS:
         axes.text(0.01, BARS // 2, f'… {len(rows) - BARS} more …', va='center', fontsize=8)
     axes.set_xlabel(
@@ -62,15 +64,17 @@ def confusion(report: Mapping[str, Any], images: Sequence, path: str | os.PathLi
     else:
         what = f'{total:,} classes, {int(matrix.sum()):,} images'
     cell = max(0.2, min(0.5, 7 / count))
-    side = cell * count + 2.6
-    figure = _figure.new(max(side + 0.7, 6), side + _figure.HEAD, 'What is taken for what', what)
+    small = 8.5 if count <= NUMBERED else 7
+    side = cell * count + 0.0085 * small * max(map(len, names)) + 0.5  # with the names of classes
+    figure = _figure.new(
+        max(side + 1.4, 6), side + _figure.HEAD + 0.1, 'What is taken for what', what
+    )
     axes = figure.add_subplot()
     mesh = axes.pcolormesh(share, cmap='Blues', vmin=0, vmax=1, edgecolors='white', linewidth=0.6)
     axes.set_aspect('equal')
     axes.invert_yaxis()
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    small = 8.5 if count <= NUMBERED else 7
     middle = np.arange(count) + 0.5
     axes.set_xticks(middle, names, rotation=90, fontsize=small)
     axes.set_yticks(middle, names, fontsize=small)
@@ -81,7 +85,7 @@ def confusion(report: Mapping[str, Any], images: Sequence, path: str | os.PathLi
     bar = figure.colorbar(mesh, ax=axes, shrink=0.6, aspect=30, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_formatter(_figure.per_cent)
-    bar.set_label('share of the images of the right class')
+    bar.set_label('share of a line')
     _figure.save(figure, path)
 
 
@@ -98,11 +102,12 @@ def sweep(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) 
     score]; report['chosen_C'] is marked.
     """
     values, scores = zip(*sorted(row[:2] for row in report['sweep']), strict=True)
-    subtitle = f'{len(values)} values tried on validation   ·   {_figure.scores(report)}'
+    subtitle = f'{len(values)} values tried on the validation split'
     figure = _figure.new(7.4, 3.7 + _figure.HEAD, f'{_figure.title(report)}: choice of C', subtitle)
     axes = figure.add_subplot()
     axes.plot(values, scores, color=_figure.BLUE, marker='o', markersize=4)
     axes.set_xscale('log')
+    axes.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
     chosen = report.get('chosen_C')
     if chosen:
         axes.axvline(chosen, color=_figure.ORANGE, linewidth=1.2)
@@ -133,11 +138,12 @@ def shots(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) 
     axes.plot(counts, means, color=_figure.BLUE, marker='o', markersize=5)
     for count, _, _, scores in rows:
         axes.plot([count] * len(scores), scores, '.', color=_figure.GREY, markersize=4, alpha=0.7)
-    for count, mean in zip(counts, means, strict=True):
+    tops = np.maximum(means + spreads, [max(scores) for *_, scores in rows])
+    for count, top, mean in zip(counts, tops, means, strict=True):
         axes.annotate(
             f'{100 * mean:.1f}',
-            (count, mean),
-            xytext=(0, 9),
+            (count, top),
+            xytext=(0, 5),
             textcoords='offset points',
             ha='center',
         )
