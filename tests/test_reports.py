@@ -38,7 +38,7 @@ def test_lists_have_a_line_for_each_item():
     text = reports.as_json(report)
     assert json.loads(text) == report
     assert ' "ü": "ü",\n "empty": [],\n "flat": [1, 2]\n}\n' in text
-    assert '\n  [1e-06, 0.44],\n' in text
+    assert '\n  [0.01, 0.76],\n' in text
     assert len(text.splitlines()) < 100
 
 
