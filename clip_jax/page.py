@@ -165,7 +165,8 @@ def of_report(
     if report.get('options'):
         about.append('options: ' + ', '.join(f'{k}={v}' for k, v in report['options'].items()))
     scores = {k: v for k, v in report.items() if isinstance(v, float) and k != 'seconds'}
-    counts = {k: v for k, v in report.items() if type(v) is int and k != 'step'}
+    scores |= {k: v for k, v in report.items() if k.endswith('median_rank')}
+    counts = {k: v for k, v in report.items() if type(v) is int and k not in (*scores, 'step')}
     rows = [[_word(k), _number(k, v)] for k, v in counts.items()]
     body = [_cards([(_word(k), _number(k, v)) for k, v in scores.items()])]
     body += (
@@ -243,6 +244,7 @@ def _image_of_curves(runs: Sequence[Run]) -> str:
 
 
 def _word(key: str) -> str:
+    key = 'time' if key == 'seconds' else key
     return key.replace('_', ' ').replace('/', ' · ')
 
 

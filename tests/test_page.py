@@ -149,7 +149,7 @@ def test_a_report_and_its_figures_stand_in_a_page(tmp_path):
     found = Reader(page.of_several([], [page.of_file(out)]))
     assert len(found.images) == 2
     assert 'r: retrieval' in found.text and 'model: runs/m · data: folder:pairs' in found.text
-    assert '5,000' in found.text
+    assert '5,000' in found.text and '1,234 image to text · median rank' in found.text
 
 
 def test_what_is_no_run_or_report(tmp_path):

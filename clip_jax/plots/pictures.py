@@ -17,6 +17,7 @@ MOST_PICTURES = 12
 MISTAKES = 24
 COLUMNS = 6  # of mistakes
 RESULTS = 5  # of a query
+HEADING = 0.28  # inches
 
 
 @_figure.shows(lambda report: [x['index'] for x in report['examples'][:MOST_PICTURES]])
@@ -133,16 +134,18 @@ def queries(
     from_text = report['queries']['text_to_image']
     _figure.check_images(len(_shown_by_queries(report)), images)
     lines = math.ceil(len(from_image) / 2), len(from_text)
-    inches = 1.75 * lines[0] + 0.35, 1.55 * lines[1] + 0.35
-    height = sum(inches) + _figure.HEAD
+    inches = 1.75 * lines[0] + HEADING, 1.55 * lines[1] + HEADING
+    height = sum(inches) + 2 * HEADING + _figure.HEAD
     figure = _figure.new(13, height, 'Retrieval: queries and what they find', _recalls(report))
-    upper, lower = figure.add_gridspec(2, 1, height_ratios=inches)
-    grid = upper.subgridspec(lines[0], 4, width_ratios=[1, 3.4, 1, 3.4])
+    parts = figure.add_gridspec(4, 1, height_ratios=[HEADING, inches[0], HEADING, inches[1]])
+    _heading(figure.add_subplot(parts[0]), 'From a picture to captions')
+    _heading(figure.add_subplot(parts[2]), 'From a caption to pictures')
+    grid = parts[1].subgridspec(lines[0], 4, width_ratios=[1, 3.4, 1, 3.4])
     for i, (query, image) in enumerate(zip(from_image, images, strict=False)):
         line, column = divmod(i, 2)
         _figure.picture(figure.add_subplot(grid[line, 2 * column]), image)
         _captions_found(figure.add_subplot(grid[line, 2 * column + 1]), query)
-    grid = lower.subgridspec(lines[1], 1 + RESULTS, width_ratios=[2.4] + [1] * RESULTS)
+    grid = parts[3].subgridspec(lines[1], 1 + RESULTS, width_ratios=[2.4] + [1] * RESULTS)
     rest = iter(images[len(from_image) :])
     for line, query in enumerate(from_text):
         _asking_text(figure.add_subplot(grid[line, 0]), query)
@@ -151,6 +154,11 @@ def queries(
             _figure.picture(axes, next(rest))
             _mark(axes, score, right)
     _figure.save(figure, path)
+
+
+def _heading(axes: Axes, text: str) -> None:
+    axes.set_axis_off()
+    axes.text(0, 0, text, weight='bold', fontsize=10.5, va='bottom', transform=axes.transAxes)
 
 
 def _recalls(report: Mapping[str, Any]) -> str:
@@ -184,9 +192,9 @@ def _captions_found(axes: Axes, query: Mapping[str, Any]) -> None:
 def _asking_text(axes: Axes, query: Mapping[str, Any]) -> None:
     axes.set_axis_off()
     text = textwrap.fill(' '.join(query['text'].split()), 42, max_lines=4, placeholder=' …')
-    axes.text(0, 0.62, text, va='center', transform=axes.transAxes)
-    at = {'va': 'center', 'transform': axes.transAxes, 'fontsize': 8.5}
-    axes.text(0, 0.1, _rank(query, 'its picture'), color=_figure.GREY, **at)
+    axes.text(0, 0.46, text, va='bottom', transform=axes.transAxes)
+    at = {'va': 'top', 'transform': axes.transAxes, 'fontsize': 8.5}
+    axes.text(0, 0.38, _rank(query, 'its picture'), color=_figure.GREY, **at)
 
 
 def _rank(query: Mapping[str, Any], what: str) -> str:

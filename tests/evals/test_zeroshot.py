@@ -253,6 +253,9 @@ def test_of_many_classes_the_confusion_matrix_has_those_that_are_mistaken_most()
     assert matrix[at['thing 200'], at['thing 200']] == 1
     assert matrix.sum() < 3 * _tables.CLASSES  # some are taken for classes that are not shown
     assert found['classes'] == sorted(found['classes'], key=names.index)
+    chosen = [names.index(name) for name in found['classes']]
+    expected = [[int(np.sum((labels == i) & (predicted == j))) for j in chosen] for i in chosen]
+    assert found['matrix'] == expected
 
 
 class Several(Toy):
