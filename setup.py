@@ -55,7 +55,14 @@ setup(
         'cuda': ['jax[cuda13]>=0.10.2'],
         'beam': ['apache-beam>=2.60'],
         'gcs': ['gcsfs>=2025.2'],
-        'test': ['aiohttp>=3.10', 'pytest>=8.3', 'pytest-xdist>=3.6', 'ruff>=0.12', *NOTEBOOK],
+        'test': [
+            'aiohttp>=3.10',
+            'pytest>=8.3',
+            'pytest-xdist>=3.6',
+            'ruff>=0.12',
+            'scikit-learn>=1.5',
+            *NOTEBOOK,
+        ],
         'colab': NOTEBOOK,
     },
 )

@@ -89,8 +89,11 @@ examples:
   clip-jax plan --config=configs/quickstart.py --topology=local:8 --config.batch_size=1024
 TPU topologies need libtpu (pip install -e '.[tpu]') and no TPU. The exit code is 0 if it fits.""",
     'plot': """\
-example:
-  clip-jax plot --workdir=runs/quickstart""",
+examples:
+  clip-jax plot --workdir=runs/quickstart
+  clip-jax plot --workdir=runs/a --workdir=runs/b --out=compare.html
+  clip-jax plot --report=pets.json --report=flowers.json --out=reports.html
+A page is one file of HTML with the pictures in it.""",
 }
 
 
@@ -191,8 +194,16 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument('--search', action='store_true', help='look for the largest batch that fits')
     plan.add_argument('--out', metavar='FILE', help='where to write the plan as JSON')
     plan.add_argument('--config.KEY', metavar='VALUE', help='another value for a key of the config')
-    plot = command('plot', 'draw the figures of a run directory again')
-    plot.add_argument('--workdir', required=True, metavar='DIR', help='the run directory')
+    plot = command('plot', 'draw the figures of a run, and a page of it or of several compared')
+    plot.add_argument(
+        '--workdir', action='append', metavar='DIR', help='a run directory; several are compared'
+    )
+    plot.add_argument(
+        '--report', action='append', metavar='FILE', help='of clip-jax eval, for the page; several'
+    )
+    plot.add_argument(
+        '--out', metavar='PAGE.html', help='the page (default, of one run: DIR/plots/index.html)'
+    )
     return parser
 
 
@@ -363,22 +374,26 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
         of_source = key.startswith('data.')
         (source_options if of_source else options)[key.removeprefix('data.')] = value
     out = pathlib.Path(args.out) if args.out else None
-    if out and out.exists():
-        raise ValueError(f'--out: {out} exists; name a new file')
-    from clip_jax import build, pretrained
+    from clip_jax import build, pretrained, reports, train
 
+    if out:
+        reports.check(out)
+    began = time.monotonic()
     evaluate = build.evaluation(args.name, options)
     source = build.source(args.data, {args.data.partition(':')[0]: source_options})
     clip = pretrained.load(args.model, dtype='auto')
     report = evaluate(clip.encode_image, clip.encode_text, source)
     report = {'model': args.model, 'data': args.data, 'options': options, **report}
+    report |= {'seconds': time.monotonic() - began, 'versions': train.versions()}
     for key, value in report.items():
         if isinstance(value, (int, float)):
             print(f'{key:28} {value:,}' if isinstance(value, int) else f'{key:28} {value:.4f}')
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
-        print(f'report: {out}')
+        kind = args.data.partition(':')[0]
+        path, *figures = reports.write(report, out, build.image_loader({kind: source_options}))
+        print(f'report: {path}')
+        if figures:
+            print(f'figures in {figures[0].parent}: {", ".join(p.name for p in figures)}')
     return 0
 
 
@@ -553,15 +568,30 @@ def _text(value: Any) -> str:
 def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest:
         raise ValueError(f'there is no flag {rest[0]!r}')
-    workdir = pathlib.Path(args.workdir)
-    config = workdir / 'config.json'
-    if not config.exists():
-        raise ValueError(f'{workdir}: no run directory (it has no config.json)')
-    from clip_jax import build, plots
+    workdirs, given = args.workdir or [], args.report or []
+    out = pathlib.Path(args.out) if args.out else None
+    if not workdirs and not given:
+        raise ValueError('expected --workdir=DIR, or --report=FILE and --out=PAGE.html')
+    if not out and len(workdirs) != 1:
+        raise ValueError('--out: expected a page to write, as --out=compare.html')
+    if out and (out.suffix != '.html' or out.exists()):
+        raise ValueError(f'--out: {out}: expected a new name that ends in .html')
+    from clip_jax import build, page, plots
 
-    options = json.loads(config.read_text())['data']['options']
-    for path in plots.write_all(workdir, build.image_loader(options)):
-        print(path)
+    runs = page.read_runs(workdirs)
+    sections = [page.of_file(path) for path in given]
+    if len(runs) == 1:
+        workdir = pathlib.Path(workdirs[0])
+        load_images = build.image_loader(runs[0].config['data']['options'])
+        figures = plots.write_run(workdir, load_images)
+        for path in (path for paths in figures.values() for path in paths):
+            print(path)
+        text = page.of_run(runs[0], figures, plots.reports(workdir / 'evals'), sections)
+        out = out or workdir / 'plots' / 'index.html'
+    else:
+        text = page.of_several(runs, sections)
+    page.write(out, text)
+    print(out)
     return 0
 
 

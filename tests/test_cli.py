@@ -272,6 +272,11 @@ def test_data_that_cannot_be_evaluated(evaluate, bad_tar, twice):
     assert 'does not name its classes' in evaluate('zeroshot')
     assert "'red' stands in line 1 and in line 4" in evaluate('zeroshot', f'--classes={twice}')
     few = '--classes=["red", "green"]'
+    assert 'classes is an empty list' in evaluate('zeroshot', '--classes=[]')
+    json_file = twice.with_suffix('.json')
+    json_file.write_text('{"a": ["red"], "b": ["x"]}')
+    assert 'say with `key` which one' in evaluate('zeroshot', f'--classes={json_file}')
+    assert 'lacks the {}' in evaluate('zeroshot', few, '--templates=["a photo"]')
     assert 'go up to 3, but there are 2 class names' in evaluate('zeroshot', few)
     names = '--classes=["red", "green", "blue", "white"]'
     for name, options in ('zeroshot', [names]), ('retrieval', []):
@@ -298,8 +303,11 @@ def test_a_model_that_is_not_there(evaluate, tmp_path):
 
 
 def test_a_report_that_exists_is_not_overwritten(evaluate, tmp_path):
+    (tmp_path / 'report').mkdir()
+    assert 'report exists; name a new file' in evaluate('retrieval')
     (tmp_path / 'report.json').write_text('mine')
-    assert 'report.json exists' in evaluate('retrieval')
+    assert 'report.json exists; name a new file' in evaluate('retrieval')
+    assert 'a name that ends in .json' in evaluate('retrieval', f'--out={tmp_path / "r"}')
 
 
 def test_a_report_is_written(capfd, tiny_run, tiny_tars, tmp_path):
@@ -312,7 +320,12 @@ def test_a_report_is_written(capfd, tiny_run, tiny_tars, tmp_path):
     assert (end.value.code, printed.err) == (0, '')
     report = json.loads(out.read_text())
     assert f'recall@10      {report["text_to_image/recall@10"]:.4f}' in printed.out
-    assert str(out) in printed.out
+    assert (
+        f'report: {out}\nfigures in {out.parent}/report: similarity.png, queries.png' in printed.out
+    )
+    assert {path.name for path in out.parent.iterdir()} == {'report', 'report.json'}
+    assert (report['model'], report['data'], report['options']) == (str(tiny_run), tiny_tars, {})
+    assert report['versions']['jax'] and report['seconds'] > 0
 
 
 # convert
@@ -443,6 +456,37 @@ def test_a_plot_needs_metrics(line, tiny_run, tmp_path):
     assert 'no metrics.jsonl' in line('plot', f'--workdir={tmp_path}')
 
 
+def test_runs_are_compared_in_one_page(capfd, tiny_run, tmp_path):
+    other = tmp_path / 'other'
+    other.mkdir()
+    for name in 'config.json', 'metrics.jsonl', 'summary.json':
+        shutil.copy(tiny_run / name, other)
+    before = hashes(tiny_run)
+    out = tmp_path / 'new' / 'compare.html'
+    with pytest.raises(SystemExit) as end:
+        cli.main(['plot', f'--workdir={tiny_run}', f'--workdir={other}', f'--out={out}'])
+    printed = capfd.readouterr()
+    assert (end.value.code, printed.out, printed.err) == (0, f'{out}\n', '')
+    assert out.read_text().count('<img') == 1
+    assert hashes(tiny_run) == before
+
+
+def test_what_a_page_needs(line, tiny_run, tmp_path):
+    here, out = f'--workdir={tiny_run}', f'--out={tmp_path / "x.html"}'
+    (tmp_path / 'there.html').write_text('mine')
+    (tmp_path / 'x.json').write_text('{}')
+    assert 'expected --workdir=DIR, or --report' in line('plot')
+    assert '--out: expected a page to write' in line('plot', here, f'--workdir={tmp_path}')
+    assert '--out: expected a page to write' in line('plot', '--report=x.json')
+    for name in 'there.html', 'x.png':
+        said = line('plot', here, f'--out={tmp_path / name}')
+        assert f'{name}: expected a new name that ends in .html' in said
+    assert 'expected different ones' in line('plot', here, here, out)
+    assert 'no report of an eval' in line('plot', here, f'--report={tmp_path / "x.json"}', out)
+    assert 'there is no such file' in line('plot', '--report=/no/x.json', out)
+    assert 'no run directory' in line('plot', here, f'--workdir={tmp_path}', out)
+
+
 # the program
 
 
@@ -464,7 +508,6 @@ def test_a_plot_needs_metrics(line, tiny_run, tmp_path):
         ('data', 'verify', '--out=x'),
         ('data', 'import', 'x'),
         ('data', 'import', 'x', 'y'),
-        ('plot',),
     ],
 )
 def test_wrong_usage_shows_the_usage(capfd, tmp_path, monkeypatch, arguments):

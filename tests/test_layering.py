@@ -14,7 +14,7 @@ import clip_jax
 PACKAGE = Path(clip_jax.__file__).parent
 # From the top to the bottom; a folder stands for all that is in it.
 LAYERS = {
-    'programs': ('cli', 'train', 'origin', 'plan', 'plots'),
+    'programs': ('cli', 'train', 'origin', 'plan', 'page', 'reports', 'plots'),
     'scoring': ('evals',),
     'assembly': ('run_directory', 'pretrained', 'checkpoint', 'state', 'build'),
     'bricks': (

@@ -12,8 +12,10 @@ from matplotlib.text import Text
 from PIL import Image
 
 from clip_jax import metrics, plots
+from clip_jax.plots import _figure
 
 CLASSES = [f'{colour} {shape}' for colour in ('red', 'blue', 'green') for shape in ('star', 'disc')]
+DIRECTIONS = 'image_to_text', 'text_to_image'
 LONG = 'a class with $5_{ and $^ and far too many words for the place that there is'
 
 
@@ -64,10 +66,81 @@ def similarity_report(count=6, text='a picture of a small {} in the middle of a 
     return {'eval': 'retrieval', 'data': 'folder:pairs', 'similarity': found}
 
 
+def classified(classes=CLASSES, value=0.7):
+    """A report with all tables of a classifier."""
+    rng, count = np.random.default_rng(4), len(classes)
+    matrix = rng.integers(0, 5, [count, count]) + 20 * np.eye(count, dtype=int)
+    score = {'label': 0.12, 'guess': 0.34}
+    mistakes = [
+        {
+            'index': 3 * i,
+            'label': classes[i % count],
+            'guess': classes[(i + 1) % count],
+            'score': score['guess'],
+            'score_of_label': score['label'],
+        }
+        for i in range(24)
+    ]
+    return {
+        **zero_shot_report(12, [*classes, *CLASSES][:6]),
+        'mean_per_class': value,
+        'per_class': [[name, 100 + k, value * rng.random()] for k, name in enumerate(classes)],
+        'confusion': {'classes': list(classes), 'matrix': matrix.tolist(), 'of': count},
+        'mistakes': mistakes,
+    }
+
+
+def queries_report(count=6, text='two dogs run over wet sand beside the sea in the evening light'):
+    from_image = [
+        {
+            'index': i,
+            'rank': 1 + 700 * i,
+            'top': [[f'{k} {text}', 0.3 - k / 20, k == i] for k in range(5)],
+        }
+        for i in range(count)
+    ]
+    from_text = [
+        {'text': text, 'index': i, 'rank': 1 + i, 'top': [[40 + k, 0.3, k == i] for k in range(5)]}
+        for i in range(count)
+    ]
+    scores = {f'{way}/recall@{k}': k / 20 for way in DIRECTIONS for k in (1, 5, 10)}
+    scores |= {f'{way}/median_rank': 1234 for way in DIRECTIONS} | {'images': 1000, 'texts': 5000}
+    queries = dict(zip(DIRECTIONS, (from_image, from_text), strict=True))
+    return {**similarity_report(), **scores, 'queries': queries}
+
+
+def probe_report():
+    sweep = [[10.0**c, 0.8 - 0.01 * c**2] for c in (-6, -4, -2, 0, 2, 4, 6, 1)]
+    scores = {'accuracy': 0.8, 'images': 1000, 'classes': 6}
+    return {
+        'eval': 'linear_probe',
+        'data': 'folder:test',
+        'sweep': sweep,
+        'chosen_C': 1.0,
+        **scores,
+    }
+
+
+def shots_report():
+    shots = [[k, k / 20, 0.02, [k / 20 - 0.02, k / 20, k / 20 + 0.02]] for k in (1, 2, 4, 8, 16)]
+    return {
+        'eval': 'fewshot',
+        'data': 'folder:test',
+        'shots': shots,
+        'accuracy': 0.8,
+        'chance': 0.1,
+    }
+
+
+def with_pictures(draw, report):
+    """The report and the pictures that its figure asks for."""
+    return [report, pictures(len(draw.shows(report)))]
+
+
 def drawn(draw, *arguments, monkeypatch):
     """Returns the matplotlib figure that a function draws."""
     figures = []
-    monkeypatch.setattr(plots, '_save', lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(_figure, 'save', lambda figure, path: figures.append(figure))
     draw(*arguments, 'figure.png')
     return figures[0]
 
@@ -83,6 +156,34 @@ def check_png(path, width, height):
     assert pixels.std() > 5
     assert width[0] <= pixels.shape[1] <= width[1]
     assert height[0] <= pixels.shape[0] <= height[1]
+
+
+@pytest.mark.filterwarnings('error')
+def test_every_figure_of_a_report_is_written_and_not_blank(tmp_path):
+    # 漢 is no sign of the font: a box stands for it, without a word.
+    reports = [classified(['猫', *CLASSES]), queries_report(), probe_report(), shots_report()]
+    names = []
+
+    def load(spec, indices):
+        return pictures(len(indices))
+
+    for report in reports:
+        for path in plots.write_report(report, load, lambda name: tmp_path / f'{name}.png'):
+            check_png(path, (700, 2400), (300, 2400))
+            names.append(path.stem)
+    assert names == [
+        *('zero_shot', 'mistakes', 'per_class', 'confusion'),
+        *('similarity', 'queries', 'sweep', 'shots'),
+    ]
+
+
+def test_without_its_pictures_a_report_has_the_other_figures(tmp_path):
+    def gone(spec, indices):
+        raise ValueError('there is no folder')
+
+    paths = plots.write_report(classified(), gone, lambda name: tmp_path / f'{name}.png')
+    assert [path.stem for path in paths] == ['per_class', 'confusion']
+    assert sorted(paths) == sorted(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings('error')
@@ -110,6 +211,29 @@ def test_the_three_figures_are_written_and_not_blank(tmp_path):
         (plots.similarity, [similarity_report(12), pictures(12)]),
         (plots.similarity, [similarity_report(1), pictures(1)]),
         (plots.similarity, [similarity_report(3, text=LONG * 3), pictures(3)]),
+        (plots.mistakes, with_pictures(plots.mistakes, classified())),
+        (
+            plots.mistakes,
+            with_pictures(plots.mistakes, classified([f'{k} {LONG}' for k in range(9)])),
+        ),
+        (
+            plots.mistakes,
+            with_pictures(
+                plots.mistakes, {**classified(), 'mistakes': classified()['mistakes'][:1]}
+            ),
+        ),
+        (plots.queries, with_pictures(plots.queries, queries_report())),
+        (plots.queries, with_pictures(plots.queries, queries_report(6, LONG * 3))),
+        (plots.queries, with_pictures(plots.queries, queries_report(1))),
+        (plots.per_class, [classified(), []]),
+        (plots.per_class, [classified([f'{k} {LONG}' for k in range(300)], 1.0), []]),
+        (plots.confusion, [classified(), []]),
+        (plots.confusion, [classified(['cat', 'dog']), []]),
+        (plots.confusion, [classified([f'{k} {LONG}' for k in range(40)]), []]),
+        (plots.sweep, [probe_report(), []]),
+        (plots.shots, [shots_report(), []]),
+        (plots.compared, [{'a': run_rows(), 'b': run_rows(300)}]),
+        (plots.compared, [{f'{k} {LONG}': run_rows(20) for k in range(9)}]),
     ],
 )
 def test_no_text_covers_another_or_leaves_the_figure(draw, arguments, monkeypatch):
@@ -140,6 +264,82 @@ def test_no_text_covers_another_or_leaves_the_figure(draw, arguments, monkeypatc
         # Boxes include the room for descenders: two points of it may be shared.
         points = figure.dpi / 72
         assert width <= 2 * points or height <= 2 * points, (one, other)
+
+
+def test_classes_stand_by_their_score_and_many_without_the_middle(monkeypatch):
+    report = classified([f'thing {k}' for k in range(100)])
+    [axes] = drawn(plots.per_class, report, [], monkeypatch=monkeypatch).axes
+    order = sorted(report['per_class'], key=lambda row: -row[2])
+    shown = order[:20] + order[-20:]
+    assert [t.get_text() for t in axes.get_yticklabels()] == [name for name, _, _ in shown]
+    assert [bar.get_width() for bar in axes.patches] == [score for _, _, score in shown]
+    mean = np.mean([score for _, _, score in order])
+    colours = [bar.get_facecolor() for bar in axes.patches]
+    assert len({*colours[:20]}) == len({*colours[20:]}) == 1 and colours[0] != colours[-1]
+    assert any(np.allclose(line.get_xdata(), mean) for line in axes.get_lines())
+    assert '… 60 more …' in {t.get_text() for t in axes.texts}
+    assert f' {100 * shown[0][2]:.0f} %  of {shown[0][1]}' in {t.get_text() for t in axes.texts}
+
+
+def test_the_confusion_matrix_has_right_classes_as_lines(monkeypatch):
+    report = classified(['cat', 'dog'])
+    report['confusion']['matrix'] = [[3, 1], [0, 8]]
+    axes = drawn(plots.confusion, report, [], monkeypatch=monkeypatch).axes[0]
+    shares = np.ravel(axes.collections[0].get_array())
+    np.testing.assert_array_equal(shares, [0.75, 0.25, 0, 1])
+    places = {tuple(t.get_position()): t.get_text() for t in axes.texts}
+    assert places == {(0.5, 0.5): '3', (1.5, 0.5): '1', (1.5, 1.5): '8'}
+    assert axes.yaxis_inverted() and axes.get_ylabel() == 'right class'
+    report['confusion']['matrix'] = [[3, 1]]
+    with pytest.raises(ValueError, match=r'matrix \(1, 2\) does not fit 2 classes'):
+        plots.confusion(report, [], 'figure.png')
+
+
+def test_mistakes_say_what_is_right_and_what_it_was_taken_for(monkeypatch):
+    report = classified()
+    figure = drawn(plots.mistakes, *with_pictures(plots.mistakes, report), monkeypatch=monkeypatch)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 24 and plots.mistakes.shows(report) == [3 * i for i in range(24)]
+    words = [[t.get_text() for t in axes.texts] for axes in shown]
+    assert words[0] == [f'{CLASSES[0]}  0.12', f'{CLASSES[1]}  0.34']
+    del report['mistakes'][0]['score_of_label']  # a probe's
+    figure = drawn(plots.mistakes, *with_pictures(plots.mistakes, report), monkeypatch=monkeypatch)
+    assert [t.get_text() for t in figure.axes[0].texts] == [CLASSES[0], f'{CLASSES[1]}  0.34']
+
+
+def test_queries_mark_what_is_right(monkeypatch):
+    report = queries_report(2)
+    images = pictures(12)
+    figure = drawn(plots.queries, report, images, monkeypatch=monkeypatch)
+    assert plots.queries.shows(report) == [0, 1, *range(40, 45), *range(40, 45)]
+    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    np.testing.assert_array_equal(shown, images)
+    bold = {t.get_text() for t in texts(figure) if t.get_weight() == 'bold'}
+    captions = {query['top'][i][0] for i, query in enumerate(report['queries']['image_to_text'])}
+    assert {c[:50] for c in captions} <= {t[:50] for t in bold} | {c[:50] for c in bold}
+    marked = [bool(axes.patches) for axes in figure.axes if axes.images][2:]
+    assert marked == [True, False, False, False, False, False, True, False, False, False]
+    words = {t.get_text() for t in texts(figure)}
+    assert {'its best caption is nearest', 'its best caption is number 701'} <= words
+    assert any('recall@1/5/10: 5.0 / 25.0 / 50.0 %, median rank 1,234' in t for t in words)
+
+
+def test_runs_are_compared_in_one_colour_each(monkeypatch):
+    runs = {'one': run_rows(2000), 'two': run_rows(1000)}
+    runs['two'].append({'step': 1000, 'other/top1': 0.5})
+    figure = drawn(plots.compared, runs, monkeypatch=monkeypatch)
+    panels = {axes.get_title(loc='left'): axes for axes in figure.axes}
+    first, *_, last = panels
+    assert (first, last) == ('Loss', 'Pairs a second')
+    assert {'zeroshot top-1', 'retrieval image → text recall@10', 'other top-1'} <= {*panels}
+    handles = {h.get_color() for legend in figure.legends for h in legend.legend_handles}
+    colours = [line.get_color() for line in panels['zeroshot top-1'].get_lines()]
+    assert len({*colours}) == 2 and {*colours} == handles
+    assert [line.get_color() for line in panels['other top-1'].get_lines()] == colours[1:]
+    ends = [line.get_xdata()[-1] for line in panels['zeroshot top-1'].get_lines()]
+    assert ends == [2000, 800]
+    with pytest.raises(ValueError, match='expected rows with a "loss"'):
+        plots.compared({'a': [], 'b': [{'step': 1}]}, 'figure.png')
 
 
 def test_training_shows_a_panel_for_each_kind_of_number_that_there_is(monkeypatch):
@@ -291,7 +491,7 @@ def test_missing_pictures_and_crooked_matrices_are_errors(tmp_path):
 
 
 def test_write_all_draws_a_run_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, 'DPI', 40)  # to be quick
+    monkeypatch.setattr(_figure, 'DPI', 40)  # to be quick
     writer = metrics.JsonlWriter(tmp_path / 'metrics.jsonl')
     for row in run_rows(100):
         writer.write_scalars(row.pop('step'), row)

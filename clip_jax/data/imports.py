@@ -29,11 +29,12 @@ from PIL import Image
 from clip_jax import lookup
 from clip_jax.data import transforms
 from clip_jax.data.bad import BadRecord
-from clip_jax.data.records import ERRORS, Progress, check, in_order, why
+from clip_jax.data.records import ERRORS, Progress, check, in_order, labels_of, why
 from clip_jax.data.sources import Source
 
 VERSION = '1.0.0'
 DESCRIPTION = 'Images with captions, written by clip-jax data import.'
+KEPT = ('texts', 'label', 'labels')  # what a record may have beside its image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,19 +133,19 @@ class Import:
                 if isinstance(found, dict):
                     left_out.append(found)
                     continue
-                data, texts, label = found
+                data, kept = found
                 writer.write(data)
-                counts += Counter(records=1, texts=texts, labels=label)
+                counts += Counter(['records', *kept])
         if not _holds(partial, counts['records']):
             raise OSError(f'{partial}: could not be written to its end; is the disk full?')
         _rename(partial, self.path(shard))
-        note = {key: counts[key] for key in ('records', 'texts', 'labels')}
+        note = {key: counts[key] for key in ('records', *KEPT)}
         note |= {'bytes': self.path(shard).stat().st_size, 'left_out': left_out}
         _write(self.note(shard), json.dumps(note))
 
-    def _made(self, i: int) -> tuple[bytes, bool, bool] | dict[str, Any]:
-        """Returns record i serialized and whether it has captions and a label, or, for the list of
-        what is left out, why it cannot be used.
+    def _made(self, i: int) -> tuple[bytes, list[str]] | dict[str, Any]:
+        """Returns record i serialized and which of KEPT it has, or, for the list of what is left
+        out, why it cannot be used.
         """
         try:
             example = self.source[i]
@@ -156,8 +157,10 @@ class Import:
         except ERRORS as error:
             raise ValueError(why(self.source, i, error)) from error
         texts, label = example.get('texts', []), int(example.get('label', -1))
-        record = {'image': image, 'captions': texts, 'label': label}
-        return _serialized(record), bool(texts), label >= 0
+        labels = labels_of(example)
+        has = {'texts': texts, 'label': label >= 0, 'labels': labels and 'labels' in example}
+        record = {'image': image, 'captions': texts, 'label': label, 'labels': labels}
+        return _serialized(record), [what for what in KEPT if has[what]]
 
 
 def run(job: Import, *, threads: int, beam: tuple[str, Mapping[str, Any]] | None = None) -> dict:
@@ -262,7 +265,7 @@ def _complete(job: Import) -> dict[str, Any]:
         for shard in range(job.shards):
             note = json.loads(job.note(shard).read_text())
             shards.append([note['records'], note['bytes']])
-            counts += Counter(texts=note['texts'], labels=note['labels'])
+            counts += Counter({what: note[what] for what in KEPT})
             kinds.update(line['kind'] for line in note['left_out'])
             file.writelines(json.dumps(x, ensure_ascii=False) + '\n' for x in note['left_out'])
     _rename(lines, job.folder / f'left_out-{job.split}.jsonl')
@@ -275,7 +278,8 @@ def _complete(job: Import) -> dict[str, Any]:
         'records': sum(records for records, _ in shards),
         'bytes': sum(size for _, size in shards),
         'with_captions': counts['texts'],
-        'with_label': counts['labels'],
+        'with_label': counts['label'],
+        'with_labels': counts['labels'],
         'left_out': dict(kinds),
         'left_out_by_source': {kind: x._asdict() for kind, x in job.source.left_out.items()},
         'label_names': job.source.label_names,
@@ -298,9 +302,12 @@ def _write_info(job: Import) -> None:
 
     splits = _splits(job.folder)
     names = next(filter(None, (split['label_names'] for split in splits.values())), [])
+    # Where some images have several labels, all have a list.
+    lists = any(split['with_labels'] for split in splits.values())
     features = _features(
         captions=any(split['with_captions'] for split in splits.values()),
-        labels=any(split['with_label'] for split in splits.values()),
+        label=not lists and any(split['with_label'] for split in splits.values()),
+        labels=lists,
         label_names=names,
     )
     identity = tfds.core.dataset_info.DatasetIdentity(
@@ -335,17 +342,18 @@ def _write_info(job: Import) -> None:
     new.rmdir()
 
 
-def _features(*, captions: bool, labels: bool, label_names: list[str]) -> Any:
+def _features(*, captions: bool, label: bool, labels: bool, label_names: list[str]) -> Any:
     """The features of a set as TFDS objects."""
     import tensorflow_datasets as tfds
 
-    label = tfds.features.Scalar(np.int64)
+    of_class = tfds.features.Scalar(np.int64)
     if label_names:
-        label = tfds.features.ClassLabel(names=label_names)
+        of_class = tfds.features.ClassLabel(names=label_names)
     features = {
         'image': tfds.features.Image(),
         'captions': tfds.features.Sequence(tfds.features.Text()) if captions else None,
-        'label': label if labels else None,
+        'label': of_class if label else None,
+        'labels': tfds.features.Sequence(of_class) if labels else None,
     }
     return tfds.features.FeaturesDict({k: v for k, v in features.items() if v is not None})
 
@@ -355,7 +363,7 @@ def _serializer() -> Any:
     """What makes tf.Examples of records."""
     from tensorflow_datasets.core import example_serializer
 
-    features = _features(captions=True, labels=True, label_names=[])
+    features = _features(captions=True, label=True, labels=True, label_names=[])
     return example_serializer.ExampleSerializer(features.get_serialized_info())
 
 

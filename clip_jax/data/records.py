@@ -30,11 +30,16 @@ def check(example: Mapping[str, Any], *, decode: bool) -> np.ndarray | None:
 
     A record may lack captions if it has a label.
     """
-    if not example.get('texts') and example.get('label', -1) < 0:
+    if not example.get('texts') and not labels_of(example):
         raise BadRecord('no_caption', 'neither a caption nor a label')
     image = example.get('image', b'')
     transforms.measure(image)
     return transforms.decode(image) if decode else None
+
+
+def labels_of(example: Mapping[str, Any]) -> list[int]:
+    """The classes that a record belongs to."""
+    return [k for k in example.get('labels', [example.get('label', -1)]) if k >= 0]
 
 
 def why(source: Source, i: int, error: Exception) -> str:

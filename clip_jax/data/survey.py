@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 
 from clip_jax import lookup
 from clip_jax.data.bad import BadRecord
-from clip_jax.data.records import ERRORS, Progress, check, in_order, why
+from clip_jax.data.records import ERRORS, Progress, check, in_order, labels_of, why
 from clip_jax.data.sources import Source
 
 CONTEXT = 77  # tokens of a text that CLIP reads
@@ -197,7 +197,7 @@ class _Found:
         self._bad: list[Trouble] = []
         self._formats, self._modes, self._labels = Counter(), Counter(), Counter()
         self._tokenize = lookup.module('tokenizers', 'bpe').create((), context_length=CONTEXT + 1)
-        self._too_long = self._seen = 0
+        self._too_long = self._seen = self._with_label = 0
 
     def add(self, i: int, example: Any, look: Any) -> None:
         """Counts record i, which is what `_read` and `_look` have made of it."""
@@ -207,9 +207,9 @@ class _Found:
             return
         (height, width), pixels = look
         texts, data = example.get('texts', []), example['image']
-        label = self._name(example.get('label', -1))
+        labels = [self._name(label) for label in labels_of(example)]
         if pixels is not None:
-            self.pictures.append(Picture(pixels, texts, label))
+            self.pictures.append(Picture(pixels, texts, ', '.join(labels)))
         for what, value in (
             ('width', width),
             ('height', height),
@@ -222,12 +222,11 @@ class _Found:
         if texts:
             # Padding is 0, and the last token of a text is not.
             self._too_long += int((self._tokenize(texts)[:, -1] != 0).sum())
-        self._labels[label] += 1
+        self._labels.update(labels)
+        self._with_label += bool(labels)
         self._look_at_header(data)
 
     def _name(self, label: int) -> str:
-        if label < 0:
-            return ''
         names = self._source.label_names
         return names[label] if label < len(names) else str(label)
 
@@ -247,7 +246,6 @@ class _Found:
     def report(self) -> dict[str, Any]:
         """All of it, as JSON can hold it."""
         read, decoded = self._seen / np.maximum(self.seconds, 1e-9)
-        labels = Counter({name: n for name, n in self._labels.items() if name})
         return {
             'bad': dict(Counter(trouble.kind for trouble in self._bad)),
             'bad_records': [trouble._asdict() for trouble in self._bad[:SAID]],
@@ -255,9 +253,9 @@ class _Found:
             'modes': dict(self._modes.most_common()),
             **{what: _spread(values) for what, values in self.values.items() if values},
             f'beyond_{CONTEXT}_tokens': self._too_long / max(1, len(self.values['characters'])),
-            'with_label': labels.total(),
-            'classes': len(self._source.label_names) or len(labels),
-            'labels': dict(labels.most_common(COMMON)),
+            'with_label': self._with_label,
+            'classes': len(self._source.label_names) or len(self._labels),
+            'labels': dict(self._labels.most_common(COMMON)),
             'read_per_second': float(read),
             'decoded_per_second': float(decoded),
         }

@@ -48,25 +48,16 @@ def finite(rows: np.ndarray, what: str) -> np.ndarray:
     return rows
 
 
-def distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the different rows, in order of appearance, and for each row its place among them.
-
-    Matrix products round equal rows differently, depending on their place. Products of different
-    rows alone, taken apart again, let equal rows tie to the last bit.
+def chunks(items: Sequence, *, unit: str, size: int = 0) -> Iterator[Sequence]:
+    """Cuts a sequence into pieces of `size` items (0: CHUNK); on a terminal a bar shows how far it
+    is.
     """
-    places: dict[bytes, int] = {}
-    place = np.array([places.setdefault(row.tobytes(), len(places)) for row in rows])
-    _, first = np.unique(place, return_index=True)
-    return rows[first], place
-
-
-def chunks(items: Sequence, *, unit: str) -> Iterator[Sequence]:
-    """Cuts a sequence into pieces of CHUNK items; on a terminal a bar shows how far it is."""
+    size = size or CHUNK
     # A bar only where there is something to wait for.
-    hidden = len(items) <= CHUNK or not sys.stderr.isatty()
+    hidden = len(items) <= size or not sys.stderr.isatty()
     with tqdm(total=len(items), unit=unit, leave=False, disable=hidden) as bar:
-        for start in range(0, len(items), CHUNK):
-            chunk = items[start : start + CHUNK]
+        for start in range(0, len(items), size):
+            chunk = items[start : start + size]
             yield chunk
             bar.update(len(chunk))
 

@@ -2,23 +2,26 @@
 13).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from clip_jax.evals import _embed
+from clip_jax.evals import _embed, _similarity
 
 AT = (1, 5, 10)
 EXAMPLES = 10
-BLOCK = 1024
+QUERIES = 6  # of each direction
+RESULTS = 5
 
 
 def evaluate(encode_image: Callable, encode_text: Callable, data: Any) -> dict[str, Any]:
-    """Returns recall at 1, 5 and 10 in both directions over all images and all their captions.
+    """Returns recall at 1, 5 and 10 and the median rank (1 is best) in both directions, over all
+    images and all their captions.
 
     From an image, a hit is any of its own captions among the first k; from a caption, its own
-    image. What ties with the right one counts as ranked before it.
+    image. What ties with the right one counts as ranked before it. Of an even number of ranks the
+    median is the lower of the middle two.
     """
     image, records = _embed.records(encode_image, data)
     for i, record in enumerate(records):
@@ -26,53 +29,88 @@ def evaluate(encode_image: Callable, encode_text: Callable, data: Any) -> dict[s
             raise ValueError(f'evals/retrieval: {data.where(i)} has no caption')
     captions = [text for record in records for text in record['texts']]
     owner = np.repeat(np.arange(len(records)), [len(record['texts']) for record in records])
-    text = _embed.texts(encode_text, captions)
+    image = _similarity.on_grid(image)
+    text = _similarity.on_grid(_embed.texts(encode_text, captions))
 
     to_text, to_image = _ranks(image, text, owner)
     report = {f'image_to_text/recall@{k}': float(np.mean(to_text <= k)) for k in AT}
     report |= {f'text_to_image/recall@{k}': float(np.mean(to_image <= k)) for k in AT}
+    report |= {'image_to_text/median_rank': _median(to_text)}
+    report |= {'text_to_image/median_rank': _median(to_image)}
     report |= {'images': len(data), 'texts': len(captions)}
-    return report | {'similarity': _sample(image, text, owner, captions)}
+    return report | {
+        'similarity': _sample(image, text, owner, captions),
+        'queries': _queries(image, text, owner, captions, to_text, to_image),
+    }
 
 
 def _ranks(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ranks (1 is best) of each image's best caption among all texts, and of each text's image
     among all images.
     """
-    images, image_place = _embed.distinct(image)
-    texts, text_place = _embed.distinct(text)
-
-    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        # Some rows at a time: memory stays far below images times texts.
-        for start in range(0, len(images), BLOCK):
-            product = (images[start : start + BLOCK] @ texts.T)[:, text_place]
-            inside = (start <= image_place) & (image_place < start + BLOCK)
-            rows = np.flatnonzero(inside)
-            yield rows, product[image_place[rows] - start], owner[None, :] == rows[:, None]
-
-    own = np.empty(len(text), np.float32)
-    for _, similarity, mine in blocks():
-        own[mine.any(axis=0)] = similarity.T[mine.T]
-    best = np.full(len(image), -np.inf, np.float32)
+    own = np.concatenate(
+        [_similarity.of_pairs(image[owner[part]], text[part]) for part in _parts(len(text))]
+    )
+    best = np.full(len(image), -np.inf)
     np.maximum.at(best, owner, own)
+    over_images, over_texts = _similarity.count_at_least(image, text, best, own)
+    # Similarities are exact: what is counted has the right one, and all of an image's captions that
+    # tie with its best.
+    mine = np.bincount(owner[own == best[owner]], minlength=len(image))
+    return over_images - mine + 1, over_texts
 
-    to_text = np.empty(len(image), int)
-    to_image = np.ones(len(text), int)
-    # The products are made a second time in the same way: equal vectors tie to the last bit.
-    for rows, similarity, mine in blocks():
-        to_text[rows] = 1 + ((similarity >= best[rows][:, None]) & ~mine).sum(axis=1)
-        to_image += ((similarity >= own[None, :]) & ~mine).sum(axis=0)
-    return to_text, to_image
+
+def _median(ranks: np.ndarray) -> int:
+    return int(np.sort(ranks)[(len(ranks) - 1) // 2])
+
+
+def _parts(count: int) -> list[slice]:
+    return [slice(start, start + _embed.CHUNK) for start in range(0, count, _embed.CHUNK)]
 
 
 def _sample(image: np.ndarray, text: np.ndarray, owner: np.ndarray, captions: list[str]) -> dict:
     """The similarity matrix of a few images spread over the set with one caption each, for the
     figure.
     """
-    chosen = np.linspace(0, len(image) - 1, min(EXAMPLES, len(image))).astype(int)
-    first = [int(np.flatnonzero(owner == i)[0]) for i in chosen]
+    chosen = _spread(len(image), EXAMPLES)
+    first = np.searchsorted(owner, chosen)
     return {
         'indices': chosen.tolist(),
         'texts': [captions[k] for k in first],
-        'matrix': np.round(image[chosen] @ text[first].T, 4).tolist(),
+        'matrix': np.round(_similarity.matrix(image[chosen], text[first]), 4).tolist(),
     }
+
+
+def _queries(
+    image: np.ndarray,
+    text: np.ndarray,
+    owner: np.ndarray,
+    captions: list[str],
+    to_text: np.ndarray,
+    to_image: np.ndarray,
+) -> dict[str, list[dict[str, Any]]]:
+    """A few queries of each direction, spread over the set, with their rank and what is nearest:
+    (caption or number of an image, cosine, whether it is right).
+    """
+    images, texts = _spread(len(image), QUERIES), _spread(len(text), QUERIES)
+    found: dict[str, list[dict[str, Any]]] = {'image_to_text': [], 'text_to_image': []}
+    for i in images.tolist():
+        (cosines,) = _similarity.matrix(image[[i]], text)
+        top = [[captions[k], c, bool(owner[k] == i)] for k, c in _nearest(cosines)]
+        found['image_to_text'].append({'index': i, 'rank': int(to_text[i]), 'top': top})
+    for k in texts.tolist():
+        (cosines,) = _similarity.matrix(text[[k]], image)
+        top = [[i, c, bool(owner[k] == i)] for i, c in _nearest(cosines)]
+        own = {'text': captions[k], 'index': int(owner[k]), 'rank': int(to_image[k])}
+        found['text_to_image'].append({**own, 'top': top})
+    return found
+
+
+def _nearest(cosines: np.ndarray) -> list[tuple[int, float]]:
+    """The RESULTS highest cosines with their places, highest first."""
+    places = np.argsort(-cosines, kind='stable')[:RESULTS]
+    return [(int(k), round(float(cosines[k]), 4)) for k in places]
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    return np.linspace(0, count - 1, min(most, count)).astype(int)

@@ -3,13 +3,13 @@ section 3.1).
 """
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from clip_jax import prompts
-from clip_jax.evals import _embed
+from clip_jax.evals import _embed, _scores, _similarity, _tables
 
 EXAMPLES = 12
 
@@ -21,43 +21,122 @@ def evaluate(
     *,
     classes: str | Sequence[str] = 'all',
     templates: str | Sequence[str] = 'plain',
+    key: str = '',
 ) -> dict[str, Any]:
-    """Returns `top1` and `top5`: shares of images whose class is nearest, or among the nearest
-    five.
+    """Returns `top1` and `top5`, the shares of images whose class is nearest, or among the nearest
+    five, and `mean_per_class`, the mean over classes of their own top1.
 
-    `classes`: 'all' names of the data set, those 'present' among its labels, a text file with one
-    name a line in the order of the labels, or the names themselves. Images with the label -1 belong
-    to no class and are not scored; `unlabelled` counts them. A class that ties with the right one
-    counts as nearer.
+    `classes`: 'all' names of the data set, those 'present' among its labels, a file of names in the
+    order of the labels (text or JSON), or the names themselves. `templates`: see
+    prompts.templates. `key` says which entry of a JSON file of several sets is meant. Images with
+    the label -1 belong to no class and are not scored; `unlabelled` counts them. A class that ties
+    with the right one counts as nearer.
+
+    Of a set with several 'labels' an image: `map_11_point` and `mean_average_precision` over
+    classes, whose images are ranked by similarity.
     """
     _check_texts(classes=classes, templates=templates)
-    templates = prompts.templates(templates)
-    names = _names(classes, data)
+    _check_key(key, classes, templates)
+    templates = prompts.templates(templates, key=key)
+    names = _names(classes, key, data)
+    # Before the images are read: what is wrong with texts is found at once.
+    vectors = _class_vectors(encode_text, names, templates)
     rows, records = _embed.records(encode_image, data)
+    rows = _similarity.on_grid(rows)
     labels = _labels(records, names, data)
-    competing = (
-        np.unique(labels[labels >= 0])
-        if isinstance(classes, str) and classes == 'present'
-        else np.arange(len(names))
-    )
-    names = [names[k] for k in competing]
-    scored = np.flatnonzero(labels >= 0)
-    right = np.searchsorted(competing, labels[scored])
+    if isinstance(classes, str) and classes == 'present':
+        present = sorted(set().union(*labels))
+        names, vectors = [names[k] for k in present], vectors[present]
+        place = dict(zip(present, range(len(present)), strict=True))
+        labels = [[place[k] for k in own] for own in labels]
+    score = _several if any('labels' in record for record in records) else _single
+    return score(rows, vectors, labels, names)
 
-    vectors = prompts.class_vectors(encode_text, names, templates)
-    vectors, place = _embed.distinct(_embed.finite(vectors, 'class texts'))
-    similarity = (rows[scored] @ vectors.T)[:, place]
-    own = similarity[np.arange(len(right)), right]
-    rank = (similarity >= own[:, None]).sum(axis=1)  # 1 is best; a tie counts against
+
+def _single(
+    rows: np.ndarray, vectors: np.ndarray, labels: list[list[int]], names: list[str]
+) -> dict[str, Any]:
+    """The report of a set whose images have one label each, or none."""
+    scored = np.flatnonzero([len(own) for own in labels])
+    right = np.array([labels[i][0] for i in scored])
+    rank, guess, margin = _ranked(rows[scored], vectors, right)
+    hits, counts = _scores.per_class(guess, right, len(names))
+    mistakes = _tables.most_confident(guess != right, margin)
     return {
-        'top1': float(np.mean(rank <= 1)),
+        'top1': _scores.accuracy(guess, right),
         'top5': float(np.mean(rank <= 5)),
+        'mean_per_class': _scores.mean_per_class(guess, right, len(names)),
         'images': len(scored),
-        'unlabelled': int(np.sum(labels < 0)),
+        'unlabelled': len(labels) - len(scored),
         'classes': len(names),
         'chance': 1 / len(names),
-        'examples': _examples(similarity, right, scored, names),
+        'per_class': _tables.per_class(names, counts, hits / np.maximum(counts, 1)),
+        'confusion': _tables.confusion(guess, right, names),
+        'mistakes': _mistakes(scored[mistakes], guess[mistakes], rows, vectors, labels, names),
+        'examples': _examples(scored, rows, vectors, labels, names),
     }
+
+
+def _several(
+    rows: np.ndarray, vectors: np.ndarray, labels: list[list[int]], names: list[str]
+) -> dict[str, Any]:
+    """The report of a set whose images have any number of labels."""
+    similarity = _similarity.matrix(rows, vectors)
+    targets = np.zeros(similarity.shape, bool)
+    for i, own in enumerate(labels):
+        targets[i, own] = True
+    guess = similarity.argmax(axis=1)
+    margin = similarity.max(axis=1) - np.where(targets, similarity, -np.inf).max(axis=1)
+    labelled = targets.any(axis=1)
+    mistakes = _tables.most_confident(labelled & (margin > 0), margin)
+    precisions = _scores.average_precisions(similarity, targets)
+    return {
+        'map_11_point': _scores.map_11_point(similarity, targets),
+        'mean_average_precision': _scores.mean_average_precision(similarity, targets),
+        'images': len(rows),
+        'unlabelled': int(np.sum(~labelled)),
+        'classes': len(names),
+        'chance': float(targets.mean()),
+        'per_class': _tables.per_class(names, targets.sum(axis=0), precisions),
+        'mistakes': _mistakes(mistakes, guess[mistakes], rows, vectors, labels, names),
+        'examples': _examples(np.flatnonzero(labelled), rows, vectors, labels, names),
+    }
+
+
+def _ranked(
+    rows: np.ndarray, vectors: np.ndarray, right: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each image the rank of its class (1 is best), the class it is taken for, and by how much
+    that one is nearer than the right one.
+    """
+    rank, guess, margin = np.empty(len(rows), int), np.empty(len(rows), int), np.empty(len(rows))
+    # Some images at a time: thousands of classes and any number of images fit.
+    for start in range(0, len(rows), _embed.CHUNK):
+        part = slice(start, start + _embed.CHUNK)
+        similarity = _similarity.matrix(rows[part], vectors)
+        at = np.arange(len(similarity)), right[part]
+        own = similarity[at]
+        rank[part] = (similarity >= own[:, None]).sum(axis=1)
+        # What ties with the right class is taken for it.
+        similarity[at] = np.where(rank[part] == 1, np.inf, -np.inf)
+        guess[part] = similarity.argmax(axis=1)
+        similarity[at] = own
+        margin[part] = similarity[at[0], guess[part]] - own
+    return rank, guess, margin
+
+
+def _class_vectors(
+    encode_text: Callable, names: list[str], templates: list[str] | Mapping[str, list[str]]
+) -> np.ndarray:
+    """The classes' unit rows; a bar shows how far their texts are embedded."""
+    prompts.check_classes(names, templates)
+    texts = sum(len(prompts.filled(name, templates)) for name in names)
+    size = max(1, _embed.CHUNK * len(names) // texts)
+    vectors = [
+        prompts.class_vectors(encode_text, some, templates)
+        for some in _embed.chunks(names, unit='class', size=size)
+    ]
+    return _similarity.on_grid(_embed.finite(np.concatenate(vectors), 'class texts'))
 
 
 def _check_texts(**options: Any) -> None:
@@ -69,17 +148,35 @@ def _check_texts(**options: Any) -> None:
             )
 
 
-def _names(classes: str | Sequence[str], data: Any) -> list[str]:
-    """The class names, in the order of the labels."""
-    if isinstance(classes, str) and classes not in ('all', 'present'):
-        return prompts.class_names(classes)
-    names = list(data.label_names if isinstance(classes, str) else classes)
-    if isinstance(classes, str) and not names:
+def _check_key(key: Any, *sources: str | Sequence[str]) -> None:
+    if not isinstance(key, str):
+        raise ValueError(f'evals/zeroshot: key is {key!r}; expected a text')
+    if key and not any(isinstance(s, str) and s.endswith('.json') for s in sources):
         raise ValueError(
-            f'evals/zeroshot: {data} does not name its classes; '
-            'give a file with one name a line as `classes`'
+            f'evals/zeroshot: key is {key!r}, but neither classes nor templates is a JSON file'
         )
-    name, times = collections.Counter(names).most_common(1)[0] if names else ('', 0)
+
+
+def _names(classes: str | Sequence[str], key: str, data: Any) -> list[str]:
+    """The class names, in the order of the labels."""
+    stored = list(data.label_names)
+    if isinstance(classes, str) and classes in ('all', 'present'):
+        if not stored:
+            raise ValueError(
+                f'evals/zeroshot: {data} does not name its classes; '
+                'give a file with one name a line as `classes`'
+            )
+        names = stored
+    else:
+        names = prompts.class_names(classes, key=key) if isinstance(classes, str) else [*classes]
+    if not names:
+        raise ValueError('evals/zeroshot: classes is an empty list; expected at least one name')
+    if stored and len(names) != len(stored):
+        raise ValueError(
+            f'evals/zeroshot: {data} has {len(stored)} classes ({stored[0]!r} …), and classes '
+            f'gives {len(names)} names ({names[0]!r} …); expected one each, in the same order'
+        )
+    name, times = collections.Counter(names).most_common(1)[0]
     if times > 1:
         raise ValueError(
             f'evals/zeroshot: the class name {name!r} stands there more than once; '
@@ -88,30 +185,67 @@ def _names(classes: str | Sequence[str], data: Any) -> list[str]:
     return names
 
 
-def _labels(records: list[dict], names: list[str], data: Any) -> np.ndarray:
-    """The labels of all images, each -1 or the place of its class in `names`."""
-    if any('label' not in record for record in records):
+def _labels(records: list[dict], names: list[str], data: Any) -> list[list[int]]:
+    """The classes of all images: places in `names`, [] for an image that belongs to none."""
+    if any('label' not in record and 'labels' not in record for record in records):
         raise ValueError(
             f'evals/zeroshot: {data} has images without a label; expected a labelled set'
         )
-    labels = np.array([record['label'] for record in records])
-    if labels.max() >= len(names):
+    labels = [
+        [int(k) for k in record.get('labels', [record.get('label')]) if k >= 0]
+        for record in records
+    ]
+    highest = max((max(own) for own in labels if own), default=-1)
+    if highest >= len(names):
         raise ValueError(
-            f'evals/zeroshot: labels of {data} go up to {labels.max()}, '
+            f'evals/zeroshot: labels of {data} go up to {highest}, '
             f'but there are {len(names)} class names'
         )
-    if labels.max() < 0:
-        raise ValueError(f'evals/zeroshot: no image of {data} belongs to a single class')
+    if highest < 0:
+        raise ValueError(f'evals/zeroshot: no image of {data} belongs to a class')
     return labels
 
 
+def _mistakes(
+    indices: np.ndarray,
+    guesses: np.ndarray,
+    rows: np.ndarray,
+    vectors: np.ndarray,
+    labels: list[list[int]],
+    names: list[str],
+) -> list[dict[str, Any]]:
+    """Images that are taken for another class: with its cosine, and that of their nearest own."""
+    found = []
+    for i, guess in zip(indices.tolist(), guesses.tolist(), strict=True):
+        (cosines,) = _similarity.matrix(rows[[i]], vectors)
+        own = max(labels[i], key=lambda k: cosines[k])
+        found.append(
+            {
+                'index': i,
+                'label': names[own],
+                'guess': names[guess],
+                'score': round(float(cosines[guess]), 4),
+                'score_of_label': round(float(cosines[own]), 4),
+            }
+        )
+    return found
+
+
 def _examples(
-    similarity: np.ndarray, right: np.ndarray, scored: np.ndarray, names: list[str]
-) -> list[dict]:
-    """A few images spread over the set, each with its five nearest classes and their cosines."""
+    scored: np.ndarray,
+    rows: np.ndarray,
+    vectors: np.ndarray,
+    labels: list[list[int]],
+    names: list[str],
+) -> list[dict[str, Any]]:
+    """A few images spread over the set, each with its five nearest classes and their cosines; of
+    several labels the nearest.
+    """
     examples = []
-    for i in np.linspace(0, len(scored) - 1, min(EXAMPLES, len(scored))).astype(int):
-        nearest = np.argsort(-similarity[i], kind='stable')[:5]
-        top = [[names[k], round(float(similarity[i, k]), 4)] for k in nearest]
-        examples.append({'index': int(scored[i]), 'label': names[right[i]], 'top': top})
+    for i in scored[np.linspace(0, len(scored) - 1, min(EXAMPLES, len(scored))).astype(int)]:
+        (cosines,) = _similarity.matrix(rows[[i]], vectors)
+        nearest = np.argsort(-cosines, kind='stable')[:5]
+        top = [[names[k], round(float(cosines[k]), 4)] for k in nearest]
+        own = max(labels[i], key=lambda k: cosines[k])
+        examples.append({'index': int(i), 'label': names[own], 'top': top})
     return examples

@@ -116,8 +116,8 @@ def test_files_do_not_depend_on_threads(write, tmp_path):
 
 def test_fields_have_one_order():
     # Left to themselves, they have another in every process.
-    data = imports._serialized({'image': b'i', 'captions': ['a'], 'label': 3})
-    places = [data.index(name) for name in (b'captions', b'image', b'label')]
+    data = imports._serialized({'image': b'i', 'captions': ['a'], 'label': 3, 'labels': [3]})
+    places = [data.index(name) for name in (b'captions', b'image', b'label', b'labels')]
     assert places == sorted(places)
 
 
@@ -137,6 +137,22 @@ def test_a_set_says_what_it_has(write, read):
         {**pictures[0], 'label': -1},
         {**labelled[1], 'texts': []},
         mixed[2],
+    ]
+
+
+def test_where_some_images_have_several_labels_all_have_a_list(write, read):
+    pictures = [{'image': x['image']} for x in captioned(3)]
+    several = [{**x, 'labels': own} for x, own in zip(pictures, ([2, 0], [], [1]), strict=True)]
+    with_texts = [{**x, 'texts': ['a']} for x in several]
+    summary = write(Listed(with_texts, ['cat', 'dog', 'cow']), name='several')
+    assert (summary['with_label'], summary['with_labels']) == (0, 2)
+    assert everything(read(name='several')) == with_texts
+    assert read(name='several').label_names == ['cat', 'dog', 'cow']
+    write([several[0], {**pictures[1], 'label': 1}, several[2]], name='mixed')
+    assert everything(read(name='mixed')) == [
+        several[0],
+        {**pictures[1], 'labels': [1]},
+        several[2],
     ]
 
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from listed import Listed
 from PIL import Image
 
 from clip_jax.data import pipeline, rows, sources
@@ -273,6 +274,11 @@ class Shifted(Pictures):
     def __getitem__(self, i: int) -> dict:
         record = super().__getitem__(i)
         return {**record, 'texts': [f'{100 + i} {k}' for k in range(COPIES)]}
+
+
+def test_a_mixture_has_no_labels():
+    several = Listed([{'image': b'', 'texts': ['a'], 'labels': [1], 'label': 1}])
+    assert sources.Mixture([several, several], [1, 1])[1] == {'image': b'', 'texts': ['a']}
 
 
 def test_a_mixture_alternates_by_weight():

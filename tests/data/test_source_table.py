@@ -85,6 +85,50 @@ def test_every_row_comes_back_as_written(album, kind):
     assert source.left_out == {} and source.label_names == []
 
 
+@pytest.mark.parametrize('kind', ['jsonl', 'parquet'])
+@pytest.mark.parametrize(
+    ('stored', 'labels', 'names'),
+    [
+        ([[3, 1], [], [2]], [[3, 1], [], [2]], []),
+        ([['dog', 'cat'], [' cow '], ['cat']], [[2, 0], [1], [0]], ['cat', 'cow', 'dog']),
+        ([None, [0], [4, 4]], [[], [0], [4, 4]], []),
+    ],
+)
+def test_lists_are_several_labels(album, kind, stored, labels, names):
+    lines = [{'image': f'images/{i}.png', 'label': own} for i, own in enumerate(stored)]
+    source = table.source(write(album / f'a.{kind}', lines))
+    expected = [{'image': png(i), 'labels': own} for i, own in enumerate(labels)]
+    assert examples(source) == expected
+    assert source.label_names == names
+    assert examples(pickle.loads(pickle.dumps(source))) == expected
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_separator_cuts_labels(album, kind):
+    stored = ['dog| cat', '', 'cow', 'cat||dog']
+    lines = [{'image': f'images/{i}.png', 'label': own} for i, own in enumerate(stored)]
+    path = write(album / f'a.{kind}', lines)
+    source = table.source(path, label_separator='|')
+    assert source.label_names == ['cat', 'cow', 'dog']
+    assert [source[i]['labels'] for i in range(4)] == [[2, 0], [], [1], [0, 2]]
+    assert examples(pickle.loads(pickle.dumps(source))) == examples(source)
+    assert 'label' in table.source(path)[0]
+    numbers = [{'image': 'images/0.png', 'label': own} for own in ('3 1', '2')]
+    source = table.source(write(album / f'b.{kind}', numbers), label_separator=' ')
+    assert [source[i]['labels'] for i in range(2)] == [[3, 1], [2]] and source.label_names == []
+
+
+def test_lists_and_single_labels_may_be_mixed_in_jsonl(album):
+    lines = [{'image': 'images/0.png', 'label': own} for own in (5, [1, 2], None, '3', [])]
+    source = table.source(write(album / 'a.jsonl', lines))
+    assert [source[i]['labels'] for i in range(5)] == [[5], [1, 2], [], [3], []]
+    # In files of their own they have columns of different types.
+    write(album / 'b0.jsonl', lines[:1])
+    write(album / 'b1.jsonl', lines[1:2])
+    source = table.source(f'{album}/b*.jsonl')
+    assert [source[i]['labels'] for i in range(2)] == [[5], [1, 2]]
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_captions_keep_their_commas_quotes_lines_and_letters(album, kind):
     captions = [
@@ -555,7 +599,7 @@ def test_columns_of_a_wrong_type_are_refused(album):
     ):
         with pytest.raises(ValueError, match=said):
             table.source(path, **option)
-    lists = write(album / 'b.parquet', [{'image': 'x', 'label': [1, 2]}])
+    lists = write(album / 'b.parquet', [{'image': 'x', 'label': {'a': 1}}])
     with pytest.raises(ValueError, match=r'label_key: column .* holds no whole numbers or names'):
         table.source(lists)
 

@@ -103,6 +103,25 @@ def test_every_member_comes_back_as_written(tmp_path, tar_format):
     ]
 
 
+def test_several_numbers_are_several_labels(tmp_path):
+    members = ('3 17\n', '5\r\n2\r\n', '4')
+    path = tmp_path / 'a.tar'
+    write(
+        path,
+        [
+            x
+            for i, m in enumerate(members)
+            for x in ((f'{i}.png', png(i)), (f'{i}.cls', m.encode()))
+        ],
+    )
+    source = tars.source(str(path))
+    assert [source[i] for i in range(3)] == [
+        {'image': png(0), 'labels': [3, 17]},
+        {'image': png(1), 'labels': [5, 2]},
+        {'image': png(2), 'label': 4},
+    ]
+
+
 def test_members_of_a_sample_need_not_be_neighbours(tmp_path):
     members = list(samples(0, 3))
     source = tars.source(write(tmp_path / 'a.tar', members[::2] + members[::-1][::2]))
@@ -507,9 +526,9 @@ def test_a_tar_that_ends_without_end_mark_is_read(tmp_path):
 
 
 def test_bad_labels_are_refused(tmp_path):
-    for i, label in enumerate((b'cat', b'1' * (1 << 16 | 2))):
+    for i, label in enumerate((b'cat', b'1 cat', b' ', b'1' * (1 << 16 | 2))):
         path = write(tmp_path / f'{i}.tar', [('a.png', png(0)), ('a.cls', label)])
-        with pytest.raises(ValueError, match=rf"{i}\.tar: a\.png.*whole number.*'(cat|1+)'"):
+        with pytest.raises(ValueError, match=rf"{i}\.tar: a\.png.*whole number.*'[1 cat]+'"):
             tars.source(path)[0]
 
 

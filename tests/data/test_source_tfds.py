@@ -45,6 +45,32 @@ class NestedCaptions(tfds.core.GeneratorBasedBuilder):
         yield 0, {'picture': JPEG + b'\0\0', 'title': 'étoile', 'captions': captions}
 
 
+class SeveralLabels(tfds.core.GeneratorBasedBuilder):
+    """Images with lists of labels, as in sets of scenes with many things."""
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+        thing = tfds.features.ClassLabel(names=['cat', 'dog', 'cow'])
+        objects = {'label': thing, 'area': np.int64, 'box': tfds.features.BBoxFeature()}
+        features = {
+            'image': tfds.features.Image(),
+            'labels': tfds.features.Sequence(thing),
+            'numbers': tfds.features.Sequence(np.int64),
+            'objects': tfds.features.Sequence(objects),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+        box = tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
+        for i, own in enumerate(([2, 0], [], [1])):
+            objects = [{'label': k, 'area': 9, 'box': box} for k in own[::-1]]
+            yield i, {'image': JPEG, 'labels': own, 'numbers': own * 2, 'objects': objects}
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp('tfds')
@@ -52,6 +78,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
         patch.setattr(shapes, 'SPLITS', FEW)
         sources.open_source('tfds:shapes_captions/train', data_dir=str(folder))
     NestedCaptions(data_dir=folder, file_format='array_record').download_and_prepare()
+    SeveralLabels(data_dir=folder, file_format='array_record').download_and_prepare()
     return folder
 
 
@@ -76,6 +103,19 @@ def test_what_is_read_has_plain_types(train):
     assert type(example['image']) is bytes
     assert {type(text) for text in example['texts']} == {str}
     assert type(example['label']) is int
+
+
+def test_lists_are_several_labels(folder):
+    def read(**options):
+        source = sources.open_source('tfds:several_labels/train', data_dir=str(folder), **options)
+        return sorted(example['labels'] for example in source), source.label_names
+
+    names = ['cat', 'dog', 'cow']
+    assert read() == read(label_key='labels') == ([[], [1], [2, 0]], names)
+    assert read(label_key='objects/label') == ([[], [0, 2], [1]], names)
+    assert read(label_key='numbers') == ([[], [1, 1], [2, 0, 2, 0]], [])
+    with pytest.raises(ValueError, match="no feature 'objects/box' that holds label"):
+        read(label_key='objects/box')
 
 
 def test_messages_can_name_the_record(train):

@@ -80,6 +80,13 @@ def test_a_text_of_77_tokens_is_not_beyond_them():
     assert shares == [0, 1]
 
 
+def test_every_label_of_an_image_is_counted():
+    examples = [{'image': GOOD['image'], 'labels': own} for own in ([0, 2], [2], [])]
+    report = inspect(Listed([*examples, GOOD], ['cat', 'dog', 'cow']))
+    assert report['bad'] == {'no_caption': 1}
+    assert (report['with_label'], report['labels']) == (2, {'cow': 2, 'cat': 1})
+
+
 def test_labels_are_counted_by_name():
     examples = [{'image': GOOD['image'], 'label': i % 3 - 1} for i in range(9)]
     report = inspect(Listed([*examples, GOOD], ['cat', 'dog', 'cow']))

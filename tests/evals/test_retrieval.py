@@ -1,9 +1,11 @@
 """Recall is what a plain loop over images and captions finds."""
 
+import statistics
+
 import numpy as np
 import pytest
 
-from clip_jax.evals import _embed, retrieval
+from clip_jax.evals import _embed, _similarity, retrieval
 
 
 class Toy:
@@ -41,8 +43,10 @@ def brute_force(image, text, captions):
         others = [image[k] @ text[caption] for k in range(len(captions)) if k != i]
         to_image.append(1 + sum(other >= image[i] @ text[caption] for other in others))
     shares = {f'image_to_text/recall@{k}': np.mean(np.array(to_text) <= k) for k in (1, 5, 10)}
+    shares |= {f'text_to_image/recall@{k}': np.mean(np.array(to_image) <= k) for k in (1, 5, 10)}
     return shares | {
-        f'text_to_image/recall@{k}': np.mean(np.array(to_image) <= k) for k in (1, 5, 10)
+        'image_to_text/median_rank': statistics.median_low(to_text),
+        'text_to_image/median_rank': statistics.median_low(to_image),
     }
 
 
@@ -55,7 +59,7 @@ def evaluate(image, text, captions):
 
 
 def scores(report):
-    return {name: value for name, value in report.items() if 'recall' in name}
+    return {name: value for name, value in report.items() if '_to_' in name}
 
 
 def example(seed, n, dim=12, most=5):
@@ -84,7 +88,7 @@ def test_recall_is_that_of_a_loop_over_images_and_captions(seed):
 def test_numbers_do_not_depend_on_how_much_is_handled_at_a_time(monkeypatch, block):
     image, text, captions = example(0, 60)
     expected = evaluate(image, text, captions)
-    monkeypatch.setattr(retrieval, 'BLOCK', block)
+    monkeypatch.setattr(_similarity, 'COLUMNS', block)
     monkeypatch.setattr(_embed, 'CHUNK', block)
     report = evaluate(image, text, captions)
     assert report == expected
@@ -98,6 +102,13 @@ def test_any_own_caption_among_the_first_is_a_hit():
     report = evaluate(image, text, [['bad', 'good'], ['other']])
     assert report['image_to_text/recall@1'] == 0.5  # 'other' ties with 'bad' and 'good' at 0
     assert report['text_to_image/recall@1'] == 1 / 3  # 'bad' and 'other' have a nearer image
+
+
+def test_own_captions_that_are_equal_are_no_rivals():
+    image = unit(np.eye(4)[:2])
+    text = {'one': unit(np.eye(4)[0]), 'two': unit(np.eye(4)[1])}
+    report = evaluate(image, text, [['one', 'one', 'one'], ['two']])
+    assert set(scores(report).values()) == {1}
 
 
 @pytest.mark.parametrize('equal', ['images', 'texts'])
@@ -164,10 +175,39 @@ def test_the_sample_holds_similarities_of_images_with_a_caption_of_theirs():
     np.testing.assert_allclose(sample['matrix'], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize('seed', range(3))
+def test_queries_show_what_is_nearest_and_mark_what_is_right(seed):
+    image, text, captions = example(seed, 60)
+    owner = {caption: i for i, own in enumerate(captions) for caption in own}
+    names = list(owner)
+    cosines = image.astype(np.float64) @ np.stack([text[c] for c in names]).astype(np.float64).T
+    queries = evaluate(image, text, captions)['queries']
+    assert len(queries['image_to_text']) == len(queries['text_to_image']) == retrieval.QUERIES
+    for query in queries['image_to_text']:
+        i = query['index']
+        nearest = np.argsort(-cosines[i])
+        assert [name for name, _, _ in query['top']] == [names[k] for k in nearest[:5]]
+        np.testing.assert_allclose(
+            [c for _, c, _ in query['top']], cosines[i, nearest[:5]], atol=1e-4
+        )
+        assert [right for _, _, right in query['top']] == [
+            owner[names[k]] == i for k in nearest[:5]
+        ]
+        others_before = [owner[names[k]] == i for k in nearest].index(True)
+        assert query['rank'] == 1 + others_before
+    for query in queries['text_to_image']:
+        k = names.index(query['text'])
+        nearest = np.argsort(-cosines[:, k])
+        assert query['index'] == owner[query['text']]
+        assert [i for i, _, _ in query['top']] == nearest[:5].tolist()
+        assert [right for _, _, right in query['top']] == (nearest[:5] == query['index']).tolist()
+        assert query['rank'] == 1 + nearest.tolist().index(query['index'])
+
+
 def test_one_image_is_enough():
     image, text, captions = example(0, 1)
     report = evaluate(image, text, captions)
-    assert set(scores(report).values()) == {1.0}
+    assert set(scores(report).values()) == {1}
     assert len(report['similarity']['matrix']) == 1
 
 

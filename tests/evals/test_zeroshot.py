@@ -1,9 +1,12 @@
 """Zero-shot accuracy is what a plain loop over images and classes finds."""
 
+import json
+
 import numpy as np
 import pytest
+from sklearn import metrics
 
-from clip_jax.evals import _embed, zeroshot
+from clip_jax.evals import _embed, _tables, zeroshot
 
 DIM = 63
 TEMPLATES = ['a {}', 'the {}!', '{} here']
@@ -171,7 +174,7 @@ def test_numbers_do_not_depend_on_how_many_records_are_read_at_a_time(monkeypatc
     encoders = Encoders()
     data = Toy(np.random.default_rng(0).integers(-1, 9, 100), NAMES)
     expected = evaluate(encoders, data)
-    for chunk in (1, 7, 99, 100):
+    for chunk in (1, 7, 64, 99, 100):
         monkeypatch.setattr(_embed, 'CHUNK', chunk)
         assert evaluate(encoders, data) == expected
 
@@ -190,6 +193,138 @@ def test_examples_show_the_nearest_classes_of_scored_images():
         np.testing.assert_allclose([c for _, c in example['top']], cosines[nearest], atol=1e-4)
 
 
+@pytest.mark.parametrize('seed', range(3))
+def test_mean_per_class_confusion_and_mistakes_are_those_of_a_loop(seed):
+    encoders = Encoders(seed)
+    labels = np.random.default_rng(seed).integers(-1, 8, 200)  # no image has the ninth class
+    report = evaluate(encoders, Toy(labels, NAMES))
+    vectors = np.stack([_vector(encoders, name) for name in NAMES]).astype(np.float64)
+    matrix, wrong = np.zeros((9, 9), int), []
+    for i, label in enumerate(labels):
+        if label >= 0:
+            cosines = vectors @ encoders.row(i).astype(np.float64)
+            guess = int(cosines.argmax())
+            matrix[label, guess] += 1
+            if guess != label:
+                wrong.append((cosines[guess] - cosines[label], i, guess, cosines))
+    assert report['confusion'] == {'classes': NAMES, 'matrix': matrix.tolist(), 'of': 9}
+    count = matrix.sum(axis=1)
+    recall = matrix.diagonal()[:8] / count[:8]
+    assert report['mean_per_class'] == pytest.approx(recall.mean(), rel=1e-14)
+    assert report['per_class'] == [[NAMES[k], count[k], recall[k]] for k in range(8)]
+    expected = sorted(wrong, key=lambda x: -x[0])[: _tables.MISTAKES]
+    assert len(expected) == len(report['mistakes']) == _tables.MISTAKES
+    for mistake, (_, i, guess, cosines) in zip(report['mistakes'], expected, strict=True):
+        assert mistake == {
+            'index': i,
+            'label': NAMES[labels[i]],
+            'guess': NAMES[guess],
+            'score': round(float(cosines[guess]), 4),
+            'score_of_label': round(float(cosines[labels[i]]), 4),
+        }
+
+
+def test_a_class_that_ties_with_the_right_one_is_taken_for_it_in_all_tables():
+    encoders = Encoders()
+    for name in NAMES[:2]:
+        encoders.set_class(name, encoders.row('class'))
+    for i in range(10):
+        encoders.rows[i] = unit(encoders.row('class') + 0.05 * encoders.row(f'noise {i}'))
+    report = evaluate(encoders, Toy([0, 1] * 5, NAMES[:3]))
+    assert report['confusion']['matrix'] == [[0, 5, 0], [5, 0, 0], [0, 0, 0]]
+    assert report['top1'] == report['mean_per_class'] == 0
+    assert all(m['score'] == m['score_of_label'] for m in report['mistakes'])
+
+
+def test_of_many_classes_the_confusion_matrix_has_those_that_are_mistaken_most():
+    names = [f'thing {k}' for k in range(300)]
+    labels = np.repeat(np.arange(300), 3)
+    predicted = labels.copy()
+    predicted[::3] = (predicted[::3] + 1) % 300  # each class is once taken for the next
+    predicted[labels == 7] = 250
+    predicted[labels == 200] = 3, 3, 200
+    found = _tables.confusion(predicted, labels, names)
+    assert len(found['classes']) == _tables.CLASSES and found['of'] == 300
+    assert {'thing 7', 'thing 250', 'thing 200', 'thing 3'} <= {*found['classes']}
+    at = {name: k for k, name in enumerate(found['classes'])}
+    matrix = np.array(found['matrix'])
+    assert matrix[at['thing 7'], at['thing 250']] == 3
+    assert matrix[at['thing 200'], at['thing 3']] == 2
+    assert matrix[at['thing 200'], at['thing 200']] == 1
+    assert matrix.sum() < 3 * _tables.CLASSES  # some are taken for classes that are not shown
+    assert found['classes'] == sorted(found['classes'], key=names.index)
+    chosen = [names.index(name) for name in found['classes']]
+    expected = [[int(np.sum((labels == i) & (predicted == j))) for j in chosen] for i in chosen]
+    assert found['matrix'] == expected
+
+
+class Several(Toy):
+    """A set whose images have lists of labels."""
+
+    def __getitem__(self, i):
+        return {'image': i, 'labels': list(self.labels[i])}
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_images_of_several_classes_are_ranked_class_by_class(seed):
+    encoders, rng = Encoders(seed), np.random.default_rng(seed)
+    targets = rng.random((80, 9)) < 0.25
+    targets[:, 8] = False  # a class without images competes, and has no score
+    data = Several([np.flatnonzero(own).tolist() for own in targets], NAMES)
+    report = evaluate(encoders, data)
+    vectors = np.stack([_vector(encoders, name) for name in NAMES]).astype(np.float64)
+    cosines = np.stack([encoders.row(i) for i in range(80)]).astype(np.float64) @ vectors.T
+    precisions = metrics.average_precision_score(targets[:, :8], cosines[:, :8], average=None)
+    assert report['mean_average_precision'] == pytest.approx(precisions.mean(), rel=1e-12)
+    points = []
+    for k in range(8):
+        curve = metrics.precision_recall_curve(targets[:, k], cosines[:, k])
+        precision, recall = curve[0][:-1], curve[1][:-1]  # without the point that it adds at 0
+        points.append([precision[recall >= t / 10 - 1e-12].max() for t in range(11)])
+    assert report['map_11_point'] == pytest.approx(np.mean(points), rel=1e-12)
+    assert [name for name, _, _ in report['per_class']] == NAMES[:8]
+    assert [n for _, n, _ in report['per_class']] == targets[:, :8].sum(axis=0).tolist()
+    np.testing.assert_allclose([x for _, _, x in report['per_class']], precisions, rtol=1e-12)
+    assert (report['images'], report['classes']) == (80, 9)
+    assert report['unlabelled'] == (~targets.any(axis=1)).sum() > 0
+    assert 'top1' not in report and 'confusion' not in report
+    for mistake in report['mistakes']:
+        i = mistake['index']
+        assert mistake['guess'] == NAMES[cosines[i].argmax()]
+        own = np.flatnonzero(targets[i])
+        assert mistake['guess'] not in [NAMES[k] for k in own]
+        assert mistake['label'] == NAMES[own[cosines[i, own].argmax()]]
+    # Only classes that some image has compete.
+    present = evaluate(encoders, data, classes='present')
+    assert present['classes'] == 8 and present['map_11_point'] == report['map_11_point']
+
+
+def test_single_labels_count_as_lists_of_one_where_some_images_have_lists():
+    encoders = Encoders()
+    data = Several([[0, 2], [1], [], [2]], NAMES[:3])
+
+    class Mixed(Several):
+        def __getitem__(self, i):
+            return (
+                {'image': i, 'label': [0, 1, -1, 2][i]} if i in (1, 2) else super().__getitem__(i)
+            )
+
+    assert evaluate(encoders, Mixed(data.labels, NAMES[:3])) == evaluate(encoders, data)
+
+
+def test_names_and_templates_may_come_from_json(tmp_path):
+    encoders, data = Encoders(), Toy(np.arange(30) % 9)
+    expected = evaluate(encoders, Toy(data.labels, NAMES))
+    names, templates = tmp_path / 'names.json', tmp_path / 'templates.json'
+    names.write_text(json.dumps({'things': NAMES, 'pets': ['cat']}))
+    templates.write_text(json.dumps({'things': [t.replace('{}', '{c}') for t in TEMPLATES]}))
+    options = {'classes': str(names), 'templates': str(templates), 'key': 'things'}
+    assert evaluate(encoders, data, **options) == expected
+    whole = {name: [t.replace('{}', name) for t in TEMPLATES] for name in NAMES}
+    templates.write_text(json.dumps({'things': whole}))
+    assert evaluate(encoders, data, **options) == expected
+
+
 def _vector(encoders, name):
     return unit(np.mean([encoders.row(t.replace('{}', name)) for t in TEMPLATES], axis=0))
 
@@ -202,10 +337,29 @@ def _vector(encoders, name):
         (Toy([0, 2]), {'classes': ['cat', 'dog']}, 'go up to 2, but there are 2 class names'),
         (Toy([0, 1]), {}, 'toy does not name its classes; give a file with one name a line'),
         (Toy([0, 1]), {'classes': 'present'}, 'toy does not name its classes'),
-        (Toy([-1, -1], NAMES), {}, 'no image of toy belongs to a single class'),
+        (Toy([-1, -1], NAMES), {}, 'no image of toy belongs to a class'),
         (Toy([0, 1]), {'classes': ['cat', 'dog', 'cat']}, "'cat' stands there more than once"),
         (Toy([0, 1], ['cat', 'cat']), {}, "'cat' stands there more than once"),
         (Toy([0, 1]), {'classes': '/no/such.txt'}, "no file '/no/such.txt'"),
+        (Toy([0, 1]), {'classes': []}, 'classes is an empty list; expected at least one name'),
+        (
+            Toy([0, 1], NAMES),
+            {'classes': ['cat', 'dog']},
+            "has 9 classes ('thing 0' …), and classes",
+        ),
+        (
+            Toy([0, 1], NAMES),
+            {'classes': [*NAMES, 'x']},
+            "gives 10 names ('thing 0' …); expected one",
+        ),
+        (
+            Toy([0, 1], NAMES),
+            {'key': 'pets'},
+            "key is 'pets', but neither classes nor templates is",
+        ),
+        (Toy([0, 1], NAMES), {'key': 5}, 'key is 5; expected a text'),
+        (Several([[0], [12, 3]], NAMES), {}, 'go up to 12, but there are 9 class names'),
+        (Several([[], []], NAMES), {}, 'no image of toy belongs to a class'),
         (Toy([0, 1], NAMES), {'templates': 'generel'}, "Did you mean 'general'"),
         (Toy([0, 1], NAMES), {'templates': ['a photo']}, 'lacks the {}'),
     ],

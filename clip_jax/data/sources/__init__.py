@@ -11,8 +11,9 @@ Several, each with a weight, are a mixture: `3 * tars:A.tar + 1 * tars:B.tar`.
 
 A file offers `source(address, **options)`, options by keyword, which gives a `Source`: by number,
 examples `{'image': encoded bytes or array, 'texts': [str, ...], 'label': int}`, without 'texts' or
-'label' if the storage has none. `label_names[label]` is a class's name; it is [] if there are no
-names, and a label of -1 means none. `where(i)` names example i in error messages. `left_out` says,
+'label' if the storage has none, and with 'labels', a list, in place of 'label' where an image may
+belong to several classes. `label_names[label]` is a class's name; it is [] if there are no names,
+and a label of -1 means none. `where(i)` names example i in error messages. `left_out` says,
 by kind, what lay there and could not become an example. Reading is safe in threads, a source can be
 pickled, an index out of range is an IndexError, and an example that cannot be used a BadRecord.
 """
@@ -63,7 +64,7 @@ class Mixture:
             raise IndexError(f'{self} has {len(self)} examples, none with the number {i}.')
         source, place = self._place(i)
         # Classes of different sources have nothing to do with each other.
-        return {k: v for k, v in source[place].items() if k != 'label'}
+        return {k: v for k, v in source[place].items() if k not in ('label', 'labels')}
 
     def where(self, i: int) -> str:
         """Names example i in error messages."""

@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
@@ -23,7 +22,7 @@ from absl import logging
 
 from clip_jax import lookup
 from clip_jax.data.bad import BadRecord
-from clip_jax.data.sources import _captions, _files
+from clip_jax.data.sources import _captions, _files, _table_labels
 from clip_jax.data.sources._left_out import Ledger
 
 _DEFAULTS = {'text_key': 'caption', 'label_key': 'label'}
@@ -40,6 +39,7 @@ def source(
     image_key: str = 'image',
     text_key: str | Sequence[str] = 'caption',
     label_key: str = 'label',
+    label_separator: str = '',
     root: str = '',
 ) -> 'TableSource':
     """Opens the files of one kind that a path, a glob or braces name; a row is an example.
@@ -47,14 +47,15 @@ def source(
     The column `image_key` holds paths: relative to `root` (not set: to the folder of the row's
     table), absolute, or with '://'. In Parquet it may hold encoded images, or {'bytes', 'path'}.
     Rows with the same image stay examples of their own. `text_key` names a column of captions or
-    of lists of captions, or several columns; `label_key` one of whole numbers or of class names.
+    of lists of captions, or several columns; `label_key` one of whole numbers or of class names. A
+    column of lists of these gives 'labels', as does text that `label_separator` cuts.
     Parquet decodes images by whole row groups: write groups of about 100 rows for shuffled reading.
     ValueError: nothing matches, no rows, or a column is missing that has no default name.
     """
     texts = (text_key,) if isinstance(text_key, str) else tuple(text_key)
     columns = Columns(image_key, texts, label_key)
     paths = _files.matches(address, 'table')
-    return TableSource(address, paths, columns, os.path.expanduser(root))
+    return TableSource(address, paths, columns, os.path.expanduser(root), label_separator)
 
 
 class Columns(NamedTuple):
@@ -98,10 +99,11 @@ class _Rows:
 class TableSource:
     """Rows of tables by number, kept in Arrow's buffers; safe in threads, and can be pickled."""
 
-    def __init__(self, address: str, paths: list[str], columns: Columns, root: str):
+    def __init__(self, address: str, paths: list[str], columns: Columns, root: str, separator: str):
         """Reads the columns that are asked for, except the images that are stored in Parquet."""
         self.left_out = Ledger()
         self._address, self._paths, self._columns, self._root = address, paths, columns, root
+        self._separator = separator
         read = _READERS[_ending(paths, address)]
         images = _Cache(_CACHE_BYTES)
         self._parts: list[_Rows] = []
@@ -116,20 +118,25 @@ class TableSource:
             raise ValueError(self._no_rows())
         _warn_of_large_groups(self, self._parts, columns.image)
         self._has_texts = any(key in part.columns for part in self._parts for key in columns.texts)
-        self._labels, self.label_names = _labels(self._parts, columns.label, str(self))
+        self._labels, self._label_ends, self.label_names = _table_labels.labels(
+            self._parts, columns.label, separator, str(self)
+        )
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns the encoded 'image', and 'texts' and 'label' where the tables have them."""
+        """Returns the encoded 'image', and 'texts', 'label' or 'labels' if the tables have them."""
         if not 0 <= i < len(self):
             raise IndexError(f'{self} has {len(self)} rows, none with the number {i}.')
         part, k = self._place(i)
         example = {'image': self._image(part, k)}
         if self._has_texts:
             example['texts'] = _texts(part, k, self._columns.texts)
-        if self._labels is not None:
+        if self._label_ends is not None:
+            own = self._labels[self._label_ends[i] : self._label_ends[i + 1]]
+            example['labels'] = own[own >= 0].tolist()
+        elif self._labels is not None:
             example['label'] = int(self._labels[i])
         return example
 
@@ -173,12 +180,14 @@ class TableSource:
 
     def __reduce__(self) -> tuple:
         # The files are read again where the copy is made: that is faster than to send columns.
-        state = (self._address, self._paths, self._columns, self._root)
+        state = (self._address, self._paths, self._columns, self._root, self._separator)
         return _reopened, (*state, len(self))
 
 
-def _reopened(address: str, paths: list[str], columns: Columns, root: str, count: int):
-    source = TableSource(address, paths, columns, root)
+def _reopened(
+    address: str, paths: list[str], columns: Columns, root: str, separator: str, count: int
+) -> TableSource:
+    source = TableSource(address, paths, columns, root, separator)
     if len(source) != count:
         raise ValueError(
             f'{source}: had {count} rows when it was opened, now it has {len(source)}. Start again '
@@ -317,9 +326,12 @@ def _parse_block(block: bytes, columns: Columns, start: list[dict[str, Any]]) ->
     types |= dict.fromkeys(columns.texts, pa.binary())
     for name in types:
         for row in start:
-            if isinstance(row.get(name), list):
-                types[name] = pa.list_(pa.binary())
-            elif isinstance(row.get(name), int) and name == columns.label:
+            value = row.get(name)
+            first = value[0] if isinstance(value, list) and value else value
+            whole = name == columns.label and isinstance(first, int)
+            if isinstance(value, list):
+                types[name] = pa.list_(pa.int64() if whole else pa.binary())
+            elif whole:
                 types[name] = pa.int64()
     parse = pyarrow.json.ParseOptions(
         explicit_schema=pa.schema(types.items()), unexpected_field_behavior='ignore'
@@ -342,7 +354,12 @@ def _parse_lines(
             skipped.append(number)
             if line.strip():
                 ledger.add('unparsable_row', f'{where} {first + number + 1}')
-    types = {columns.image: pa.binary(), columns.label: pa.binary()}
+    lists = any(isinstance(row[columns.label], list) for row in rows)
+    for row in rows if lists else ():
+        label = row[columns.label]
+        row[columns.label] = label if isinstance(label, list) else [label]
+    types = {columns.image: pa.binary()}
+    types[columns.label] = pa.list_(pa.binary()) if lists else pa.binary()
     types |= dict.fromkeys(columns.texts, pa.list_(pa.binary()))
     return pa.Table.from_pylist(rows, pa.schema(types.items())), skipped
 
@@ -356,14 +373,19 @@ def _parse_line(line: bytes, columns: Columns) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError
     label = row.get(columns.label)
-    if isinstance(label, int | float) and not isinstance(label, bool):
-        label = str(label)
+    label = [*map(_as_text, label)] if isinstance(label, list) else _as_text(label)
     texts = {name: row.get(name) for name in columns.texts}
-    parsed = {columns.image: _encoded(row.get(columns.image)), columns.label: _encoded(label)}
+    parsed = {columns.image: _encoded(row.get(columns.image)), columns.label: label}
     for name, text in texts.items():
         several = text if isinstance(text, list) else [text]
         parsed[name] = [_encoded(one) for one in several]
     return parsed
+
+
+def _as_text(label: Any) -> bytes | None:
+    """A label of JSON as it would stand in CSV."""
+    number = isinstance(label, int | float) and not isinstance(label, bool)
+    return _encoded(str(label) if number else label)
 
 
 def _encoded(text: str | None) -> bytes | None:
@@ -432,13 +454,14 @@ def _as_bytes(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
     kind = column.type
     if pa.types.is_dictionary(kind):
         column, kind = column.cast(kind.value_type), kind.value_type
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    inner = kind.value_type if is_list else kind
+    inner = kind.value_type if _table_labels.is_list(kind) else kind
     if not (_is_string(inner) or _is_binary(inner) or pa.types.is_null(inner)):
         raise ValueError(
             f'{what}: is a column of {kind}; expected strings or lists of strings. Choose another.'
         )
-    return column.cast(pa.large_list(pa.large_binary()) if is_list else pa.large_binary())
+    return column.cast(
+        pa.large_list(pa.large_binary()) if _table_labels.is_list(kind) else pa.large_binary()
+    )
 
 
 def _is_string(kind: pa.DataType) -> bool:
@@ -526,59 +549,3 @@ def _texts(part: _Rows, k: int, names: Sequence[str]) -> list[str]:
             value = part.columns[name][k].as_py()
             found += value if isinstance(value, list) else [value]
     return _captions.texts(found)
-
-
-def _labels(parts: list[_Rows], key: str, what: str) -> tuple[np.ndarray | None, list[str]]:
-    """Returns labels int64 [rows], -1 for none, and class names; (None, []) if there are none.
-
-    Numbers stay what they are; anything else is a class's name, numbered in sorted order.
-    """
-    if not any(key in part.columns for part in parts):
-        return None, []
-    columns = [part.columns.get(key, pa.chunked_array([pa.nulls(part.count)])) for part in parts]
-    try:
-        columns = [_without_empty(column) for column in columns]
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        kinds = ', '.join(sorted({str(column.type) for column in columns}))
-        raise ValueError(
-            f'{what}: label_key: column {key!r} ({kinds}) holds no whole numbers or names '
-            f'({str(error).splitlines()[0][:100]}). Choose another column.'
-        ) from error
-    try:
-        numbers = [_whole(column, f'{what}: label_key: column {key!r}') for column in columns]
-        names = parts[0].class_names
-        names = names if all(part.class_names == names for part in parts) else []
-    except pa.ArrowInvalid:
-        columns = [column.cast(pa.large_string()) for column in columns]
-        names = sorted(set().union(*(column.unique().to_pylist() for column in columns)) - {None})
-        numbers = [
-            pc.index_in(column, pa.array(names, pa.large_string())).cast(pa.int64())
-            for column in columns
-        ]
-    return np.concatenate([column.fill_null(-1).to_numpy() for column in numbers]), names
-
-
-def _without_empty(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Strings without the space around them, empty ones as nulls; numbers as they are."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    kind = column.type
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
-        return column
-    column = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
-    return pc.if_else(pc.equal(column, ''), None, column)
-
-
-def _whole(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
-    """Returns int64 numbers; ArrowInvalid if there are names, ValueError if there are fractions."""
-    try:
-        return column.cast(pa.int64())
-    except pa.ArrowInvalid:
-        numbers = column.cast(pa.float64())
-    try:
-        return numbers.cast(pa.int64())
-    except pa.ArrowInvalid as error:
-        raise ValueError(
-            f'{what} holds fractions ({error}); expected whole numbers or names. Choose another '
-            'column.'
-        ) from None

@@ -35,7 +35,8 @@ def source(
 
     A sample is the members of one shard that share a key, the path up to the first dot of the base
     name; samples come in order of appearance, those without an image are left out. The lines of the
-    text member are the texts; of a .json member it is the field `json_key`, a text or a list.
+    text member are the texts; of a .json member it is the field `json_key`, a text or a list. The
+    label member holds a whole number, or several with space between them, which are 'labels'.
     Addresses with `://` are read through fsspec. The index is kept in `index_dir`, '' for
     `clip_jax/tars` in the user's cache folder, and used again as far as shards are the same.
     ValueError: nothing matches, no sample has an image, or a shard is compressed, empty or no tar.
@@ -68,7 +69,7 @@ class TarSource:
         return len(self._index)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns the encoded 'image', and 'texts' and 'label' where the sample has them.
+        """Returns the encoded 'image', and 'texts', 'label' or 'labels' where the sample has them.
 
         BadRecord: its text is no UTF-8, or no JSON with such a field.
         """
@@ -82,7 +83,8 @@ class TarSource:
             if texts is not None:
                 example['texts'] = texts
         if label:
-            example['label'] = self._label(self._read(shard, label, label_size), i)
+            numbers = self._labels(self._read(shard, label, label_size), i)
+            example |= {'label': numbers[0]} if len(numbers) == 1 else {'labels': numbers}
         return example
 
     def where(self, i: int) -> str:
@@ -107,9 +109,10 @@ class TarSource:
             )
         return data
 
-    def _label(self, data: bytes, i: int) -> int:
+    def _labels(self, data: bytes, i: int) -> list[int]:
         try:
-            return int(data)
+            # Nothing at all is not a list of no labels: it is a file that was not written.
+            return [int(number) for number in data.split() or [data]]
         except ValueError:
             raise ValueError(
                 f'{self.where(i)}: its label should be a whole number, it is {data[:40]!r}.'

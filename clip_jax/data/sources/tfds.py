@@ -34,7 +34,9 @@ class TfdsSource:
         keys: Mapping[str, str],
         label_names: list[str],
     ):
-        """`keys` says which feature of a parsed record holds 'image', 'texts' and 'label'."""
+        """`keys` says which feature of a parsed record holds 'image', 'texts', and 'label' or
+        'labels'.
+        """
         self.label_names = label_names
         self._name = name
         self._records = records
@@ -57,6 +59,8 @@ class TfdsSource:
             texts = example['texts']
             texts = [texts] if isinstance(texts, bytes) else texts
             example['texts'] = _captions.texts(texts)
+        if 'labels' in example:
+            example['labels'] = [int(label) for label in example['labels']]
         return example
 
     def where(self, i: int) -> str:
@@ -77,7 +81,9 @@ def source(
 ) -> TfdsSource:
     """Opens `NAME[/CONFIG]/SPLIT` in `data_dir` (or in TFDS's own folder), built if it is ours.
 
-    A feature inside another is named with a slash, as in text_key='captions/text'. ValueError if
+    A feature inside another is named with a slash, as in text_key='captions/text'. A `label_key`
+    that holds several labels an image gives 'labels' in place of 'label'; where there is no feature
+    'label', one called 'labels' is read. ValueError if
     the set, the split or a feature is not there, or if the set is not stored as ArrayRecord.
     """
     set_name, _, split = address.rpartition('/')
@@ -92,7 +98,9 @@ def source(
     builder = tfds.builder_from_directory(_folder(root, set_name))
     features = builder.info.features
     keys = _keys(features, address, image_key, text_key, label_key)
-    label = _at(features, keys['label']) if 'label' in keys else None
+    label_key = keys.get('label', keys.get('labels'))
+    label = _at(features, label_key) if label_key else None
+    label = label.feature if isinstance(label, tfds.features.Sequence) else label
     names = label.names if isinstance(label, tfds.features.ClassLabel) else []
     # What is not asked for is not parsed.
     tops = {key.split('/')[0] for key in keys.values()}
@@ -204,15 +212,19 @@ def _keys(
     texts = [
         k for k, f in others.items() if np.dtype(f.np_dtype) == np.object_ and len(f.shape) < 2
     ]
-    labels = [k for k, f in others.items() if np.issubdtype(f.np_dtype, np.integer) and not f.shape]
+    whole = {k: f for k, f in others.items() if np.issubdtype(f.np_dtype, np.integer)}
+    labels = [k for k, f in whole.items() if len(f.shape) < 2]
     keys = {}
     for what, key, default, choices in (
         ('image', image_key, '', images),
         ('texts', text_key, 'captions', texts),
         ('label', label_key, 'label', labels),
     ):
+        if what == 'label' and key == default and 'label' not in choices:
+            key = default = 'labels'  # as sets call it whose images have several
         if key in choices:
-            keys[what] = key
+            several = what == 'label' and stored[key].shape
+            keys['labels' if several else what] = key
         elif key != default:
             raise ValueError(
                 f'tfds:{address}: no feature {key!r} that holds {what}. Features that can: '

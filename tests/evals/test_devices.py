@@ -1,0 +1,53 @@
+"""The scores of a model are the same for any batch size and on any number of devices."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from clip_jax import build, pretrained, sharding
+
+COUNT = 150
+OPTIONS = {'zeroshot': {'templates': ['a {} picture', '{}']}, 'retrieval': {}}
+
+
+class Noise:
+    """Pictures of noise over a colour, two captions of their own and a label each."""
+
+    label_names = ['red', 'green', 'blue', 'white', 'grid', 'tint']
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, i):
+        rng = np.random.default_rng(i)
+        image = rng.integers(0, 256, 3) + rng.integers(-90, 90, (16, 16, 3))
+        texts = [''.join(rng.choice([*'abdeghilnrtu '], 9)) for _ in range(2)]
+        return {'image': image.clip(0, 255).astype(np.uint8), 'texts': texts, 'label': i % 6}
+
+    def where(self, i):
+        return f'noise {i}'
+
+
+def scores(report):
+    """What a report says except cosines, which encoders round differently."""
+    numbers = {k: v for k, v in report.items() if isinstance(v, int | float)}
+    return numbers | {k: report[k] for k in ('per_class', 'confusion') if k in report}
+
+
+@pytest.mark.parametrize('name', [*OPTIONS])
+def test_scores_do_not_depend_on_batch_size_and_devices(tiny_run, name):
+    loaded = pretrained.load(tiny_run)
+    evaluate = build.evaluation(name, OPTIONS[name])
+    found = []
+    for devices in (1, 8):
+        mesh = sharding.make_mesh(jax.devices()[:devices])
+        variables = jax.device_put(loaded.variables, sharding.replicated(mesh))
+        for batch_size in (1, 7, 64):
+            clip = dataclasses.replace(
+                loaded, variables=variables, mesh=mesh, batch_size=batch_size
+            )
+            found.append(scores(evaluate(clip.encode_image, clip.encode_text, Noise())))
+    assert all(other == found[0] for other in found)
+    assert any(isinstance(v, float) and 0 < v < 1 for v in found[0].values())

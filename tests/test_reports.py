@@ -1,0 +1,73 @@
+"""A report and its figures are written all or not at all."""
+
+import json
+
+import pytest
+from test_plots import classified, pictures, probe_report, queries_report
+
+from clip_jax import plots, reports
+
+
+def load(spec, indices):
+    return pictures(len(indices))
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*'))
+
+
+def test_the_figures_lie_beside_the_report(tmp_path):
+    out = tmp_path / 'new' / 'folder' / 'pets.json'
+    reports.check(out)
+    paths = reports.write(queries_report(), out, load)
+    assert json.loads(out.read_text()) == queries_report()
+    figures = ['similarity.png', 'queries.png']
+    assert paths == [out, *(out.with_suffix('') / name for name in figures)]
+    assert names(out.parent) == ['pets', 'pets.json', 'pets/queries.png', 'pets/similarity.png']
+    assert names(tmp_path) == ['new', 'new/folder', *(f'new/folder/{x}' for x in names(out.parent))]
+
+
+def test_without_figures_there_is_no_folder(tmp_path):
+    report = {'eval': 'other', 'data': 'x', 'accuracy': 0.5}
+    assert reports.write(report, tmp_path / 'a.json', load) == [tmp_path / 'a.json']
+    assert names(tmp_path) == ['a.json']
+
+
+def test_lists_have_a_line_for_each_item():
+    report = {**classified(), **probe_report(), 'ü': 'ü', 'empty': [], 'flat': [1, 2]}
+    text = reports.as_json(report)
+    assert json.loads(text) == report
+    assert ' "ü": "ü",\n "empty": [],\n "flat": [1, 2]\n}\n' in text
+    assert '\n  [0.01, 0.76],\n' in text
+    assert len(text.splitlines()) < 100
+
+
+@pytest.mark.parametrize('where', ['figure', 'report', 'rename'])
+def test_what_fails_leaves_nothing_behind(tmp_path, monkeypatch, where):
+    def fail(*_, **__):
+        raise RuntimeError('no')
+
+    out = tmp_path / 'new' / 'a.json'
+    if where == 'figure':
+        # The first figures are drawn by then.
+        monkeypatch.setattr(plots, 'queries', fail)
+        fail.shows = plots.pictures.queries.shows
+    elif where == 'report':
+        monkeypatch.setattr(reports, 'as_json', fail)
+    else:
+        monkeypatch.setattr(reports.pathlib.Path, 'mkdir', fail)
+    with pytest.raises(RuntimeError):
+        reports.write(queries_report(), out, load)
+    monkeypatch.undo()
+    assert names(tmp_path) == []
+
+
+def test_what_is_there_is_not_overwritten(tmp_path):
+    with pytest.raises(ValueError, match=r'expected a name that ends in \.json'):
+        reports.check(tmp_path / 'a')
+    (tmp_path / 'a').mkdir()
+    with pytest.raises(ValueError, match='/a exists; name a new file'):
+        reports.check(tmp_path / 'a.json')
+    (tmp_path / 'b.json').write_text('mine')
+    with pytest.raises(ValueError, match=r'/b\.json exists'):
+        reports.check(tmp_path / 'b.json')
