@@ -14,9 +14,9 @@ import clip_jax
 PACKAGE = Path(clip_jax.__file__).parent
 # From the top to the bottom; a folder stands for all that is in it.
 LAYERS = {
-    'programs': ('cli', 'train', 'plan', 'plots'),
+    'programs': ('cli', 'train', 'embed', 'nearest', 'suite', 'plan', 'plots'),
     'scoring': ('evals',),
-    'assembly': ('pretrained', 'checkpoint', 'state', 'build'),
+    'assembly': ('encoders', 'pretrained', 'checkpoint', 'state', 'build'),
     'bricks': (
         'models',
         'losses',
