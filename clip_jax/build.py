@@ -22,6 +22,8 @@ TOKENIZER_CAPTIONS = 1_000_000  # a vocabulary does not get better from more
 # Where neither the config nor what it names says it.
 IMAGE = {'name': 'vit', 'image_size': 224}
 TEXT = {'name': 'transformer'}
+# Options of evaluations that name data.
+SPECS = ('train', 'validation')
 # Fields that an encoder keeps when another takes its place.
 SHARED = ('image_size', 'vocab_size', 'context_length', 'eot_id')
 
@@ -235,19 +237,40 @@ def preprocess(
     return Preprocess.from_card({**(base or {}), **given(config), 'size': image_size})
 
 
-def check_evaluation(name: str, options: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
-    """Returns the function of evals/NAME with its options bound; ValueError if it does not take or
-    lacks one.
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """evals/NAME with its options: (encode_image, encode_text, source) -> report."""
+
+    name: str
+    evaluate: Callable[..., dict[str, Any]]
+    sources: Mapping[str, Any]  # the other data sets that it reads, by option
+
+    def __call__(self, encode_image: Callable, encode_text: Callable, data: Any) -> dict[str, Any]:
+        return {'eval': self.name, **self.evaluate(encode_image, encode_text, data)}
+
+
+def check_evaluation(name: str, options: Mapping[str, Any]) -> None:
+    """ValueError if evals/NAME does not take one of the options, or lacks one."""
+    bind(lookup.module('evals', name).evaluate, given(options), what=f'evals/{name}', own=3)
+
+
+def evaluation(
+    name: str,
+    options: Mapping[str, Any],
+    source_options: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    embeddings: bool = False,
+) -> Evaluation:
+    """Returns evals/NAME with its options; those of SPECS are opened, with the options of their
+    kinds of source, and may be folders of embeddings if the caller says so.
     """
-    function = lookup.module('evals', name).evaluate
-    return bind(function, given(options), what=f'evals/{name}', own=3)
-
-
-def evaluation(name: str, options: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
-    """Returns evals/NAME with its options: (encode_image, encode_text, source) -> report."""
-    evaluate = check_evaluation(name, options)
-
-    def report(encode_image: Callable, encode_text: Callable, data: Any) -> dict[str, Any]:
-        return {'eval': name, **evaluate(encode_image, encode_text, data)}
-
-    return report
+    check_evaluation(name, options)  # before anything is opened
+    function, options = lookup.module('evals', name).evaluate, given(options)
+    sources = {}
+    for option in SPECS:
+        if option in options:
+            spec = options[option]
+            if not isinstance(spec, str):
+                raise ValueError(f'evals/{name}: {option} is {spec!r}; expected a data SPEC')
+            sources[option] = source(spec, source_options or {}, embeddings=embeddings)
+    return Evaluation(name, functools.partial(function, **{**options, **sources}), sources)

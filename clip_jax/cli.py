@@ -415,11 +415,12 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ValueError(f'--out: {out} exists; name a new file')
     from clip_jax import build, encoders
 
-    evaluate = build.evaluation(args.name, options)
-    kind = args.data.partition(':')[0]
-    source = build.source(args.data, {kind: source_options}, embeddings=True)
+    of_kind = {args.data.partition(':')[0]: source_options}
+    evaluate = build.evaluation(args.name, options, of_kind, embeddings=True)
+    source = build.source(args.data, of_kind, embeddings=True)
     model = models[0] if models else None
-    report = evaluate(*encoders.for_evaluation(model, [source]), source)
+    sources = [source, *evaluate.sources.values()]
+    report = evaluate(*encoders.for_evaluation(model, sources), source)
     report = {'model': model, 'data': args.data, 'options': options, **report}
     for key, value in report.items():
         if isinstance(value, (int, float)):

@@ -235,7 +235,7 @@ def _write_shards(job: Job, shards: Sequence[int]) -> None:
         what = f'embed, process {jax.process_index()} of {jax.process_count()}'
     written: Future | None = None
     with Progress(what, total) as progress, ThreadPoolExecutor(1) as writer:
-        for shard in _embedded(job, _pieces(job, shards, progress)):
+        for shard in _embedded(job, _pieces(job, shards, progress), progress):
             files = _rows(job, shard)
             if written:
                 written.result()
@@ -251,7 +251,7 @@ def _write_shards(job: Job, shards: Sequence[int]) -> None:
             written.result()
 
 
-def _embedded(job: Job, pieces: Iterator[Piece]) -> Iterator[Shard]:
+def _embedded(job: Job, pieces: Iterator[Piece], progress: Progress) -> Iterator[Shard]:
     """Yields every shard when all its images have rows; each device has a piece at a time."""
     waiting: collections.deque[list[Piece]] = collections.deque()
     size, rows = job.clip.preprocess.size, job.options.batch_size
@@ -268,6 +268,7 @@ def _embedded(job: Job, pieces: Iterator[Piece]) -> Iterator[Shard]:
     for found in job.clip.encode_batches(batches(), features=job.options.features):
         for k, piece in enumerate(waiting.popleft()):
             piece.shard.rows.append(found[k * rows : k * rows + len(piece.images)])
+            progress.advance(len(piece.images))
             if piece.last:
                 yield piece.shard
 
@@ -288,8 +289,8 @@ def _pieces(job: Job, shards: Sequence[int], progress: Progress) -> Iterator[Pie
         for number, records in zip(shards, places, strict=True):
             shard, images = Shard(number), []
             for _, (record, image) in zip(records, read, strict=False):
-                progress.advance()
                 if image is None:
+                    progress.advance()
                     shard.bad.append(record)
                     bad[record['kind']] += 1
                     _check_bad(job, bad, seen)

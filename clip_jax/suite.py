@@ -154,9 +154,10 @@ def _result(
 
 
 def _evaluate(line: Line, clip: Clip) -> dict[str, Any]:
-    evaluate = build.evaluation(line.eval, line.options)
+    evaluate = build.evaluation(line.eval, line.options, line.source, embeddings=True)
     source = build.source(line.data, line.source, embeddings=True)
-    return evaluate(*encoders.for_evaluation(clip, [source]), source)
+    sources = [source, *evaluate.sources.values()]
+    return evaluate(*encoders.for_evaluation(clip, sources), source)
 
 
 def _finished(file: pathlib.Path, line: Line, identity: Mapping[str, str]) -> dict[str, Any] | None:
