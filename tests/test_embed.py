@@ -196,7 +196,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_files(
     process = start(*arguments, f'--out={out}')
     begun = time.monotonic()
     while len(list(out.glob('shard-*.json'))) < signal_after or not out.exists():
-        assert process.poll() is None and time.monotonic() - begun < 200
+        assert process.poll() is None and time.monotonic() - begun < 280
     time.sleep(rng.uniform(0, 0.02))
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -410,9 +410,7 @@ def test_folders_of_different_models_do_not_go_together(folder, tiny_run, tiny_t
     out = tmp_path / 'x'
     run('embed', f'--model={other}', f'--data={tiny_tars}', f'--out={out}', *SMALL)
     both = [open_source(f'embeddings:{path}') for path in (folder, out)]
-    with pytest.raises(
-        ValueError, match='are embeddings of different models: of .* and of .*other'
-    ):
+    with pytest.raises(ValueError, match=r'of different models: of .* and of .*other'):
         encoders.for_evaluation(None, both)
 
 

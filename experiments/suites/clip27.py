@@ -3,8 +3,8 @@
     clip-jax eval suite --suite=experiments/suites/clip27.py --model=runs/a --out=suites/a
     clip-jax eval suite --suite=experiments/suites/clip27.py:zeroshot --model=ViT-B-32.pt
 
-Those that TFDS builds are read from there, the others from `data/NAME/train` and `data/NAME/test`, a
-sub-folder a class. README.md says what to put there, and where this differs from the paper.
+Those that TFDS builds are read from there, the others from `data/NAME/train` and `data/NAME/test`,
+with a sub-folder a class. README.md says what to put there, and where this differs from the paper.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -133,9 +133,8 @@ def get_config(evals: str = '') -> ConfigDict:
 def zeroshot(name: str) -> dict:
     """The line of a set for zero-shot transfer."""
     _, test, metric, prompts = SETS[name]
-    score = (
-        ('top1', 'top5') if name == 'kinetics700' else 'top1' if metric == 'accuracy' else metric
-    )
+    score = 'top1' if metric == 'accuracy' else metric
+    score = ('top1', 'top5') if name == 'kinetics700' else score
     line = {'eval': 'zeroshot', 'data': test, 'score': score, 'templates': prompts}
     if name in CLASSES:
         line['classes'] = CLASSES[name]

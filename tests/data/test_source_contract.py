@@ -101,8 +101,10 @@ def make_embeddings(path, captions) -> str:
             bad=[],
         )
     description = {
-        **{'complete': True, 'features': 'embedding', 'dtype': 'float32', 'width': 8},
-        **{'data': 'folder:p', 'data_options': {}, 'fingerprint': 'f', 'model': 'm'},
+        'complete': True,
+        'features': 'embedding',
+        'dtype': 'float32',
+        'width': 8,
         'label_names': ['even', 'odd'],
         'bad': {'not_utf8': {'count': 1, 'examples': ['p/4']}} if len(usable) < 6 else {},
         'shards': [[4, 4], [len(usable) - 4] * 2],
