@@ -2,9 +2,13 @@
 
 __version__ = '0.1.0'
 
-_PUBLIC = {'load': 'clip_jax.pretrained', 'Clip': 'clip_jax.pretrained'}
+_PUBLIC = {
+    'load': 'clip_jax.pretrained',
+    'Clip': 'clip_jax.pretrained',
+    'search': 'clip_jax.nearest',
+}
 
-__all__ = ['Clip', '__version__', 'load']
+__all__ = ['Clip', '__version__', 'load', 'search']
 
 
 def __getattr__(name: str):

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from clip_jax import lookup, optim
 from clip_jax.data import sources
 from clip_jax.data.bad import BadRecord
+from clip_jax.data.embeddings import Embeddings
 from clip_jax.data.sources import open_source
 from clip_jax.data.transforms import Preprocess, decode
 from clip_jax.models import clip, layers, published
@@ -21,6 +22,8 @@ TOKENIZER_CAPTIONS = 1_000_000  # a vocabulary does not get better from more
 # Where neither the config nor what it names says it.
 IMAGE = {'name': 'vit', 'image_size': 224}
 TEXT = {'name': 'transformer'}
+# Options of evaluations that name data.
+SPECS = ('train', 'validation')
 # Fields that an encoder keeps when another takes its place.
 SHARED = ('image_size', 'vocab_size', 'context_length', 'eot_id')
 
@@ -46,10 +49,13 @@ def bind(function: Callable, options: Mapping[str, Any], *, what: str, own: int 
     return functools.partial(function, **options)
 
 
-def source(spec: str, options: Mapping[str, Mapping[str, Any]]) -> Any:
+def source(spec: str, options: Mapping[str, Mapping[str, Any]], *, embeddings: bool = False) -> Any:
     """Opens the data set that a SPEC, or a mixture of several, names; `options` holds those of each
     kind of source.
+
+    ValueError for a folder of embeddings, unless the caller can do without images.
     """
+    _check_images(spec, embeddings)
     parts = [
         (weight, open_source(one, **given(options.get(one.partition(':')[0], {}))))
         for weight, one in sources.split(spec)
@@ -58,11 +64,23 @@ def source(spec: str, options: Mapping[str, Mapping[str, Any]]) -> Any:
     return opened[0] if len(opened) == 1 else sources.Mixture(opened, weights)
 
 
+def _check_images(spec: str, embeddings: bool) -> None:
+    specs = [one for _, one in sources.split(spec)]
+    if any(one.startswith('embeddings:') for one in specs) and not (embeddings and specs[1:] == []):
+        raise ValueError(
+            f'data {spec!r}: a folder of embeddings has no images; it stands, alone, only where '
+            'clip-jax eval takes a SPEC. Give the data that was embedded'
+        )
+
+
 def image_loader(options: Mapping[str, Mapping[str, Any]]) -> Callable[[str, list[int]], list]:
     """Returns a function (SPEC, indices) -> decoded images uint8 [H, W, 3], for the figures."""
 
     def load_images(spec: str, indices: list[int]) -> list:
-        data = source(spec, options)
+        data = source(spec, options, embeddings=True)
+        if isinstance(data, Embeddings):  # the images are where they were
+            indices = [data.record(i)['record'] for i in indices]
+            data = source(*data.embedded)
         return [decode(data[i]['image']) for i in indices]
 
     return load_images
@@ -219,12 +237,40 @@ def preprocess(
     return Preprocess.from_card({**(base or {}), **given(config), 'size': image_size})
 
 
-def evaluation(name: str, options: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
-    """Returns evals/NAME with its options: (encode_image, encode_text, source) -> report."""
-    function = lookup.module('evals', name).evaluate
-    evaluate = bind(function, given(options), what=f'evals/{name}', own=3)
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """evals/NAME with its options: (encode_image, encode_text, source) -> report."""
 
-    def report(encode_image: Callable, encode_text: Callable, data: Any) -> dict[str, Any]:
-        return {'eval': name, **evaluate(encode_image, encode_text, data)}
+    name: str
+    evaluate: Callable[..., dict[str, Any]]
+    sources: Mapping[str, Any]  # the other data sets that it reads, by option
 
-    return report
+    def __call__(self, encode_image: Callable, encode_text: Callable, data: Any) -> dict[str, Any]:
+        return {'eval': self.name, **self.evaluate(encode_image, encode_text, data)}
+
+
+def check_evaluation(name: str, options: Mapping[str, Any]) -> None:
+    """ValueError if evals/NAME does not take one of the options, or lacks one."""
+    bind(lookup.module('evals', name).evaluate, given(options), what=f'evals/{name}', own=3)
+
+
+def evaluation(
+    name: str,
+    options: Mapping[str, Any],
+    source_options: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    embeddings: bool = False,
+) -> Evaluation:
+    """Returns evals/NAME with its options; those of SPECS are opened, with the options of their
+    kinds of source, and may be folders of embeddings if the caller says so.
+    """
+    check_evaluation(name, options)  # before anything is opened
+    function, options = lookup.module('evals', name).evaluate, given(options)
+    sources = {}
+    for option in SPECS:
+        if option in options:
+            spec = options[option]
+            if not isinstance(spec, str):
+                raise ValueError(f'evals/{name}: {option} is {spec!r}; expected a data SPEC')
+            sources[option] = source(spec, source_options or {}, embeddings=embeddings)
+    return Evaluation(name, functools.partial(function, **{**options, **sources}), sources)

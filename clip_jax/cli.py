@@ -1,4 +1,4 @@
-"""The command line: `clip-jax train | eval | convert | checkpoint | data | plan | plot`.
+"""The command line: `clip-jax train | eval | embed | convert | checkpoint | data | plan | plot`.
 
 The only file with flags; everything else can be imported.
 """
@@ -37,8 +37,19 @@ examples:
       --templates=shapes
   clip-jax eval retrieval --model=runs/flickr8k --data='tars:flickr8k/val-*.tar' \\
       --out=report.json
+  clip-jax eval retrieval --data=embeddings:embedded/flickr8k
+  clip-jax eval suite --suite=experiments/suites/clip27.py --model=runs/a --model=runs/b \\
+      --out=suites/a-and-b
 Options of the eval itself are given as --option=value, those of the data source as
---data.option=value.""",
+--data.option=value, other values of a suite's page as --suite.key=value. Of embeddings, --model may
+be left out. A suite goes on where it was stopped; its exit code is 0 if nothing failed.""",
+    'embed': """\
+examples:
+  clip-jax embed --model=runs/flickr8k --data='tars:flickr8k/*.tar' --out=embedded/flickr8k
+  clip-jax embed --model=ViT-B-32.pt --data=folder:photographs --out=embedded/mine --dtype=float16
+  clip-jax embed --model=runs/flickr8k --data=tfds:mnist/train --out=embedded/mnist --features=trunk
+Options of the data source are given as --data.option=value. Interrupted, the same command goes on.
+Evaluations take the folder as --data=embeddings:DIR, clip_jax.search(DIR, text) looks into it.""",
     'convert': """\
 examples:
   clip-jax convert runs/quickstart exported --layout=open_clip
@@ -147,29 +158,21 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         '--config.KEY', metavar='VALUE', help='another value for a key of the config'
     )
-    several = train.add_argument_group('several processes, one a host')
-    several.add_argument(
-        '--distributed',
-        action='store_true',
-        help='on a TPU pod slice, under SLURM or Open MPI: they find each other',
-    )
-    several.add_argument('--coordinator', metavar='HOST:PORT', help='elsewhere: of process 0')
-    several.add_argument('--processes', type=int, metavar='N', help='how many there are')
-    several.add_argument('--process', type=int, metavar='I', help='which one this is, from 0')
-    several.add_argument(
-        '--distributed-timeout',
-        type=int,
-        default=300,
-        metavar='SECONDS',
-        help='how long to wait for the others at the start (default: 300)',
-    )
-    evaluate = command('eval', 'score a model on a data set')
-    evaluate.add_argument('name', metavar='NAME', help='zeroshot or retrieval')
+    _process_flags(train)
+    evaluate = command('eval', 'score a model on a data set, or several on many')
+    evaluate.add_argument('name', metavar='NAME', help='zeroshot, retrieval, or suite')
     evaluate.add_argument(
-        '--model', required=True, metavar='PATH', help='a run directory or any known checkpoint'
+        '--model',
+        action='append',
+        metavar='PATH',
+        help='a run directory or any known checkpoint; of a suite, any number of them',
     )
-    evaluate.add_argument('--data', required=True, metavar='SPEC', help=SPEC)
-    evaluate.add_argument('--out', metavar='FILE', help='where to write the report as JSON')
+    evaluate.add_argument('--data', metavar='SPEC', help=f'{SPEC}; or embeddings:DIR')
+    evaluate.add_argument('--suite', metavar='FILE[:ARG]', help='a page of experiments/suites')
+    evaluate.add_argument(
+        '--out', metavar='FILE', help='where to write the report as JSON; of a suite, a folder'
+    )
+    _embed_parser(command)
     convert = command('convert', 'write a checkpoint in the layout of another library')
     convert.add_argument('src', metavar='SRC', help='a run directory or any known checkpoint')
     convert.add_argument('dst', metavar='DST', help='the new folder')
@@ -205,6 +208,68 @@ def _parser() -> argparse.ArgumentParser:
         '--out', metavar='PAGE.html', help='the page (default, of one run: DIR/plots/index.html)'
     )
     return parser
+
+
+def _process_flags(parser: argparse.ArgumentParser) -> None:
+    several = parser.add_argument_group('several processes, one a host')
+    several.add_argument(
+        '--distributed',
+        action='store_true',
+        help='on a TPU pod slice, under SLURM or Open MPI: they find each other',
+    )
+    several.add_argument('--coordinator', metavar='HOST:PORT', help='elsewhere: of process 0')
+    several.add_argument('--processes', type=int, metavar='N', help='how many there are')
+    several.add_argument('--process', type=int, metavar='I', help='which one this is, from 0')
+    several.add_argument(
+        '--distributed-timeout',
+        type=int,
+        default=300,
+        metavar='SECONDS',
+        help='how long to wait for the others at the start (default: 300)',
+    )
+
+
+def _embed_parser(command: Callable[..., argparse.ArgumentParser]) -> None:
+    embed = command('embed', 'write the embeddings of a data set to a folder')
+    embed.add_argument(
+        '--model', required=True, metavar='PATH', help='a run directory or any known checkpoint'
+    )
+    embed.add_argument('--data', required=True, metavar='SPEC', help=SPEC)
+    embed.add_argument('--out', required=True, metavar='DIR', help='the folder')
+    embed.add_argument(
+        '--features',
+        default='embedding',
+        metavar='NAME',
+        help='embedding (default): of length 1; trunk: before the projection, for linear probes',
+    )
+    embed.add_argument(
+        '--dtype', default='float32', help='of the files: float32 (default) or float16'
+    )
+    embed.add_argument(
+        '--shard-size',
+        type=int,
+        default=8192,
+        metavar='N',
+        help='records a shard, which an interruption can cost (default: 8192)',
+    )
+    embed.add_argument(
+        '--batch-size',
+        type=int,
+        default=128,
+        metavar='N',
+        help='images that a device computes at a time (default: 128)',
+    )
+    embed.add_argument(
+        '--max-bad',
+        type=float,
+        default=0.05,
+        metavar='SHARE',
+        help='of records that cannot be used, above which it stops (default: 0.05)',
+    )
+    embed.add_argument(
+        '--workers', type=int, metavar='N', help='threads that read (default: one a processor)'
+    )
+    _process_flags(embed)
 
 
 def _data_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -261,38 +326,38 @@ def _data_parsers(command: Callable[..., argparse.ArgumentParser]) -> None:
         )
 
 
-def read_config(arguments: Sequence[str]) -> 'ConfigDict':
+def read_config(arguments: Sequence[str], flag: str = 'config') -> 'ConfigDict':
     """Reads `--config=FILE[:ARG]`, then any `--config.key=value`: a locked ConfigDict. The file is
-    Python, and is run.
+    Python, and is run. `flag` is another name for `config`.
     """
     from absl import flags
     from ml_collections import config_flags
 
     def parse(arguments: Sequence[str]) -> 'ConfigDict':
         values, program = flags.FlagValues(), ['clip-jax', *arguments]
-        config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=program)
+        config_flags.DEFINE_config_file(flag, flag_values=values, sys_argv=program)
         values(program)
-        return values.config
+        return values[flag].value
 
     page, *changes = arguments
-    file = pathlib.Path(page.removeprefix('--config=').partition(':')[0])
+    file = pathlib.Path(page.removeprefix(f'--{flag}=').partition(':')[0])
     if not file.is_file():
         near = sorted(p.name for p in file.parent.glob('*.py')) if file.parent.is_dir() else []
         raise ValueError(
-            f'--config: there is no file {file}; found beside it: {", ".join(near) or "nothing"}'
+            f'--{flag}: there is no file {file}; found beside it: {", ".join(near) or "nothing"}'
         )
     sys.path.insert(0, str(file.parent.absolute()))  # a config starts from its neighbour `default`
     try:
         config = parse([page])
     except Exception as error:  # the file is a program: anything can go wrong in it
-        raise ValueError(f'--config: {file}: {type(error).__name__}: {_end(error)}') from error
+        raise ValueError(f'--{flag}: {file}: {type(error).__name__}: {_end(error)}') from error
     else:
         for change in changes:
             _check_key(change.partition('=')[0], config)
         try:
             return parse(arguments)
         except (flags.Error, LookupError, TypeError) as error:
-            raise ValueError(f'--config: {_end(error)}') from error
+            raise ValueError(f'--{flag}: {_end(error)}') from error
     finally:
         sys.path.pop(0)
 
@@ -368,22 +433,29 @@ def _connect(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    lookup.check(args.name, lookup.names('evals'), what='evals')
-    options, source_options = {}, {}
-    for key, value in _assignments(rest):
-        of_source = key.startswith('data.')
-        (source_options if of_source else options)[key.removeprefix('data.')] = value
+    lookup.check(args.name, [*lookup.names('evals'), 'suite'], what='evals')
+    if args.name == 'suite':
+        return _suite(args, rest)
+    models = args.model or []
+    if not args.data or args.suite or len(models) > 1:
+        raise ValueError(
+            f'{args.name}: expected --data=SPEC, one --model=PATH and no --suite; several models '
+            'and lines are a matter of clip-jax eval suite'
+        )
+    options, source_options = _options(rest)
     out = pathlib.Path(args.out) if args.out else None
-    from clip_jax import build, pretrained, reports, train
+    from clip_jax import build, encoders, reports, train
 
     if out:
         reports.check(out)
     began = time.monotonic()
-    evaluate = build.evaluation(args.name, options)
-    source = build.source(args.data, {args.data.partition(':')[0]: source_options})
-    clip = pretrained.load(args.model, dtype='auto')
-    report = evaluate(clip.encode_image, clip.encode_text, source)
-    report = {'model': args.model, 'data': args.data, 'options': options, **report}
+    of_kind = {args.data.partition(':')[0]: source_options}
+    evaluate = build.evaluation(args.name, options, of_kind, embeddings=True)
+    source = build.source(args.data, of_kind, embeddings=True)
+    model = models[0] if models else None
+    sources = [source, *evaluate.sources.values()]
+    report = evaluate(*encoders.for_evaluation(model, sources), source)
+    report = {'model': model, 'data': args.data, 'options': options, **report}
     report |= {'seconds': time.monotonic() - began, 'versions': train.versions()}
     for key, value in report.items():
         if isinstance(value, (int, float)):
@@ -395,6 +467,59 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
         if figures:
             print(f'figures in {figures[0].parent}: {", ".join(p.name for p in figures)}')
     return 0
+
+
+def _suite(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    if args.data or not args.suite or not args.model:
+        raise ValueError('suite: expected --suite=FILE, at least one --model=PATH, and no --data')
+    _check_changes(rest, 'suite')
+    out = pathlib.Path(args.out) if args.out else None
+    if out and out.exists() and not out.is_dir():
+        raise ValueError(f'--out: {out} is a file; a suite writes a folder')
+    page = read_config([f'--suite={args.suite}', *rest], 'suite')
+    from clip_jax import suite
+
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    table, fine = suite.run(page.to_dict(), args.model, out, say=say)
+    print(table, end='')
+    if out:
+        print(f'in {out}: suite.json, suite.md, and a folder of reports for each checkpoint')
+    return 0 if fine else 1
+
+
+def _embed(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    options, source_options = _options(rest)
+    for name in options:
+        raise ValueError(f'there is no flag --{name}; options of the data are --data.{name}=value')
+    _connect(args)
+    from clip_jax import build, embed, hosts
+
+    how = embed.Options(
+        features=args.features,
+        dtype=args.dtype,
+        shard_size=args.shard_size,
+        batch_size=args.batch_size,
+        max_bad=args.max_bad,
+        threads=os.cpu_count() if args.workers is None else args.workers,
+    )
+    kind = args.data.partition(':')[0]
+    source = hosts.first_then_others(lambda: build.source(args.data, {kind: source_options}))
+    summary = embed.run(
+        args.model, source, args.out, how, spec=args.data, spec_options=source_options
+    )
+    if hosts.is_first():
+        _say({'data': args.data, **summary})
+        print(f'in {args.out}: use it as --data=embeddings:{args.out}')
+    return 0
+
+
+def _options(rest: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads `--option=value` and `--data.option=value`."""
+    options, source_options = {}, {}
+    for key, value in _assignments(rest):
+        of_source = key.startswith('data.')
+        (source_options if of_source else options)[key.removeprefix('data.')] = value
+    return options, source_options
 
 
 def _assignments(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -627,15 +752,16 @@ def _plan(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0 if fits else 1
 
 
-def _check_changes(rest: Sequence[str]) -> None:
+def _check_changes(rest: Sequence[str], flag: str = 'config') -> None:
     for argument in rest:
-        if not argument.startswith('--config.') or '=' not in argument:
-            raise ValueError(f'there is no flag {argument!r}; expected --config.key=value')
+        if not argument.startswith(f'--{flag}.') or '=' not in argument:
+            raise ValueError(f'there is no flag {argument!r}; expected --{flag}.key=value')
 
 
 COMMANDS = {
     'train': _train,
     'eval': _eval,
+    'embed': _embed,
     'convert': _convert,
     'checkpoint': _checkpoint,
     'data': _data,

@@ -2,21 +2,30 @@
 texts and classifies.
 """
 
-import concurrent.futures
+import collections
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import itertools
+import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax import build, checkpoint, convert, prompts, sharding, tokenizers
+from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, tokenizers
+from clip_jax.data.records import in_order
 from clip_jax.data.transforms import Preprocess, normalise
 from clip_jax.models import clip
 from clip_jax.models.clip import CLIP, shapes, unit
+
+FEATURES = ('embedding', 'trunk')
+THREADS = min(32, (os.cpu_count() or 1) + 4)  # they also wait for disks and networks
+AHEAD = 2  # batches of images that are prepared while devices work on others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,39 +44,72 @@ class Clip:
     mesh: Mesh
     batch_size: int = 256
 
-    def encode_image(self, images: Any) -> np.ndarray:
+    def encode_image(self, images: Any, *, features: str = 'embedding') -> np.ndarray:
         """Embeds images (PIL images, paths, encoded bytes, uint8 arrays [H, W, 3]; one or many):
-        unit rows [N, D].
+        unit rows [N, D]; of the features 'trunk', the image encoder's rows before the projection,
+        [N, width], not of unit length.
+
+        Threads take the images from their sequence and prepare them ahead of the devices.
         """
         many = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
         if not many and not (isinstance(images, np.ndarray) and images.ndim == 4):
             images = [images]
-        forward = functools.partial(
+        prepared = in_order(
+            lambda i: self.preprocess(images[i]),
+            0,
+            len(images),
+            threads=THREADS,
+            ahead=AHEAD * self.batch_size,
+        )
+        with contextlib.closing(prepared):
+            batches = map(np.stack, groups(prepared, self.batch_size))
+            rows = list(self.encode_batches(batches, features=features))
+        return np.concatenate(rows) if rows else np.zeros((0, self.width(features)), np.float32)
+
+    def encode_batches(
+        self, batches: Iterable[np.ndarray], *, features: str = 'embedding'
+    ) -> Iterator[np.ndarray]:
+        """Yields the rows of one batch of prepared images, uint8 [B, size, size, 3], after the
+        other; devices are already at the next.
+        """
+        return self._rows(self._forward(features), batches)
+
+    def width(self, features: str = 'embedding') -> int:
+        """The numbers in a row of these features."""
+        size = self.preprocess.size
+        image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+        return jax.eval_shape(self._forward(features), self.variables, image).shape[1]
+
+    def _forward(self, features: str) -> Callable:
+        return functools.partial(
             _image_rows,
             model=self.model,
             mean=tuple(self.preprocess.mean),
             std=tuple(self.preprocess.std),
+            features=lookup.check(features, FEATURES, what='features'),
             where=sharding.replicated(self.mesh),
         )
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            return self._rows(
-                forward, images, lambda x: np.stack(list(pool.map(self.preprocess, x)))
-            )
 
     def encode_text(self, texts: str | Sequence[str] | np.ndarray) -> np.ndarray:
         """Embeds texts, or their tokens, int [N, L]: unit rows [N, D], float32."""
         where = sharding.replicated(self.mesh)
         forward = functools.partial(_text_rows, model=self.model, where=where)
         if isinstance(texts, np.ndarray) and np.issubdtype(texts.dtype, np.integer):
-            return self._rows(forward, texts, lambda tokens: tokens.astype(np.int32))
-        if self.tokenizer is None:
+            tokenizer = functools.partial(np.asarray, dtype=np.int32)
+        elif self.tokenizer is None:
             raise ValueError(
                 'this model has no tokenizer, since no file of one lay beside its weights; put it '
                 'there and load again (tokenizer.json, or a SentencePiece model as spiece.model), '
                 'or give tokens, int [N, L]'
             )
-        texts = [texts] if isinstance(texts, str) else texts
-        return self._rows(forward, texts, self.tokenizer)
+        else:
+            texts, tokenizer = [texts] if isinstance(texts, str) else texts, self.tokenizer
+        batches = (
+            tokenizer(texts[start : start + self.batch_size])
+            for start in range(0, len(texts), self.batch_size)
+        )
+        none = np.zeros((0, self.model.embed_dim), np.float32)
+        return np.concatenate([none, *self._rows(forward, batches)])
 
     def classify(
         self, images: Any, labels: Sequence[str], *, templates: str | Sequence[str] = 'plain'
@@ -83,38 +125,67 @@ class Clip:
         logits = scale * self.encode_image(images) @ classes.T
         return np.asarray(jax.nn.softmax(logits, axis=-1))
 
-    def _rows(self, forward: Callable, items: Sequence, prepare: Callable) -> np.ndarray:
-        """Embeds items batch by batch; each is padded to one of a few sizes, so that few are
-        compiled.
+    def _rows(self, forward: Callable, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields the rows of each batch, padded to one of a few sizes, so that few are compiled.
+
+        The devices get a batch before the rows of the one before it are taken from them.
         """
-        rows = [np.zeros((0, self.model.embed_dim), np.float32)]
-        for start in range(0, len(items), self.batch_size):
-            inputs = prepare(items[start : start + self.batch_size])
-            padding = _bucket(len(inputs), self.mesh.size) - len(inputs)
-            padded = np.pad(inputs, [(0, padding)] + [(0, 0)] * (inputs.ndim - 1))
-            # Every host has the whole of it and gives its devices their part.
-            padded = jax.make_array_from_callback(
-                padded.shape, sharding.over_batch(self.mesh), padded.__getitem__
-            )
-            embedded = forward(self.variables, padded)
-            rows.append(np.asarray(embedded)[: len(inputs)])
-        return np.concatenate(rows)
+        waiting = collections.deque()
+        for inputs in batches:
+            waiting.append((forward(self.variables, self._on_devices(inputs)), len(inputs)))
+            if len(waiting) > 1:
+                embedded, count = waiting.popleft()
+                yield np.asarray(embedded)[:count]
+        for embedded, count in waiting:
+            yield np.asarray(embedded)[:count]
+
+    def _on_devices(self, inputs: np.ndarray) -> jax.Array:
+        padding = _bucket(len(inputs), self.batch_size, self.mesh.size) - len(inputs)
+        if padding:
+            inputs = np.pad(inputs, [(0, padding)] + [(0, 0)] * (inputs.ndim - 1))
+        # Every host has the whole of it and gives its devices their part.
+        return jax.make_array_from_callback(
+            inputs.shape, sharding.over_batch(self.mesh), inputs.__getitem__
+        )
 
 
-def _bucket(n: int, devices: int) -> int:
-    """The smallest power of two times the number of devices that holds n rows."""
+def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yields lists of `size` items, the last with what is left."""
+    items = iter(items)
+    return iter(lambda: list(itertools.islice(items, size)), [])
+
+
+def _bucket(n: int, most: int, devices: int) -> int:
+    """The smallest power of two times the number of devices that holds n rows; no more than are
+    needed for `most`.
+    """
     size = devices
     while size < n:
         size *= 2
-    return size
+    return min(size, -(-max(n, most) // devices) * devices)
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'mean', 'std', 'where'))
+@functools.partial(jax.jit, static_argnames=('model', 'mean', 'std', 'features', 'where'))
 def _image_rows(
-    variables, images, *, model: CLIP, mean: tuple, std: tuple, where: jax.sharding.Sharding
+    variables,
+    images,
+    *,
+    model: CLIP,
+    mean: tuple,
+    std: tuple,
+    features: str,
+    where: jax.sharding.Sharding,
 ) -> jax.Array:
-    rows = model.apply(variables, normalise(images, mean, std), method='encode_image')
-    return jax.lax.with_sharding_constraint(unit(rows), where)
+    images = normalise(images, mean, std)
+    if features == 'trunk':
+        rows = model.apply(variables, images, method=_trunk).astype(np.float32)
+    else:
+        rows = unit(model.apply(variables, images, method='encode_image'))
+    return jax.lax.with_sharding_constraint(rows, where)
+
+
+def _trunk(model: CLIP, images: jax.Array) -> jax.Array:
+    return model.image(images)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'where'))
@@ -177,16 +248,21 @@ def read(
 
 
 def load(
-    path: str | pathlib.Path, *, dtype: str = 'float32', image_size: int | None = None
+    path: str | pathlib.Path,
+    *,
+    dtype: str = 'float32',
+    image_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Clip:
     """Loads a model from a run directory (its newest checkpoint), one checkpoint in it, or a file
     or folder of OpenAI, open_clip, Hugging Face or big_vision.
 
     `dtype` is the type of arithmetic: 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators).
     `image_size` (pixels) makes it a model for other images: its positions are interpolated.
+    `mesh` are the devices that it uses, by default all of all hosts.
     ValueError if there is no checkpoint at `path`, or one that is not whole or not supported.
     """
-    mesh = sharding.make_mesh()
+    mesh = mesh or sharding.make_mesh()
     card, variables = read(path, mesh)
     if image_size is not None:
         card, variables = with_image_size(card, variables, image_size)
@@ -210,3 +286,16 @@ def on_devices(variables: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     for i, leaf in enumerate(leaves):
         leaves[i] = jax.block_until_ready(jax.device_put(leaf, sharding.replicated(mesh)))
     return jax.tree.unflatten(tree, leaves)
+
+
+def fingerprint(variables: dict[str, Any]) -> str:
+    """Returns 32 hexadecimal digits that differ for any other parameters: of their names, types,
+    shapes and bytes.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        array = np.ascontiguousarray(leaf)
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        digest.update(f'{name} {array.dtype} {array.shape};'.encode())
+        digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
+    return digest.hexdigest()[:32]

@@ -19,7 +19,7 @@ from conftest import environment
 import clip_jax
 from clip_jax import cli
 
-COMMANDS = ('train', 'eval', 'convert', 'checkpoint', 'data', 'plan', 'plot')
+COMMANDS = ('train', 'eval', 'embed', 'convert', 'checkpoint', 'data', 'plan', 'plot')
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -285,6 +285,14 @@ def test_data_that_cannot_be_evaluated(evaluate, bad_tar, twice):
         assert 'not a readable image' in line
 
 
+def test_flags_that_do_not_go_together(line, tiny_run, tiny_tars):
+    model, data = f'--model={tiny_run}', f'--data={tiny_tars}'
+    for flags in ([model], [model, model, data], [model, data, '--suite=x.py']):
+        said = line('eval', 'retrieval', *flags)
+        assert 'retrieval: expected --data=SPEC, one --model=PATH' in said
+    assert '--model must be given' in line('eval', 'retrieval', data)
+
+
 @pytest.mark.parametrize('option', ['--classes=5', '--classes=[1, 2, 3, 4]', '--templates=5'])
 def test_options_of_a_wrong_type(evaluate, option):
     options = [option] if 'classes' in option else [option, '--classes=["a", "b", "c", "d"]']
@@ -499,7 +507,7 @@ def test_what_a_page_needs(line, tiny_run, tmp_path):
         ('train', '--config=x.py'),
         ('train', '--workdir=x'),
         ('eval', '--model=x', '--data=y'),
-        ('eval', 'zeroshot', '--data=y'),
+        ('embed', '--model=x', '--data=y'),
         ('convert', 'x', 'y'),
         ('convert', 'x', '--layout=open_clip'),
         ('data',),

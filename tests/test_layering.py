@@ -14,9 +14,12 @@ import clip_jax
 PACKAGE = Path(clip_jax.__file__).parent
 # From the top to the bottom; a folder stands for all that is in it.
 LAYERS = {
-    'programs': ('cli', 'train', 'origin', 'plan', 'page', 'reports', 'plots'),
+    'programs': (
+        *('cli', 'train', 'origin', 'embed', 'nearest', 'suite'),
+        *('plan', 'page', 'reports', 'plots'),
+    ),
     'scoring': ('evals',),
-    'assembly': ('run_directory', 'pretrained', 'checkpoint', 'state', 'build'),
+    'assembly': ('run_directory', 'encoders', 'pretrained', 'checkpoint', 'state', 'build'),
     'bricks': (
         'models',
         'losses',

@@ -4,6 +4,9 @@ import dataclasses
 import io
 import json
 import logging
+import threading
+import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -92,6 +95,75 @@ def test_an_image_may_come_in_any_form(clip, pictures, tmp_path):
         np.testing.assert_array_equal(clip.encode_image((form,)), expected)
     rows = clip.encode_image(forms)
     np.testing.assert_allclose(rows, np.repeat(expected, len(forms), 0), atol=1e-6)
+
+
+def test_trunk_features_are_rows_before_the_projection(clip, pictures):
+    trunk = clip.encode_image(pictures, features='trunk')
+    assert (trunk.shape, trunk.dtype) == ((21, 32), np.float32)
+    assert np.abs(np.linalg.norm(trunk, axis=1) - 1).max() > 0.1
+    projected = trunk @ np.asarray(clip.variables['params']['image_projection']['kernel'])
+    np.testing.assert_allclose(np.asarray(unit(projected)), clip.encode_image(pictures), atol=1e-5)
+    assert clip.encode_image([], features='trunk').shape == (0, 32)
+    assert (clip.width(), clip.width('trunk')) == (16, 32)
+    with pytest.raises(ValueError, match=r"features: there is no 'trunc'. Did you mean 'trunk'?"):
+        clip.encode_image(pictures, features='trunc')
+
+
+def test_images_are_prepared_in_threads_ahead_of_the_devices(clip, pictures):
+    class Slow(Sequence):
+        """Images that take a while to read; says in which order they were asked for."""
+
+        def __init__(self):
+            self.asked, self.threads = [], set()
+
+        def __len__(self):
+            return 120
+
+        def __getitem__(self, i):
+            self.asked.append(i)
+            self.threads.add(threading.get_ident())
+            time.sleep(0.002)
+            return pictures[i % 21]
+
+    images, few = Slow(), dataclasses.replace(clip, batch_size=8)
+    rows = few.encode_image(images)
+    expected = clip.encode_image([pictures[i % 21] for i in range(120)])
+    np.testing.assert_allclose(rows, expected, rtol=0, atol=2e-6)
+    assert sorted(images.asked) == [*range(120)]
+    assert len(images.threads) > 1 and threading.get_ident() not in images.threads
+
+
+def test_batches_of_prepared_images_are_embedded_one_after_the_other(clip, pictures):
+    prepared = [np.stack([clip.preprocess(x) for x in pictures[i : i + 4]]) for i in (0, 4, 8)]
+    taken = []
+
+    def batches():
+        for batch in prepared:
+            taken.append(len(batch))
+            yield batch
+
+    rows = clip.encode_batches(batches())
+    first = next(rows)
+    assert len(taken) == 2  # the devices already have the next
+    found = np.concatenate([first, *rows])
+    np.testing.assert_allclose(found, clip.encode_image(pictures[:12]), rtol=0, atol=2e-6)
+
+
+def test_a_fingerprint_is_that_of_the_parameters(clip, tiny_run):
+    found = pretrained.fingerprint(clip.variables)
+    assert len(found) == 32 and found == pretrained.fingerprint(clip_jax.load(tiny_run).variables)
+    other = jax.tree.map(np.asarray, clip.variables)
+    for change in (
+        lambda x: x * np.float32(1 + 1e-6),
+        lambda x: x.astype(np.float64),
+        lambda x: x.reshape(x.shape[::-1]),
+    ):
+        kernel = other['params']['text_projection']['kernel']
+        changed = {**other['params'], 'text_projection': {'kernel': change(kernel)}}
+        assert pretrained.fingerprint({'params': changed}) != found
+    renamed = {**other['params'], 'projection_text': other['params']['text_projection']}
+    del renamed['text_projection']
+    assert pretrained.fingerprint({'params': renamed}) != found
 
 
 def test_an_array_of_images_is_many_images(clip, pictures):

@@ -31,6 +31,10 @@ class BadRecord(ValueError):
         return BadRecord, (self.kind, str(self))
 
 
+class Missing(ValueError):
+    """Data that a SPEC names and that is not there; nothing is said to be wrong with it."""
+
+
 class LeftOut(NamedTuple):
     """What a source found when it was opened and could not make records of."""
 

@@ -48,11 +48,14 @@ def why(source: Source, i: int, error: Exception) -> str:
     return message if where in message else f'{where}: {message}'
 
 
-def in_order(function: Callable[[int], T], start: int, stop: int, *, threads: int) -> Iterator[T]:
+def in_order(
+    function: Callable[[int], T], start: int, stop: int, *, threads: int, ahead: int = 0
+) -> Iterator[T]:
     """Yields function(i) for start <= i < stop, in this order, made by threads.
 
-    No more than 2 x CHUNK results a thread exist at a time.
+    No more than 2 x CHUNK results a thread exist at a time or, if that is more, `ahead`.
     """
+    tasks = max(2 * threads, -(-ahead // CHUNK))
 
     def some(first: int) -> list[T]:
         return [function(i) for i in range(first, min(first + CHUNK, stop))]
@@ -62,7 +65,7 @@ def in_order(function: Callable[[int], T], start: int, stop: int, *, threads: in
         try:
             for first in range(start, stop, CHUNK):
                 waiting.append(pool.submit(some, first))
-                if len(waiting) >= 2 * threads:
+                if len(waiting) >= tasks:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()

@@ -220,6 +220,9 @@ class Preprocess:
 
     def __call__(self, image: Image.Image | str | os.PathLike | bytes | np.ndarray) -> np.ndarray:
         """Returns uint8 [size, size, 3] of a PIL image, path, encoded bytes or uint8 array."""
+        shape = (self.size, self.size, 3)
+        if isinstance(image, np.ndarray) and (image.shape, image.dtype) == (shape, np.uint8):
+            return image  # no rule changes an image of the right size
         try:
             with _opened(image) as opened:
                 if not isinstance(image, Image.Image | np.ndarray):

@@ -7,24 +7,58 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-CHUNK = 1024  # records read at a time; the encoder cuts them into batches of its own
+CHUNK = 1024  # texts at a time; the encoder cuts them into batches of its own
+# Images at a time. The encoder prepares them ahead of the devices, and starts anew with each call.
+IMAGES = 8192
 
 
-def records(encode_image: Callable, data: Any) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Reads a data set once: the unit rows [N, D] of its images, and the records without their
-    images.
+def records(
+    encode_image: Callable, data: Any, *, features: str = 'embedding'
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Reads a data set once: the rows [N, D] of its images, of unit length unless other `features`
+    are asked for, and the records without their images.
+
+    A folder of embeddings has the rows.
     """
+    if hasattr(data, 'rows'):
+        return finite(data.rows(features), 'images'), data.records()
+    wanted = {} if features == 'embedding' else {'features': features}
     rows, others = [], []
-    for chunk in chunks(range(len(data)), unit='img'):
-        read = [data[i] for i in chunk]
-        images = [record['image'] for record in read]
-        try:
-            rows.append(encode_image(images))
-        except ValueError:
-            _raise_for_the_bad_one(encode_image, data, chunk, images)
-            raise
-        others += [{k: v for k, v in record.items() if k != 'image'} for record in read]
+    with _bar(len(data), unit='img') as bar:
+        for start in range(0, len(data), IMAGES):
+            chunk = range(start, min(start + IMAGES, len(data)))
+            images = _Images(data, chunk, bar.update)
+            try:
+                rows.append(encode_image(images, **wanted))
+            except ValueError:
+                _raise_for_the_bad_one(encode_image, data, chunk)
+                raise
+            others += images.others
     return finite(np.concatenate(rows), 'images'), others
+
+
+class _Images(Sequence):
+    """The images of some records, read when the encoder asks for them, in its threads; the rest of
+    each record is kept.
+    """
+
+    def __init__(
+        self, data: Any, indices: Sequence[int], advance: Callable[[], Any] = lambda: None
+    ):
+        self.others: list[dict[str, Any]] = [{}] * len(indices)
+        self._data, self._indices, self._advance = data, indices, advance
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, k: int | slice) -> Any:
+        if isinstance(k, slice):
+            return [self[i] for i in range(*k.indices(len(self)))]
+        record = dict(self._data[self._indices[k]])
+        image = record.pop('image')
+        self.others[k] = record
+        self._advance()
+        return image
 
 
 def texts(encode_text: Callable, captions: Sequence[str]) -> np.ndarray:
@@ -53,21 +87,28 @@ def chunks(items: Sequence, *, unit: str, size: int = 0) -> Iterator[Sequence]:
     is.
     """
     size = size or CHUNK
-    # A bar only where there is something to wait for.
-    hidden = len(items) <= size or not sys.stderr.isatty()
-    with tqdm(total=len(items), unit=unit, leave=False, disable=hidden) as bar:
+    with _bar(len(items), unit=unit, size=size) as bar:
         for start in range(0, len(items), size):
             chunk = items[start : start + size]
             yield chunk
             bar.update(len(chunk))
 
 
-def _raise_for_the_bad_one(
-    encode_image: Callable, data: Any, indices: Sequence[int], images: Sequence
-) -> None:
-    """Raises the error of a chunk again, with the record that causes it."""
-    for i, image in zip(indices, images, strict=True):
+def _bar(total: int, *, unit: str, size: int = CHUNK) -> tqdm:
+    # A bar only where there is something to wait for.
+    hidden = total <= size or not sys.stderr.isatty()
+    return tqdm(total=total, unit=unit, leave=False, disable=hidden)
+
+
+def _raise_for_the_bad_one(encode_image: Callable, data: Any, indices: Sequence[int]) -> None:
+    """Raises the error of a chunk again, with the first record that causes it, found by halves."""
+    while indices:
+        half = indices[: (len(indices) + 1) // 2]
         try:
-            encode_image([image])
+            encode_image(_Images(data, half))
         except ValueError as error:
-            raise ValueError(f'{data.where(i)}: {error}') from None
+            if len(half) == 1:
+                raise ValueError(f'{data.where(half[0])}: {error}') from None
+            indices = half
+        else:
+            indices = indices[len(half) :]

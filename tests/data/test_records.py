@@ -19,6 +19,7 @@ def test_results_come_in_order(threads):
         return i
 
     assert list(records.in_order(slow, 3, 103, threads=threads)) == [*range(3, 103)]
+    assert list(records.in_order(slow, 3, 103, threads=threads, ahead=50)) == [*range(3, 103)]
     assert list(records.in_order(slow, 3, 3, threads=threads)) == []
 
 
@@ -36,6 +37,15 @@ def test_few_results_wait_for_a_slow_reader():
     next(results)
     time.sleep(0.1)
     assert len(begun) <= 2 * 2 * records.CHUNK
+    results.close()
+
+
+def test_as_many_wait_as_are_asked_for():
+    begun = []
+    results = records.in_order(begun.append, 0, 100_000, threads=2, ahead=500)
+    next(results)
+    time.sleep(0.2)
+    assert 400 < len(begun) <= 500 + 2 * records.CHUNK
     results.close()
 
 

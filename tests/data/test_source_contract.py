@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from PIL import Image
 
 from clip_jax import lookup
-from clip_jax.data.bad import BadRecord, LeftOut
+from clip_jax.data import embeddings
+from clip_jax.data.bad import BadRecord, LeftOut, Missing
 from clip_jax.data.sources import open_source
 
 CAPTIONS = [f'picture {i}' for i in range(6)]
@@ -78,7 +80,46 @@ def make_tfds(path, captions) -> str:
     return 'tfds:pictures/train'
 
 
-MAKERS = {'tars': make_tars, 'table': make_table, 'folder': make_folder, 'tfds': make_tfds}
+def row(shade: int) -> np.ndarray:
+    """What stands for picture `shade` in a folder of embeddings."""
+    return np.eye(8, dtype=np.float32)[shade]
+
+
+def make_embeddings(path, captions) -> str:
+    """Two shards; what is no UTF-8 was left out when it was embedded."""
+    usable = [i for i, caption in enumerate(captions) if caption.isascii()]
+    for shard, own in enumerate((usable[:4], usable[4:])):
+        embeddings.write_shard(
+            epath.Path(path),
+            shard,
+            images=np.stack([row(i) for i in own]),
+            texts=np.stack([row(i) for i in own]),
+            records=[
+                {'record': i, 'where': f'p/{i}', 'label': i % 2, 'texts': [captions[i].decode()]}
+                for i in own
+            ],
+            bad=[],
+        )
+    description = {
+        'complete': True,
+        'features': 'embedding',
+        'dtype': 'float32',
+        'width': 8,
+        'label_names': ['even', 'odd'],
+        'bad': {'not_utf8': {'count': 1, 'examples': ['p/4']}} if len(usable) < 6 else {},
+        'shards': [[4, 4], [len(usable) - 4] * 2],
+    }
+    embeddings.write_json(epath.Path(path) / embeddings.DESCRIPTION, description)
+    return f'embeddings:{path}'
+
+
+MAKERS = {
+    'tars': make_tars,
+    'table': make_table,
+    'folder': make_folder,
+    'tfds': make_tfds,
+    'embeddings': make_embeddings,
+}
 
 
 def make(kind: str, path, captions: list[bytes]) -> tuple[str, dict]:
@@ -115,8 +156,12 @@ def test_examples_have_the_keys_and_types_of_the_contract(source):
     assert len(source) == 6
     found = sorted((source[i] for i in range(6)), key=lambda example: example['texts'])
     for i, example in enumerate(found):
-        assert set(example) == {'image', 'texts', 'label'}
-        assert type(example['image']) is bytes and example['image'] == png(i)
+        if 'embedding' in example:
+            np.testing.assert_array_equal(example.pop('embedding'), row(i))
+        else:
+            image = example.pop('image')
+            assert type(image) is bytes and image == png(i)
+        assert set(example) == {'texts', 'label'}
         assert example['texts'] == [CAPTIONS[i]]
         assert type(example['label']) is int and example['label'] == i % 2
 
@@ -130,7 +175,7 @@ def test_numbers_out_of_range_are_index_errors(source):
         with pytest.raises(IndexError, match='6') as error:
             source[i]
         assert str(source) in str(error.value)
-    assert source[np.int64(3)] == source[3]
+    np.testing.assert_equal(source[np.int64(3)], source[3])
     assert len(list(source)) == 6
 
 
@@ -152,7 +197,8 @@ def test_reading_is_the_same_in_threads_and_in_pickled_copies(source):
     order = np.random.default_rng(0).integers(6, size=200).tolist()
     for reader in (source, copy):
         with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(reader.__getitem__, order)) == [want[i] for i in order]
+            found = list(pool.map(reader.__getitem__, order))
+        np.testing.assert_equal(found, [want[i] for i in order])
     assert [copy.where(i) for i in range(6)] == [source.where(i) for i in range(6)]
     assert copy.label_names == source.label_names
     assert copy.left_out == source.left_out
@@ -169,7 +215,7 @@ def test_an_address_without_anything_is_a_value_error_of_one_line(made):
     path, spec, options = made
     kind = spec.partition(':')[0]
     address = 'none/train' if kind == 'tfds' else f'{path}/none'
-    with pytest.raises(ValueError, match='none') as error:
+    with pytest.raises(Missing, match='none') as error:
         open_source(f'{kind}:{address}', **options)
     assert '\n' not in str(error.value)
 
@@ -180,6 +226,10 @@ def test_a_caption_that_is_not_utf8_is_a_bad_record_and_the_others_are_read(made
     captions[4] = b'caf\xe9'
     spec, options = make(kind, tmp_path, captions)
     source = open_source(spec, **options)
+    if kind == 'embeddings':
+        assert [source[i]['texts'][0] for i in range(len(source))] == CAPTIONS[:4] + CAPTIONS[5:]
+        assert source.left_out == {'not_utf8': LeftOut(1, ['p/4'])}
+        return
     assert len(source) == 6 and not source.left_out
     read, errors = [], []
     for i in range(6):

@@ -249,6 +249,15 @@ def test_evaluation_says_what_is_wrong_by_the_same_kinds(tmp_path):
     assert Preprocess(32)(Image.fromarray(np.zeros((7000, 7000), np.uint8))).shape == (32, 32, 3)
 
 
+@pytest.mark.parametrize('resize', ['shortest', 'squash', 'longest'])
+@pytest.mark.parametrize('rgb', ['after', 'before', 'white'])
+def test_an_array_of_the_right_size_is_what_a_picture_of_it_gives(resize, rgb):
+    array = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    rule = Preprocess(32, resize=resize, rgb=rgb)
+    np.testing.assert_array_equal(rule(array), rule(Image.fromarray(array)))
+    np.testing.assert_array_equal(rule(array), array)
+
+
 def test_a_thread_of_pixels_is_not_made_a_giant():
     with pytest.raises(BadRecord, match=r'pixels; at most') as error:
         Preprocess(224)(np.zeros((1, 2000, 3), np.uint8))

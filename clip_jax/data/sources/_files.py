@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from clip_jax.data.bad import BadRecord
+from clip_jax.data.bad import BadRecord, Missing
 
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 # Names that no file can have: too long, or links that lead in a circle.
@@ -77,7 +77,7 @@ def matches(address: str, kind: str) -> list[str]:
     for pattern in expand(address):
         files = _glob(pattern)
         if not files:
-            raise ValueError(
+            raise Missing(
                 f'{kind}: no file matches {pattern!r}. {nearest(pattern)} Expected is a path, a '
                 "glob or a range of files, as 'x-*', 'x-{00000..00041}'."
             )

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
+from clip_jax.data.bad import Missing
 from clip_jax.data.sources import _captions, _files
 from clip_jax.data.sources._left_out import Ledger
 
@@ -111,7 +112,8 @@ class FolderSource:
                 else:
                     others.append(name)
         except OSError as error:
-            raise ValueError(
+            gone = isinstance(error, FileNotFoundError)
+            raise (Missing if gone else ValueError)(
                 f'{self}: cannot list {folder} ({error.strerror or type(error).__name__}). '
                 f'{_files.nearest(folder)} Give a folder with images, or with a folder a class.'
             ) from error

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from clip_jax.data.bad import BadRecord, LeftOut
+from clip_jax.data.bad import BadRecord, LeftOut, Missing
 from clip_jax.data.sources import _captions, _files, _tar_index
 from clip_jax.data.sources._tar_index import BLOCK, Index, Read, Shard
 
@@ -235,7 +235,7 @@ def _matches(address: str) -> list[Shard]:
         found = list(pool.map(_remote_shards if remote else _local_shards, patterns))
     for pattern, shards in zip(patterns, found, strict=True):
         if not shards:
-            raise ValueError(_no_match(pattern))
+            raise Missing(_no_match(pattern))
     return sorted({shard for shards in found for shard in shards})
 
 

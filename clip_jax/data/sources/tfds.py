@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from clip_jax import lookup
-from clip_jax.data.bad import BadRecord, LeftOut
+from clip_jax.data.bad import BadRecord, LeftOut, Missing
 from clip_jax.data.sources import _captions
 
 INFO_FILE = 'dataset_info.json'
@@ -125,7 +125,7 @@ def _folder(root: epath.Path, set_name: str) -> epath.Path:
     versions = _versions(base)
     if not versions:
         place = root / name if (root / name).exists() else root
-        raise ValueError(
+        raise Missing(
             f'tfds: no prepared data set in {base}. {_contents(place)} Prepare it with: '
             f'tfds build {set_name} --file_format=array_record --data_dir={root}'
         )

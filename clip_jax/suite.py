@@ -1,0 +1,246 @@
+"""A page of evaluations over one or several checkpoints: one report a line and one table."""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from clip_jax import build, encoders, lookup, pretrained, train
+from clip_jax.data.bad import Missing
+from clip_jax.pretrained import Clip
+
+DONE, MISSING, FAILED = 'done', 'missing', 'failed'
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One evaluation of a suite; `scores` names the numbers of its report whose mean is the score,
+    by default the first.
+    """
+
+    name: str
+    eval: str
+    data: str
+    scores: Sequence[str]
+    source: Mapping[str, Mapping[str, Any]]  # options of each kind of source
+    options: Mapping[str, Any]  # of the evaluation
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the report depends on, besides the checkpoint."""
+        settings = {
+            'eval': self.eval,
+            'data': self.data,
+            'source': {kind: build.given(own) for kind, own in self.source.items()},
+            'options': dict(self.options),
+        }
+        return json.loads(json.dumps(settings))
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What came of a line and a checkpoint."""
+
+    state: str
+    value: float | None = None
+    message: str = ''
+
+
+def lines(page: Mapping[str, Any]) -> list[Line]:
+    """Reads a page: `lines`, by name, each with 'eval', 'data' and the options of that evaluation;
+    'score' and 'source', options of its source, if it needs them; and `options` of each kind of
+    source for all lines.
+
+    ValueError for an unknown evaluation or option.
+    """
+    for key in page:
+        lookup.check(key, ('lines', 'options'), what='suite')
+    if not page.get('lines'):
+        raise ValueError('suite: the page has no lines; expected lines by name, each with an eval')
+    return [_line(name, dict(line), page) for name, line in page['lines'].items()]
+
+
+def _line(name: str, line: dict[str, Any], page: Mapping[str, Any]) -> Line:
+    what = f'suite: line {name}'
+    if not re.fullmatch(r'[\w.-]+', name):
+        raise ValueError(f'{what}: a name is letters, digits and _ . - only: files are named by it')
+    for key in ('eval', 'data'):
+        lookup.check(key, line, what=what)
+    line = build.given(line)
+    evaluation, data = line.pop('eval'), line.pop('data')
+    scores, own = line.pop('score', ()), line.pop('source', {})
+    kind = data.partition(':')[0]
+    options = {k: dict(v) for k, v in page.get('options', {}).items()}
+    options[kind] = {**options.get(kind, {}), **own}
+    try:
+        build.check_evaluation(evaluation, line)
+    except ValueError as error:
+        raise ValueError(f'{what}: {error}') from None
+    scores = (scores,) if isinstance(scores, str) else tuple(scores)
+    return Line(name, evaluation, data, scores, options, line)
+
+
+def run(
+    page: Mapping[str, Any],
+    models: Sequence[str],
+    out: pathlib.Path | None,
+    *,
+    say: Callable[[str], None],
+) -> tuple[str, bool]:
+    """Runs all lines over all checkpoints: returns the table, as Markdown, and whether nothing
+    failed.
+
+    In `out` each report is a file, `CHECKPOINT/LINE.json`, and the table is `suite.json` and
+    `suite.md`. What is there of the same checkpoint and settings is not run again.
+    """
+    suite, begun = lines(page), time.monotonic()
+    slugs = [_slug(model) for model in models]
+    if len({*slugs}) < len(slugs):
+        raise ValueError(f'--model: {", ".join(models)}: expected different checkpoints')
+    results: list[list[Result]] = []
+    for number, (model, slug) in enumerate(zip(models, slugs, strict=True)):
+        clip = pretrained.load(model, dtype='auto')
+        identity = {'model': model, 'fingerprint': pretrained.fingerprint(clip.variables)}
+        column = []
+        for k, line in enumerate(suite, start=1 + number * len(suite)):
+            file = out / slug / f'{line.name}.json' if out else None
+            result, how = _result(line, clip, identity, file)
+            column.append(result)
+            shown = f'{result.value:.4f}' if result.value is not None else result.message
+            say(f'[{k}/{len(suite) * len(models)}] {line.name}, {model}: {shown}{how}')
+        results.append(column)
+        del clip  # before the next one needs the memory
+    table = _table(suite, models, results)
+    text = _markdown(table)
+    if out:
+        table |= {'versions': train.versions(), 'seconds': time.monotonic() - begun}
+        _write(out / 'suite.json', json.dumps(table, indent=1, ensure_ascii=False) + '\n')
+        _write(out / 'suite.md', text)
+    states = [result.state for column in results for result in column]
+    return text, FAILED not in states and DONE in states
+
+
+def _slug(model: str) -> str:
+    return re.sub(r'[^\w.-]+', '_', model).strip('_') or 'model'
+
+
+def _result(
+    line: Line, clip: Clip, identity: Mapping[str, str], file: pathlib.Path | None
+) -> tuple[Result, str]:
+    """The result of one line, read from its report if that is there, and how it came about."""
+    try:
+        if file and (report := _finished(file, line, identity)):
+            return Result(DONE, _score(line, report)), ' (was there)'
+        begun = time.monotonic()
+        report = _evaluate(line, clip)
+        seconds = time.monotonic() - begun
+        value = _score(line, report)
+    except Missing as error:
+        return Result(MISSING, message=_one_line(error)), ''
+    except Exception as error:  # of any type: the other lines are to run
+        if os.environ.get('CLIP_JAX_TRACEBACK'):
+            raise
+        return Result(FAILED, message=_one_line(error)), ''
+    if file:
+        report = {**identity, **line.settings, **report, 'seconds': seconds}
+        _write(file, json.dumps(report, indent=1, ensure_ascii=False) + '\n')
+    return Result(DONE, value), f' ({seconds:,.0f} s)'
+
+
+def _evaluate(line: Line, clip: Clip) -> dict[str, Any]:
+    evaluate = build.evaluation(line.eval, line.options, line.source, embeddings=True)
+    source = build.source(line.data, line.source, embeddings=True)
+    sources = [source, *evaluate.sources.values()]
+    return evaluate(*encoders.for_evaluation(clip, sources), source)
+
+
+def _finished(file: pathlib.Path, line: Line, identity: Mapping[str, str]) -> dict[str, Any] | None:
+    """The report of an earlier run of the same line on the same weights; None if there is none."""
+    if not file.exists():
+        return None
+    report = json.loads(file.read_text())
+    settings = {'fingerprint': identity['fingerprint'], **line.settings}
+    return report if all(report.get(k) == v for k, v in settings.items()) else None
+
+
+def _score(line: Line, report: Mapping[str, Any]) -> float:
+    numbers = {k: v for k, v in report.items() if isinstance(v, float) and k != 'seconds'}
+    if not line.scores:
+        return next(iter(numbers.values()))
+    found = [numbers[lookup.check(name, numbers, what='score')] for name in line.scores]
+    return statistics.fmean(found)
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
+def _table(
+    suite: Sequence[Line], models: Sequence[str], results: Sequence[Sequence[Result]]
+) -> dict[str, Any]:
+    rows = []
+    for line, found in zip(suite, zip(*results, strict=True), strict=True):
+        score = ' and '.join(line.scores)
+        row = {'line': line.name, 'eval': line.eval, 'data': line.data, 'score': score}
+        values = [result.value for result in found]
+        states = [result.state for result in found]
+        messages = [result.message for result in found]
+        rows.append({**row, 'values': values, 'states': states, 'messages': messages})
+    means = []
+    for name in dict.fromkeys(line.eval for line in suite):
+        # Over the same lines in every column.
+        complete = [r['values'] for r in rows if r['eval'] == name and None not in r['values']]
+        if complete:
+            values = [statistics.fmean(column) for column in zip(*complete, strict=True)]
+            means.append({'eval': name, 'lines': len(complete), 'values': values})
+    return {'models': list(models), 'lines': rows, 'means': means}
+
+
+def _markdown(table: Mapping[str, Any]) -> str:
+    """The table for people, in percent, and what is missing or failed below it."""
+
+    def row(*cells: str) -> str:
+        return f'| {" | ".join(cell.replace("|", "/") for cell in cells)} |'
+
+    def percent(value: float | None, state: str = DONE) -> str:
+        return f'{100 * value:.2f}' if value is not None else state
+
+    rule = '|---|---|---|' + '--:|' * len(table['models'])
+    text = [row('line', 'eval', 'score', *table['models']), rule]
+    for line in table['lines']:
+        cells = map(percent, line['values'], line['states'])
+        text.append(row(line['line'], line['eval'], line['score'], *cells))
+    for mean in table['means']:
+        name = f'mean of {mean["lines"]}'
+        text.append(row(f'**{name}**', mean['eval'], '', *map(percent, mean['values'])))
+    for state, title in (MISSING, 'Not on this machine'), (FAILED, 'Failed'):
+        found = [_told(line, state, table['models']) for line in table['lines']]
+        if told := list(itertools.chain.from_iterable(found)):
+            text += ['', f'{title}:', '', *told]
+    return '\n'.join(text) + '\n'
+
+
+def _told(line: Mapping[str, Any], state: str, models: Sequence[str]) -> list[str]:
+    """What is said of a line that did not run, once for all checkpoints with the same message."""
+    found: dict[str, list[str]] = {}
+    for model, its, message in zip(models, line['states'], line['messages'], strict=True):
+        if its == state:
+            found.setdefault(message, []).append(model)
+    told = []
+    for message, own in found.items():
+        where = '' if len(own) == len(models) else f', {", ".join(own)}'
+        told.append(f'* {line["line"]} ({line["data"]}){where}: {message}')
+    return told
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + '.partial')
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,280 @@
+"""`clip-jax eval suite` runs a page of evaluations: what is there runs once, the rest is listed."""
+
+import importlib.util
+import json
+import shutil
+
+import pytest
+from conftest import COLOURS, ROOT
+
+from clip_jax import build, cli, pretrained, suite
+from clip_jax.evals import retrieval
+
+COUNT = 27  # data sets of the paper
+
+
+@pytest.fixture(scope='module')
+def older(tiny_run, tmp_path_factory):
+    """The same run some steps before its end."""
+    older = tmp_path_factory.mktemp('suite') / 'older'
+    shutil.copytree(tiny_run, older)
+    shutil.rmtree(max((older / 'checkpoints').iterdir(), key=lambda path: int(path.name)))
+    return older
+
+
+@pytest.fixture
+def page(tiny_tars, tmp_path):
+    """A page of two lines over the tiny set, and one whose data is not there."""
+    page = tmp_path / 'page.py'
+    page.write_text(f"""
+from ml_collections import ConfigDict
+
+def get_config(more=''):
+    lines = {{
+        'colours': {{
+            'eval': 'zeroshot', 'data': {tiny_tars!r}, 'score': 'top1',
+            'classes': {list(COLOURS)}, 'templates': ['a {{}} picture'],
+        }},
+        'captions': {{
+            'eval': 'retrieval', 'data': {tiny_tars!r},
+            'score': ('text_to_image/recall@5', 'text_to_image/recall@10'),
+        }},
+        'absent': {{'eval': 'zeroshot', 'data': 'folder:/no/such/place'}},
+    }}
+    if more == 'unnamed':
+        lines['unnamed'] = {{'eval': 'zeroshot', 'data': {tiny_tars!r}}}
+    return ConfigDict({{'lines': ConfigDict(lines, sort_keys=False), 'options': {{}}}})
+""")
+    return page
+
+
+@pytest.fixture
+def run(page, capfd):
+    """Runs the page: returns exit code, table and what was said meanwhile."""
+
+    def run(*arguments, more=''):
+        with pytest.raises(SystemExit) as end:
+            cli.main(['eval', 'suite', f'--suite={page}{more}', *map(str, arguments)])
+        return end.value.code, *capfd.readouterr()
+
+    return run
+
+
+def evaluated(tiny_tars, model, name, **options):
+    clip = pretrained.load(model)
+    source = build.source(tiny_tars, {})
+    return build.evaluation(name, options)(clip.encode_image, clip.encode_text, source)
+
+
+def cells(table: str, name: str) -> list[str]:
+    (line,) = [line for line in table.splitlines() if line.startswith(f'| {name} ')]
+    return [cell.strip() for cell in line.strip('|').split('|')]
+
+
+def test_the_table_holds_the_numbers_of_single_evaluations(
+    run, tiny_run, older, tiny_tars, tmp_path
+):
+    out = tmp_path / 'out'
+    code, table, said = run(f'--model={tiny_run}', f'--model={older}', f'--out={out}')
+    assert code == 0
+    assert cells(table, 'line') == ['line', 'eval', 'score', str(tiny_run), str(older)]
+    colours, captions = [], []
+    for model in (tiny_run, older):
+        options = {'classes': list(COLOURS), 'templates': ['a {} picture']}
+        colours.append(evaluated(tiny_tars, model, 'zeroshot', **options)['top1'])
+        report = evaluated(tiny_tars, model, 'retrieval')
+        both = [report[f'text_to_image/recall@{k}'] for k in (5, 10)]
+        captions.append(sum(both) / 2)
+    assert cells(table, 'colours')[3:] == [f'{100 * x:.2f}' for x in colours]
+    assert cells(table, 'captions')[3:] == [f'{100 * x:.2f}' for x in captions]
+    assert cells(table, 'absent')[3:] == ['missing', 'missing']
+    means = [line for line in table.splitlines() if line.startswith('| **mean of 1**')]
+    assert [line.split(' | ')[1] for line in means] == ['zeroshot', 'retrieval']
+    assert 'Not on this machine:\n\n* absent (folder:/no/such/place): ' in table
+    assert 'Failed' not in table
+    assert [line.split()[1] for line in said.splitlines()] == 2 * [
+        'colours,',
+        'captions,',
+        'absent,',
+    ]
+
+    assert (out / 'suite.md').read_text() in table
+    written = json.loads((out / 'suite.json').read_text())
+    assert [row['line'] for row in written['lines']] == ['colours', 'captions', 'absent']
+    assert written['lines'][0]['values'] == colours
+    assert written['means'][0] == {'eval': 'zeroshot', 'lines': 1, 'values': colours}
+    reports = sorted(str(path.relative_to(out)) for path in out.glob('*/*'))
+    assert len(reports) == 4 and all(
+        path.endswith(('colours.json', 'captions.json')) for path in reports
+    )
+    report = json.loads((out / reports[1]).read_text())
+    assert report['fingerprint'] and report['model'] in (str(tiny_run), str(older))
+    assert report['options']['templates'] == ['a {} picture'] and report['seconds'] > 0
+
+
+def test_what_is_finished_is_not_run_again(run, tiny_run, older, tmp_path, monkeypatch):
+    out = f'--out={tmp_path / "out"}'
+    _, first, _ = run(f'--model={tiny_run}', out)
+    count = []
+    original = build.Evaluation.__call__
+
+    def counted(self, *arguments):
+        count.append(self.name)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(build.Evaluation, '__call__', counted)
+    code, again, said = run(f'--model={tiny_run}', out)
+    assert (code, again, count) == (0, first, [])
+    assert said.count('(was there)') == 2
+    # Another checkpoint, other settings, a report that is gone.
+    run(f'--model={tiny_run}', f'--model={older}', out)
+    assert count == ['zeroshot', 'retrieval']
+    run(f'--model={tiny_run}', out, "--suite.lines.colours.templates=['something {}']")
+    assert count[2:] == ['zeroshot']
+    (tmp_path / 'out').joinpath(suite._slug(str(tiny_run)), 'captions.json').unlink()
+    run(f'--model={tiny_run}', out, "--suite.lines.colours.templates=['something {}']")
+    assert count[3:] == ['retrieval']
+
+
+def test_a_checkpoint_that_has_changed_is_evaluated_again(run, tiny_run, tmp_path):
+    model, out = tmp_path / 'model', f'--out={tmp_path / "out"}'
+    shutil.copytree(tiny_run, model)
+    run(f'--model={model}', out)
+    shutil.rmtree(max((model / 'checkpoints').iterdir(), key=lambda path: int(path.name)))
+    _, _, said = run(f'--model={model}', out)
+    assert 'was there' not in said
+
+
+def test_a_line_that_fails_is_listed_and_the_others_run(run, tiny_run, tmp_path):
+    out = tmp_path / 'out'
+    code, table, _ = run(f'--model={tiny_run}', f'--out={out}', more=':unnamed')
+    assert code == 1
+    assert cells(table, 'unnamed')[3] == 'failed'
+    assert 'Failed:\n\n* unnamed (tars:' in table and 'does not name its classes' in table
+    assert cells(table, 'colours')[3] != 'failed' and not list(out.glob('*/unnamed.json'))
+
+
+def test_any_error_is_that_of_its_line(run, tiny_run, monkeypatch):
+    def out_of_memory(*_, **__):
+        raise RuntimeError('RESOURCE_EXHAUSTED:\nout of memory')
+
+    monkeypatch.setattr(retrieval, 'evaluate', lambda a, b, data: out_of_memory())
+    code, table, _ = run(f'--model={tiny_run}')
+    assert code == 1
+    assert '* captions (tars:' in table and ': RESOURCE_EXHAUSTED: out of memory' in table
+    assert float(cells(table, 'colours')[3]) >= 0
+
+
+def test_an_unknown_score_is_an_error_that_names_those_there_are(run, tiny_run):
+    code, table, _ = run(f'--model={tiny_run}', '--suite.lines.colours.score=top2')
+    assert code == 1
+    assert "score: there is no 'top2'. Did you mean 'top1'? There are: " in table
+
+
+def test_nothing_that_could_run_is_an_error(run, tiny_run):
+    absent = [f'--suite.lines.{name}.data=folder:/no/{name}' for name in ('colours', 'captions')]
+    code, table, _ = run(f'--model={tiny_run}', *absent)
+    assert code == 1 and table.count('missing') == 3
+
+
+def test_options_of_sources(run, tiny_run, page):
+    text = page.read_text()
+    changed = "'options': {'tars': {'text_exts': ['none']}}"
+    page.write_text(text.replace("'options': {}", changed))
+    code, table, _ = run(f'--model={tiny_run}')
+    assert code == 1 and 'has no caption' in table
+    own = "'source': {'text_exts': ['txt']}, 'eval': 'retrieval'"
+    page.write_text(text.replace("'options': {}", changed).replace("'eval': 'retrieval'", own))
+    assert run(f'--model={tiny_run}')[0] == 0
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (("'eval': 'retrieval', ", ''), "suite: line captions: there is no 'eval'"),
+        (("'eval': 'retrieval'", "'eval': 'retrieve'"), "Did you mean 'retrieval'?"),
+        (("'classes':", "'clases':"), "line colours: evals/zeroshot: option: there is no 'clases'"),
+        (("'options': {}", "'option': {}"), "suite: there is no 'option'. Did you mean 'options'?"),
+        (("'colours':", "'a/b':"), 'suite: line a/b: a name is letters'),
+        (("'lines': ConfigDict(lines, sort_keys=False)", "'lines': {}"), 'the page has no lines'),
+        (('get_config', 'get_suite'), "no attribute 'get_config'"),
+    ],
+)
+def test_a_wrong_page_is_an_error_before_anything_runs(
+    run, page, tiny_run, tmp_path, change, message
+):
+    page.write_text(page.read_text().replace(*change))
+    code, table, error = run(f'--model={tiny_run}', f'--out={tmp_path / "out"}')
+    assert code == 1 and table == '' and message in error and error.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], 'at least one --model=PATH'),
+        (['--model=x', '--data=y'], 'and no --data'),
+        (['--model=x', '--top=3'], "there is no flag '--top=3'; expected --suite.key=value"),
+        (['--model=x', '--suite.lines.colors.data=y'], "Did you mean 'colours'?"),
+        (['--model=/no/x', '--model=/no/x'], 'expected different checkpoints'),
+        (['--model=/no/x'], '/no/x: there is no such file or folder'),
+    ],
+)
+def test_wrong_flags_are_an_error(run, arguments, message):
+    code, table, error = run(*arguments)
+    assert (code, table) == (1, '') and message in error and error.count('\n') == 1
+
+
+def test_a_page_that_is_not_there(capfd, tmp_path):
+    with pytest.raises(SystemExit):
+        cli.main(['eval', 'suite', f'--suite={tmp_path}/pge.py', '--model=x'])
+    assert '--suite: there is no file' in capfd.readouterr().err
+
+
+# experiments/suites/clip27.py
+
+
+def clip27(*arguments):
+    path = ROOT / 'experiments/suites/clip27.py'
+    spec = importlib.util.spec_from_file_location('clip27', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, module.get_config(*arguments).to_dict()
+
+
+def test_the_papers_sets_are_all_there_for_both_evaluations():
+    module, page = clip27()
+    assert len(module.SETS) == COUNT and len(page['lines']) == 2 * COUNT
+    for kind in ('zeroshot', 'linear_probe'):
+        lines = clip27(kind)[1]['lines']
+        assert len(lines) == COUNT and {line['eval'] for line in lines.values()} == {kind}
+        assert [*lines] == [f'{name}_{kind}' for name in module.SETS]
+    metrics = [metric for *_, metric, _ in module.SETS.values()]
+    assert metrics.count('mean_per_class') == 4
+    assert metrics.count('map_11_point') == metrics.count('roc_auc') == 1
+
+
+def test_the_names_of_tfds_are_those_that_it_builds():
+    import tensorflow_datasets as tfds
+
+    module, _ = clip27()
+    specs = [spec for train, test, *_ in module.SETS.values() for spec in (train, test)]
+    names = {spec.split(':')[1].split('/')[0] for spec in specs if spec.startswith('tfds:')}
+    assert names <= {*tfds.list_builders(with_community_datasets=False)} and len(names) == 16
+    folders = {spec for spec in specs if spec.startswith('folder:')}
+    assert len(folders) == 2 * (COUNT - 16)
+
+
+def test_the_readme_says_which_sets_are_folders():
+    text = (ROOT / 'experiments/suites/README.md').read_text()
+    module, _ = clip27()
+    for name, (_, test, *_) in module.SETS.items():
+        assert (f'`{name}`' in text) == (test.startswith('folder:') or name == 'imagenet')
+
+
+def test_the_pages_lines_are_evaluations_with_prompt_sets_that_exist():
+    module, page = clip27()
+    lines = suite.lines(page)
+    assert len(lines) == 2 * COUNT
+    prompts = {path.stem for path in (ROOT / 'clip_jax/assets/prompts').glob('*.txt')}
+    assert {name for *_, name in module.SETS.values()} <= prompts
