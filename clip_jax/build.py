@@ -21,6 +21,8 @@ TOKENIZER_CAPTIONS = 1_000_000  # a vocabulary does not get better from more
 # Where neither the config nor what it names says it.
 IMAGE = {'name': 'vit', 'image_size': 224}
 TEXT = {'name': 'transformer'}
+# Options of evaluations that name data.
+SPECS = ('train', 'validation')
 # Fields that an encoder keeps when another takes its place.
 SHARED = ('image_size', 'vocab_size', 'context_length', 'eot_id')
 
@@ -219,12 +221,34 @@ def preprocess(
     return Preprocess.from_card({**(base or {}), **given(config), 'size': image_size})
 
 
-def evaluation(name: str, options: Mapping[str, Any]) -> Callable[..., dict[str, Any]]:
-    """Returns evals/NAME with its options: (encode_image, encode_text, source) -> report."""
-    function = lookup.module('evals', name).evaluate
-    evaluate = bind(function, given(options), what=f'evals/{name}', own=3)
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """evals/NAME with its options: (encode_image, encode_text, source) -> report."""
 
-    def report(encode_image: Callable, encode_text: Callable, data: Any) -> dict[str, Any]:
-        return {'eval': name, **evaluate(encode_image, encode_text, data)}
+    name: str
+    evaluate: Callable[..., dict[str, Any]]
+    sources: Mapping[str, Any]  # the other data sets that it reads, by option
 
-    return report
+    def __call__(self, encode_image: Callable, encode_text: Callable, data: Any) -> dict[str, Any]:
+        return {'eval': self.name, **self.evaluate(encode_image, encode_text, data)}
+
+
+def evaluation(
+    name: str,
+    options: Mapping[str, Any],
+    source_options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Evaluation:
+    """Returns evals/NAME with its options; those of SPECS are opened, with the options of their
+    kinds of source.
+    """
+    function, what = lookup.module('evals', name).evaluate, f'evals/{name}'
+    options = given(options)
+    bind(function, options, what=what, own=3)  # before anything is opened
+    sources = {}
+    for option in SPECS:
+        if option in options:
+            spec = options[option]
+            if not isinstance(spec, str):
+                raise ValueError(f'{what}: {option} is {spec!r}; expected a data SPEC')
+            sources[option] = source(spec, source_options or {})
+    return Evaluation(name, functools.partial(function, **{**options, **sources}), sources)

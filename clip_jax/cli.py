@@ -33,6 +33,8 @@ examples:
       --templates=shapes
   clip-jax eval retrieval --model=runs/flickr8k --data='tars:flickr8k/val-*.tar' \\
       --out=report.json
+  clip-jax eval linear_probe --model=runs/flickr8k --data=folder:pets/test \
+      --train=folder:pets/train --save=probe.npz
 Options of the eval itself are given as --option=value, those of the data source as
 --data.option=value.""",
     'convert': """\
@@ -145,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
         help='how long to wait for the others at the start (default: 300)',
     )
     evaluate = command('eval', 'score a model on a data set')
-    evaluate.add_argument('name', metavar='NAME', help='zeroshot or retrieval')
+    evaluate.add_argument(
+        'name', metavar='NAME', help='zeroshot, retrieval, linear_probe or fewshot'
+    )
     evaluate.add_argument(
         '--model', required=True, metavar='PATH', help='a run directory or any known checkpoint'
     )
@@ -345,14 +349,16 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ValueError(f'--out: {out} exists; name a new file')
     from clip_jax import build, pretrained
 
-    evaluate = build.evaluation(args.name, options)
-    source = build.source(args.data, {args.data.partition(':')[0]: source_options})
+    of_kind = {args.data.partition(':')[0]: source_options}
+    evaluate = build.evaluation(args.name, options, of_kind)
+    source = build.source(args.data, of_kind)
     clip = pretrained.load(args.model, dtype='auto')
     report = evaluate(clip.encode_image, clip.encode_text, source)
     report = {'model': args.model, 'data': args.data, 'options': options, **report}
     for key, value in report.items():
         if isinstance(value, (int, float)):
-            print(f'{key:28} {value:,}' if isinstance(value, int) else f'{key:28} {value:.4f}')
+            digits = ',' if isinstance(value, int) else '.4f' if 1e-3 <= value <= 1 else '.4g'
+            print(f'{key:28} {value:{digits}}')
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')

@@ -10,13 +10,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax import build, checkpoint, convert, prompts, sharding, tokenizers
+from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, tokenizers
 from clip_jax.data.transforms import Preprocess, normalise
 from clip_jax.models import clip
 from clip_jax.models.clip import CLIP, shapes, unit
+
+FEATURES = ('embedding', 'trunk')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +38,14 @@ class Clip:
     mesh: Mesh
     batch_size: int = 256
 
-    def encode_image(self, images: Any) -> np.ndarray:
+    def encode_image(self, images: Any, *, features: str = 'embedding') -> np.ndarray:
         """Embeds images (PIL images, paths, encoded bytes, uint8 arrays [H, W, 3]; one or many):
-        unit rows [N, D].
+        unit rows [N, D], float32.
+
+        `features` 'trunk' gives the image encoder's rows before the projection [N, width], not of
+        unit length: what linear probes take (arXiv 2103.00020, appendix A.3).
         """
+        lookup.check(features, FEATURES, what='encode_image: features')
         many = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
         if not many and not (isinstance(images, np.ndarray) and images.ndim == 4):
             images = [images]
@@ -47,8 +54,14 @@ class Clip:
             model=self.model,
             mean=tuple(self.preprocess.mean),
             std=tuple(self.preprocess.std),
+            features=features,
             where=sharding.replicated(self.mesh),
         )
+        if not len(images):
+            size = self.preprocess.size
+            image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+            width = jax.eval_shape(forward, self.variables, image).shape[1]
+            return np.zeros((0, width), np.float32)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             return self._rows(
                 forward, images, lambda x: np.stack(list(pool.map(self.preprocess, x)))
@@ -87,7 +100,7 @@ class Clip:
         """Embeds items batch by batch; each is padded to one of a few sizes, so that few are
         compiled.
         """
-        rows = [np.zeros((0, self.model.embed_dim), np.float32)]
+        rows = []
         for start in range(0, len(items), self.batch_size):
             inputs = prepare(items[start : start + self.batch_size])
             padding = _bucket(len(inputs), self.mesh.size) - len(inputs)
@@ -98,7 +111,7 @@ class Clip:
             )
             embedded = forward(self.variables, padded)
             rows.append(np.asarray(embedded)[: len(inputs)])
-        return np.concatenate(rows)
+        return np.concatenate(rows) if rows else np.zeros((0, self.model.embed_dim), np.float32)
 
 
 def _bucket(n: int, devices: int) -> int:
@@ -109,12 +122,24 @@ def _bucket(n: int, devices: int) -> int:
     return size
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'mean', 'std', 'where'))
+@functools.partial(jax.jit, static_argnames=('model', 'mean', 'std', 'features', 'where'))
 def _image_rows(
-    variables, images, *, model: CLIP, mean: tuple, std: tuple, where: jax.sharding.Sharding
+    variables,
+    images,
+    *,
+    model: CLIP,
+    mean: tuple,
+    std: tuple,
+    features: str,
+    where: jax.sharding.Sharding,
 ) -> jax.Array:
-    rows = model.apply(variables, normalise(images, mean, std), method='encode_image')
-    return jax.lax.with_sharding_constraint(unit(rows), where)
+    images = normalise(images, mean, std)
+    if features == 'trunk':
+        rows = model.apply(variables, images, method=lambda model, x: model.image(x))
+        rows = rows.astype(jnp.float32)
+    else:
+        rows = unit(model.apply(variables, images, method='encode_image'))
+    return jax.lax.with_sharding_constraint(rows, where)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'where'))

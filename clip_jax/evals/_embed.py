@@ -1,5 +1,6 @@
 """Encoders over a data set: embeddings in the order of the records."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -10,10 +11,15 @@ from tqdm import tqdm
 CHUNK = 1024  # records read at a time; the encoder cuts them into batches of its own
 
 
-def records(encode_image: Callable, data: Any) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Reads a data set once: the unit rows [N, D] of its images, and the records without their
-    images.
+def records(
+    encode_image: Callable, data: Any, *, features: str = 'embedding'
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Reads a data set once: the rows [N, D] of its images, and the records without their images.
+
+    `features`: 'embedding', unit rows, or 'trunk', those before the projection.
     """
+    if features != 'embedding':
+        encode_image = functools.partial(encode_image, features=features)
     rows, others = [], []
     for chunk in chunks(range(len(data)), unit='img'):
         read = [data[i] for i in chunk]

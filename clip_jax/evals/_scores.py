@@ -1,0 +1,113 @@
+"""Metrics of classifiers, as functions of NumPy arrays; counted in whole numbers, so exact."""
+
+import numpy as np
+
+
+def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """The share of the classes `predicted`, int [N], that are those of `labels`, int [N]."""
+    predicted, labels = _pair(predicted, labels)
+    return int(np.sum(predicted == labels)) / len(labels)
+
+
+def mean_per_class(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
+    """The accuracy within each class, averaged over the classes that some label names."""
+    right, count = per_class(predicted, labels, classes)
+    return float(np.mean(right[count > 0] / count[count > 0]))
+
+
+def per_class(
+    predicted: np.ndarray, labels: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many examples of each class are predicted right, and how many it has: int [classes]."""
+    predicted, labels = _pair(predicted, labels)
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f'scores: labels go from {labels.min()} to {labels.max()}; expected those of '
+            f'{classes} classes, from 0'
+        )
+    right = np.bincount(labels[predicted == labels], minlength=classes)
+    return right, np.bincount(labels, minlength=classes)
+
+
+def map_11_point(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Mean average precision of PASCAL VOC 2007: the best precision at a recall of at least 0, 0.1,
+    … 1, averaged; then the mean over classes that have an example.
+
+    `scores` [N, C], `targets` bool [N, C]. A threshold lets in all examples that tie, or none, as
+    in all of the curves here. Everingham et al., IJCV 88, 2010, section 4.2.
+    """
+    return float(np.nanmean(average_precisions(scores, targets, points=11)))
+
+
+def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Mean average precision: precision at each threshold, weighted by the recall that it adds;
+    then the mean over classes that have an example. `scores` [N, C], `targets` bool [N, C].
+    """
+    return float(np.nanmean(average_precisions(scores, targets)))
+
+
+def average_precisions(scores: np.ndarray, targets: np.ndarray, *, points: int = 0) -> np.ndarray:
+    """The average precision of each class, [C]; NaN for one without an example.
+
+    `points`: at so many values of recall, as in `map_11_point`; 0: at all thresholds.
+    """
+    scores, targets = _pair(scores, targets, dimensions=2)
+    if not targets.any():
+        raise ValueError('scores: no example belongs to any class; precision is not defined')
+    found = np.full(scores.shape[1], np.nan)
+    for k in np.flatnonzero(targets.any(axis=0)):
+        right, admitted = _curve(scores[:, k], targets[:, k])
+        precision = right / admitted
+        if points:
+            # The best precision at this recall or a higher one.
+            best = np.maximum.accumulate(precision[::-1])[::-1]
+            # recall >= i / (points - 1), in whole numbers
+            needed = np.arange(points) * right[-1]
+            found[k] = best[np.searchsorted(right * (points - 1), needed)].mean()
+        else:
+            found[k] = np.sum(np.diff(right, prepend=0) * precision) / right[-1]
+    return found
+
+
+def roc_auc(scores: np.ndarray, targets: np.ndarray) -> float:
+    """The area under the ROC curve: the share of pairs of a positive and a negative example whose
+    positive one has the higher score; a tie counts half. `scores` [N], `targets` bool [N].
+    """
+    scores, targets = _pair(scores, targets)
+    positives = int(targets.sum())
+    negatives = len(targets) - positives
+    if not positives or not negatives:
+        raise ValueError(
+            f'scores: {positives} positive and {negatives} negative examples; the area under the '
+            'ROC curve needs some of both'
+        )
+    right, admitted = _curve(scores, targets)
+    new_right, new_wrong = np.diff(right, prepend=0), np.diff(admitted - right, prepend=0)
+    # Negatives that come at a threshold lie below all positives before them, and tie with its own.
+    twice = np.sum(new_wrong * (2 * (right - new_right) + new_right))
+    return int(twice) / (2 * positives * negatives)
+
+
+def _curve(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At each different score, from the highest: how many positive examples, and how many in all,
+    have at least that score.
+    """
+    order = np.argsort(-scores, kind='stable')
+    falling = scores[order]
+    last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
+    return np.cumsum(targets[order], dtype=np.int64)[last], last + 1
+
+
+def _pair(
+    values: np.ndarray, truths: np.ndarray, *, dimensions: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both as arrays; ValueError if they are empty, of different shapes or not finite."""
+    values, truths = np.asarray(values), np.asarray(truths)
+    if values.shape != truths.shape or values.ndim != dimensions or not values.size:
+        raise ValueError(
+            f'scores: arrays of the shapes {values.shape} and {truths.shape}; expected two alike, '
+            f'of {dimensions} dimension(s) and not empty'
+        )
+    if not np.isfinite(values).all():
+        raise ValueError('scores: some are not finite; they have no order')
+    return values, truths
