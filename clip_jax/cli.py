@@ -40,6 +40,8 @@ examples:
   clip-jax eval retrieval --data=embeddings:embedded/flickr8k
   clip-jax eval suite --suite=experiments/suites/clip27.py --model=runs/a --model=runs/b \\
       --out=suites/a-and-b
+  clip-jax eval linear_probe --model=runs/flickr8k --data=folder:pets/test \\
+      --train=folder:pets/train --save=probe.npz
 Options of the eval itself are given as --option=value, those of the data source as
 --data.option=value, other values of a suite's page as --suite.key=value. Of embeddings, --model may
 be left out. A suite goes on where it was stopped; its exit code is 0 if nothing failed.""",
@@ -160,7 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _process_flags(train)
     evaluate = command('eval', 'score a model on a data set, or several on many')
-    evaluate.add_argument('name', metavar='NAME', help='zeroshot, retrieval, or suite')
+    evaluate.add_argument(
+        'name', metavar='NAME', help='zeroshot, retrieval, linear_probe, fewshot or suite'
+    )
     evaluate.add_argument(
         '--model',
         action='append',
@@ -459,7 +463,8 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
     report |= {'seconds': time.monotonic() - began, 'versions': train.versions()}
     for key, value in report.items():
         if isinstance(value, (int, float)):
-            print(f'{key:28} {value:,}' if isinstance(value, int) else f'{key:28} {value:.4f}')
+            digits = ',' if isinstance(value, int) else '.4f' if 1e-3 <= value <= 1 else '.4g'
+            print(f'{key:28} {value:{digits}}')
     if out:
         kind = args.data.partition(':')[0]
         path, *figures = reports.write(report, out, build.image_loader({kind: source_options}))

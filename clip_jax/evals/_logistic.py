@@ -1,0 +1,376 @@
+"""Logistic regression by L-BFGS on devices: the optimum of scikit-learn's LogisticRegression(C).
+
+The objective is C times the sum of cross-entropies plus half the squared norm of the weights; the
+intercept is free. It is minimised as the mean of cross-entropies, in float32, after an exact
+change of variables in which its curvature is about that of a unit matrix: what takes hundreds of
+steps otherwise takes a dozen. The change follows the curvature, which moves with the weights, from
+round to round. One program serves every C.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.linalg
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from clip_jax import sharding
+
+TOLERANCE = 1e-7  # of the objective: where the next step is expected to gain less, a fit ends
+ROUND = 30  # steps until the variables are changed again
+MEMORY = 10  # pairs of differences that L-BFGS keeps
+# Rows are dealt out in so many parts, whose sums are added pairwise: on any number of devices that
+# divides it, the same numbers are added in the same order.
+PARTS = 16
+SAMPLE = 8  # rows for each feature, by which the curvature is estimated
+STALLED = 5  # steps without progress that float32 can show
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """Weights float64 [D, K] and intercepts [K] of rows as they were given; for two classes K is 1.
+
+    `objective` is scikit-learn's; `converged` is False if the iterations ran out.
+    """
+
+    C: float
+    weights: np.ndarray
+    bias: np.ndarray
+    objective: float
+    iterations: int
+    converged: bool
+
+
+class Regression:
+    """Labelled rows on all devices, to be fitted at any C, and on any subset of the rows.
+
+    `rows` are float32 [N, D]. `targets` are labels int [N] from 0 to `classes` - 1: one multinomial
+    regression, with two classes a binary one. Or bool [N, K]: K binary regressions at once.
+    """
+
+    def __init__(
+        self, rows: np.ndarray, targets: np.ndarray, classes: int, *, mesh: Mesh | None = None
+    ):
+        self.mesh = sharding.make_mesh() if mesh is None else mesh
+        self.center = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+        spread = rows.std(axis=0, dtype=np.float64).astype(np.float32)
+        # What does not vary is no feature; the smallest spread is that of rounding.
+        constant = spread <= 1e-6 * np.abs(self.center)
+        self.scale = np.where(constant | (spread == 0), 1, spread).astype(np.float32)
+        if targets.ndim == 1 and classes == 2:
+            targets = targets[:, None] == 1
+        self.softmax = targets.ndim == 1
+        self.columns = classes if self.softmax else targets.shape[1]
+        self.given, self.labels = rows, targets
+        self.rows, self.targets = self._dealt(self._standard(rows)), self._dealt(targets)
+
+    def fit(
+        self,
+        C: float,
+        *,
+        among: np.ndarray | None = None,
+        start: Fit | None = None,
+        max_iterations: int = 1000,
+    ) -> Fit:
+        """Fits the rows, or those where `among`, bool [N], is True; begins at `start`, if given."""
+        weight = np.ones(len(self.given)) if among is None else among.astype(float)
+        penalty = 1 / (C * weight.sum())  # of the mean's half squared norm
+        prior = self._prior(weight)
+        w, b = np.zeros((len(self.scale), self.columns)), prior
+        if start is not None:
+            w, b = start.weights * self.scale[:, None], start.bias + self.center @ start.weights
+        problem = _Problem(
+            self.rows,
+            self.targets,
+            self._dealt(weight.astype(np.float32)),
+            *self._replicated(penalty / self.scale.astype(float) ** 2, prior),
+        )
+        solve = _program(self.mesh, self.softmax)
+        iterations, converged = 0, False
+        while not converged and iterations < max_iterations:
+            variables = self._replicated(*self._basis(penalty, weight, w, b), w, b)
+            limit = np.int32(min(ROUND, max_iterations - iterations))
+            w, b, value, steps, converged = map(np.asarray, solve(problem, *variables, limit))
+            iterations += int(steps)
+        weights = w / self.scale.astype(float)[:, None]
+        return Fit(
+            C=C,
+            weights=weights,
+            bias=b - self.center.astype(float) @ weights,
+            objective=float(value) / penalty,
+            iterations=iterations,
+            converged=bool(converged),
+        )
+
+    def _standard(self, rows: np.ndarray) -> np.ndarray:
+        return (rows - self.center) / self.scale
+
+    def _prior(self, weight: np.ndarray) -> np.ndarray:
+        """The intercepts [K] that are best without features: those of the classes' frequencies."""
+        if self.softmax:
+            count = np.bincount(self.labels, weight, self.columns)
+            return np.log(np.maximum(count, 0.5))
+        count = weight.astype(np.float64) @ self.labels
+        return np.log(np.maximum(count, 0.5) / np.maximum(weight.sum() - count, 0.5))
+
+    def _basis(
+        self, penalty: float, weight: np.ndarray, w: np.ndarray, b: np.ndarray
+    ) -> tuple[np.ndarray, float]:
+        """New coordinates of weights [D, D] and intercepts, in which the curvature at w and b is
+        about 1 in every direction.
+        """
+        # Of a class, it is p (1 - p) times the rows' second moments; here, the mean over classes.
+        curvature = self._curvature(w, b) * weight
+        mean = max(curvature.sum() / weight.sum(), 1e-9)
+        count = max(4096, SAMPLE * len(w))
+        if len(curvature) <= count:
+            sample = self._standard(self.given) * np.sqrt(curvature)[:, None]
+            hessian = sample.T @ sample / weight.sum()
+        else:  # rows drawn in proportion, at even distances
+            edges = np.cumsum(curvature)
+            drawn = np.searchsorted(edges, (np.arange(count) + 0.5) / count * edges[-1])
+            sample = self._standard(self.given[drawn])
+            hessian = (sample.T @ sample).astype(float) * (mean / count)
+        floor = 1e-6 * mean  # for directions without data: second moments are about 1 on average
+        hessian[np.diag_indices_from(hessian)] += penalty / self.scale.astype(float) ** 2 + floor
+        root = scipy.linalg.cholesky(hessian, lower=True)
+        eye = np.eye(len(root))
+        return scipy.linalg.solve_triangular(root, eye, lower=True).T, mean**-0.5
+
+    def _curvature(self, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """The mean of p (1 - p) over classes, of each row."""
+        weights = (w / self.scale[:, None]).astype(np.float32)
+        z = self.given @ weights + (b - self.center @ weights).astype(np.float32)
+        if self.softmax:
+            p = np.exp(z - z.max(axis=1, keepdims=True))
+            p /= p.sum(axis=1, keepdims=True)
+        else:
+            p = 1 / (1 + np.exp(-np.clip(z, -80, 80)))
+        return (p * (1 - p)).mean(axis=1, dtype=float)
+
+    def _dealt(self, array: np.ndarray) -> jax.Array:
+        """Deals rows out over the devices: [parts, rows a part, ...], the last ones padding."""
+        parts = self.mesh.size * -(-PARTS // self.mesh.size)
+        each = -(-len(array) // parts)
+        padded = np.zeros((parts * each, *array.shape[1:]), array.dtype)
+        padded[: len(array)] = array
+        padded = padded.reshape(parts, each, *array.shape[1:])
+        where = sharding.over_batch(self.mesh)
+        return jax.make_array_from_callback(padded.shape, where, padded.__getitem__)
+
+    def _replicated(self, *arrays: Any) -> list[jax.Array]:
+        where = sharding.replicated(self.mesh)
+        arrays = [np.asarray(array, np.float32) for array in arrays]
+        return [jax.make_array_from_callback(a.shape, where, a.__getitem__) for a in arrays]
+
+
+class _Problem(NamedTuple):
+    rows: jax.Array  # [parts, n, D], standardised
+    targets: jax.Array  # int [parts, n] or bool [parts, n, K]
+    weight: jax.Array  # [parts, n]: 1, or 0 for rows that do not count
+    penalty: jax.Array  # [D]: of the half squared weights
+    prior: jax.Array  # [K]: intercepts
+
+
+class _State(NamedTuple):
+    step: jax.Array
+    place: jax.Array  # [D + 1, K], weights and intercepts in the new coordinates
+    w: jax.Array  # [D, K]
+    b: jax.Array  # [K]
+    logits: jax.Array  # [parts, n, K]
+    value: jax.Array  # one step before
+    memory: Any  # of L-BFGS
+    stalled: jax.Array
+    far: jax.Array  # from the optimum
+
+
+@functools.cache
+def _program(mesh: Mesh, softmax: bool) -> Callable:
+    """The compiled solver of a mesh; each device has its parts of the rows, and all have the
+    rest.
+    """
+    batch, whole = PartitionSpec(sharding.RULES['batch']), PartitionSpec()
+    problem = _Problem(batch, batch, batch, whole, whole)
+    axes = mesh.axis_names
+    solve = functools.partial(_solve, softmax=softmax, axes=axes)
+    return jax.jit(
+        jax.shard_map(
+            solve,
+            mesh=mesh,
+            in_specs=(problem, whole, whole, whole, whole, whole),
+            out_specs=whole,
+            check_vma=False,  # sums are gathered and added in order: not seen to be equal
+        ),
+        out_shardings=NamedSharding(mesh, whole),
+    )
+
+
+def _solve(
+    problem: _Problem,
+    basis: jax.Array,
+    unit: jax.Array,
+    w: jax.Array,
+    b: jax.Array,
+    limit: jax.Array,
+    *,
+    softmax: bool,
+    axes: tuple[str, ...],
+) -> tuple[jax.Array, ...]:
+    """L-BFGS (Liu and Nocedal 1989) with an exact line search, which needs no pass over the
+    rows.
+    """
+    rows, targets, weight, penalty, prior = problem
+    link = _Softmax(targets, b.shape[0]) if softmax else _Sigmoid(targets)
+    direction = optax.scale_by_lbfgs(MEMORY)
+    total = functools.partial(_total, axes=axes)
+    count = total(weight.sum(axis=1))
+
+    def mean(each: jax.Array) -> jax.Array:
+        return total((each * weight).sum(axis=1)) / count
+
+    def logits(w: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda part: _dot(part, w), rows) + b
+
+    def evaluate(w: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        loss, residual = link.loss(z)
+        residual = residual * weight[..., None]
+        # Of the two ways round, the one that is quick on CPU.
+        by_w = total(jax.lax.map(lambda part: _dot(part[1].T, part[0]), (rows, residual))).T
+        by_b = total(residual.sum(axis=1))
+        value = mean(loss) + jnp.sum(penalty[:, None] * w * w) / 2
+        by_w = by_w / count + penalty[:, None] * w
+        return value, jnp.concatenate([_dot(basis.T, by_w), unit * by_b[None] / count])
+
+    def search(
+        z: jax.Array, dz: jax.Array, w: jax.Array, dw: jax.Array, slope: jax.Array
+    ) -> jax.Array:
+        """Finds the lowest point of the line, on which the objective is convex: Newton's steps,
+        halved where they leave the bracket.
+        """
+        linear = jnp.sum(penalty[:, None] * w * dw)
+        quadratic = jnp.sum(penalty[:, None] * dw * dw)
+
+        def narrow(carry: tuple) -> tuple:
+            k, _, t, low, high, _ = carry
+            first, second = link.along(z + t * dz, dz)
+            first = mean(first) + linear + t * quadratic
+            low, high = jnp.where(first < 0, t, low), jnp.where(first < 0, high, t)
+            newton = t - first / (mean(second) + quadratic)
+            middle = jnp.where(jnp.isfinite(high), (low + high) / 2, 4 * t)
+            inside = (newton > low) & (newton < jnp.minimum(high, 10 * t))
+            return k + 1, t, jnp.where(inside, newton, middle), low, high, first
+
+        def rough(carry: tuple) -> jax.Array:
+            k, *_, first = carry
+            return (k < 30) & (jnp.abs(first) > 0.1 * jnp.abs(slope))
+
+        zero, one, infinity = map(jnp.float32, (0, 1, jnp.inf))
+        return jax.lax.while_loop(rough, narrow, (0, zero, one, zero, infinity, slope))[1]
+
+    def advance(state: _State) -> _State:
+        value, gradient = evaluate(state.w, state.logits)
+        uphill, memory = direction.update(gradient, state.memory, state.place)
+        slope = -jnp.sum(gradient * uphill)
+        # What the features explain may be little, and is then found no less exactly.
+        far = -slope / 2 > TOLERANCE * jnp.minimum(value, without - value)
+        worse = value >= state.value * (1 - 1e-7)
+        stalled = jnp.where(worse, state.stalled + 1, 0)
+        dw, db = -_dot(basis, uphill[:-1]), -unit * uphill[-1]
+        dz = logits(dw, db)
+        t = search(state.logits, dz, state.w, dw, slope)
+        return _State(
+            state.step + 1,
+            state.place - t * uphill,
+            state.w + t * dw,
+            state.b + t * db,
+            state.logits + t * dz,
+            value,
+            memory,
+            stalled,
+            far & (stalled < STALLED),
+        )
+
+    z = logits(w, b)
+    without = mean(link.loss(jnp.broadcast_to(prior, z.shape))[0])
+    place = jnp.zeros((len(w) + 1, len(b)))  # the new coordinates begin where the fit does
+    zero, infinity = jnp.int32(0), jnp.float32(jnp.inf)
+    begin = _State(zero, place, w, b, z, infinity, direction.init(place), zero, jnp.bool_(True))
+    end = jax.lax.while_loop(lambda state: state.far & (state.step < limit), advance, begin)
+    # Once more from the weights: in the logits of the loop, rounding has added up.
+    value = mean(link.loss(logits(end.w, end.b))[0])
+    value += jnp.sum(penalty[:, None] * end.w * end.w) / 2
+    return end.w, end.b, value, end.step, ~end.far
+
+
+class _Softmax:
+    """Cross-entropy of one class among K, from the others' share: exact also where that is tiny."""
+
+    def __init__(self, labels: jax.Array, classes: int):
+        self.own = labels[..., None] == jnp.arange(classes)
+
+    def _others(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The margin by which the other classes lead, and each one's share among them."""
+        others = jnp.where(self.own, -jnp.inf, z)
+        highest = others.max(axis=-1, keepdims=True)
+        share = jnp.exp(others - highest)
+        sum_ = share.sum(axis=-1, keepdims=True)
+        own = jnp.where(self.own, z, 0).sum(axis=-1)
+        return (highest + jnp.log(sum_))[..., 0] - own, share / sum_
+
+    def loss(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Losses [..., n] and their derivatives [..., n, K]."""
+        margin, share = self._others(z)
+        wrong = jax.nn.sigmoid(margin)[..., None]
+        return jax.nn.softplus(margin), jnp.where(self.own, -wrong, wrong * share)
+
+    def along(self, z: jax.Array, dz: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """First and second derivatives [..., n] of the losses at z in the direction dz."""
+        margin, share = self._others(z)
+        wrong = jax.nn.sigmoid(margin)
+        own = jnp.where(self.own, dz, 0).sum(axis=-1, keepdims=True)
+        change = dz - own
+        first = wrong * (share * change).sum(axis=-1)
+        second = wrong * (share * change * change).sum(axis=-1) - first * first
+        return first, second
+
+
+class _Sigmoid:
+    """The sum of K binary cross-entropies."""
+
+    def __init__(self, targets: jax.Array):
+        self.sign = jnp.where(targets, 1.0, -1.0)
+
+    def loss(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Losses [..., n] and their derivatives [..., n, K]."""
+        margin = -self.sign * z
+        return jax.nn.softplus(margin).sum(axis=-1), -self.sign * jax.nn.sigmoid(margin)
+
+    def along(self, z: jax.Array, dz: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """First and second derivatives [..., n] of the losses at z in the direction dz."""
+        margin = -self.sign * z
+        wrong = jax.nn.sigmoid(margin)
+        first = (-self.sign * wrong * dz).sum(axis=-1)
+        return first, (wrong * jax.nn.sigmoid(-margin) * dz * dz).sum(axis=-1)
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    # By default accelerators multiply float32 with fewer bits.
+    return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _total(parts: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Adds up the parts of all devices pairwise: first each device's own, then the devices'."""
+    return _pairwise(jax.lax.all_gather(_pairwise(parts), axes))
+
+
+def _pairwise(parts: jax.Array) -> jax.Array:
+    while len(parts) > 1:
+        if len(parts) % 2:
+            parts = jnp.concatenate([parts, jnp.zeros_like(parts[:1])])
+        parts = parts[0::2] + parts[1::2]
+    return parts[0]

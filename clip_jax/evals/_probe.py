@@ -1,0 +1,159 @@
+"""A fitted linear probe: what it says of features, how that is scored, and its file."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from clip_jax import hosts, lookup
+from clip_jax.evals import _scores
+from clip_jax.evals._labelled import Examples, Task
+from clip_jax.evals._logistic import Fit
+
+FEATURES = ('trunk', 'embedding')
+# Name -> (logits [N, K], examples) -> number. arXiv 2103.00020, table 9, says which is whose.
+METRICS: dict[str, Callable[[np.ndarray, Examples], float]] = {
+    'accuracy': lambda z, x: _scores.accuracy(z.argmax(axis=1), x.targets),
+    'mean_per_class': lambda z, x: _scores.mean_per_class(z.argmax(axis=1), x.targets, z.shape[1]),
+    'map_11_point': lambda z, x: _scores.map_11_point(z, x.targets),
+    'roc_auc': lambda z, x: _scores.roc_auc(z[:, 1] - z[:, 0], x.targets == 1),
+}
+ROWS = 8192  # multiplied in float64 at a time
+KEYS = ('weights', 'bias', 'about')
+COUNTS = ('max_iterations', 'seeds')
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A linear classifier of frozen features, float64 `weights` [D, K] and `bias` [K].
+
+    `features` says of which: rows of `clip.encode_image(images, features=probe.features)`. Where
+    `several`, an image may belong to any number of classes. `fingerprint` is that of the model,
+    '' if it is not known. Two classes without `several` have opposite weights.
+    """
+
+    weights: np.ndarray
+    bias: np.ndarray
+    classes: list[str]
+    features: str
+    several: bool = False
+    C: float = 0.0
+    fingerprint: str = ''
+
+    @classmethod
+    def of(cls, fit: Fit, classes: list[str], **about: Any) -> 'Probe':
+        """Makes a probe of a fit; of two classes a binary one becomes both columns."""
+        weights, bias = fit.weights, fit.bias
+        if len(bias) == 1 and len(classes) == 2:
+            weights, bias = np.concatenate([-weights, weights], axis=1) / 2, np.r_[-bias, bias] / 2
+        return cls(weights, bias, list(classes), C=fit.C, **about)
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """Logits [N, K] of features [N, D], float64."""
+        features = np.atleast_2d(features)
+        if features.shape[1] != len(self.weights):
+            raise ValueError(
+                f'features are {features.shape[1]} wide; this probe was fitted on {self.features} '
+                f'features of width {len(self.weights)}'
+            )
+        starts = range(0, len(features), ROWS)
+        blocks = [features[i : i + ROWS].astype(np.float64) @ self.weights for i in starts]
+        return np.concatenate([np.zeros((0, len(self.bias))), *blocks]) + self.bias
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """The class of each row, int [N], as places in `classes`; where `several`, bool [N, K]."""
+        scores = self.scores(features)
+        return scores > 0 if self.several else scores.argmax(axis=1)
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """The probability of each class [N, K]; rows sum to 1 unless `several`."""
+        scores = self.scores(features)
+        if self.several:
+            return np.exp(-np.logaddexp(0, -scores))
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return scores / scores.sum(axis=1, keepdims=True)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the probe to a file, as a whole or not at all; it replaces one that is there."""
+        path = check_place(path)
+        if not hosts.is_first():
+            return
+        about = {
+            'classes': self.classes,
+            'features': self.features,
+            'several': self.several,
+            'C': self.C,
+            'fingerprint': self.fingerprint,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f'{path.name}.partial')
+        with partial.open('wb') as file:
+            text = json.dumps(about, ensure_ascii=False)
+            np.savez(file, weights=self.weights, bias=self.bias, about=np.array(text))
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> 'Probe':
+        """Reads a probe that was saved; nothing in the file is executed. ValueError if it is
+        none.
+        """
+        path = pathlib.Path(path).expanduser()
+        if not path.is_file():
+            raise ValueError(f'{path}: there is no such file; expected a saved linear probe (.npz)')
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                weights, bias, about = (arrays[key] for key in KEYS)
+            about = json.loads(str(about))
+            return cls(weights, bias, **about)
+        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f'{path}: not a linear probe ({error}); expected an .npz with {", ".join(KEYS)}, '
+                'as eval linear_probe --save=FILE writes it'
+            ) from error
+
+
+def check_place(path: str | os.PathLike) -> pathlib.Path:
+    """Returns where a probe may be saved; ValueError if something else lies there."""
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise ValueError(f'save is {path!r}; expected the name of a file')
+    path = pathlib.Path(path).expanduser()
+    if path.exists():
+        try:
+            Probe.load(path)
+        except ValueError as error:
+            raise ValueError(f'save: {path} exists and is no probe; name a new file') from error
+    return path
+
+
+def check_options(what: str, *, features: str, metric: str, **numbers: float | None) -> None:
+    """ValueError if an option is not of those that there are, or no number above 0."""
+    lookup.check(features, FEATURES, what=f'{what}: features')
+    lookup.check(metric, METRICS, what=f'{what}: metric')
+    for name, value in numbers.items():
+        kind = (int,) if name in COUNTS else (int, float)
+        right = isinstance(value, kind) and not isinstance(value, bool) and 0 < value < np.inf
+        if value is not None and not right:
+            a = 'whole number' if name in COUNTS else 'number'
+            raise ValueError(f'{what}: {name} is {value!r}; expected a {a} above 0')
+
+
+def check_metric(metric: str, task: Task, source: Any) -> None:
+    """ValueError if a classification cannot be scored so."""
+    if task.several != (metric == 'map_11_point'):
+        many = 'several labels' if task.several else 'one label'
+        fit = (
+            'map_11_point' if task.several else ', '.join(m for m in METRICS if m != 'map_11_point')
+        )
+        raise ValueError(
+            f'metric {metric} does not fit {source}, whose images have {many} each; expected {fit}'
+        )
+    if metric == 'roc_auc' and len(task.names) != 2:
+        raise ValueError(
+            f'metric roc_auc does not fit {source}, which has {len(task.names)} classes; it is '
+            'that of two'
+        )
