@@ -43,6 +43,7 @@ class Clip:
     preprocess: Preprocess
     mesh: Mesh
     batch_size: int = 256
+    attend: Callable[[], Any] | None = None  # called before each batch, in the caller's thread
 
     def encode_image(self, images: Any, *, features: str = 'embedding') -> np.ndarray:
         """Embeds images (PIL images, paths, encoded bytes, uint8 arrays [H, W, 3]; one or many):
@@ -132,6 +133,8 @@ class Clip:
         """
         waiting = collections.deque()
         for inputs in batches:
+            if self.attend:
+                self.attend()
             waiting.append((forward(self.variables, self._on_devices(inputs)), len(inputs)))
             if len(waiting) > 1:
                 embedded, count = waiting.popleft()

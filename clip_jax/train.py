@@ -472,23 +472,17 @@ class Run:
 
     def score(self) -> dict[str, dict[str, Any]]:
         """Runs every evaluation of the config; returns its reports. Stopped if it is to end."""
-        model = dataclasses.replace(self.clip, variables=self.state.variables)
-        encoders = self.attended(model.encode_image), self.attended(model.encode_text)
+        model = dataclasses.replace(self.clip, variables=self.state.variables, attend=self.attend)
         return {
-            name: evaluate(*encoders, source) for name, (evaluate, source) in self.evals.items()
+            name: evaluate(model.encode_image, model.encode_text, source)
+            for name, (evaluate, source) in self.evals.items()
         }
 
-    def attended(self, encode: Callable) -> Callable:
-        """An encoder that shows the watchdog that it is alive, and stops where a host is to."""
-
-        @functools.wraps(encode)
-        def call(*args: Any, **options: Any) -> np.ndarray:
-            self.watchdog.tick('an evaluation')
-            if stop := hosts.largest(self.signals.stop):
-                raise Stopped(stop)
-            return encode(*args, **options)
-
-        return call
+    def attend(self) -> None:
+        """Shows the watchdog that an evaluation is alive; Stopped if a host is to stop."""
+        self.watchdog.tick('an evaluation')
+        if stop := hosts.largest(self.signals.stop):
+            raise Stopped(stop)
 
     def numbers(self, reports: dict[str, dict[str, Any]]) -> dict[str, float]:
         """The numbers of reports, by the names that they have in the metrics."""
