@@ -222,13 +222,19 @@ def as_text(damaged: Mapping[int, Sequence[str]]) -> str:
     )
 
 
+def absolute(path: str | os.PathLike) -> epath.Path:
+    """Returns a path that is whole, whatever the folder of the program, also on object storage."""
+    path = epath.Path(path)
+    return path if metrics.is_remote(path) else path.expanduser().resolve()
+
+
 def find(path: str | epath.Path) -> epath.Path:
     """Returns the checkpoint folder that a path means: one itself, or the newest of a run directory
     whose variables are whole; newer ones that are not are named on stderr.
 
     ValueError if there is none.
     """
-    path = epath.Path(path).expanduser().resolve()
+    path = absolute(path)
     if not path.exists():
         raise ValueError(
             f'{path}: there is no such file or folder; expected a run directory or a checkpoint'
@@ -273,7 +279,7 @@ def entries(path: str | epath.Path, *, contents: str) -> Iterator[Entry]:
 
     ValueError if there is nothing.
     """
-    path = epath.Path(path).expanduser().resolve()
+    path = absolute(path)
     if not path.exists():
         raise ValueError(f'{path}: there is no such file or folder; expected a run directory')
     if is_checkpoint(path):

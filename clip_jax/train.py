@@ -174,7 +174,7 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> int:
     notice of the machine stopped it, 130 when Ctrl-C did. ValueError for anything wrong in the
     config, the data or the run directory.
     """
-    workdir = epath.Path(workdir).expanduser().resolve()
+    workdir = checkpoint.absolute(workdir)
     resolved = json.loads(config.to_json_best_effort())
     if hosts.of_first(lambda: run_directory.finished(workdir, resolved)):
         if hosts.is_first():

@@ -208,6 +208,13 @@ def test_what_a_killed_process_left_is_no_checkpoint_and_is_cleared_away(opened,
     assert not left.exists()
 
 
+def test_paths_of_object_storage_stay_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(checkpoint.absolute('gs://bucket/run')) == 'gs://bucket/run'
+    assert checkpoint.absolute('run') == tmp_path / 'run'
+    assert checkpoint.absolute('~/run') == epath.Path('~/run').expanduser()
+
+
 def test_find_says_what_is_there_instead(tmp_path):
     with pytest.raises(ValueError, match=r'none: there is no such file or folder; expected a run'):
         checkpoint.find(tmp_path / 'none')

@@ -41,13 +41,12 @@ def matmul_flops(steps: int) -> float:
     return 2 * size**3 / statistics.median(seconds)
 
 
-def in_jax(config: Any, steps: int) -> tuple[list[float], float, float, int]:
-    """Seconds of each step, GiB that a device needed, seconds of compilation, FLOPs of a step."""
+def prepared(step: Any) -> tuple[Any, dict[str, Any], Callable, float]:
+    """A new state, a random batch, the compiled step of a plan.Step, and how long that took."""
     import jax
 
-    from clip_jax import plan, state
+    from clip_jax import state
 
-    step = plan.step_of(config, jax.devices(), config.model.dtype)
     current = state.create(step.model, step.optimizer, seed=0, mesh=step.mesh)
 
     def data(name: str, most: int) -> jax.Array:
@@ -62,7 +61,17 @@ def in_jax(config: Any, steps: int) -> tuple[list[float], float, float, int]:
     begin = time.perf_counter()
     with jax.set_mesh(step.mesh):
         program = jax.jit(step.function, donate_argnums=0).lower(current, batch).compile()
-    compiling = time.perf_counter() - begin
+    return current, batch, program, time.perf_counter() - begin
+
+
+def in_jax(config: Any, steps: int) -> tuple[list[float], float, float, int]:
+    """Seconds of each step, GiB that a device needed, seconds of compilation, FLOPs of a step."""
+    import jax
+
+    from clip_jax import plan
+
+    step = plan.step_of(config, jax.devices(), config.model.dtype)
+    current, batch, program, compiling = prepared(step)
 
     def run() -> dict[str, jax.Array]:
         nonlocal current

@@ -1,0 +1,69 @@
+r"""What do asynchronous checkpoints cost? The same steps with a save in the middle and without.
+
+    python experiments/benchmarks/save.py --config=configs/quickstart.py --every=50
+
+Takes turns of `every` steps of the config's real train step on random input, one with a save that
+begins after its first step and one without, in the same process. Prints a row of Markdown: medians
+of the turns, and the seconds for which a save itself lets training wait.
+"""
+
+import argparse
+import contextlib
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument('--config', required=True)
+    parser.add_argument('--every', type=int, default=50, help='steps from save to save')
+    parser.add_argument('--turns', type=int, default=7, help='pairs of turns')
+    parser.add_argument('--workdir', type=pathlib.Path, help='default: a temporary folder')
+    args, changes = parser.parse_known_args()
+
+    import jax
+    from train_step import prepared
+
+    from clip_jax import checkpoint, cli, plan
+
+    config = cli.read_config([f'--config={args.config}', *changes])
+    step = plan.step_of(config, jax.devices(), config.model.dtype)
+    current, batch, program, _ = prepared(step)
+    size = sum(x.nbytes for x in jax.tree.leaves(current))
+    seconds, blocked, total = {True: [], False: []}, [], 0
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoints = checkpoint.Checkpoints(args.workdir or scratch, keep=1)
+        with contextlib.closing(checkpoints):
+            for turn in range(2 * args.turns + 2):
+                saving = turn % 2 == 0
+                begin = time.perf_counter()
+                for i in range(args.every):
+                    current, numbers = program(current, batch)
+                    jax.block_until_ready(numbers)
+                    total += 1
+                    if saving and i == 0:
+                        jax.block_until_ready(current)
+                        before = time.perf_counter()
+                        checkpoints.save(total, current, {})
+                        if turn > 1:
+                            blocked.append(time.perf_counter() - before)
+                if turn > 1:  # the first two do not count
+                    seconds[saving].append(time.perf_counter() - begin)
+                    print(f'{saving=} {seconds[saving][-1]:.3f} s', file=sys.stderr, flush=True)
+    ratios = [x / y for x, y in zip(seconds[True], seconds[False], strict=True)]
+    with_save, without = (statistics.median(seconds[x]) / args.every for x in (True, False))
+    print('| config | state, MB | ms a step without | with | ratio | a save lets wait, ms |')
+    print('|---|---|---|---|---|---|')
+    print(
+        f'| `{pathlib.Path(args.config).name}` | {size / 1e6:.0f} | {1e3 * without:.1f} | '
+        f'{1e3 * with_save:.1f} | {statistics.median(ratios):.3f} '
+        f'({min(ratios):.3f} to {max(ratios):.3f}) | {1e3 * statistics.median(blocked):.0f} '
+        f'(at most {1e3 * max(blocked):.0f}) |'
+    )
+
+
+if __name__ == '__main__':
+    main()
