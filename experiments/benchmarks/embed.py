@@ -31,8 +31,15 @@ from clip_jax.tokenizers import bpe
 QUICKSTART = {
     'embed_dim': 128,
     'image': {
-        **{'image_size': 32, 'patch_size': 8, 'width': 128, 'depth': 4, 'heads': 4},
-        **{'mlp_dim': 512, 'pool': 'cls', 'positions': 'sincos2d', 'pre_norm': False},
+        'image_size': 32,
+        'patch_size': 8,
+        'width': 128,
+        'depth': 4,
+        'heads': 4,
+        'mlp_dim': 512,
+        'pool': 'cls',
+        'positions': 'sincos2d',
+        'pre_norm': False,
     },
     'text': {'width': 64, 'depth': 2, 'heads': 2, 'mlp_dim': 256},
 }
