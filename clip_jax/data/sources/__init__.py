@@ -15,8 +15,8 @@ examples `{'image': encoded bytes or array, 'texts': [str, ...], 'label': int}`,
 'label' if the storage has none. `label_names[label]` is a class's name; it is [] if there are no
 names, and a label of -1 means none. `where(i)` names example i in error messages. `left_out` says,
 by kind, what lay there and could not become an example. Reading is safe in threads, a source can be
-pickled, an index out of range is an IndexError, and an example that cannot be used a BadRecord. What
-is not there is a Missing when it is opened.
+pickled, an index out of range is an IndexError, and an example that cannot be used a BadRecord.
+What is not there is a Missing when it is opened.
 """
 
 import bisect
