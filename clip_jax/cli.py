@@ -496,6 +496,7 @@ def _embed(args: argparse.Namespace, rest: Sequence[str]) -> int:
     options, source_options = _options(rest)
     for name in options:
         raise ValueError(f'there is no flag --{name}; options of the data are --data.{name}=value')
+    keep_freed_memory()
     _connect(args)
     from clip_jax import build, embed, hosts
 

@@ -117,7 +117,7 @@ def run(
         mine = range(jax.process_index(), job.shards, jax.process_count())
         missing = [shard for shard in mine if not embeddings.read_note(folder, shard)]
         begun = time.monotonic()
-        _write_shards(job, missing)
+        write_shards(job, missing)
         seconds = time.monotonic() - begun
         _of_first('complete', lambda: _complete(job))
     written = int(hosts.total(np.array([sum(len(job.range(shard)) for shard in missing)]))[0])
@@ -227,7 +227,7 @@ def _begin(job: Job) -> None:
         embeddings.write_json(file, {'complete': False, **job.settings})
 
 
-def _write_shards(job: Job, shards: Sequence[int]) -> None:
+def write_shards(job: Job, shards: Sequence[int]) -> None:
     """Embeds and writes these shards; the next is already embedded while one is written."""
     total = sum(len(job.range(shard)) for shard in shards)
     what = 'embed'
@@ -319,9 +319,9 @@ def _read(job: Job, i: int) -> tuple[dict[str, Any], np.ndarray | None]:
     return {'record': i, 'where': job.source.where(i), **example}, image
 
 
-def _check_bad(job: Job, bad: Mapping[str, int], usable: int, few: int = FEW) -> None:
+def _check_bad(job: Job, bad: Mapping[str, int], usable: int) -> None:
     wrong = sum(bad.values())
-    if wrong >= few and wrong > job.options.max_bad * (wrong + usable):
+    if wrong >= FEW and wrong > job.options.max_bad * (wrong + usable):
         raise ValueError(
             f'{wrong:,} of {wrong + usable:,} records read cannot be used, more than --max-bad, '
             f'{job.options.max_bad:.1%}: {as_text(bad)}. clip-jax data verify lists them'

@@ -47,7 +47,7 @@ def search(
     queries = query if many else [query]
     for one in queries:
         _check_query(one)
-    source = _opened(os.fspath(folder), _changed(os.fspath(folder)))
+    source = _opened(os.fspath(folder), _description(os.fspath(folder)))
     if source.description['features'] != 'embedding':
         raise ValueError(
             f'{source}: holds the features {source.description["features"]!r}, which lie in no '
@@ -64,14 +64,14 @@ def search(
 
 
 @functools.lru_cache(4)
-def _opened(folder: str, changed: float) -> Embeddings:
+def _opened(folder: str, description: bytes) -> Embeddings:
+    """Opens a folder once, as long as its description stays the same."""
     return Embeddings(folder)
 
 
-def _changed(folder: str) -> float:
-    """When a folder was described; 0 if it was not, or lies elsewhere."""
+def _description(folder: str) -> bytes:
     file = epath.Path(folder).expanduser() / DESCRIPTION
-    return file.stat().mtime if file.exists() else 0
+    return file.read_bytes() if file.exists() else b''
 
 
 def _check_query(query: Any) -> None:

@@ -76,6 +76,7 @@ def test_more_than_there_are_gives_all(folder):
 
 def write(folder, shards: list[np.ndarray], **changes) -> None:
     """A folder of made-up rows."""
+    folder.mkdir(exist_ok=True)
     start = 0
     for shard, rows in enumerate(shards):
         records = [{'record': start + i, 'where': f'at {start + i}'} for i in range(len(rows))]

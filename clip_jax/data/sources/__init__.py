@@ -6,6 +6,7 @@ A SPEC is the same in configs and on the command line; paths and globs may be lo
     tars:GLOB                   uncompressed tar shards
     table:FILE                  rows of a .csv, .tsv, .jsonl or .parquet
     folder:DIR                  images, a sub-folder a class
+    embeddings:DIR              what clip-jax embed wrote: rows in place of images, to evaluate
 
 Several, each with a weight, are a mixture: `3 * tars:A.tar + 1 * tars:B.tar`.
 
@@ -16,6 +17,7 @@ belong to several classes. `label_names[label]` is a class's name; it is [] if t
 and a label of -1 means none. `where(i)` names example i in error messages. `left_out` says,
 by kind, what lay there and could not become an example. Reading is safe in threads, a source can be
 pickled, an index out of range is an IndexError, and an example that cannot be used a BadRecord.
+What is not there is a Missing when it is opened.
 """
 
 import bisect

@@ -1,0 +1,155 @@
+"""Images a second through `clip-jax embed`, next to those of the bare jitted encoder.
+
+    python experiments/benchmarks/embed.py
+    python experiments/benchmarks/embed.py --published=ViT-B-32 --images=8192 --batch=256
+
+Random weights; random images of the model's size, as arrays in memory, so that input keeps up. The
+bare encoder is called with one batch that lies on the device. `in turn` prepares a batch, then has
+it computed, then takes its rows. `embed` goes from records to files, these included. All take
+turns; numbers are medians over --repeats turns, with the slowest and fastest, and ratios are
+medians of those within a turn. The bare encoder runs before and after the others in each turn, and
+counts as the mean of both.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+from etils import epath
+
+from clip_jax import build, cli, embed, sharding
+from clip_jax.models import clip as models
+from clip_jax.pretrained import Clip
+from clip_jax.tokenizers import bpe
+
+# The model of configs/quickstart.py, for which everything but the encoder counts most.
+QUICKSTART = {
+    'embed_dim': 128,
+    'image': {
+        'image_size': 32,
+        'patch_size': 8,
+        'width': 128,
+        'depth': 4,
+        'heads': 4,
+        'mlp_dim': 512,
+        'pool': 'cls',
+        'positions': 'sincos2d',
+        'pre_norm': False,
+    },
+    'text': {'width': 64, 'depth': 2, 'heads': 2, 'mlp_dim': 256},
+}
+
+
+class Memory:
+    """Random images of one size, with labels."""
+
+    label_names, left_out = [], {}
+
+    def __init__(self, count: int, size: int):
+        rng = np.random.default_rng(0)
+        self._images = rng.integers(0, 256, (64, size, size, 3), np.uint8)
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: int) -> dict:
+        return {'image': self._images[i % 64], 'label': i % 10}
+
+    def where(self, i: int) -> str:
+        return f'image {i}'
+
+
+def model(published: str, batch: int) -> Clip:
+    """A model with random weights on all devices."""
+    tokenizer, mesh = bpe.Tokenizer(), sharding.make_mesh()
+    config = {'published': published, 'image': {}, 'text': {}} if published else QUICKSTART
+    architecture = build.architecture(config, tokenizer)
+    module = build.model(architecture, 'auto')
+    variables = jax.device_put(models.init(module, jax.random.key(0)), sharding.replicated(mesh))
+    preprocess = build.preprocess({}, module.image.image_size)
+    size = batch * mesh.size
+    return Clip(module, variables, {}, tokenizer, preprocess, mesh, batch_size=size)
+
+
+def bare(clip: Clip, source: Memory) -> None:
+    """Calls the jitted encoder with one batch again and again."""
+    images = np.stack([source[i]['image'] for i in range(clip.batch_size)])
+    forward, batch = clip._forward('embedding'), clip._on_devices(images)
+    for _ in range(0, len(source), clip.batch_size):
+        rows = forward(clip.variables, batch)
+    jax.block_until_ready(rows)
+
+
+def in_turn(clip: Clip, source: Memory, threads: int) -> None:
+    """Prepares and computes one batch after the other."""
+    forward = clip._forward('embedding')
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(source), clip.batch_size):
+            places = range(start, min(start + clip.batch_size, len(source)))
+            images = np.stack(list(pool.map(lambda i: clip.preprocess(source[i]['image']), places)))
+            np.asarray(forward(clip.variables, clip._on_devices(images)))
+
+
+def through_embed(clip: Clip, source: Memory, options: embed.Options) -> None:
+    """Writes a folder of embeddings."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {'captions': 'stored'}
+        job = embed.Job(clip, source, epath.Path(folder), options, settings)
+        embed.write_shards(job, range(job.shards))
+
+
+def rate(run: Callable[[], None], count: int) -> float:
+    start = time.perf_counter()
+    run()
+    return count / (time.perf_counter() - start)
+
+
+def spread(values: Sequence[float]) -> str:
+    return f'{statistics.median(values):,.1f} ({min(values):,.1f} to {max(values):,.1f})'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--published', default='', help="as ViT-B-32 (default: quickstart's model)")
+    parser.add_argument('--images', type=int, default=8192)
+    parser.add_argument('--batch', type=int, default=128, help='images a device')
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--repeats', type=int, default=5)
+    args = parser.parse_args()
+    cli.keep_freed_memory()  # as the command does
+    clip = model(args.published, args.batch)
+    source = Memory(args.images, clip.preprocess.size)
+    options = embed.Options(batch_size=args.batch, threads=args.threads)
+    runs = {
+        'bare encoder': lambda: bare(clip, source),
+        'in turn': lambda: in_turn(clip, source, args.threads),
+        'embed': lambda: through_embed(clip, source, options),
+        'bare encoder again': lambda: bare(clip, source),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    bare(clip, source)  # compiles
+    for _ in range(args.repeats):
+        for name, run in runs.items():
+            rates[name].append(rate(run, args.images))
+    both = rates['bare encoder'], rates.pop('bare encoder again')
+    rates['bare encoder'] = [statistics.mean(pair) for pair in zip(*both, strict=True)]
+    device = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    print(
+        f'\n{args.published or "quickstart"}, {args.images} images, {args.batch} a batch, {device}'
+    )
+    print('\n| | images a second | of the bare encoder |')
+    print('|---|---|---|')
+    for name, values in rates.items():
+        pairs = zip(values, rates['bare encoder'], strict=True)
+        share = statistics.median(ours / theirs for ours, theirs in pairs)
+        print(f'| {name} | {spread(values)} | {share:.2f} |')
+
+
+if __name__ == '__main__':
+    main()
