@@ -43,6 +43,7 @@ setup(
         'pyarrow>=18',
         'regex>=2024.11.6',
         'safetensors>=0.8',
+        'scipy>=1.13',
         'sentencepiece>=0.2.1',
         'simplejpeg>=1.9',
         'tensorboard>=2.19',
@@ -55,7 +56,14 @@ setup(
         'cuda': ['jax[cuda13]>=0.10.2'],
         'beam': ['apache-beam>=2.60'],
         'gcs': ['gcsfs>=2025.2'],
-        'test': ['aiohttp>=3.10', 'pytest>=8.3', 'pytest-xdist>=3.6', 'ruff>=0.12', *NOTEBOOK],
+        'test': [
+            'aiohttp>=3.10',
+            'pytest>=8.3',
+            'pytest-xdist>=3.6',
+            'ruff>=0.12',
+            'scikit-learn>=1.8',
+            *NOTEBOOK,
+        ],
         'colab': NOTEBOOK,
     },
 )

@@ -359,6 +359,8 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
         if isinstance(value, (int, float)):
             digits = ',' if isinstance(value, int) else '.4f' if 1e-3 <= value <= 1 else '.4g'
             print(f'{key:28} {value:{digits}}')
+    if 'probe' in report:
+        print(f'probe: {report["probe"]}')
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
