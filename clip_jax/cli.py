@@ -465,6 +465,8 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
         if isinstance(value, (int, float)):
             digits = ',' if isinstance(value, int) else '.4f' if 1e-3 <= value <= 1 else '.4g'
             print(f'{key:28} {value:{digits}}')
+    if 'probe' in report:
+        print(f'probe: {report["probe"]}')
     if out:
         kind = args.data.partition(':')[0]
         path, *figures = reports.write(report, out, build.image_loader({kind: source_options}))

@@ -92,10 +92,13 @@ class Probe:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f'{path.name}.partial')
-        with partial.open('wb') as file:
-            text = json.dumps(about, ensure_ascii=False)
-            np.savez(file, weights=self.weights, bias=self.bias, about=np.array(text))
-        partial.replace(path)
+        try:
+            with partial.open('wb') as file:
+                text = np.array(json.dumps(about, ensure_ascii=False))
+                np.savez(file, weights=self.weights, bias=self.bias, about=text)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'Probe':

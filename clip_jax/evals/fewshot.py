@@ -55,7 +55,8 @@ def evaluate(
     _check_enough(task, shots[-1], train)
 
     def score(fit: Fit, part: Examples) -> float:
-        return METRICS[metric](Probe.of(fit, task.names).scores(part.rows), part)
+        probe = Probe.of(fit, task.names, features=features)
+        return METRICS[metric](probe.scores(part.rows), part)
 
     swept = None
     if C is None and validation is not None:

@@ -2,6 +2,7 @@
 and appendix A.3).
 """
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -53,31 +54,31 @@ def evaluate(
 
     examples, held_out = _fitted(task, split=C is None)
     regression = Regression(examples.rows, examples.targets, len(task.names))
-    about = {
-        'features': features,
-        'several': task.several,
-        'fingerprint': getattr(train, 'fingerprint', ''),
-    }
+    fit_some = functools.partial(regression.fit, max_iterations=max_iterations)
+    probe_of = functools.partial(
+        Probe.of,
+        classes=task.names,
+        features=features,
+        several=task.several,
+        fingerprint=getattr(train, 'fingerprint', ''),
+    )
     tried, start = [], None
     if C is None:
         validated = examples.at(held_out)
         tried = _sweep.sweep(
-            lambda C, start: regression.fit(
-                C, among=~held_out, start=start, max_iterations=max_iterations
-            ),
-            lambda fit: METRICS[metric](
-                Probe.of(fit, task.names, **about).scores(validated.rows), validated
-            ),
+            lambda C, start: fit_some(C, among=~held_out, start=start),
+            lambda fit: METRICS[metric](probe_of(fit).scores(validated.rows), validated),
         )
         start = _sweep.best(tried)
         C = start.C
     seconds.append(time.monotonic())
-    fit = regression.fit(C, start=start, max_iterations=max_iterations)
-    probe = Probe.of(fit, task.names, **about)
+    fit = fit_some(C, start=start)
+    probe = probe_of(fit)
     seconds.append(time.monotonic())
     report = _scored(probe, task, metric)
     if save is not None:
         probe.save(save)
+        report['probe'] = save
     embed, sweep, refit = np.diff(seconds).round(3).tolist()
     return report | {
         'features': features,

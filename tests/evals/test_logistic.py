@@ -93,17 +93,15 @@ def ill_conditioned(rows):
     """With a constant column, one twice, and columns of very different sizes and offsets."""
     rng = np.random.default_rng(2)
     noise = rng.normal(size=(len(rows), 1))
-    return np.concatenate(
-        [
-            rows,
-            np.full((len(rows), 1), 1e4),
-            rows[:, :3],
-            1e4 * rows[:, 3:6] + 1e5,
-            1e-4 * noise,
-            np.zeros((len(rows), 1)),
-        ],
-        axis=1,
-    ).astype(np.float32)
+    columns = [
+        rows,
+        np.full((len(rows), 1), 1e4),
+        rows[:, :3],
+        1e4 * rows[:, 3:6] + 1e5,
+        1e-4 * noise,
+        np.zeros((len(rows), 1)),
+    ]
+    return np.concatenate(columns, axis=1).astype(np.float32)
 
 
 @pytest.mark.parametrize('C', [1e-6, 1e-2, 1, 1e3])
