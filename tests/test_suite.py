@@ -106,7 +106,7 @@ def test_the_table_holds_the_numbers_of_single_evaluations(
     assert [row['line'] for row in written['lines']] == ['colours', 'captions', 'absent']
     assert written['lines'][0]['values'] == colours
     assert written['means'][0] == {'eval': 'zeroshot', 'lines': 1, 'values': colours}
-    reports = sorted(str(path.relative_to(out)) for path in out.glob('*/*'))
+    reports = sorted(str(path.relative_to(out)) for path in out.glob('*/*.json'))
     assert len(reports) == 4 and all(
         path.endswith(('colours.json', 'captions.json')) for path in reports
     )
