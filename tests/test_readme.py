@@ -38,7 +38,7 @@ def test_commands_name_configs_keys_and_evals_that_exist(command, monkeypatch):
     if args.command == 'train':
         config = cli.read_config([f'--config={args.config}', *rest])
         assert config.total_steps > 0
-    elif args.command == 'eval':
+    elif args.command == 'eval' and args.name != 'suite':
         assert (ROOT / f'clip_jax/evals/{args.name}.py').exists()
 
 
