@@ -22,7 +22,7 @@ def per_class(report: Mapping[str, Any], images: Sequence, path: str | os.PathLi
     rows = sorted(report['per_class'], key=lambda row: -row[2])
     shown = rows if len(rows) <= BARS else rows[: BARS // 2] + rows[-BARS // 2 :]
     places = np.arange(len(shown)) + (np.arange(len(shown)) >= BARS // 2) * (len(rows) > BARS)
-    height = 0.21 * (places[-1] + 1) + _figure.HEAD + 0.7
+    height = max(0.21 * (places[-1] + 1) + _figure.HEAD + 0.7, 2.6)
     figure = _figure.new(8.4, height, f'{_figure.title(report)} by class', _figure.scores(report))
     axes = figure.add_subplot()
     mean = float(np.mean([score for _, _, score in rows]))

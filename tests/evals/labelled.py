@@ -7,16 +7,16 @@ class Toy:
     """Images that are rows, with a label each; lists are several labels."""
 
     def __init__(self, rows, labels, label_names=(), name='toy'):
-        self.rows, self.labels, self.label_names = rows, labels, list(label_names)
+        self.images, self.labels, self.label_names = rows, labels, list(label_names)
         self.name = name
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.images)
 
     def __getitem__(self, i):
         label = self.labels[i]
         key = 'labels' if isinstance(label, list) else 'label'
-        return {'image': self.rows[i], key: label if key == 'labels' else int(label)}
+        return {'image': self.images[i], key: label if key == 'labels' else int(label)}
 
     def where(self, i):
         return f'{self.name} record {i}'

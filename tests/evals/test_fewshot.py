@@ -31,8 +31,8 @@ def test_scores_are_those_of_scikit_learn_on_the_same_images():
             some = places[rank < k]
             assert np.bincount(train.labels[some]).tolist() == [k] * 4
             model = LogisticRegression(C=0.5, tol=1e-9, max_iter=20_000)
-            model.fit(train.rows[some].astype(float), train.labels[some])
-            expected.append(model.score(test.rows, test.labels))
+            model.fit(train.images[some].astype(float), train.labels[some])
+            expected.append(model.score(test.images, test.labels))
         np.testing.assert_allclose(scores, expected, atol=1 / 300 + 1e-9)
         assert mean == report[f'accuracy@{k}'] == pytest.approx(np.mean(scores))
         assert spread == pytest.approx(np.std(scores))
@@ -69,8 +69,8 @@ def test_with_a_validation_set_c_is_found_for_each_choice():
 
             def score(C, data, some=some):
                 model = LogisticRegression(C=C, tol=1e-9, max_iter=20_000)
-                model.fit(train.rows[some].astype(float), train.labels[some])
-                return model.score(data.rows, data.labels)
+                model.fit(train.images[some].astype(float), train.labels[some])
+                return model.score(data.images, data.labels)
 
             coarse = [score(10.0**e, validation) for e in range(-6, 7, 2)]
             assert score(C, validation) >= max(coarse) - 0.011  # two images of 200

@@ -29,7 +29,7 @@ def sets(n=600, **options):
 
 
 def reference(train, C, features='trunk'):
-    rows = encode_image(train.rows, features=features).astype(np.float64)
+    rows = encode_image(train.images, features=features).astype(np.float64)
     return LogisticRegression(C=C, tol=1e-9, max_iter=20_000).fit(rows, train.labels)
 
 
@@ -43,7 +43,7 @@ def test_accuracy_is_that_of_scikit_learn_at_the_same_c(features, C):
     train, test = sets(overlap=2)
     report = probe(train, test, features=features, C=C)
     model = reference(train, C, features)
-    rows = encode_image(test.rows, features=features)
+    rows = encode_image(test.images, features=features)
     assert report['accuracy'] == pytest.approx(model.score(rows, test.labels), abs=1e-3)
     assert 0.3 < report['accuracy'] < 0.95
     assert (report['chosen_C'], report['sweep']) == (C, [])
@@ -62,17 +62,17 @@ def test_accuracy_is_that_of_scikit_learn_at_the_same_c(features, C):
 def test_mean_per_class_and_area_under_roc_are_those_of_scikit_learn():
     train, test = sets(overlap=2)
     few = [i for i, k in enumerate(test.labels) if k != 1 or i % 5 == 0]
-    test = Toy(test.rows[few], test.labels[few], NAMES)
-    guess = reference(train, 1).predict(test.rows)
+    test = Toy(test.images[few], test.labels[few], NAMES)
+    guess = reference(train, 1).predict(test.images)
     report = probe(train, test, C=1, metric='mean_per_class')
     expected = balanced_accuracy_score(test.labels, guess)
     assert report['mean_per_class'] == pytest.approx(expected, abs=1e-3)
     assert expected != pytest.approx(np.mean(guess == test.labels), abs=1e-3)
 
-    train, test = (Toy(x.rows, x.labels % 2, ['even', 'odd']) for x in sets(overlap=2))
+    train, test = (Toy(x.images, x.labels % 2, ['even', 'odd']) for x in sets(overlap=2))
     model = reference(train, 1)
     report = probe(train, test, C=1, metric='roc_auc')
-    expected = roc_auc_score(test.labels, model.decision_function(test.rows))
+    expected = roc_auc_score(test.labels, model.decision_function(test.images))
     assert report['roc_auc'] == pytest.approx(expected, abs=1e-4)
     assert 0.5 < expected < 0.99
 
@@ -146,7 +146,7 @@ def test_the_sweep_ends_where_scikit_learn_would_end():
     validation = Toy(*classes(200, seed=2, overlap=2.5), NAMES)
     report = probe(train, test, validation=validation)
     scores = {
-        step: reference(train, 10 ** (step / 8 - 6)).score(validation.rows, validation.labels)
+        step: reference(train, 10 ** (step / 8 - 6)).score(validation.images, validation.labels)
         for step in range(97)
     }
     visited, best = by_hand(scores.get)
@@ -156,8 +156,8 @@ def test_the_sweep_ends_where_scikit_learn_would_end():
         assert score == pytest.approx(scores[step], abs=0.011)  # two images of 200
     assert max(score for _, score in report['sweep']) == pytest.approx(scores[best], abs=0.011)
     # The last fit sees the training and the validation set.
-    both = Toy(np.r_[train.rows, validation.rows], np.r_[train.labels, validation.labels])
-    expected = reference(both, report['chosen_C']).score(test.rows, test.labels)
+    both = Toy(np.r_[train.images, validation.images], np.r_[train.labels, validation.labels])
+    expected = reference(both, report['chosen_C']).score(test.images, test.labels)
     assert report['accuracy'] == pytest.approx(expected, abs=1e-3)
     assert (report['training_images'], report['validation_images']) == (300, 200)
     assert report['fit']['converged']
@@ -172,7 +172,7 @@ def test_without_a_validation_set_a_fifth_of_each_class_is_held_out_and_fitted_a
     for k in range(4):
         own = mask[train.labels == k]
         assert own.sum() == round(len(own) / 5)
-    expected = reference(train, report['chosen_C']).score(test.rows, test.labels)
+    expected = reference(train, report['chosen_C']).score(test.images, test.labels)
     assert report['accuracy'] == pytest.approx(expected, abs=1e-3)
 
 
@@ -221,22 +221,23 @@ def test_classes_go_by_their_names_where_sets_number_them_differently():
     expected = probe(train, test, C=1)
     order = [2, 0, 3, 1]
     renamed = Toy(
-        test.rows, [order.index(k) for k in test.labels], [NAMES[k] for k in order], 'test'
+        test.images, [order.index(k) for k in test.labels], [NAMES[k] for k in order], 'test'
     )
     assert steady(probe(train, renamed, C=1)) == steady(expected)
-    nameless = Toy(test.rows, test.labels, (), 'test')
+    nameless = Toy(test.images, test.labels, (), 'test')
     assert steady(probe(train, nameless, C=1)) == steady(expected)
-    numbers = probe(Toy(train.rows, train.labels), nameless, C=1)
+    numbers = probe(Toy(train.images, train.labels), nameless, C=1)
     assert numbers['accuracy'] == expected['accuracy']
     assert [row[0] for row in numbers['per_class']] == ['0', '1', '2', '3']
-    assert probe(Toy(train.rows, train.labels), test, C=1)['per_class'] == expected['per_class']
+    assert probe(Toy(train.images, train.labels), test, C=1)['per_class'] == expected['per_class']
 
 
 def test_images_without_a_label_do_not_count():
     train, test = sets()
     expected = probe(train, test, C=1)
     more = [
-        Toy(np.r_[x.rows[:7] + 9, x.rows], np.r_[[-1] * 7, x.labels], NAMES) for x in (train, test)
+        Toy(np.r_[x.images[:7] + 9, x.images], np.r_[[-1] * 7, x.labels], NAMES)
+        for x in (train, test)
     ]
     report = probe(*more, C=1)
     assert (report['unlabelled'], report['unlabelled_for_training']) == (7, 7)
@@ -250,7 +251,7 @@ def test_a_class_that_is_named_and_of_which_nothing_has_an_image_does_not_compet
     train, test = sets()
     names = [NAMES[0], 'dragon', *NAMES[1:], 'unicorn']
     place = [0, 2, 3, 4]
-    more = [Toy(x.rows, [place[k] for k in x.labels], names) for x in (train, test)]
+    more = [Toy(x.images, [place[k] for k in x.labels], names) for x in (train, test)]
     report = probe(*more, C=1)
     assert report['classes_without_images'] == ['dragon', 'unicorn']
     assert report['classes'] == 4
@@ -261,7 +262,7 @@ def test_mistakes_are_those_of_the_most_confidence():
     train, test = sets(overlap=2)
     report = probe(train, test, C=1)
     model = reference(train, 1)
-    probability = model.predict_proba(test.rows)
+    probability = model.predict_proba(test.images)
     assert 1 < len(report['mistakes']) <= 24
     for mistake in report['mistakes']:
         own = probability[mistake['index']]
@@ -292,7 +293,7 @@ def test_a_saved_probe_says_the_same_as_the_report(kind, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ['probe.npz']
     loaded = Probe.load(path)
     assert (loaded.classes, loaded.features, loaded.C) == (train.label_names, 'embedding', 10)
-    rows = encode_image(test.rows)
+    rows = encode_image(test.images)
     predicted, probability = loaded.predict(rows), loaded.probabilities(rows)
     assert probability.shape == (len(test), len(loaded.classes))
     if kind == 'several':
@@ -366,38 +367,48 @@ LISTS = [[int(k)] for k in TEST.labels]
 
 class Unlabelled(Toy):
     def __getitem__(self, i):
-        return {'image': self.rows[i]}
+        return {'image': self.images[i]}
 
 
 @pytest.mark.parametrize(
     ('train', 'test', 'options', 'message'),
     [
-        (Toy(TRAIN.rows, TRAIN.labels, NAMES[:3], 'train'), TEST, {}, 'labels of train go up to 3'),
-        (TRAIN, Toy(TEST.rows, TEST.labels + 1, (), 'test'), {}, 'go up to 4, but there are 4'),
+        (
+            Toy(TRAIN.images, TRAIN.labels, NAMES[:3], 'train'),
+            TEST,
+            {},
+            'labels of train go up to 3',
+        ),
+        (TRAIN, Toy(TEST.images, TEST.labels + 1, (), 'test'), {}, 'go up to 4, but there are 4'),
         (
             TRAIN,
-            Toy(TEST.rows, TEST.labels, ['cat', 'dog', 'bird', 'whale'], 'test'),
+            Toy(TEST.images, TEST.labels, ['cat', 'dog', 'bird', 'whale'], 'test'),
             {},
             "test has images of classes that the training set does not name: 'whale'",
         ),
         (
-            Toy(TRAIN.rows, TRAIN.labels % 3, NAMES, 'train'),
+            Toy(TRAIN.images, TRAIN.labels % 3, NAMES, 'train'),
             TEST,
             {},
             "train has no image of 'fish', but test has",
         ),
         (
-            Toy(TRAIN.rows, np.zeros(60, int), NAMES, 'train'),
-            Toy(TEST.rows, np.zeros(300, int), NAMES, 'test'),
+            Toy(TRAIN.images, np.zeros(60, int), NAMES, 'train'),
+            Toy(TEST.images, np.zeros(300, int), NAMES, 'test'),
             {},
             "train has images of one class only, 'cat'; expected two or more",
         ),
-        (Unlabelled(TRAIN.rows, [], NAMES, 'train'), TEST, {}, 'train has images without a label'),
-        (TRAIN, Toy(TEST.rows, [-1] * 300, NAMES, 'test'), {}, 'no image of test has a label'),
-        (Toy(TRAIN.rows, [-1] * 60, NAMES, 'train'), TEST, {}, 'no image of train has a label'),
-        (TRAIN, Toy(TEST.rows, LISTS, NAMES, 'test'), {}, 'test has several labels an image'),
         (
-            Toy(TRAIN.rows[:4], [0, 1, 2, 3], NAMES, 'train'),
+            Unlabelled(TRAIN.images, [], NAMES, 'train'),
+            TEST,
+            {},
+            'train has images without a label',
+        ),
+        (TRAIN, Toy(TEST.images, [-1] * 300, NAMES, 'test'), {}, 'no image of test has a label'),
+        (Toy(TRAIN.images, [-1] * 60, NAMES, 'train'), TEST, {}, 'no image of train has a label'),
+        (TRAIN, Toy(TEST.images, LISTS, NAMES, 'test'), {}, 'test has several labels an image'),
+        (
+            Toy(TRAIN.images[:4], [0, 1, 2, 3], NAMES, 'train'),
             TEST,
             {},
             'the training set has one image a class',
@@ -407,15 +418,15 @@ class Unlabelled(Toy):
         (TRAIN, TEST, {'metric': 'roc_auc'}, 'roc_auc does not fit test, which has 4 classes'),
         (TRAIN, TEST, {'metric': 'map_11_point'}, 'images have one label each'),
         (
-            Toy(TEST.rows, LISTS, NAMES, 'train'),
-            Toy(TEST.rows, LISTS, NAMES, 'test'),
+            Toy(TEST.images, LISTS, NAMES, 'train'),
+            Toy(TEST.images, LISTS, NAMES, 'test'),
             {},
             'metric accuracy does not fit test, whose images have several labels each; expected '
             'map_11_point',
         ),
         (
-            Toy(TEST.rows, [[0, k] for k in TEST.labels], NAMES, 'train'),
-            Toy(TEST.rows, LISTS, NAMES, 'test'),
+            Toy(TEST.images, [[0, k] for k in TEST.labels], NAMES, 'train'),
+            Toy(TEST.images, LISTS, NAMES, 'test'),
             {'metric': 'map_11_point'},
             "every image of train has the class 'cat'",
         ),
@@ -437,7 +448,7 @@ def test_what_is_wrong_is_said_in_one_line(train, test, options, message, tmp_pa
 @pytest.mark.parametrize('part', ['train', 'test'])
 def test_features_that_are_no_numbers_are_an_error_and_no_score(part):
     train, test = sets(n=60)
-    (train if part == 'train' else test).rows[3, 2] = np.nan
+    (train if part == 'train' else test).images[3, 2] = np.nan
     with pytest.raises(ValueError, match=r'1 of .* images are not finite'):
         probe(train, test)
 
