@@ -193,15 +193,6 @@ def campaign(names, config, workdir, *flags):
     return done.stdout
 
 
-def test_several_processes_survive_it_all(tiny_config, tmp_path):
-    """The campaign of experiments/faults, short."""
-    longer = '--config.total_steps=40', '--config.checkpoint.every=4', '--times=1'
-    said = campaign(
-        ['kill', 'term', 'freeze', 'second'], tiny_config, tmp_path, *longer, '--limit=45'
-    )
-    assert said.count('equal to the last bit') >= 4
-
-
 @pytest.mark.slow
 def test_several_processes_survive_ten_kills(tiny_config, tmp_path):
     campaign(['kill'], tiny_config, tmp_path, '--config.total_steps=200', '--times=10')
