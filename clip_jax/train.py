@@ -623,7 +623,8 @@ def _evaluation(name: str, options: ConfigDict, config: ConfigDict) -> tuple[Cal
     """One entry of `config.evals`: the evaluation with its options, and its source."""
     for key in ('eval', 'data'):
         lookup.check(key, options, what=f'config.evals.{name}')
-    evaluate = build.evaluation(options.eval, build.given(options, 'eval', 'data'))
+    own = build.given(options, 'eval', 'data')
+    evaluate = build.evaluation(options.eval, own, config.data.options)
     return evaluate, build.source(options.data, config.data.options)
 
 
