@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -77,19 +77,13 @@ class Checkpoints:
 
         ValueError if there are steps and none is whole, or if one cannot be read.
         """
-        damaged: dict[int, list[str]] = {}
-        for step in hosts.of_first(lambda: steps(self.folder)):
-            found = self._troubles(step)
-            if not found:
-                if hosts.is_first():
-                    for wrong in damaged:
-                        _set_aside(self.folder / str(wrong))
-                hosts.wait('newest')
-                return step, damaged
-            damaged[step] = found
-        if damaged:
-            raise ValueError(f'{self.folder}: no checkpoint is whole: {as_text(damaged)}')
-        return None, {}
+        there = hosts.of_first(lambda: steps(self.folder))
+        step, damaged = _newest_whole(self.folder, there, self._troubles)
+        if hosts.is_first():
+            for wrong in damaged:
+                _set_aside(self.folder / str(wrong))
+        hosts.wait('newest')
+        return step, damaged
 
     def _troubles(self, step: int) -> list[str]:
         """What is wrong with a step; each process reads its part."""
@@ -244,22 +238,36 @@ def find(path: str | epath.Path) -> epath.Path:
             raise ValueError(f'{path}: this checkpoint is not whole: {"; ".join(found)}')
         return path
     folder = path if path.name == FOLDER else path / FOLDER
-    damaged: dict[int, list[str]] = {}
-    for step in steps(folder):
-        found = manifest.troubles(folder / str(step), only=USED)
-        if not found:
-            if damaged:
-                text = f'{as_text(damaged)}; step {step:,} is taken instead'
-                print(f'{folder}: not whole: {text}', file=sys.stderr)
-            return folder / str(step)
-        damaged[step] = found
+    step, damaged = _newest_whole(
+        folder, steps(folder), lambda step: manifest.troubles(folder / str(step), only=USED)
+    )
     if damaged:
-        raise ValueError(f'{folder}: no checkpoint is whole: {as_text(damaged)}')
+        text = f'{as_text(damaged)}; step {step:,} is taken instead'
+        print(f'{folder}: not whole: {text}', file=sys.stderr)
+    if step is not None:
+        return folder / str(step)
     inside = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else 'a file'
     raise ValueError(
         f'{path}: no checkpoint found; expected a run directory with {FOLDER}/<step>, '
         f'or one such folder; found {inside}'
     )
+
+
+def _newest_whole(
+    folder: epath.Path, there: Sequence[int], troubles: Callable[[int], list[str]]
+) -> tuple[int | None, dict[int, list[str]]]:
+    """The first of some steps that has no troubles, None where there are no steps, and what is
+    wrong with those before it; ValueError if all have some.
+    """
+    damaged: dict[int, list[str]] = {}
+    for step in there:
+        found = troubles(step)
+        if not found:
+            return step, damaged
+        damaged[step] = found
+    if damaged:
+        raise ValueError(f'{folder}: no checkpoint is whole: {as_text(damaged)}')
+    return None, {}
 
 
 class Entry(NamedTuple):

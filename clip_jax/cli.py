@@ -566,8 +566,6 @@ def _convert(args: argparse.Namespace, rest: Sequence[str]) -> int:
 def _checkpoint(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest or (args.sampled and args.action == 'list'):
         raise ValueError(f'there is no flag {[*rest, "--sampled"][0]!r}')
-    from etils import epath
-
     from clip_jax import checkpoint, metrics
 
     contents = 'none' if args.action == 'list' else 'sampled' if args.sampled else 'all'
@@ -577,7 +575,7 @@ def _checkpoint(args: argparse.Namespace, rest: Sequence[str]) -> int:
     for entry in checkpoint.entries(args.path, contents=contents):
         lines = entry.path.parent.parent / 'metrics.jsonl'
         if not rows and lines.exists():
-            for row in metrics.read_jsonl(epath.Path(lines)):
+            for row in metrics.read_jsonl(lines):
                 rows.setdefault(row['step'], {}).update(row)
         if entry.step is None:
             what = 'no step: set aside, or left by a process that was killed'

@@ -15,7 +15,7 @@ import json
 import pathlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -23,16 +23,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from clip_jax import hosts, lookup, pretrained, sharding, train
+from clip_jax import hosts, lookup, metrics, pretrained, sharding, train, whole_file
 from clip_jax.data import embeddings
 from clip_jax.data.bad import BadRecord
 from clip_jax.data.records import ERRORS, Progress, in_order, why
 from clip_jax.data.rows import as_text
 from clip_jax.data.sources import Source
+from clip_jax.data.tally import FEW
 from clip_jax.pretrained import Clip
 
 DTYPES = ('float32', 'float16')
-FEW = 32  # bad records before a share of them says anything
 EXAMPLES = 5  # places that the description names for each kind of bad records
 SUMMARY, BAD_RECORDS = 'summary.json', 'bad_records.jsonl'
 
@@ -188,7 +188,7 @@ def _check_same(folder: epath.Path, before: Mapping[str, Any], now: Mapping[str,
 @contextlib.contextmanager
 def _alone(folder: epath.Path) -> Iterator[None]:
     """Holds a lock on the folder, which ends with the process; ValueError if another run has it."""
-    if '://' in str(folder) or not hosts.is_first():
+    if metrics.is_remote(folder) or not hosts.is_first():
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -200,21 +200,10 @@ def _alone(folder: epath.Path) -> Iterator[None]:
         yield
 
 
-def _of_first(what: str, make: Any) -> None:
-    """Has the first process do what is done once, when all have come here; its ValueError is one in
-    all.
-    """
-
-    def error() -> str:
-        try:
-            make()
-        except ValueError as found:
-            return str(found)
-        return ''
-
+def _of_first(what: str, make: Callable[[], None]) -> None:
+    """Has the first process do what is done once, when all have come here."""
     hosts.wait(what)
-    if message := hosts.of_first(error):
-        raise ValueError(message)
+    hosts.of_first(make)
 
 
 def _begin(job: Job) -> None:
@@ -383,7 +372,7 @@ def _complete(job: Job) -> None:
     _check_bad(job, kinds, images)
     if bad:
         lines = ''.join(json.dumps(one, ensure_ascii=False) + '\n' for one in bad)
-        embeddings.write(job.folder / BAD_RECORDS, lines.encode())
+        whole_file.write(job.folder / BAD_RECORDS, lines)
     examples = {k: [x['where'] for x in bad if x['kind'] == k][:EXAMPLES] for k in sorted(kinds)}
     file = job.folder / embeddings.DESCRIPTION
     description = {

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from clip_jax import metrics, plots
+from clip_jax import metrics, plots, whole_file
 
 STYLE = """
 :root { color-scheme: light; }
@@ -150,11 +150,7 @@ def of_file(path: str | os.PathLike) -> str:
 
 def write(path: str | os.PathLike, text: str) -> None:
     """Writes a page whole or not at all."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(text)
-    partial.replace(path)
+    whole_file.write(path, text)
 
 
 def of_report(

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from clip_jax import hosts, lock
+from clip_jax import hosts, lock, whole_file
 from clip_jax.data import rows
 
 # What may differ when a run goes on: it says how and where something is computed or kept, not what.
@@ -79,12 +79,8 @@ def _changes(there: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[str
 
 def write_json(path: epath.Path, content: Any) -> None:
     """Writes a file whole or not at all, once for all hosts."""
-    if not hosts.is_first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + '\n')
-    partial.replace(path)
+    if hosts.is_first():
+        whole_file.write(path, json.dumps(content, indent=1, ensure_ascii=False) + '\n')
 
 
 def summary_text(workdir: epath.Path) -> str:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clip_jax import build, encoders, lookup, pretrained, train
+from clip_jax import build, encoders, lookup, pretrained, train, whole_file
 from clip_jax.data.bad import Missing
 from clip_jax.pretrained import Clip
 
@@ -120,8 +120,8 @@ def run(
     text = _markdown(table)
     if out:
         table |= {'versions': train.versions(), 'seconds': time.monotonic() - begun}
-        _write(out / 'suite.json', json.dumps(table, indent=1, ensure_ascii=False) + '\n')
-        _write(out / 'suite.md', text)
+        whole_file.write(out / 'suite.json', json.dumps(table, indent=1, ensure_ascii=False) + '\n')
+        whole_file.write(out / 'suite.md', text)
     states = [result.state for column in results for result in column]
     return text, FAILED not in states and DONE in states
 
@@ -149,7 +149,7 @@ def _result(
         return Result(FAILED, message=_one_line(error)), ''
     if file:
         report = {**identity, **line.settings, **report, 'seconds': seconds}
-        _write(file, json.dumps(report, indent=1, ensure_ascii=False) + '\n')
+        whole_file.write(file, json.dumps(report, indent=1, ensure_ascii=False) + '\n')
     return Result(DONE, value), f' ({seconds:,.0f} s)'
 
 
@@ -237,10 +237,3 @@ def _told(line: Mapping[str, Any], state: str, models: Sequence[str]) -> list[st
         where = '' if len(own) == len(models) else f', {", ".join(own)}'
         told.append(f'* {line["line"]} ({line["data"]}){where}: {message}')
     return told
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(text)
-    partial.replace(path)

@@ -41,6 +41,7 @@ LAYERS = {
         'lock',
         'watchdog',
         'interrupts',
+        'whole_file',
     ),
 }
 PLUGINS = (

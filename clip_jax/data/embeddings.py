@@ -16,13 +16,13 @@ import functools
 import io
 import itertools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from clip_jax import metrics, whole_file
 from clip_jax.data.bad import LeftOut, Missing
 
 DESCRIPTION = 'embeddings.json'
@@ -49,29 +49,9 @@ def note_file(folder: epath.Path, shard: int) -> epath.Path:
     return folder / f'shard-{shard:05}.json'
 
 
-def write(path: epath.Path, data: bytes) -> None:
-    """Writes a file that is there, on the disk, as a whole or not at all."""
-    partial = path.with_name(path.name + '.partial')
-    partial.write_bytes(data)
-    local = '://' not in str(path)
-    if local:
-        _sync(partial)
-    partial.replace(path)
-    if local:
-        _sync(path.parent)
-
-
-def _sync(path: epath.Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
 def write_json(path: epath.Path, value: Any) -> None:
     """Writes a JSON file as a whole or not at all."""
-    write(path, (json.dumps(value, indent=1, ensure_ascii=False) + '\n').encode())
+    whole_file.write(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
 
 
 def write_shard(
@@ -91,7 +71,7 @@ def write_shard(
     if len(texts):
         files[text_file(folder, shard)] = _as_npy(texts)
     for path, data in files.items():
-        write(path, data)
+        whole_file.write(path, data)
     sizes = {path.name: len(data) for path, data in files.items()}
     note = {'images': len(images), 'texts': len(texts), 'bytes': sizes, 'bad': list(bad)}
     write_json(note_file(folder, shard), note)
@@ -273,7 +253,7 @@ class Embeddings:
 
     def _load(self, path: epath.Path) -> np.ndarray:
         try:
-            if '://' in str(path):
+            if metrics.is_remote(path):
                 return np.load(io.BytesIO(path.read_bytes()))
             return np.load(path, mmap_mode='r')
         except (OSError, ValueError, EOFError) as error:

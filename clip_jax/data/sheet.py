@@ -70,7 +70,7 @@ def contact(
     for i, picture in enumerate(pictures):
         axes = figure.add_subplot(grid[divmod(i, COLUMNS)])
         # All in squares of one size: where one ends, its neighbour's caption does not begin.
-        axes.imshow(_in_square(picture.image), interpolation='antialiased')
+        axes.imshow(in_square(picture.image), interpolation='antialiased')
         axes.set_axis_off()
         axes.text(
             0.5,
@@ -91,8 +91,10 @@ def _short(picture: Picture) -> str:
     return '\n'.join(textwrap.wrap(text, LINE, max_lines=LINES, placeholder=' …'))
 
 
-def _in_square(image: np.ndarray) -> np.ndarray:
-    """An image [H, W, 3] on the bottom of a white square, beside its caption."""
+def in_square(image: np.ndarray) -> np.ndarray:
+    """An image, uint8 [H, W] or [H, W, 3], on the bottom of a white square, above its words."""
+    image = np.asarray(image)
+    image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
     height, width = image.shape[:2]
     side = max(height, width)
     square = np.full((side, side, 3), 255, np.uint8)

@@ -33,7 +33,7 @@ def records(
             except ValueError:
                 _raise_for_the_bad_one(encode_image, data, chunk)
                 raise
-            others += images.others
+            others += images.rest()
     return finite(np.concatenate(rows), 'images'), others
 
 
@@ -45,7 +45,7 @@ class _Images(Sequence):
     def __init__(
         self, data: Any, indices: Sequence[int], advance: Callable[[], Any] = lambda: None
     ):
-        self.others: list[dict[str, Any]] = [{}] * len(indices)
+        self._rest: list[dict[str, Any] | None] = [None] * len(indices)
         self._data, self._indices, self._advance = data, indices, advance
 
     def __len__(self) -> int:
@@ -56,9 +56,16 @@ class _Images(Sequence):
             return [self[i] for i in range(*k.indices(len(self)))]
         record = dict(self._data[self._indices[k]])
         image = record.pop('image')
-        self.others[k] = record
+        self._rest[k] = record
         self._advance()
         return image
+
+    def rest(self) -> list[dict[str, Any]]:
+        """The records without their images; those that nobody has asked for are read now."""
+        for k, record in enumerate(self._rest):
+            if record is None:
+                self[k]
+        return self._rest
 
 
 def texts(encode_text: Callable, captions: Sequence[str]) -> np.ndarray:

@@ -153,15 +153,3 @@ def picture(axes: Axes, image: np.ndarray) -> None:
     small = max(image.shape[:2]) < 64
     axes.imshow(image, cmap='gray', interpolation='nearest' if small else 'antialiased')
     axes.set_axis_off()
-
-
-def in_square(image: np.ndarray) -> np.ndarray:
-    """An image, uint8 [H, W] or [H, W, 3], on the bottom of a white square, above its words."""
-    image = np.asarray(image)
-    image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-    height, width = image.shape[:2]
-    side = max(height, width)
-    square = np.full((side, side, 3), 255, np.uint8)
-    left = (side - width) // 2
-    square[side - height :, left : left + width] = image
-    return square

@@ -11,6 +11,7 @@ from matplotlib import patches
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 
+from clip_jax.data import sheet
 from clip_jax.plots import _figure
 
 MOST_PICTURES = 12
@@ -104,7 +105,7 @@ def mistakes(
     grid = figure.add_gridspec(lines, columns)
     for i, (mistake, image) in enumerate(zip(shown, images, strict=False)):
         axes = figure.add_subplot(grid[divmod(i, columns)])
-        _figure.picture(axes, _figure.in_square(image))
+        _figure.picture(axes, sheet.in_square(image))
         words = [('label', 'score_of_label', _figure.BLUE), ('guess', 'score', _figure.ORANGE)]
         for line, (key, score, colour) in enumerate(words):
             number = f'  {mistake[score]:.2f}' if score in mistake else ''

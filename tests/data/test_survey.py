@@ -232,7 +232,7 @@ def test_large_images_are_kept_small_in_the_proportions_they_have():
 
 
 def test_a_picture_stands_on_its_caption():
-    square = sheet._in_square(np.zeros((2, 4, 3), np.uint8))
+    square = sheet.in_square(np.zeros((2, 4, 3), np.uint8))
     assert square.shape == (4, 4, 3)
     assert (square[:2] == 255).all()
     assert (square[2:] == 0).all()

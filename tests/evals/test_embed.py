@@ -62,6 +62,11 @@ def test_an_encoder_may_read_in_any_order_in_threads():
     assert [record['label'] for record in records] == [i % 3 for i in range(40)]
 
 
+def test_an_encoder_that_reads_nothing_gets_the_records_all_the_same():
+    found, records = _embed.records(lambda images: np.ones((len(images), 2)), Toy(20))
+    assert found.shape == (20, 2) and [record['label'] for record in records[:4]] == [0, 1, 2, 0]
+
+
 def test_images_are_a_sequence():
     images = _embed._Images(Toy(10), range(2, 8))
     assert len(images) == 6 and list(images) == [2, 3, 4, 5, 6, 7]

@@ -176,7 +176,9 @@ def test_the_command_line_needs_no_model(tiny_run, tiny_tars, folder, tmp_path, 
         out = tmp_path / f'{k}.json'
         run('eval', name, *data, *flags, f'--out={out}')
         reports.append(json.loads(out.read_text()))
-    ours, theirs = ({k: v for k, v in r.items() if isinstance(v, float)} for r in reports)
+    ours, theirs = (
+        {k: v for k, v in r.items() if isinstance(v, float) and k != 'seconds'} for r in reports
+    )
     assert ours == theirs and ours
 
 
@@ -268,7 +270,7 @@ def test_too_much_that_cannot_be_used_is_an_error(tiny_run, spoilt, tmp_path, ca
     error = capfd.readouterr().err
     assert 'of 22 records read cannot be used, more than --max-bad, 3.0%: ' in error
     assert not list((tmp_path / 'x').glob('shard-00002.json'))
-    run('embed', *shared, '--max-bad=0.07')
+    run('embed', *shared, '--max-bad=0.2')
 
 
 def test_data_without_a_usable_record_is_an_error(tiny_run, tmp_path, capfd):

@@ -1,0 +1,28 @@
+"""A file is there as a whole or not at all."""
+
+import pytest
+from etils import epath
+
+from clip_jax import whole_file
+
+
+def test_texts_and_bytes_are_written_into_new_folders(tmp_path):
+    path = tmp_path / 'a/b.txt'
+    whole_file.write(path, 'ä\n')
+    assert path.read_bytes() == 'ä\n'.encode()
+    whole_file.write(str(path), b'\x00')
+    assert path.read_bytes() == b'\x00'
+    assert [p.name for p in path.parent.iterdir()] == ['b.txt']
+
+
+def test_what_was_there_stays_until_the_new_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / 'x'
+    whole_file.write(path, 'old')
+
+    def full(*args):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(epath.Path('.').__class__, 'write_bytes', full)
+    with pytest.raises(OSError, match='No space left'):
+        whole_file.write(path, 'new')
+    assert path.read_text() == 'old'
