@@ -345,3 +345,35 @@ def test_an_evaluation_gets_its_options_that_are_set(tiny_tars):
 def test_a_wrong_evaluation_says_what_is_wrong(name, options, message):
     with pytest.raises(ValueError, match=message):
         build.evaluation(name, options)
+
+
+def test_options_of_an_evaluation_that_are_specs_are_opened(tiny_tars):
+    path = tiny_tars.partition(':')[2]
+    options = {'train': tiny_tars, 'validation': f'tars:{path}', 'C': 2}
+    evaluation = build.evaluation('linear_probe', options, {'tars': {'label_ext': 'cls'}})
+    assert set(evaluation.sources) == {'train', 'validation'}
+    assert [len(source) for source in evaluation.sources.values()] == [64, 64]
+    data = evaluation.sources['train']
+
+    def encode(images, *, features):
+        rng = np.random.default_rng(0)
+        return rng.normal(size=(len(images), 5)).astype(np.float32)
+
+    report = evaluation(encode, None, data)
+    assert (report['eval'], report['chosen_C'], report['images']) == ('linear_probe', 2, 64)
+    assert not build.evaluation('retrieval', {}).sources
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({}, 'evals/linear_probe: train must be given'),
+        ({'train': 5}, 'evals/linear_probe: train is 5; expected a data SPEC'),
+        ({'train': 'tars:/no/such.tar'}, "no file matches '/no/such.tar'"),
+        ({'train': 'tars:/no/such.tar', 'metrics': 'x'}, "Did you mean 'metric'?"),
+    ],
+)
+def test_a_wrong_spec_of_an_evaluation_says_what_is_wrong(options, message):
+    with pytest.raises(ValueError) as error:
+        build.evaluation('linear_probe', options)
+    assert message in str(error.value)

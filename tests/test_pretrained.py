@@ -84,6 +84,20 @@ def test_embeddings_are_unit_rows_in_float32(clip, pictures):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
 
 
+def test_features_of_the_trunk_are_what_is_projected(clip, pictures):
+    trunk = clip.encode_image(pictures, features='trunk')
+    assert (trunk.dtype, trunk.shape) == (np.float32, (21, 32))
+    assert np.linalg.norm(trunk, axis=1).std() > 1e-4  # not of unit length
+    projected = trunk @ np.asarray(clip.variables['params']['image_projection']['kernel'])
+    expected = clip.encode_image(pictures, features='embedding')
+    np.testing.assert_allclose(np.asarray(unit(projected)), expected, atol=2e-6)
+    np.testing.assert_array_equal(clip.encode_image(pictures), expected)
+    other = on_devices(clip, 3, 5).encode_image(pictures, features='trunk')
+    np.testing.assert_allclose(other, trunk, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"no 'trunks'\. Did you mean 'trunk'"):
+        clip.encode_image(pictures, features='trunks')
+
+
 def test_an_image_may_come_in_any_form(clip, pictures, tmp_path):
     array = pictures[0]
     path = tmp_path / 'picture.png'
@@ -186,6 +200,7 @@ def test_of_nothing_there_are_no_rows(clip):
     ):
         assert rows.shape == (0, 16)
         assert rows.dtype == np.float32
+    assert clip.encode_image([], features='trunk').shape == (0, 32)
 
 
 @pytest.mark.parametrize(('devices', 'batch_size'), [(1, 256), (1, 5), (3, 256), (8, 1), (8, 5)])

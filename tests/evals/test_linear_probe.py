@@ -145,16 +145,17 @@ def test_the_sweep_ends_where_scikit_learn_would_end():
     train, test = sets(n=300, overlap=2.5)
     validation = Toy(*classes(200, seed=2, overlap=2.5), NAMES)
     report = probe(train, test, validation=validation)
-    scores = {
-        step: reference(train, 10 ** (step / 8 - 6)).score(validation.images, validation.labels)
-        for step in range(97)
-    }
-    visited, best = by_hand(scores.get)
+
+    @functools.cache
+    def score(step):
+        return reference(train, 10 ** (step / 8 - 6)).score(validation.images, validation.labels)
+
+    visited, best = by_hand(score)
     steps = [round(8 * (np.log10(C) + 6)) for C, _ in report['sweep']]
     assert steps == visited
-    for step, (_, score) in zip(steps, report['sweep'], strict=True):
-        assert score == pytest.approx(scores[step], abs=0.011)  # two images of 200
-    assert max(score for _, score in report['sweep']) == pytest.approx(scores[best], abs=0.011)
+    for step, (_, found) in zip(steps, report['sweep'], strict=True):
+        assert found == pytest.approx(score(step), abs=0.011)  # two images of 200
+    assert max(found for _, found in report['sweep']) == pytest.approx(score(best), abs=0.011)
     # The last fit sees the training and the validation set.
     both = Toy(np.r_[train.images, validation.images], np.r_[train.labels, validation.labels])
     expected = reference(both, report['chosen_C']).score(test.images, test.labels)
