@@ -161,7 +161,8 @@ def _check_folder(folder: epath.Path, spec: str, options: Options) -> None:
         now = {'data': spec, **{k: getattr(options, k) for k in ('features', 'dtype')}}
         _check_same(folder, before, now)
         return
-    others = sorted(path.name for path in folder.iterdir() if path.name != 'lock')
+    own = 'lock', embeddings.DESCRIPTION + whole_file.PARTIAL  # of a process that was killed
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if others:
         raise ValueError(
             f'--out: {folder} holds other things ({", ".join(others[:5])}); name a new folder'

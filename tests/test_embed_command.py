@@ -34,14 +34,12 @@ def run(*arguments: object, code: int = 0) -> None:
 
 
 def start(*arguments: object, devices: int = 1) -> subprocess.Popen:
-    env = environment()
-    env['XLA_FLAGS'] = f'{env["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'
     return subprocess.Popen(
         clip_jax_command(*map(str, arguments)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=env,
+        env=environment(devices),
     )
 
 
@@ -188,6 +186,14 @@ def test_retrieval_reads_the_rows_of_captions(folder, monkeypatch):
 
     monkeypatch.setattr(encoders, 'maker', load)
     assert scores('retrieval', {}, folder)
+
+
+def test_what_a_kill_left_of_the_first_file_is_no_other_thing(arguments, tmp_path):
+    out = tmp_path / 'x'
+    out.mkdir()
+    (out / 'embeddings.json.partial').write_text('{"comp')
+    run(*arguments, f'--out={out}')
+    assert len(open_source(f'embeddings:{out}')) == 64
 
 
 @pytest.mark.parametrize('signal_after', [0, 2, 5])

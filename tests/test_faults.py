@@ -186,7 +186,7 @@ def campaign(names, config, workdir, *flags):
         [sys.executable, str(script), *names, *arguments],
         capture_output=True,
         text=True,
-        env=environment(),
+        env=environment(alone=False),
         timeout=1500,
     )
     assert done.returncode == 0, done.stdout + done.stderr

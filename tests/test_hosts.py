@@ -99,8 +99,7 @@ def test_a_part_of_the_flags_is_refused(clip_jax_cli, tiny_config, tmp_path):
 
 def train(processes: int, devices: int, *arguments: str) -> None:
     """Trains in so many processes of so many devices each."""
-    env = environment()
-    env['XLA_FLAGS'] = f'{env["XLA_FLAGS"]} --xla_force_host_platform_device_count={devices}'
+    env = environment(devices, alone=False)
     address = f'localhost:{free_port()}'
     running = [
         subprocess.Popen(
@@ -186,8 +185,7 @@ def test_two_processes_restore_what_one_saved(tmp_path):
     digest = hashlib.sha256(b''.join(leaves)).hexdigest()
     loss = float(step(current, put(batch(5)))[1]['loss'])
 
-    env = environment()
-    env['XLA_FLAGS'] = f'{env["XLA_FLAGS"]} --xla_force_host_platform_device_count=2'
+    env = environment(2)
     env['PYTHONPATH'] = f'{env["PYTHONPATH"]}{os.pathsep}{ROOT / "tests"}'
     env[UNOPTIMIZED] = '1'
     address = f'localhost:{free_port()}'
@@ -226,8 +224,7 @@ if hosts.is_first():
 @pytest.mark.parametrize('encoder', ['vit', 'resnet'])
 @pytest.mark.parametrize('loss', ['softmax', 'sigmoid'])
 def test_two_processes_of_two_devices_train_as_one_device(encoder, loss, tmp_path):
-    env = environment()
-    env['XLA_FLAGS'] = f'{env["XLA_FLAGS"]} --xla_force_host_platform_device_count=2'
+    env = environment(2)
     env['PYTHONPATH'] = f'{env["PYTHONPATH"]}{os.pathsep}{ROOT / "tests"}'
     env[UNOPTIMIZED] = '1'
     address, rest = f'localhost:{free_port()}', (encoder, loss, str(tmp_path / 'out.npz'))

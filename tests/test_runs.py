@@ -217,7 +217,6 @@ def test_what_does_not_fit_is_one_line(tiny_config, tmp_path):
 
 
 def test_the_compiled_step_is_found_again(tiny_config, tiny_run, clip_jax_cli, tmp_path):
-    """Only the step counts: what compiles in about a second is kept on slow machines alone."""
     programs = tmp_path / 'compiled'
     for name in ('first', 'second'):
         before = {*programs.glob('jit_train_step-*-cache')}
@@ -262,19 +261,11 @@ def test_figures_can_be_drawn_again(tiny_run, clip_jax_cli):
 class Process:
     """A `clip-jax train` that can be stopped; its output goes to files."""
 
-    # The program is compiled once for all. (Never with several simulated devices: their programs
-    # from the cache wait for each other for ever, as of jax 0.10.2.)
-    CACHE = {
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0',
-    }
-
     def __init__(self, workdir: Path, config: Path):
         # Evaluating at each step takes time, so that a signal arrives between two steps, and
         # changes nothing in training. Checkpoints are written at 5 and 10.
         changes = '--config.eval_every=1', '--config.checkpoint.every=5'
         flags = f'--config={config}', f'--workdir={workdir}', *changes
-        cache = {**self.CACHE, 'JAX_COMPILATION_CACHE_DIR': str(workdir.with_suffix('.cache'))}
         self.workdir, self.began = workdir, time.monotonic()
         self.out, self.err = workdir.with_suffix('.out'), workdir.with_suffix('.err')
         with self.out.open('w') as out, self.err.open('w') as err:
@@ -282,7 +273,7 @@ class Process:
                 clip_jax_command('train', *flags),
                 stdout=out,
                 stderr=err,
-                env={**environment(), **cache},
+                env=environment(),
             )
 
     def until(self, text: str) -> None:

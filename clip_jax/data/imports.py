@@ -12,7 +12,6 @@ import fcntl
 import functools
 import io
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -26,7 +25,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from clip_jax import lookup
+from clip_jax import lookup, whole_file
 from clip_jax.data import transforms
 from clip_jax.data.bad import BadRecord
 from clip_jax.data.records import ERRORS, Progress, check, in_order, labels_of, why
@@ -138,10 +137,10 @@ class Import:
                 counts += Counter(['records', *kept])
         if not _holds(partial, counts['records']):
             raise OSError(f'{partial}: could not be written to its end; is the disk full?')
-        _rename(partial, self.path(shard))
+        whole_file.give_name(partial, self.path(shard))
         note = {key: counts[key] for key in ('records', *KEPT)}
         note |= {'bytes': self.path(shard).stat().st_size, 'left_out': left_out}
-        _write(self.note(shard), json.dumps(note))
+        whole_file.write(self.note(shard), json.dumps(note))
 
     def _made(self, i: int) -> tuple[bytes, list[str]] | dict[str, Any]:
         """Returns record i serialized and which of KEPT it has, or, for the list of what is left
@@ -218,7 +217,7 @@ def _check_settings(job: Import) -> None:
     file = job.work / 'settings.json'
     now = json.loads(json.dumps(job.settings))
     if not file.exists():
-        _write(file, json.dumps(now, indent=1))
+        whole_file.write(file, json.dumps(now, indent=1))
         return
     before = json.loads(file.read_text())
     changed = [f'{k} was {before[k]}, is {now[k]}' for k in now if now[k] != before[k]]
@@ -268,7 +267,7 @@ def _complete(job: Import) -> dict[str, Any]:
             counts += Counter({what: note[what] for what in KEPT})
             kinds.update(line['kind'] for line in note['left_out'])
             file.writelines(json.dumps(x, ensure_ascii=False) + '\n' for x in note['left_out'])
-    _rename(lines, job.folder / f'left_out-{job.split}.jsonl')
+    whole_file.give_name(lines, job.folder / f'left_out-{job.split}.jsonl')
     if not any(records for records, _ in shards):
         raise ValueError(
             f'{job.spec}: none of {len(job.source)} records can be used: {dict(kinds)}; '
@@ -285,7 +284,7 @@ def _complete(job: Import) -> dict[str, Any]:
         'label_names': job.source.label_names,
         'shards': shards,
     }
-    _write(job.work / 'summary.json', json.dumps(summary))
+    whole_file.write(job.work / 'summary.json', json.dumps(summary))
     _write_info(job)
     return summary
 
@@ -338,7 +337,7 @@ def _write_info(job: Import) -> None:
     new.mkdir()
     info.write_to_directory(new)
     for file in sorted(new.iterdir(), key=lambda file: file.name == 'dataset_info.json'):
-        _rename(file, job.folder / file.name)
+        whole_file.give_name(file, job.folder / file.name)
     new.rmdir()
 
 
@@ -399,25 +398,6 @@ def _resized(pixels: np.ndarray, size: int, quality: int) -> bytes:
     file = io.BytesIO()
     image.save(file, 'JPEG', quality=quality)
     return file.getvalue()
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(text)
-    _rename(partial, path)
-
-
-def _rename(partial: pathlib.Path, path: pathlib.Path) -> None:
-    """Gives a complete file its name once its content, and then the name, are on the disk."""
-    with open(partial, 'rb') as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _pipeline(runner: str, options: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from clip_jax import hosts
+from clip_jax import hosts, whole_file
 from clip_jax.data import rows
 from clip_jax.data.bad import KINDS
 from clip_jax.data.sources import Source
@@ -61,9 +61,8 @@ class Tally:
                 {'step': step, 'kind': kind, 'where': self._source.where(record)}
                 for record, kind in new
             ]
-            partial = self.path.with_name(self.path.name + '.partial')
-            partial.write_text(''.join(json.dumps(x) + '\n' for x in self._listed))
-            partial.replace(self.path)
+            lines = ''.join(json.dumps(x) + '\n' for x in self._listed)
+            whole_file.write(self.path, lines)
         share = rows.share(self.counts, seen)
         if share > self._max_share and share * seen >= FEW:
             raise ValueError(

@@ -287,7 +287,7 @@ def run(directory, files=-1, records=-1):
     if child:
         return os.waitpid(child, 0)[1]
     left = itertools.count(files, -1)
-    os.fsync, pathlib.Path.replace = counted(os.fsync, left), counted(pathlib.Path.replace, left)
+    os.fsync, os.replace = counted(os.fsync, left), counted(os.replace, left)
     class Writer(array_record_module.ArrayRecordWriter):
         write = counted(array_record_module.ArrayRecordWriter.write, itertools.count(records, -1))
     array_record_module.ArrayRecordWriter = Writer
