@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'clip_jax/__init__.py').read_text()).group(1)
-NOTEBOOK = ['ipykernel>=6.29', 'nbclient>=0.10']
+NOTEBOOK = ['ipykernel>=6.29', 'nbclient>=0.10', 'scikit-image>=0.26', 'scikit-learn>=1.8']
 
 setup(
     name='clip_jax',
@@ -61,7 +61,6 @@ setup(
             'pytest>=8.3',
             'pytest-xdist>=3.6',
             'ruff>=0.12',
-            'scikit-learn>=1.8',
             *NOTEBOOK,
         ],
         'colab': NOTEBOOK,

@@ -347,13 +347,13 @@ KINDS = (
     '_CHECKPOINT_METADATA',
     'about/metadata',
     'about/commit_success.txt',
+    'variables/_sharding',
+    'variables/array_metadatas/process_0',
     *(
         f'{item}/{name}'
         for item in ('variables', 'training')
         for name in (
             '_METADATA',
-            '_sharding',
-            'array_metadatas/process_0',
             'commit_success.txt',
             'manifest.ocdbt',
             'd',

@@ -4,7 +4,7 @@ r"""What do asynchronous checkpoints cost? The same steps with a save in the mid
 
 Takes turns of `every` steps of the config's real train step on random input, one with a save that
 begins after its first step and one without, in the same process. Prints a row of Markdown: medians
-of the turns, and the seconds for which a save itself lets training wait.
+of all steps, of the turns, and the seconds for which a save itself lets training wait.
 """
 
 import argparse
@@ -33,35 +33,40 @@ def main() -> None:
     step = plan.step_of(config, jax.devices(), config.model.dtype)
     current, batch, program, _ = prepared(step)
     size = sum(x.nbytes for x in jax.tree.leaves(current))
-    seconds, blocked, total = {True: [], False: []}, [], 0
+    seconds, turns, blocked, total = {True: [], False: []}, {True: [], False: []}, [], 0
     with tempfile.TemporaryDirectory() as scratch:
         checkpoints = checkpoint.Checkpoints(args.workdir or scratch, keep=1)
         with contextlib.closing(checkpoints):
             for turn in range(2 * args.turns + 2):
                 saving = turn % 2 == 0
-                begin = time.perf_counter()
+                took = []
                 for i in range(args.every):
+                    begin = time.perf_counter()
                     current, numbers = program(current, batch)
-                    jax.block_until_ready(numbers)
+                    jax.block_until_ready((current, numbers))
                     total += 1
                     if saving and i == 0:
-                        jax.block_until_ready(current)
                         before = time.perf_counter()
                         checkpoints.save(total, current, {})
                         if turn > 1:
                             blocked.append(time.perf_counter() - before)
+                    took.append(time.perf_counter() - begin)
                 if turn > 1:  # the first two do not count
-                    seconds[saving].append(time.perf_counter() - begin)
-                    print(f'{saving=} {seconds[saving][-1]:.3f} s', file=sys.stderr, flush=True)
-    ratios = [x / y for x, y in zip(seconds[True], seconds[False], strict=True)]
-    with_save, without = (statistics.median(seconds[x]) / args.every for x in (True, False))
-    print('| config | state, MB | ms a step without | with | ratio | a save lets wait, ms |')
-    print('|---|---|---|---|---|---|')
+                    seconds[saving] += took
+                    turns[saving].append(sum(took))
+                    print(f'{saving=} {turns[saving][-1]:.3f} s', file=sys.stderr, flush=True)
+    ratios = [x / y for x, y in zip(turns[True], turns[False], strict=True)]
+    with_save, without = (statistics.median(seconds[x]) for x in (True, False))
     print(
-        f'| `{pathlib.Path(args.config).name}` | {size / 1e6:.0f} | {1e3 * without:.1f} | '
-        f'{1e3 * with_save:.1f} | {statistics.median(ratios):.3f} '
-        f'({min(ratios):.3f} to {max(ratios):.3f}) | {1e3 * statistics.median(blocked):.0f} '
-        f'(at most {1e3 * max(blocked):.0f}) |'
+        '| config | batch | state, MB | ms a step without | with | ratio | whole turns, ratio | '
+        'a save lets wait, ms |'
+    )
+    print('|---|---|---|---|---|---|---|---|')
+    print(
+        f'| `{pathlib.Path(args.config).name}` | {config.batch_size} | {size / 1e6:.0f} | '
+        f'{1e3 * without:.1f} | {1e3 * with_save:.1f} | {with_save / without:.3f} | '
+        f'{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) | '
+        f'{1e3 * statistics.median(blocked):.0f} (at most {1e3 * max(blocked):.0f}) |'
     )
 
 
