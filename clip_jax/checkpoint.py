@@ -358,7 +358,7 @@ def first_of(wrong: Sequence[str], count: int = 6) -> str:
 
 def _without_shardings() -> ocp.PyTreeCheckpointHandler:
     """What writes arrays, and not how they lay on devices: that is for programs that read them
-    without saying how, and takes a third of the processor's time for a save.
+    without saying how, and takes nearly a third of the processor's time of writing them.
     """
     handler = ocp.type_handlers.ArrayHandler(enable_write_sharding_file=False)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, handler))

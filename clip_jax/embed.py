@@ -10,7 +10,6 @@ processes share the folder and nothing else.
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import json
 import pathlib
 import time
@@ -23,7 +22,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from clip_jax import hosts, lookup, metrics, pretrained, sharding, train, whole_file
+from clip_jax import hosts, lock, lookup, pretrained, sharding, train, whole_file
 from clip_jax.data import embeddings
 from clip_jax.data.bad import BadRecord
 from clip_jax.data.records import ERRORS, Progress, in_order, why
@@ -112,7 +111,9 @@ def run(
     clip = dataclasses.replace(clip, batch_size=options.batch_size * clip.mesh.size)
     settings = _settings(model, clip, source, options, spec, spec_options)
     job = Job(clip, source, folder, options, settings)
-    with _alone(folder):
+    held = lock.Lock(folder, what='embed', flag='--out')
+    with contextlib.closing(held):
+        hosts.of_first(held.open)
         _of_first('begin', lambda: _begin(job))
         mine = range(jax.process_index(), job.shards, jax.process_count())
         missing = [shard for shard in mine if not embeddings.read_note(folder, shard)]
@@ -161,7 +162,7 @@ def _check_folder(folder: epath.Path, spec: str, options: Options) -> None:
         now = {'data': spec, **{k: getattr(options, k) for k in ('features', 'dtype')}}
         _check_same(folder, before, now)
         return
-    own = 'lock', embeddings.DESCRIPTION + whole_file.PARTIAL  # of a process that was killed
+    own = 'embed.lock', embeddings.DESCRIPTION + whole_file.PARTIAL  # of one that was killed
     others = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if others:
         raise ValueError(
@@ -184,21 +185,6 @@ def _check_same(folder: epath.Path, before: Mapping[str, Any], now: Mapping[str,
         f'--out: {folder} holds embeddings that were begun otherwise: {"; ".join(changed)}. Give '
         'the same options, or name another folder'
     )
-
-
-@contextlib.contextmanager
-def _alone(folder: epath.Path) -> Iterator[None]:
-    """Holds a lock on the folder, which ends with the process; ValueError if another run has it."""
-    if metrics.is_remote(folder) or not hosts.is_first():
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / 'lock', 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f'{folder}: another process writes there; wait for it') from None
-        yield
 
 
 def _of_first(what: str, make: Callable[[], None]) -> None:

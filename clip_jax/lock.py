@@ -1,4 +1,4 @@
-"""One run directory, one training: who writes there says so, and a second one is refused."""
+"""One folder, one program that fills it: who writes there says so, and a second one is refused."""
 
 import json
 import os
@@ -16,26 +16,27 @@ SILENT = 4 * RENEW  # seconds without one after which it is taken to be dead
 
 
 class Lock:
-    """The right to write into a run directory; `open` takes it or raises ValueError.
+    """The right to write into a folder; `open` takes it or raises ValueError, which says `what`
+    writes there and which `flag` names another folder.
 
     On a file system it is the kernel's lock of a file, which ends with the process, however it
     ends. Object storage has none: there the file is rewritten all the time, and who finds one that
     does not change for SILENT seconds takes its place.
     """
 
-    def __init__(self, folder: epath.Path):
-        self._folder, self._path = folder, folder / NAME
+    def __init__(self, folder: epath.Path, *, what: str = 'training', flag: str = '--workdir'):
+        self._folder, self._path, self._flag = folder, folder / f'{what}.lock', flag
         self._made: list[epath.Path] = []
         self._held: TextIO | _Lease | None = None
 
     def open(self) -> None:
-        """Takes the directory, and makes it if need be; ValueError if another training has it."""
+        """Takes the folder, and makes it if need be; ValueError if another program has it."""
         if '://' in str(self._folder):
-            self._held = _Lease(self._path, renew=RENEW, silent=SILENT)
+            self._held = _Lease(self._path, flag=self._flag, renew=RENEW, silent=SILENT)
             return
         missing = [p for p in (self._folder, *self._folder.parents) if not p.exists()]
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._made, self._held = missing, _lock_file(self._path)
+        self._made, self._held = missing, _lock_file(self._path, self._flag)
 
     def close(self) -> None:
         """Lets go of it, and removes the folders that `open` made and nothing has come into."""
@@ -50,7 +51,7 @@ class Lock:
         self._made = []
 
 
-def _lock_file(path: epath.Path) -> TextIO:
+def _lock_file(path: epath.Path, flag: str) -> TextIO:
     """Opens a file of which nobody else holds the lock, and locks it."""
     import fcntl
 
@@ -62,7 +63,7 @@ def _lock_file(path: epath.Path) -> TextIO:
             file.seek(0)
             text = file.read()
             file.close()
-            raise ValueError(_refusal(path, text)) from None
+            raise ValueError(_refusal(path, flag, text)) from None
         # Who held it before may have removed the file in between: then it is another one's.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             file.truncate(0)
@@ -75,14 +76,14 @@ def _lock_file(path: epath.Path) -> TextIO:
 class _Lease:
     """A file that its holder rewrites every `renew` seconds."""
 
-    def __init__(self, path: epath.Path, *, renew: float, silent: float):
+    def __init__(self, path: epath.Path, *, flag: str, renew: float, silent: float):
         self._path, self._renew, self._count = path, renew, 0
         self._me = {**_me(), 'id': f'{os.getpid()}-{time.time_ns()}'}
         self._closing = threading.Event()
         before = self._read()
         if before:
             print(
-                f'{path} was left by a training that was killed, or is alive: waiting '
+                f'{path} was left by a program that was killed, or is alive: waiting '
                 f'{silent:g} s for a sign of life',
                 file=sys.stderr,
                 flush=True,
@@ -91,12 +92,12 @@ class _Lease:
             while before and time.monotonic() < end:
                 time.sleep(renew / 4)
                 if (now := self._read()) and now != before:
-                    raise ValueError(_refusal(path, now))
+                    raise ValueError(_refusal(path, flag, now))
                 before = now
         self._write()
         time.sleep(renew / 4)  # two that start at once: the one that wrote last has it
         if json.loads(self._read() or '{}').get('id') != self._me['id']:
-            raise ValueError(_refusal(path, self._read()))
+            raise ValueError(_refusal(path, flag, self._read()))
         self._thread = threading.Thread(target=self._live, name='lease', daemon=True)
         self._thread.start()
 
@@ -127,12 +128,12 @@ def _me() -> dict[str, Any]:
     return {'host': socket.gethostname(), 'process': os.getpid(), 'since': time.ctime()}
 
 
-def _refusal(path: epath.Path, text: str) -> str:
+def _refusal(path: epath.Path, flag: str, text: str) -> str:
     try:
         who = '{host}, process {process}, since {since}'.format(**json.loads(text))
     except (ValueError, KeyError, TypeError):
         who = 'one that has just begun'
     return (
-        f'{path.parent}: another training writes there ({who}); '
-        'wait for its end, stop it, or name another --workdir'
+        f'{path.parent}: another {path.stem} writes there ({who}); '
+        f'wait for its end, stop it, or name another {flag}'
     )

@@ -2,6 +2,7 @@
 model and data.
 """
 
+import contextlib
 import io
 import json
 import shutil
@@ -16,11 +17,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import COLOURS, clip_jax_command, environment
+from etils import epath
 from test_cli import hashes
 from test_hosts import free_port
 
 import clip_jax
-from clip_jax import build, cli, embed, encoders
+from clip_jax import build, cli, embed, encoders, lock
 from clip_jax.data.sources import open_source
 
 SMALL = '--shard-size=10', '--batch-size=4'
@@ -479,11 +481,7 @@ def test_a_folder_with_other_things_stays_as_it_is(arguments, tmp_path, fails):
 def test_only_one_run_writes_at_a_time(arguments, tmp_path, fails):
     out = tmp_path / 'x'
     out.mkdir()
-    with embed._alone(build_path(out)):
-        assert 'another process writes there; wait for it' in fails(*arguments, f'--out={out}')
-
-
-def build_path(path: Path):
-    from etils import epath
-
-    return epath.Path(path)
+    held = lock.Lock(epath.Path(out), what='embed')
+    with contextlib.closing(held):
+        held.open()
+        assert 'another embed writes there' in fails(*arguments, f'--out={out}')

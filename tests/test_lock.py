@@ -64,7 +64,9 @@ def test_it_leaves_no_folder_behind_that_it_made(folder):
 
 def lease(folder, renew=0.05, silent=0.4):
     folder.mkdir(parents=True, exist_ok=True)
-    return contextlib.closing(lock._Lease(folder / lock.NAME, renew=renew, silent=silent))
+    return contextlib.closing(
+        lock._Lease(folder / lock.NAME, flag='--out', renew=renew, silent=silent)
+    )
 
 
 def test_on_object_storage_signs_of_life_keep_others_away(folder, capsys):

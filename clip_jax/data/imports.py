@@ -8,7 +8,6 @@ interrupted, nor on the number of threads, nor on where its shards were written.
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import io
 import json
@@ -18,14 +17,15 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
 import numpy as np
+from etils import epath
 from PIL import Image
 
-from clip_jax import lookup, whole_file
+from clip_jax import lock, lookup, whole_file
 from clip_jax.data import transforms
 from clip_jax.data.bad import BadRecord
 from clip_jax.data.records import ERRORS, Progress, check, in_order, labels_of, why
@@ -175,8 +175,9 @@ def run(job: Import, *, threads: int, beam: tuple[str, Mapping[str, Any]] | None
     pipeline = _pipeline(*beam) if beam else None
     total = len(job.source)
     _check_set(job)
-    job.work.mkdir(parents=True, exist_ok=True)
-    with _alone(job.work):
+    held = lock.Lock(epath.Path(job.work), what='import', flag='split')
+    with contextlib.closing(held):
+        held.open()
         _check_settings(job)
         missing = [shard for shard in range(job.shards) if not _finished(job, shard)]
         if pipeline:
@@ -243,17 +244,6 @@ def _holds(path: pathlib.Path, records: int) -> bool:
 
     with contextlib.closing(ArrayRecordReader(str(path))) as reader:
         return reader.ok() and reader.num_records() == records
-
-
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Holds a lock on a folder of notes, which ends with the process; ValueError if it is taken."""
-    with open(folder / 'lock', 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f'{folder}: another process writes this split; wait for it') from None
-        yield
 
 
 def _complete(job: Import) -> dict[str, Any]:

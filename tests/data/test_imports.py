@@ -1,5 +1,6 @@
 """Imports hold what was there, however often they were interrupted and whoever wrote them."""
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -13,10 +14,11 @@ import sys
 import numpy as np
 import pytest
 from conftest import environment
+from etils import epath
 from listed import Listed
 from PIL import Image
 
-from clip_jax import build
+from clip_jax import build, lock
 from clip_jax.data import imports, pipeline
 from clip_jax.data.bad import BadRecord, LeftOut
 from clip_jax.data.imports import Import
@@ -299,7 +301,7 @@ def run(directory, files=-1, records=-1):
 
 assert run(f'{folder}/clean') == 0
 expected = hashes(pathlib.Path(folder, 'clean'))
-assert len(expected) == 2 * 2 + 6, expected  # shards and notes; info and lists
+assert len(expected) == 2 * 2 + 5, expected  # shards and notes; info and lists
 for number in itertools.count():
     directory = f'{folder}/files{number}'
     if run(directory, files=number) == 0:
@@ -397,8 +399,10 @@ def test_other_options_than_before_are_refused(write, tmp_path, complete, change
 
 def test_one_process_at_a_time(write, tmp_path):
     write(captioned(2))
-    with imports._alone(tmp_path / 'set/1.0.0/import-train'):
-        with pytest.raises(ValueError, match='another process writes this split'):
+    held = lock.Lock(epath.Path(tmp_path / 'set/1.0.0/import-train'), what='import')
+    with contextlib.closing(held):
+        held.open()
+        with pytest.raises(ValueError, match='another import writes there'):
             write(captioned(2))
         write(captioned(2), split='val')
 
