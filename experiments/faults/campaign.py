@@ -223,6 +223,7 @@ def freeze(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, 
             break
         time.sleep(rng.uniform(0, 3))
         victim = count % args.processes
+        alive = all(process.poll() is None for process in attempt.processes)
         attempt.signal(signal.SIGSTOP, [victim])
         struck = time.monotonic()
         others = [i for i in range(args.processes) if i != victim]
@@ -233,8 +234,9 @@ def freeze(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, 
         attempt.wait()
         yield (
             f'SIGSTOP of process {victim}, limit {limit:g} s',
-            f'the others: exit codes {codes}, stacks {stacks}, after {seconds:.1f} s',
-            codes == [HUNG] * len(others) and stacks and seconds < limit + 5,
+            f'the others: exit codes {codes}, stacks {stacks}, after {seconds:.1f} s'
+            + ('' if alive else '; they had ended before'),
+            alive and codes == [HUNG] * len(others) and stacks and seconds < limit + 5,
         )
     codes = Attempt(args, workdir).wait()
     yield 'losses and parameters', 'equal to the last bit', same(workdir, expected)
