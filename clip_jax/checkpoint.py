@@ -367,11 +367,12 @@ def _without_shardings() -> ocp.PyTreeCheckpointHandler:
 
 def _restore(path: epath.Path, shapes: Any) -> Any:
     """Reads one item of a checkpoint; Orbax itself would cast another type without a word."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        wrong = differences(checkpointer.metadata(path).item_metadata.tree, shapes)
-        if wrong:
+    handler = ocp.StandardCheckpointHandler()
+    with ocp.Checkpointer(handler) as checkpointer:
+        # The checkpointer's own method warns that there is no file of what is beside the arrays.
+        if wrong := differences(handler.metadata(path).tree, shapes):
             raise ValueError(f'{path}: not the arrays of this model: {first_of(wrong)}')
-        return checkpointer.restore(path, shapes)
+        return checkpointer.restore(path, args=ocp.args.StandardRestore(shapes))
 
 
 def _training(state: TrainState) -> dict[str, Any]:
