@@ -72,7 +72,8 @@ class Machine(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header('ETag', value)
         self.end_headers()
-        self.wfile.write(value.encode())
+        with contextlib.suppress(BrokenPipeError):  # who asked has ended
+            self.wfile.write(value.encode())
 
     def log_message(self, *args):
         pass
