@@ -49,7 +49,7 @@ def poisoned(images):
 
 @pytest.mark.parametrize(
     ('encoder', 'devices', 'microbatches'),
-    [('vit', 1, 1), ('vit', 8, 2), ('resnet', 2, 1)],
+    [('vit', 1, 1), pytest.param('vit', 8, 2, marks=pytest.mark.slow), ('resnet', 2, 1)],
 )
 def test_a_batch_of_nan_leaves_all_but_the_counts(encoder, devices, microbatches):
     card = {**lookup.module('losses', 'softmax').INIT, **CARDS[encoder]}

@@ -216,6 +216,7 @@ def test_what_does_not_fit_is_one_line(tiny_config, tmp_path):
     assert 'Traceback' not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_compiled_step_is_found_again(tiny_config, tiny_run, clip_jax_cli, tmp_path):
     programs = tmp_path / 'compiled'
     for name in ('first', 'second'):

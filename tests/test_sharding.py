@@ -31,7 +31,6 @@ QUICK = [
     ('8 data', 'softmax', 'vit'),
     ('2x4 data x fsdp', 'sigmoid', 'vit'),
     ('2x2x2 with tensor', 'softmax', 'vit'),
-    ('2x4 data x fsdp', 'softmax', 'resnet'),
 ]
 REST = [x for x in itertools.product(MESHES, ['softmax', 'sigmoid'], CARDS) if x not in QUICK]
 
