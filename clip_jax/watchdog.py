@@ -30,6 +30,8 @@ class Watchdog:
     def start(self, what: str) -> None:
         """Begins to watch."""
         if self._seconds:
+            # JAX aborts a process whose coordinator is silent, perhaps sooner: stacks then, too.
+            faulthandler.enable(sys.__stderr__)
             self.tick(what)
             self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
             self._thread.start()

@@ -1,6 +1,7 @@
 """What hangs is shown and ended, what only takes its time is not."""
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -49,6 +50,12 @@ def test_even_where_python_itself_cannot_go_on():
     done = run('busy()')
     assert done.returncode == 1
     assert 'Timeout' in done.stderr and 'in busy' in done.stderr
+
+
+def test_where_jax_ends_the_process_stacks_are_shown_too():
+    done = run('import os; os.abort()')
+    assert done.returncode == -signal.SIGABRT
+    assert 'most recent call first' in done.stderr and 'in _watch' in done.stderr
 
 
 @pytest.mark.parametrize('last', ['dog.stop(); time.sleep(2)', 'pass'])
