@@ -707,7 +707,7 @@ def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ValueError('--out: expected a page to write, as --out=compare.html')
     if out and (out.suffix != '.html' or out.exists()):
         raise ValueError(f'--out: {out}: expected a new name that ends in .html')
-    from clip_jax import build, page, plots
+    from clip_jax import build, page, plots, whole_file
 
     runs = page.read_runs(workdirs)
     sections = [page.of_file(path) for path in given]
@@ -721,7 +721,7 @@ def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
         out = out or workdir / 'plots' / 'index.html'
     else:
         text = page.of_several(runs, sections)
-    page.write(out, text)
+    whole_file.write(out, text)
     print(out)
     return 0
 

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from clip_jax import hosts, lock, lookup, pretrained, sharding, train, whole_file
+from clip_jax import hosts, lock, lookup, metrics, pretrained, sharding, train, whole_file
 from clip_jax.data import embeddings
 from clip_jax.data.bad import BadRecord
 from clip_jax.data.records import ERRORS, Progress, in_order, why
@@ -124,7 +124,7 @@ def run(
     written = int(hosts.total(np.array([sum(len(job.range(shard)) for shard in missing)]))[0])
     summary = _summary(job, written, seconds)
     if hosts.is_first() and written:
-        embeddings.write_json(folder / SUMMARY, summary)
+        whole_file.write_json(folder / SUMMARY, summary)
     return summary
 
 
@@ -132,7 +132,7 @@ def _settings(
     model: str, clip: Clip, source: Source, options: Options, spec: str, spec_options: Mapping
 ) -> dict[str, Any]:
     texts = options.features == 'embedding' and clip.tokenizer is not None
-    where = model if '://' in model else str(pathlib.Path(model).expanduser().absolute())
+    where = model if metrics.is_remote(model) else str(pathlib.Path(model).expanduser().absolute())
     settings = {
         'model': where,
         'fingerprint': pretrained.fingerprint(clip.variables),
@@ -162,9 +162,7 @@ def _check_folder(folder: epath.Path, spec: str, options: Options) -> None:
         now = {'data': spec, **{k: getattr(options, k) for k in ('features', 'dtype')}}
         _check_same(folder, before, now)
         return
-    own = 'embed.lock', embeddings.DESCRIPTION + whole_file.PARTIAL  # of one that was killed
-    others = sorted(path.name for path in folder.iterdir() if path.name not in own)
-    if others:
+    if others := whole_file.others(folder, lock.name('embed'), file.name):
         raise ValueError(
             f'--out: {folder} holds other things ({", ".join(others[:5])}); name a new folder'
         )
@@ -200,7 +198,7 @@ def _begin(job: Job) -> None:
     if file.exists():
         _check_same(job.folder, json.loads(file.read_text()), job.settings)
     else:
-        embeddings.write_json(file, {'complete': False, **job.settings})
+        whole_file.write_json(file, {'complete': False, **job.settings})
 
 
 def write_shards(job: Job, shards: Sequence[int]) -> None:
@@ -373,7 +371,7 @@ def _complete(job: Job) -> None:
         'bad': {k: {'count': kinds[k], 'examples': found} for k, found in examples.items()},
         'shards': counts,
     }
-    embeddings.write_json(file, description)
+    whole_file.write_json(file, description)
 
 
 def _summary(job: Job, written: int, seconds: float) -> dict[str, Any]:

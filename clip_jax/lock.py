@@ -10,7 +10,6 @@ from typing import Any, TextIO
 
 from etils import epath
 
-NAME = 'training.lock'
 RENEW = 10.0  # seconds between two signs of life of who holds a directory on object storage
 SILENT = 4 * RENEW  # seconds without one after which it is taken to be dead
 
@@ -25,7 +24,7 @@ class Lock:
     """
 
     def __init__(self, folder: epath.Path, *, what: str = 'training', flag: str = '--workdir'):
-        self._folder, self._path, self._flag = folder, folder / f'{what}.lock', flag
+        self._folder, self._path, self._flag = folder, folder / name(what), flag
         self._made: list[epath.Path] = []
         self._held: TextIO | _Lease | None = None
 
@@ -49,6 +48,11 @@ class Lock:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         self._made = []
+
+
+def name(what: str = 'training') -> str:
+    """The name of the file that says that `what` writes in its folder."""
+    return f'{what}.lock'
 
 
 def _lock_file(path: epath.Path, flag: str) -> TextIO:

@@ -267,7 +267,7 @@ class _GrowingFile:
             self._file.close()
 
 
-def is_remote(path: epath.Path) -> bool:
+def is_remote(path: str | os.PathLike) -> bool:
     """Whether a path is one of object storage."""
     return '://' in str(path)
 

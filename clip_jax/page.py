@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from clip_jax import metrics, plots, whole_file
+from clip_jax import metrics, plots
 
 STYLE = """
 :root { color-scheme: light; }
@@ -146,11 +146,6 @@ def of_file(path: str | os.PathLike) -> str:
     report = plots.read_report(path)
     drawn = [path.with_suffix('') / f'{name}.png' for name in plots.figures(report)]
     return of_report(path.stem, report, [figure for figure in drawn if figure.exists()])
-
-
-def write(path: str | os.PathLike, text: str) -> None:
-    """Writes a page whole or not at all."""
-    whole_file.write(path, text)
 
 
 def of_report(

@@ -35,7 +35,7 @@ def finished(workdir: epath.Path, resolved: dict[str, Any]) -> bool:
     """Whether `workdir` holds a complete run of this config; ValueError if of another."""
     path = workdir / 'config.json'
     if not path.exists():
-        inside = workdir.is_dir() and any(p.name != lock.NAME for p in workdir.iterdir())
+        inside = workdir.is_dir() and whole_file.others(workdir, lock.name(), path.name)
         if workdir.is_file() or inside:
             raise ValueError(
                 f'{workdir}: not empty and no run directory; expected a new or empty folder'
@@ -80,7 +80,7 @@ def _changes(there: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[str
 def write_json(path: epath.Path, content: Any) -> None:
     """Writes a file whole or not at all, once for all hosts."""
     if hosts.is_first():
-        whole_file.write(path, json.dumps(content, indent=1, ensure_ascii=False) + '\n')
+        whole_file.write_json(path, content)
 
 
 def summary_text(workdir: epath.Path) -> str:

@@ -120,7 +120,7 @@ def run(
     text = _markdown(table)
     if out:
         table |= {'versions': train.versions(), 'seconds': time.monotonic() - begun}
-        whole_file.write(out / 'suite.json', json.dumps(table, indent=1, ensure_ascii=False) + '\n')
+        whole_file.write_json(out / 'suite.json', table)
         whole_file.write(out / 'suite.md', text)
     states = [result.state for column in results for result in column]
     return text, FAILED not in states and DONE in states
@@ -149,7 +149,7 @@ def _result(
         return Result(FAILED, message=_one_line(error)), ''
     if file:
         report = {**identity, **line.settings, **report, 'seconds': seconds}
-        whole_file.write(file, json.dumps(report, indent=1, ensure_ascii=False) + '\n')
+        whole_file.write_json(file, report)
     return Result(DONE, value), f' ({seconds:,.0f} s)'
 
 

@@ -1,6 +1,8 @@
 """Files that are there as a whole or not at all."""
 
+import json
 import os
+from typing import Any
 
 from etils import epath
 
@@ -14,8 +16,23 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    give_name(partial, path)
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        give_name(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a JSON file whole, as people read it."""
+    write(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
+
+
+def others(folder: epath.Path, *own: str) -> list[str]:
+    """The names of what lies in a folder, sorted, except files that are its `own`, whole or not."""
+    own += tuple(name + PARTIAL for name in own)
+    return sorted(path.name for path in folder.iterdir() if path.name not in own)
 
 
 def give_name(partial: str | os.PathLike, path: str | os.PathLike) -> None:

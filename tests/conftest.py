@@ -144,3 +144,19 @@ def tiny_run(tiny_config, clip_jax_cli, tmp_path_factory) -> Path:
     done = clip_jax_cli('train', f'--config={tiny_config}', f'--workdir={workdir}')
     assert done.returncode == 0, done.stderr
     return workdir
+
+
+@pytest.fixture(scope='session')
+def clip(tiny_run):
+    """The model of `tiny_run`."""
+    import clip_jax
+
+    return clip_jax.load(tiny_run)
+
+
+@pytest.fixture(scope='session')
+def source(tiny_tars):
+    """The data of `tiny_tars`, opened."""
+    from clip_jax import build
+
+    return build.source(tiny_tars, {})

@@ -72,16 +72,6 @@ def folder(arguments, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope='module')
-def clip(tiny_run):
-    return clip_jax.load(tiny_run)
-
-
-@pytest.fixture(scope='module')
-def source(tiny_tars):
-    return build.source(tiny_tars, {})
-
-
 @pytest.fixture
 def spoilt(tiny_tars, tmp_path) -> str:
     """SPEC of the tiny set, of which pictures 3, 20 and 40 are spoilt, and caption 21."""

@@ -97,9 +97,15 @@ def test_a_part_of_the_flags_is_refused(clip_jax_cli, tiny_config, tmp_path):
     assert not (tmp_path / 'x').exists()
 
 
+def of_tests() -> dict[str, str]:
+    """For programs of two devices that import what tests share, compiled as in tests."""
+    env = environment(2)
+    path = f'{env["PYTHONPATH"]}{os.pathsep}{ROOT / "tests"}'
+    return {**env, 'PYTHONPATH': path, UNOPTIMIZED: '1'}
+
+
 def train(processes: int, devices: int, *arguments: str) -> None:
     """Trains in so many processes of so many devices each."""
-    env = environment(devices, alone=False)
     address = f'localhost:{free_port()}'
     running = [
         subprocess.Popen(
@@ -113,7 +119,7 @@ def train(processes: int, devices: int, *arguments: str) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=env,
+            env=environment(devices, alone=False),
         )
         for i in range(processes)
     ]
@@ -185,16 +191,13 @@ def test_two_processes_restore_what_one_saved(tmp_path):
     digest = hashlib.sha256(b''.join(leaves)).hexdigest()
     loss = float(step(current, put(batch(5)))[1]['loss'])
 
-    env = environment(2)
-    env['PYTHONPATH'] = f'{env["PYTHONPATH"]}{os.pathsep}{ROOT / "tests"}'
-    env[UNOPTIMIZED] = '1'
     address = f'localhost:{free_port()}'
     running = [
         subprocess.Popen(
             [sys.executable, '-c', RESTORE, address, str(i), str(tmp_path)],
             stdout=subprocess.PIPE,
             text=True,
-            env=env,
+            env=of_tests(),
         )
         for i in range(2)
     ]
@@ -224,12 +227,9 @@ if hosts.is_first():
 @pytest.mark.parametrize('encoder', ['vit', 'resnet'])
 @pytest.mark.parametrize('loss', ['softmax', 'sigmoid'])
 def test_two_processes_of_two_devices_train_as_one_device(encoder, loss, tmp_path):
-    env = environment(2)
-    env['PYTHONPATH'] = f'{env["PYTHONPATH"]}{os.pathsep}{ROOT / "tests"}'
-    env[UNOPTIMIZED] = '1'
     address, rest = f'localhost:{free_port()}', (encoder, loss, str(tmp_path / 'out.npz'))
     running = [
-        subprocess.Popen([sys.executable, '-c', STEPS, address, str(i), *rest], env=env)
+        subprocess.Popen([sys.executable, '-c', STEPS, address, str(i), *rest], env=of_tests())
         for i in range(2)
     ]
     assert [process.wait(timeout=500) for process in running] == [0, 0]

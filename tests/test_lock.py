@@ -47,8 +47,8 @@ def test_a_second_one_is_refused_and_told_who_was_first(folder):
     # The kernel has let go of it, though nobody tidied up.
     with contextlib.closing(lock.Lock(folder)) as held:
         held.open()
-        assert (folder / lock.NAME).exists()
-    assert not (folder / lock.NAME).exists()
+        assert (folder / lock.name()).exists()
+    assert not (folder / lock.name()).exists()
 
 
 def test_it_leaves_no_folder_behind_that_it_made(folder):
@@ -65,23 +65,23 @@ def test_it_leaves_no_folder_behind_that_it_made(folder):
 def lease(folder, renew=0.05, silent=0.4):
     folder.mkdir(parents=True, exist_ok=True)
     return contextlib.closing(
-        lock._Lease(folder / lock.NAME, flag='--out', renew=renew, silent=silent)
+        lock._Lease(folder / lock.name(), flag='--out', renew=renew, silent=silent)
     )
 
 
 def test_on_object_storage_signs_of_life_keep_others_away(folder, capsys):
     with lease(folder), pytest.raises(ValueError, match='another training writes there'):
         lease(folder)
-    assert not (folder / lock.NAME).exists()
+    assert not (folder / lock.name()).exists()
 
 
 def test_on_object_storage_silence_gives_it_to_the_next(folder, capsys):
     folder.mkdir(parents=True)
-    (folder / lock.NAME).write_text('{"id": "dead", "host": "x", "process": 1, "since": "y"}')
+    (folder / lock.name()).write_text('{"id": "dead", "host": "x", "process": 1, "since": "y"}')
     began = time.monotonic()
     with lease(folder):
         assert 0.4 <= time.monotonic() - began < 5
         assert 'waiting 0.4 s for a sign of life' in capsys.readouterr().err
-        first = (folder / lock.NAME).read_text()
+        first = (folder / lock.name()).read_text()
         time.sleep(0.3)
-        assert (folder / lock.NAME).read_text() != first
+        assert (folder / lock.name()).read_text() != first

@@ -10,7 +10,7 @@ from etils import epath
 from PIL import Image
 
 import clip_jax
-from clip_jax import cli, nearest, pretrained
+from clip_jax import cli, nearest, pretrained, whole_file
 from clip_jax.data import embeddings
 from clip_jax.data.sources import open_source
 
@@ -22,11 +22,6 @@ def folder(tiny_run, tiny_tars, tmp_path_factory):
     with pytest.raises(SystemExit):
         cli.main(['embed', f'--model={tiny_run}', f'--data={tiny_tars}', f'--out={out}', *small])
     return out
-
-
-@pytest.fixture(scope='module')
-def clip(tiny_run):
-    return clip_jax.load(tiny_run)
 
 
 @pytest.fixture(scope='module')
@@ -96,7 +91,7 @@ def write(folder, shards: list[np.ndarray], **changes) -> None:
         'bad': {},
         'shards': [[len(rows), 0] for rows in shards],
     }
-    embeddings.write_json(epath.Path(folder) / embeddings.DESCRIPTION, description | changes)
+    whole_file.write_json(epath.Path(folder) / embeddings.DESCRIPTION, description | changes)
 
 
 @pytest.mark.parametrize('block', [1, 7, 100])

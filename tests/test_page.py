@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_plots import classified, pictures, queries_report, run_rows
 
-from clip_jax import metrics, page, reports
+from clip_jax import metrics, page, reports, whole_file
 
 VOID = {'meta', 'img', 'br', 'link'}
 
@@ -81,7 +81,7 @@ def test_the_page_of_a_run_has_its_numbers_and_all_its_figures(tmp_path):
     Image.new('RGB', (30, 20)).save(drawn)
     report = {**classified(), 'options': {'templates': 'plain & more'}}
     figures = {'': [drawn], 'zs': [drawn, drawn]}
-    page.write(tmp_path / 'new' / 'x.html', page.of_run(run, figures, {'zs': report}))
+    whole_file.write(tmp_path / 'new' / 'x.html', page.of_run(run, figures, {'zs': report}))
     found = read(tmp_path / 'new' / 'x.html')
     assert [image.size for image in found.images] == [(30, 20)] * 3
     for words in ('a <b>', 'complete', '1 x cpu', '1 min 15 s', 'templates=plain & more', '62.5 %'):

@@ -21,16 +21,6 @@ from clip_jax.models.clip import unit
 
 
 @pytest.fixture(scope='module')
-def clip(tiny_run):
-    return clip_jax.load(tiny_run)
-
-
-@pytest.fixture(scope='module')
-def source(tiny_tars):
-    return build.source(tiny_tars, {})
-
-
-@pytest.fixture(scope='module')
 def pictures():
     """Noise on a colour, in three shapes, as uint8 arrays."""
     rng = np.random.default_rng(0)

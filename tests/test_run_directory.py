@@ -57,7 +57,9 @@ def test_every_key_that_may_change_is_one_of_the_default_config():
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     folder = epath.Path(tmp_path)
-    (folder / lock.NAME).write_text('')
+    (folder / lock.name()).write_text('')
+    assert not run_directory.finished(folder, CONFIG)
+    (folder / 'config.json.partial').write_text('{"se')  # killed in the middle of its first file
     assert not run_directory.finished(folder, CONFIG)
     (folder / 'thesis.tex').write_text('')
     with pytest.raises(ValueError, match='not empty and no run directory'):

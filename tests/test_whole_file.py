@@ -19,10 +19,20 @@ def test_what_was_there_stays_until_the_new_is_whole(tmp_path, monkeypatch):
     path = tmp_path / 'x'
     whole_file.write(path, 'old')
 
-    def full(*args):
+    def full(self, content):
+        with open(self, 'wb') as file:
+            file.write(content[:1])
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(epath.Path('.').__class__, 'write_bytes', full)
     with pytest.raises(OSError, match='No space left'):
         whole_file.write(path, 'new')
     assert path.read_text() == 'old'
+    assert whole_file.others(epath.Path(tmp_path)) == ['x']
+
+
+def test_own_files_are_no_others_whole_or_not(tmp_path):
+    for name in ('a.json', 'b.json.partial', 'c.json.partial', 'd'):
+        (tmp_path / name).touch()
+    found = whole_file.others(epath.Path(tmp_path), 'a.json', 'b.json')
+    assert found == ['c.json.partial', 'd']

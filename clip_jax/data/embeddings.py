@@ -49,11 +49,6 @@ def note_file(folder: epath.Path, shard: int) -> epath.Path:
     return folder / f'shard-{shard:05}.json'
 
 
-def write_json(path: epath.Path, value: Any) -> None:
-    """Writes a JSON file as a whole or not at all."""
-    whole_file.write(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
-
-
 def write_shard(
     folder: epath.Path,
     shard: int,
@@ -74,7 +69,7 @@ def write_shard(
         whole_file.write(path, data)
     sizes = {path.name: len(data) for path, data in files.items()}
     note = {'images': len(images), 'texts': len(texts), 'bytes': sizes, 'bad': list(bad)}
-    write_json(note_file(folder, shard), note)
+    whole_file.write_json(note_file(folder, shard), note)
 
 
 def read_note(folder: epath.Path, shard: int) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """A fitted linear probe: what it says of features, how that is scored, and its file."""
 
 import dataclasses
+import io
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import hosts, lookup
+from clip_jax import hosts, lookup, whole_file
 from clip_jax.evals import _scores
 from clip_jax.evals._labelled import Examples, Task
 from clip_jax.evals._logistic import Fit
@@ -90,15 +91,9 @@ class Probe:
             'C': self.C,
             'fingerprint': self.fingerprint,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f'{path.name}.partial')
-        try:
-            with partial.open('wb') as file:
-                text = np.array(json.dumps(about, ensure_ascii=False))
-                np.savez(file, weights=self.weights, bias=self.bias, about=text)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        file, text = io.BytesIO(), np.array(json.dumps(about, ensure_ascii=False))
+        np.savez(file, weights=self.weights, bias=self.bias, about=text)
+        whole_file.write(path, file.getvalue())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'Probe':

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
-from clip_jax import lookup
+from clip_jax import lookup, whole_file
 from clip_jax.data import embeddings
 from clip_jax.data.bad import BadRecord, LeftOut, Missing
 from clip_jax.data.sources import open_source
@@ -109,7 +109,7 @@ def make_embeddings(path, captions) -> str:
         'bad': {'not_utf8': {'count': 1, 'examples': ['p/4']}} if len(usable) < 6 else {},
         'shards': [[4, 4], [len(usable) - 4] * 2],
     }
-    embeddings.write_json(epath.Path(path) / embeddings.DESCRIPTION, description)
+    whole_file.write_json(epath.Path(path) / embeddings.DESCRIPTION, description)
     return f'embeddings:{path}'
 
 
