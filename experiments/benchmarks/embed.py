@@ -112,7 +112,9 @@ def measure(run: Callable[[], None], count: int) -> tuple[float, float]:
 
 
 def spread(values: Sequence[float]) -> str:
-    return f'{statistics.median(values):,.1f} ({min(values):,.1f} to {max(values):,.1f})'
+    digits = 1 if min(values) > 2 else 2
+    numbers = (statistics.median(values), min(values), max(values))
+    return '{:,.{d}f} ({:,.{d}f} to {:,.{d}f})'.format(*numbers, d=digits)
 
 
 def main() -> None:
@@ -146,8 +148,8 @@ def main() -> None:
     print('\n| | images a second | of the bare encoder | the same by CPU time |')
     print('|---|---|---|---|')
     for name, values in found.items():
-        shares = np.median(np.array(values) / np.array(found['bare encoder']), axis=0)
-        print(f'| {name} | {spread([x for x, _ in values])} | {shares[0]:.2f} | {shares[1]:.2f} |')
+        wall, used = (np.array(values) / np.array(found['bare encoder'])).T
+        print(f'| {name} | {spread([x for x, _ in values])} | {spread(wall)} | {spread(used)} |')
 
 
 if __name__ == '__main__':
