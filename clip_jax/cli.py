@@ -42,9 +42,15 @@ examples:
       --out=suites/a-and-b
   clip-jax eval linear_probe --model=runs/flickr8k --data=folder:pets/test \\
       --train=folder:pets/train --save=probe.npz
-Options of the eval itself are given as --option=value, those of the data source as
---data.option=value, other values of a suite's page as --suite.key=value. Of embeddings, --model may
-be left out. A suite goes on where it was stopped; its exit code is 0 if nothing failed.""",
+Options of the eval itself are given as --option=value:
+  zeroshot      --templates=NAME or FILE   --classes=all, present or FILE   --key=ENTRY of JSON
+  linear_probe  --train=SPEC   --validation=SPEC   --features=trunk or embedding   --C=X
+                --metric=accuracy, mean_per_class, map_11_point or roc_auc   --max_iterations=N
+                --save=FILE
+  fewshot       as linear_probe, without --save   --shots=1,2,4   --seeds=N
+Those of the data source are given as --data.option=value, other values of a suite's page as
+--suite.key=value. Of embeddings, --model may be left out. A suite goes on where it was stopped; its
+exit code is 0 if something ran and nothing failed.""",
     'embed': """\
 examples:
   clip-jax embed --model=runs/flickr8k --data='tars:flickr8k/*.tar' --out=embedded/flickr8k
@@ -83,8 +89,9 @@ contact_sheet.png.""",
 examples:
   clip-jax data verify 'tars:flickr8k/*.tar'
   clip-jax data verify table:pairs.parquet --out=bad.jsonl --no-decode
-Options of the source are given as --option=value. The exit code is 0 if training can use all that
-lies there, 1 otherwise; files of other kinds among images do not count.""",
+Options of the source are given as --option=value. The exit code is 0 if all that lies
+there can be used, 1 otherwise. A label does in place of a caption, though training needs
+captions; files of other kinds among images do not count.""",
     'data import': """\
 examples:
   clip-jax data import 'tars:flickr8k/train-*.tar' prepared --name=flickr8k
@@ -158,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument('--config', required=True, metavar='FILE[:ARG]', help='a page of configs/')
     train.add_argument('--workdir', required=True, metavar='DIR', help='the run directory')
     train.add_argument(
-        '--config.KEY', metavar='VALUE', help='another value for a key of the config'
+        '--config.KEY', metavar='VALUE', help='another value for a key, as --config.batch_size=64'
     )
     _process_flags(train)
     evaluate = command('eval', 'score a model on a data set, or several on many')
@@ -200,7 +207,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument('--search', action='store_true', help='look for the largest batch that fits')
     plan.add_argument('--out', metavar='FILE', help='where to write the plan as JSON')
-    plan.add_argument('--config.KEY', metavar='VALUE', help='another value for a key of the config')
+    plan.add_argument(
+        '--config.KEY', metavar='VALUE', help='another value for a key, as --config.batch_size=64'
+    )
     plot = command('plot', 'draw the figures of a run, and a page of it or of several compared')
     plot.add_argument(
         '--workdir', action='append', metavar='DIR', help='a run directory; several are compared'
@@ -254,7 +263,7 @@ def _embed_parser(command: Callable[..., argparse.ArgumentParser]) -> None:
         type=int,
         default=8192,
         metavar='N',
-        help='records a shard, which an interruption can cost (default: 8192)',
+        help='records in a shard; an interruption costs those begun (default: 8192)',
     )
     embed.add_argument(
         '--batch-size',

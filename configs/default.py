@@ -85,6 +85,7 @@ def get_config() -> ConfigDict:
     c.data.options.table.text_key = ('caption',)  # columns of captions
     c.data.options.table.label_key = 'label'  # the column of classes, if there is one
     c.data.options.table.root = ''  # what paths are relative to; '': the folder of the table
+    c.data.options.table.label_separator = ''  # what cuts a text into several classes; '': nothing
     c.data.options.folder = ConfigDict()
     # Files that are images.
     c.data.options.folder.image_exts = (
@@ -124,7 +125,7 @@ def get_config() -> ConfigDict:
     c.model.image.patch_size = placeholder(int)  # vit: pixels, height and width
     c.model.image.depth = placeholder(int)  # vit: blocks
     c.model.image.mlp_dim = placeholder(int)  # vit: hidden features of a block's MLP
-    c.model.image.pool = placeholder(str)  # vit: cls (not set), mean or map
+    c.model.image.pool = placeholder(str)  # vit: cls (not set), mean, map or queries
     c.model.image.positions = placeholder(str)  # vit: learned (not set), sincos2d: fixed ones
     c.model.image.pre_norm = placeholder(bool)  # vit: CLIP's norm before the first block (not set)
     c.model.image.activation = placeholder(str)  # vit: gelu (not set), gelu_tanh or quick_gelu
@@ -140,7 +141,7 @@ def get_config() -> ConfigDict:
     c.model.text.depth = placeholder(int)  # blocks
     c.model.text.heads = placeholder(int)  # of attention
     c.model.text.mlp_dim = placeholder(int)  # hidden features of a block's MLP
-    c.model.text.pool = placeholder(str)  # eot (not set), argmax or last: the row that is read
+    c.model.text.pool = placeholder(str)  # the row that is read: eot (not set), argmax, last, cls
     c.model.text.causal = placeholder(bool)  # whether tokens see only earlier ones; not set: true
     c.model.text.norm_eps = placeholder(float)  # as for the image encoder
     c.model.text.layer_scale = placeholder(float)  # as for the image encoder

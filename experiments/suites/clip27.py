@@ -59,7 +59,7 @@ SETS = {
         'satellite',
     ),
     'resisc45': (
-        'tfds:resisc45/train[:6300]',
+        'tfds:resisc45/train[:3150]',
         'tfds:resisc45/train[6300:]',
         'accuracy',
         'satellite',
