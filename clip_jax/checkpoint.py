@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
 
-from clip_jax import hosts, manifest, metrics, sharding
+from clip_jax import hosts, manifest, metrics, sharding, whole_file
 from clip_jax.state import TrainState
 
 FOLDER = 'checkpoints'
@@ -70,6 +70,9 @@ class Checkpoints:
                 # Of a process that was killed: never finished, or already given up.
                 if UNSEALED in path.name or path.name.endswith(DELETING):
                     path.rmtree()
+                elif path.name.isdecimal() and not _is_sealed(path):
+                    _set_aside(path)
+                    print(f'{path}: without {manifest.NAME}, kept as *{DAMAGED}', file=sys.stderr)
 
     def newest(self) -> tuple[int | None, dict[int, list[str]]]:
         """Returns the newest step that is whole, or None if there is none at all, and what is wrong
@@ -90,7 +93,7 @@ class Checkpoints:
         folder, part = self.folder / str(step), (jax.process_index(), jax.process_count())
         try:
             mine = {'found': manifest.troubles(folder, contents=self._verify, part=part)}
-        except OSError as error:
+        except Exception as error:  # those of object storage are of many kinds
             mine = {'unreadable': f'{folder}: {error}'}
         said = hosts.gather(mine)
         for one in said:
@@ -129,8 +132,9 @@ class Checkpoints:
             self._orbax.wait_until_finished()
             if hosts.is_first():
                 manifest.write(target)
-                if target.name != str(step):
-                    target.rename(self.folder / str(step))
+                if not metrics.is_remote(target):
+                    whole_file.sync(target)
+                    whole_file.give_name(target, self.folder / str(step))
                 self._prune()
         except BaseException as error:  # raised where training looks
             self._failed = step, error
@@ -139,33 +143,37 @@ class Checkpoints:
         there = [step for step in steps(self.folder) if (self.folder / str(step)).is_dir()]
         for step in sorted({*there} - kept(there, self.scores, **self._retention)):
             path = self.folder / str(step)
-            if not metrics.is_remote(path):
-                # Killed in the middle of it, what is left is not taken for a damaged step.
-                path = path.rename(self.folder / f'{step}{DELETING}')
-            path.rmtree()
+            try:
+                if not metrics.is_remote(path):
+                    # Killed in the middle of it, what is left is not taken for a damaged step.
+                    path = path.rename(self.folder / f'{step}{DELETING}')
+                path.rmtree()
+            except OSError as error:  # somebody reads it, perhaps; nothing is lost
+                print(f'{path} cannot be deleted: {error}', file=sys.stderr, flush=True)
 
     def check(self) -> None:
         """ValueError if what was saved last could not be written."""
         if self._failed:
             (step, error), self._failed = self._failed, None
-            there = hosts.is_first() and steps(self.folder)
-            newest = f'the newest checkpoint is of step {there[0]:,}' if there else 'there is none'
+            there = steps(self.folder)
+            newest = f'that of step {there[0]:,} is unharmed' if there else 'there is none yet'
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(
                 f'{self.folder}: the checkpoint of step {step:,} could not be written: {lines[0]}; '
-                f'{newest} and unharmed. With the cause gone (room, permissions), the same command '
+                f'{newest}. With the cause gone (room, permissions), the same command '
                 'goes on from there'
             ) from error
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Reads the state of a step into the structure and onto the devices of `like`.
+        """Reads the state of a step into the structure and onto the devices of `like`: a state, or
+        its shapes.
 
         ValueError if keys, shapes or types differ from those of `like`.
         """
         self.wait()
         folder = self.folder / str(step)
-        variables = _restore(folder / 'variables', _shapes(like.variables))
-        training = _restore(folder / 'training', _shapes(_training(like)))
+        variables = _restore(folder / 'variables', shapes(like.variables))
+        training = _restore(folder / 'training', shapes(_training(like)))
         params = variables.pop('params')
         return TrainState(params=params, buffers=variables, **training)
 
@@ -204,8 +212,13 @@ def kept(
 
 def steps(folder: epath.Path) -> list[int]:
     """The steps that a folder has checkpoints of, whole or not, the newest first."""
-    names = [path.name for path in _inside(folder)]
-    return sorted((int(name) for name in names if re.fullmatch(r'\d+', name)), reverse=True)
+    found = [path for path in _inside(folder) if path.name.isdecimal() and _is_sealed(path)]
+    return sorted((int(path.name) for path in found), reverse=True)
+
+
+def _is_sealed(path: epath.Path) -> bool:
+    """Whether a save came to its end; on object storage one that did not has a step's name, too."""
+    return not metrics.is_remote(path) or any(p.name == manifest.NAME for p in path.iterdir())
 
 
 def as_text(damaged: Mapping[int, Sequence[str]]) -> str:
@@ -301,19 +314,33 @@ def entries(path: str | epath.Path, *, contents: str) -> Iterator[Entry]:
     if not found:
         raise ValueError(f'{path}: no checkpoint found; expected a run directory with {FOLDER}/')
     for one in found:
-        stat = (one / manifest.NAME if (one / manifest.NAME).exists() else one).stat()
+        stat = manifest.stat(one / manifest.NAME if (one / manifest.NAME).exists() else one)
         yield Entry(
             path=one,
             step=int(one.name) if one.name.isdigit() else None,
             troubles=manifest.troubles(one, contents=contents),
-            bytes=manifest.size(one) if one.is_dir() else stat.length,
-            written=stat.mtime,
+            bytes=manifest.size(one) if one.is_dir() else stat.bytes,
+            written=stat.written,
         )
 
 
 def is_checkpoint(path: epath.Path) -> bool:
     """Whether a folder is one checkpoint, whole or not."""
     return any((path / name).exists() for name in (manifest.NAME, *USED))
+
+
+def newest_card(workdir: epath.Path) -> dict[str, Any] | None:
+    """Returns the card in the newest checkpoint whose JSON part is whole, None where there is no
+    checkpoint. ValueError if there are some and none is whole.
+    """
+
+    def find() -> int | None:
+        troubles = lambda step: manifest.troubles(folder / str(step), only=('about',))  # noqa: E731
+        return _newest_whole(folder, steps(folder), troubles)[0]
+
+    folder = workdir / FOLDER
+    step = hosts.of_first(find)
+    return None if step is None else read_about(folder / str(step))['card']
 
 
 def read_about(path: epath.Path) -> dict[str, Any]:
@@ -384,13 +411,19 @@ def _training(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _shapes(tree: Any) -> Any:
+def shapes(tree: Any) -> Any:
+    """Shapes, types and shardings of all arrays of a tree."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def _inside(folder: epath.Path) -> list[epath.Path]:
-    """What lies in a folder; on object storage there is no folder where nothing lies."""
-    return list(folder.iterdir()) if folder.is_dir() else []
+    """What lies in a folder; on object storage there is no folder where nothing lies. OSError if it
+    cannot be read, which is not to look as if there were nothing.
+    """
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _set_aside(path: epath.Path) -> None:

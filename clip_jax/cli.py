@@ -12,6 +12,7 @@ import os
 import pathlib
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -129,12 +130,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(COMMANDS[args.command](args, rest))
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError) as error:
-        if os.environ.get('CLIP_JAX_TRACEBACK'):
-            raise
-        print(f'clip-jax {args.command}:', *str(error).split(), file=sys.stderr)
-        sys.exit(1)
+        code = 130
+    except Exception as error:
+        code = 1
+        if os.environ.get('CLIP_JAX_TRACEBACK') or not (line := _reason(error)):
+            traceback.print_exc()
+        else:
+            print(f'clip-jax {args.command}:', *line.split(), file=sys.stderr)
+    if 'clip_jax.hosts' in sys.modules:
+        from clip_jax import hosts
+
+        hosts.end(code)  # others may wait for this process
+    sys.exit(code)
+
+
+def _reason(error: Exception) -> str:
+    """What to say of an error; '' of one that is a fault of this program."""
+    if isinstance(error, (ValueError, OSError)):
+        return str(error)
+    import jax
+
+    if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1:
+        return ''
+    line = str(error).strip().partition('\n')[0]
+    return (
+        f'process {jax.process_index()} cannot go on, most likely since another one ended '
+        f'({line}); the same command goes on where it was'
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ import json
 import pathlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -114,13 +114,18 @@ def run(
     held = lock.Lock(folder, what='embed', flag='--out')
     with contextlib.closing(held):
         hosts.of_first(held.open)
-        _of_first('begin', lambda: _begin(job))
+        hosts.of_first(lambda: _begin(job))
         mine = range(jax.process_index(), job.shards, jax.process_count())
         missing = [shard for shard in mine if not embeddings.read_note(folder, shard)]
         begun = time.monotonic()
-        write_shards(job, missing)
+        error = None
+        try:
+            write_shards(job, missing)
+        except (ValueError, OSError) as raised:  # the others write theirs to the end all the same
+            error = raised
+        hosts.raise_first(error)
         seconds = time.monotonic() - begun
-        _of_first('complete', lambda: _complete(job))
+        hosts.of_first(lambda: _complete(job))
     written = int(hosts.total(np.array([sum(len(job.range(shard)) for shard in missing)]))[0])
     summary = _summary(job, written, seconds)
     if hosts.is_first() and written:
@@ -183,12 +188,6 @@ def _check_same(folder: epath.Path, before: Mapping[str, Any], now: Mapping[str,
         f'--out: {folder} holds embeddings that were begun otherwise: {"; ".join(changed)}. Give '
         'the same options, or name another folder'
     )
-
-
-def _of_first(what: str, make: Callable[[], None]) -> None:
-    """Has the first process do what is done once, when all have come here."""
-    hosts.wait(what)
-    hosts.of_first(make)
 
 
 def _begin(job: Job) -> None:

@@ -18,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 DAY = 24 * 60 * 60 * 1000  # milliseconds
 _BARRIERS = itertools.count()  # a name serves once; all processes come to all barriers in order
+SHORT = 5.0  # seconds for what takes none where all is well
 MESSAGE = 4096  # bytes, more than any of the words that hosts exchange before they are connected
 
 
@@ -73,12 +74,15 @@ def _gather(port: int, processes: int, deadline: float) -> None:
             while len(found) < processes - 1:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
                 connection, _ = server.accept()
-                said = json.loads(connection.recv(MESSAGE))
-                found[said['process']] = connection
-                if said['processes'] != processes:
+                said = _heard(connection)
+                if said is None:
+                    continue
+                process, count = said
+                found[process] = connection
+                if count != processes:
                     raise ValueError(
-                        f'--processes is {processes} in process 0 and {said["processes"]} in '
-                        f'process {said["process"]}; expected the same number in all'
+                        f'--processes is {processes} in process 0 and {count} in process '
+                        f'{process}; expected the same number in all'
                     )
         except TimeoutError:
             missing = sorted({*range(1, processes)} - {*found})
@@ -92,6 +96,19 @@ def _gather(port: int, processes: int, deadline: float) -> None:
             _tell(found, str(error))
             raise
         _tell(found, '')
+
+
+def _heard(connection: socket.socket) -> tuple[int, int] | None:
+    """Which process this is and how many it believes there are; None of a stranger, which scanners
+    of ports and health checks are.
+    """
+    connection.settimeout(SHORT)
+    try:
+        said = json.loads(connection.recv(MESSAGE))
+        return said['process'], said['processes']
+    except (OSError, ValueError, KeyError, TypeError):
+        connection.close()
+        return None
 
 
 def _tell(connections: dict[int, socket.socket], error: str) -> None:
@@ -133,30 +150,39 @@ def first_then_others(make: Callable[[], Any]) -> Any:
     """Calls `make` in every process; the first is done before the others begin, so that they find
     what it has put on the disk that they share.
     """
-    if is_first():
-        made = make()
-        wait('first')
-        return made
-    wait('first')
-    return make()
+    made: list[Any] = []
+    of_first(lambda: made.append(make()))
+    return made[0] if made else make()
 
 
 def of_first(make: Callable[[], Any]) -> Any:
     """Returns to every process what `make`, called by the first alone, returns: anything that JSON
-    can hold. A ValueError there is raised in all.
+    can hold. What it raises there is raised in all, in the others as a ValueError.
     """
-    if jax.process_count() == 1:
-        return make()
-    said: dict[str, Any] = {}
+    made, error = None, None
     if is_first():
         try:
-            said = {'made': make()}
-        except ValueError as error:
-            said = {'error': str(error)}
-    said = gather(said)[0]
-    if 'error' in said:
-        raise ValueError(said['error'])
-    return said['made']
+            made = make()
+        except Exception as raised:  # the others would wait for ever
+            error = raised
+    wait('of_first')  # a gather alone would not wait for long
+    made, text = gather((made, str(error) if error else ''))[0]
+    if error:
+        raise error
+    if text:
+        raise ValueError(text)
+    return made
+
+
+def raise_first(error: Exception | None) -> None:
+    """Raises in every process the error of the first that has one; all come here."""
+    wait('errors')
+    texts = gather(str(error) if error else '')
+    if error:
+        raise error
+    for text in texts:
+        if text:
+            raise ValueError(text)
 
 
 def gather(value: Any) -> list[Any]:
@@ -192,8 +218,20 @@ def wait(what: str) -> None:
         client.wait_at_barrier(f'clip_jax {what} {next(_BARRIERS)}', timeout_in_ms=DAY)
 
 
+def end(code: int) -> None:
+    """Ends this process after an error: in order if all have come here, with one of their own; at
+    once if others go on, or are gone, since an orderly end would wait for them for minutes.
+    """
+    if client := distributed.global_state.client:
+        try:
+            client.wait_at_barrier('clip_jax end', timeout_in_ms=int(1000 * SHORT))
+        except jax.errors.JaxRuntimeError:
+            leave(code)
+    sys.exit(code)
+
+
 def leave(code: int) -> None:
-    """Ends this process at once: another is gone, and an orderly end would wait for it."""
+    """Ends this process at once."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

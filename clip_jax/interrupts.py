@@ -1,5 +1,6 @@
 """Words from outside that a run is to stop: Ctrl-C, SIGTERM, notices of Google's machines."""
 
+import http.client
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ class Interrupts:
 
     def __init__(self, *, alone: bool) -> None:
         self.stop, self.graceful = 0, False
+        self._asked = False  # by a Ctrl-C
         self._alone = alone
         self._before: dict[int, Any] = {}
 
@@ -50,9 +52,10 @@ class Interrupts:
             self._take(TERMINATED, 'SIGTERM: saving after this step, then ending')
             if self._alone and not self.graceful:
                 sys.exit(0)
-        elif self.stop == CTRL_C or not self.graceful:
+        elif self._asked or not self.graceful:
             raise KeyboardInterrupt
         else:
+            self._asked = True
             self._take(CTRL_C, 'Ctrl-C: saving after this step; once more to stop at once')
 
     def _take(self, stop: int, text: str) -> None:
@@ -66,7 +69,7 @@ class Interrupts:
         while self._before:
             try:
                 value, last = _metadata(f'instance/{key}', last)
-            except OSError:
+            except (OSError, http.client.HTTPException):
                 threading.Event().wait(5)
                 continue
             if value in words:

@@ -1,5 +1,6 @@
 """One folder, one program that fills it: who writes there says so, and a second one is refused."""
 
+import errno
 import json
 import os
 import socket
@@ -19,8 +20,9 @@ class Lock:
     writes there and which `flag` names another folder.
 
     On a file system it is the kernel's lock of a file, which ends with the process, however it
-    ends. Object storage has none: there the file is rewritten all the time, and who finds one that
-    does not change for SILENT seconds takes its place.
+    ends. Object storage has none, nor have some file systems of clusters: there the file is
+    rewritten all the time, and who finds one that does not change for SILENT seconds takes its
+    place.
     """
 
     def __init__(self, folder: epath.Path, *, what: str = 'training', flag: str = '--workdir'):
@@ -31,11 +33,19 @@ class Lock:
     def open(self) -> None:
         """Takes the folder, and makes it if need be; ValueError if another program has it."""
         if '://' in str(self._folder):
-            self._held = _Lease(self._path, flag=self._flag, renew=RENEW, silent=SILENT)
+            self._held = self._lease()
             return
-        missing = [p for p in (self._folder, *self._folder.parents) if not p.exists()]
+        self._made = [p for p in (self._folder, *self._folder.parents) if not p.exists()]
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._made, self._held = missing, _lock_file(self._path, self._flag)
+        try:
+            self._held = _lock_file(self._path, self._flag)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
+            self._held = self._lease()
+
+    def _lease(self) -> '_Lease':
+        return _Lease(self._path, flag=self._flag, renew=RENEW, silent=SILENT)
 
     def close(self) -> None:
         """Lets go of it, and removes the folders that `open` made and nothing has come into."""
@@ -68,6 +78,9 @@ def _lock_file(path: epath.Path, flag: str) -> TextIO:
             text = file.read()
             file.close()
             raise ValueError(_refusal(path, flag, text)) from None
+        except OSError:
+            file.close()
+            raise
         # Who held it before may have removed the file in between: then it is another one's.
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
             file.truncate(0)
@@ -81,7 +94,7 @@ class _Lease:
     """A file that its holder rewrites every `renew` seconds."""
 
     def __init__(self, path: epath.Path, *, flag: str, renew: float, silent: float):
-        self._path, self._renew, self._count = path, renew, 0
+        self._path, self._flag, self._renew, self._count = path, flag, renew, 0
         self._me = {**_me(), 'id': f'{os.getpid()}-{time.time_ns()}'}
         self._closing = threading.Event()
         before = self._read()
@@ -100,7 +113,7 @@ class _Lease:
                 before = now
         self._write()
         time.sleep(renew / 4)  # two that start at once: the one that wrote last has it
-        if json.loads(self._read() or '{}').get('id') != self._me['id']:
+        if self._id(self._read()) != self._me['id']:
             raise ValueError(_refusal(path, flag, self._read()))
         self._thread = threading.Thread(target=self._live, name='lease', daemon=True)
         self._thread.start()
@@ -113,9 +126,17 @@ class _Lease:
     def _live(self) -> None:
         while not self._closing.wait(self._renew):
             try:
+                if (now := self._read()) and self._id(now) != self._me['id']:
+                    # Silent for so long that another has begun: two writers would spoil all.
+                    text = f'{_refusal(self._path, self._flag, now)}; this process ends at once'
+                    print(text, file=sys.stderr, flush=True)
+                    os._exit(1)
                 self._write()
-            except OSError as error:  # the next sign of life may get through
+            except Exception as error:  # the next sign of life may get through
                 print(f'{self._path}: {error}', file=sys.stderr, flush=True)
+
+    def _id(self, text: str) -> str:
+        return json.loads(text or '{}').get('id', '')
 
     def _read(self) -> str:
         try:

@@ -4,8 +4,10 @@ is believed.
 
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from stat import S_ISDIR
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -22,7 +24,7 @@ def write(folder: epath.Path) -> None:
     The folder's files have to be written to their end before.
     """
     with ThreadPoolExecutor(THREADS) as pool:
-        names = _files(folder)
+        names = [*_files(folder)]
         hashes = pool.map(lambda name: _sha256(folder / name), names)
         files = {
             name: {'bytes': size, 'sha256': digest}
@@ -46,15 +48,15 @@ def troubles(
     several processes each reads its `part`, (which, how many). OSError if a file is there and
     cannot be read.
     """
-    if not folder.is_dir():
-        return ['a file, where a folder was expected']
     try:
         content = json.loads((folder / NAME).read_text())
         files = {name: (x['bytes'], x['sha256']) for name, x in content['files'].items()}
         right = content['sha256'] == _digest(content['files'])
     except FileNotFoundError:
         return [f'{NAME} is missing' if any(folder.iterdir()) else 'an empty folder']
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except NotADirectoryError:
+        return ['a file, where a folder was expected']
+    except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError):
         right = False
     if not right:
         return [f'{NAME} is damaged']
@@ -62,17 +64,16 @@ def troubles(
     def within(name: str) -> bool:
         return not only or '/' not in name or name.partition('/')[0] in only
 
-    there = {name for name in _files(folder) if within(name)}
+    there = {name: size for name, size in _files(folder).items() if within(name)}
     wanted = {name for name in files if within(name)}
-    found = [f'{name} is missing' for name in sorted(wanted - there)]
-    found += [f'{name} does not belong there' for name in sorted(there - wanted)]
+    found = [f'{name} is missing' for name in sorted(wanted - there.keys())]
+    found += [f'{name} does not belong there' for name in sorted(there.keys() - wanted)]
     sound = []
-    for name in sorted(wanted & there):
-        size = folder.joinpath(name).stat().length
-        if size == files[name][0]:
+    for name in sorted(wanted & there.keys()):
+        if there[name] == files[name][0]:
             sound.append(name)
         else:
-            found.append(f'{name} has {size:,} bytes, expected {files[name][0]:,}')
+            found.append(f'{name} has {there[name]:,} bytes, expected {files[name][0]:,}')
     chosen = [name for name in sound if contents == 'all' or _in_sample(files[name], contents)]
     which, count = part
     with ThreadPoolExecutor(THREADS) as pool:
@@ -87,7 +88,7 @@ def troubles(
 
 def size(folder: epath.Path) -> int:
     """Bytes of all files that lie in a folder."""
-    return sum(folder.joinpath(name).stat().length for name in _files(folder))
+    return sum(_files(folder).values())
 
 
 def _in_sample(file: tuple[int, str], contents: str) -> bool:
@@ -109,13 +110,30 @@ def _sha256(path: epath.Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _files(folder: epath.Path, prefix: str = '') -> list[str]:
-    """The names of all files in a folder and below, except its manifest, sorted."""
-    names: list[str] = []
+def _files(folder: epath.Path, prefix: str = '') -> dict[str, int]:
+    """All files in a folder and below, except its manifest, by name, sorted, with their bytes."""
+    names: dict[str, int] = {}
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        name = prefix + path.name
-        if path.is_dir():
-            names += _files(path, f'{name}/')
+        name, about = prefix + path.name, stat(path)
+        if about.is_folder:
+            names |= _files(path, f'{name}/')
         elif name != NAME:
-            names.append(name)
+            names[name] = about.bytes
     return names
+
+
+class Stat(NamedTuple):
+    """What is known of a file or folder without reading it."""
+
+    is_folder: bool
+    bytes: int
+    written: float  # seconds since 1970
+
+
+def stat(path: epath.Path) -> Stat:
+    """Looks at a file or folder; OSError if that fails, where `is_dir` says that it is none."""
+    if '://' in str(path):
+        found = path.stat()
+        return Stat(found.is_directory, found.length, found.mtime)
+    found = os.stat(path)  # epath's wants a name for the owner, whom containers may not know
+    return Stat(S_ISDIR(found.st_mode), found.st_size, found.st_mtime)

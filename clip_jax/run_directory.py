@@ -41,7 +41,12 @@ def finished(workdir: epath.Path, resolved: dict[str, Any]) -> bool:
                 f'{workdir}: not empty and no run directory; expected a new or empty folder'
             )
         return False
-    there = json.loads(path.read_text())
+    try:
+        there = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f'{path} is damaged ({error}); in each checkpoint, `about` has what it held as "config"'
+        ) from None
     changed = _changes(there, resolved)
     if wrong := [key for key in changed if not _is_free(key)]:
         shown = [f'{k} is {changed[k][0]} there, {changed[k][1]} here' for k in wrong[:3]]

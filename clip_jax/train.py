@@ -8,7 +8,6 @@ import json
 import math
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -203,31 +202,20 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> int:
                 raise
             # It fails in the middle of writing, and does not say where.
             raise ValueError(
-                f'{workdir}: {error.strerror}; the checkpoints there are unharmed. With the cause '
-                'gone, the same command goes on at the newest'
+                f'{workdir}: {error.strerror or error}; the checkpoints there are unharmed. With '
+                'the cause gone, the same command goes on at the newest'
             ) from error
         except jax.errors.JaxRuntimeError as error:
-            if compiled.is_out_of_memory(error):
-                raise ValueError(
-                    f'out of memory ({_first_line(error)}); a lower batch_size, more microbatches, '
-                    'model.remat=full or a larger mesh.fsdp needs less; clip-jax plan says how much'
-                ) from error
-            if jax.process_count() == 1:
+            if not compiled.is_out_of_memory(error):
                 raise
-            print(
-                f'clip-jax train: process {jax.process_index()} cannot go on, most likely since '
-                f'another one ended ({_first_line(error)}); the same command goes on at the newest '
-                'checkpoint',
-                file=sys.stderr,
-            )
-            hosts.leave(1)
+            line = str(error).strip().partition('\n')[0]
+            raise ValueError(
+                f'out of memory ({line}); a lower batch_size, more microbatches, model.remat=full '
+                'or a larger mesh.fsdp needs less; clip-jax plan says how much'
+            ) from error
     if hosts.is_first():
         print(run_directory.summary_text(workdir))
     return 0
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition('\n')[0]
 
 
 class Run:
@@ -250,12 +238,11 @@ class Run:
         self.optimizer, self.schedule = build.optimizer(config.optimizer, config.total_steps)
         loss = build.loss(config.loss, self.mesh)
         augment, wanted = rows.Augment(**config.data.augment), rows.Filter(**config.data.filter)
-        card_path = workdir / 'card.json'
-        begun = card_path.exists()
         source, self.evals = hosts.first_then_others(lambda: _sources(config))
-        if begun:
-            self.card, variables = json.loads(card_path.read_text()), None
-        else:
+        # Not card.json, which has no checksum. Without a checkpoint a run begins at its origin.
+        self.card, variables = checkpoint.newest_card(workdir), None
+        begun = self.card is not None
+        if not begun:
             self.card, variables = origin.begin(config, source, self.mesh)
         execution = build.execution(config.model)
         model = build.model(self.card['model'], config.model.dtype, **execution)
@@ -284,7 +271,7 @@ class Run:
             print(overview, flush=True)
             for kind, found in source.left_out.items():
                 print(f'left out: {found.count:,} {kind}, as {found.examples[0]}', flush=True)
-        self.watchdog.start('the first evaluation')
+        self.watchdog.start('the first evaluation' if not begun else 'checking the checkpoints')
         # Before anything is written: what only an evaluation finds wrong leaves nothing behind.
         self.reports = {} if begun else self.score()
         if not begun:
@@ -337,17 +324,28 @@ class Run:
         if step is None:
             return 0, {}
         self.watchdog.tick(f'reading step {step:,}')
-        self.state = self.checkpoints.restore(step, self.state)
+        like, self.state = checkpoint.shapes(self.state), None  # devices may not hold two of it
+        self.state = self.checkpoints.restore(step, like)
         about = checkpoint.read_about(self.checkpoints.folder / str(step))
         iterator.set_state(about['input'])
         self.began -= about['seconds']
-        if self.config.checkpoint.keep_best and hosts.is_first():
-            rows = metrics.read_jsonl(self.workdir / 'metrics.jsonl')
-            self.note_scores([row for row in rows if row['step'] <= step])
+        if self.config.checkpoint.keep_best:
+            hosts.of_first(lambda: self._recall_scores(step))
         if hosts.is_first():
             total = self.config.total_steps
             print(f'{self.workdir}: goes on at step {step:,} of {total:,}', flush=True)
         return step, about['bad']
+
+    def _recall_scores(self, step: int) -> None:
+        """Tells the checkpoints the scores until a step; ValueError if evaluations gave others than
+        the one that is asked for.
+        """
+        rows = metrics.read_jsonl(self.workdir / 'metrics.jsonl')
+        rows = [row for row in rows if row['step'] <= step]
+        names = tuple(f'{name}/' for name in self.evals)
+        if scores := {k: v for row in rows for k, v in row.items() if k.startswith(names)}:
+            _check_best(self.config.checkpoint, scores)
+        self.note_scores(rows)
 
     def go(self) -> None:
         """Trains to the last step and evaluates; Stopped, with all saved, if it ends before."""
@@ -537,9 +535,7 @@ class Run:
         self.watchdog.tick('the last save')
         self.checkpoints.wait()
         self.watchdog.stop()
-        if hosts.is_first():
-            self.summarise(scalars)
-        hosts.wait('summary')
+        hosts.of_first(lambda: self.summarise(scalars))
 
     def summarise(self, scalars: dict[str, float]) -> None:
         """Draws the figures and writes `summary.json`."""
@@ -547,7 +543,8 @@ class Run:
         load_images = build.image_loader(self.config.data.options)
         figures = plots.write_all(self.workdir, load_images)
         lines = [r for r in metrics.read_jsonl(self.workdir / 'metrics.jsonl') if 'loss' in r]
-        loss = lines[-1]['loss']
+        loss = lines[-1]['loss'] if lines else math.nan  # somebody removed them
+        rates = [row['pairs_per_second'] for row in lines] or [0.0]
         summary = {
             **scalars,
             'loss': loss if math.isfinite(loss) else None,
@@ -555,7 +552,7 @@ class Run:
             'pairs': self.config.total_steps * self.config.batch_size,
             'parameters': state.count(self.state.params),
             'seconds': round(time.monotonic() - self.began, 1),
-            'pairs_per_second': round(statistics.median(r['pairs_per_second'] for r in lines), 1),
+            'pairs_per_second': round(statistics.median(rates), 1),
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'versions': versions(),
             'bad_records': dict(self.tally.counts),

@@ -46,7 +46,15 @@ def give_name(partial: str | os.PathLike, path: str | os.PathLike) -> None:
         _sync(path.parent)
 
 
-def _sync(path: epath.Path) -> None:
+def sync(folder: str | os.PathLike) -> None:
+    """Returns when all that lies in a local folder is on the disk."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            _sync(os.path.join(place, name))
+        _sync(place)
+
+
+def _sync(path: str | os.PathLike) -> None:
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pwd
 import shutil
 
 import jax
@@ -14,7 +15,7 @@ import pytest
 from etils import epath
 from small_training import batch, setup
 
-from clip_jax import checkpoint, guards, manifest, sharding
+from clip_jax import checkpoint, guards, manifest, metrics, sharding
 from clip_jax.state import TrainState
 
 ABOUT = {
@@ -469,6 +470,100 @@ def test_what_cannot_be_read_is_not_taken_for_damaged(opened, three, monkeypatch
     assert checkpoint.steps(three / 'checkpoints') == [12, 8, 4]
 
 
+def test_what_fails_to_be_looked_at_is_not_taken_for_damaged_or_for_nothing(
+    opened, three, monkeypatch
+):
+    """epath's is_dir says False of what it cannot look at."""
+    checkpoints, folder = opened(), epath.Path(three / 'checkpoints')
+
+    def broken(*args, **options):
+        raise OSError(5, 'Input/output error')
+
+    with monkeypatch.context() as m:
+        m.setattr(os, 'stat', broken)
+        with pytest.raises(ValueError, match=r'cannot be read: .*/12: .*Input/output error'):
+            checkpoints.newest()
+    with monkeypatch.context() as m:
+        m.setattr(type(folder), 'iterdir', broken)
+        with pytest.raises(OSError, match='Input/output error'):
+            checkpoint.steps(folder)
+    assert checkpoint.steps(folder) == [12, 8, 4]
+
+
+def test_files_of_owners_without_a_name_are_read(opened, three, monkeypatch):
+    """As in containers that run under a bare number."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, 'getpwuid', unknown)
+    assert opened().newest() == (12, {})
+    assert [entry.step for entry in checkpoint.entries(three, contents='all')] == [12, 8, 4]
+
+
+def test_on_object_storage_what_has_no_manifest_is_no_step(opened, three, monkeypatch, capsys):
+    """A save that was killed has the name of a step there, also the first of all."""
+    monkeypatch.setattr(metrics, 'is_remote', lambda path: True)
+    for step in 4, 8, 12:
+        (three / f'checkpoints/{step}/manifest.json').unlink()
+    assert checkpoint.steps(three / 'checkpoints') == []
+    assert checkpoint.newest_card(epath.Path(three)) is None
+    assert opened().newest() == (None, {})
+    assert '12: without manifest.json, kept as *.damaged' in capsys.readouterr().err
+    assert {path.name for path in (three / 'checkpoints').iterdir()} == {
+        '4.damaged',
+        '8.damaged',
+        '12.damaged',
+    }
+    assert saved(opened, 4).newest() == (4, {})
+
+
+def test_the_card_comes_from_the_newest_checkpoint_with_a_whole_one(opened, three):
+    workdir = epath.Path(three)
+    assert checkpoint.newest_card(workdir / 'none') is None
+    assert checkpoint.newest_card(workdir) == ABOUT['card']
+    flip_a_bit(three / 'checkpoints/12/about/metadata')
+    assert checkpoint.newest_card(workdir) == ABOUT['card']
+    for step in 4, 8:
+        flip_a_bit(three / f'checkpoints/{step}/about/metadata')
+    with pytest.raises(ValueError, match='no checkpoint is whole: step 12'):
+        checkpoint.newest_card(workdir)
+
+
+def test_what_cannot_be_deleted_stops_nothing(opened, tmp_path, monkeypatch, capsys):
+    checkpoints = saved(opened, 4, keep=1)
+    rename = type(checkpoints.folder).rename
+
+    def busy(path, target):
+        if path.name == '4':
+            raise OSError(39, 'Directory not empty')
+        return rename(path, target)
+
+    with monkeypatch.context() as m:
+        m.setattr(type(checkpoints.folder), 'rename', busy)
+        checkpoints.save(8, state(8), ABOUT)
+        checkpoints.wait()
+    assert '4 cannot be deleted: [Errno 39]' in capsys.readouterr().err
+    assert checkpoint.steps(checkpoints.folder) == [8, 4]
+    checkpoints.save(12, state(12), ABOUT)
+    checkpoints.wait()
+    assert checkpoint.steps(checkpoints.folder) == [12]
+
+
+def test_a_step_is_on_the_disk_before_it_has_its_name(opened, tmp_path, monkeypatch):
+    synced, fsync = set(), os.fsync
+
+    def note(number):
+        synced.add(os.readlink(f'/proc/self/fd/{number}'))
+        fsync(number)
+
+    monkeypatch.setattr(os, 'fsync', note)
+    checkpoints = saved(opened, 4)
+    folder = tmp_path / 'checkpoints/4'
+    expected = {f'{folder}.unsealed/{path.relative_to(folder)}' for path in files_of(folder)}
+    assert expected <= synced and str(checkpoints.folder) in synced
+
+
 def test_a_sample_reads_small_files_and_some_of_the_large(tmp_path, monkeypatch):
     monkeypatch.setattr(manifest, 'SMALL', 100)
     folder = tmp_path / 'x'
@@ -510,7 +605,7 @@ def test_a_save_that_fails_is_said_and_harms_nothing(opened, tmp_path, monkeypat
     monkeypatch.setattr(manifest, 'write', full)
     checkpoints.save(8, state(8), ABOUT)
     with pytest.raises(
-        ValueError, match=r'step 8 could not be written: .*No space left.*step 4 and unharmed'
+        ValueError, match=r'step 8 could not be written: .*No space left.*step 4 is unharmed'
     ):
         checkpoints.wait()
     monkeypatch.undo()

@@ -576,10 +576,12 @@ def test_the_real_program_says_one_line_too(clip_jax_cli, tiny_config, tmp_path)
     assert hashes(tmp_path) == {}
 
 
-def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path):
+def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv('CLIP_JAX_TRACEBACK', '1')
-    with pytest.raises(ValueError, match='no run directory'):
+    with pytest.raises(SystemExit) as ended:
         cli.main(['plot', f'--workdir={tmp_path}'])
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and said.startswith('Traceback') and 'no run directory' in said
 
 
 FAULTS = """

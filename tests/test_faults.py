@@ -89,6 +89,11 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(
     lines = [x for x in rows(workdir) if x['step'] <= 8 and (x['step'] < 8 or 'loss' in x)]
     text = ''.join(json.dumps(x) + '\n' for x in lines)
     (workdir / 'metrics.jsonl').write_text(text)
+    before = hashes(workdir / 'checkpoints')
+    best = '--config.checkpoint.keep_best=1', '--config.checkpoint.best_metric=zeroshot/top_1'
+    refused = clip_jax_cli('train', f'--config={tiny_config}', f'--workdir={workdir}', *best)
+    assert refused.returncode == 1 and "best_metric: there is no 'zeroshot/top_1'" in refused.stderr
+    assert hashes(workdir / 'checkpoints') == before
     done = finish(workdir, tiny_config, clip_jax_cli)
     assert 'goes on at step 8 of 12' in done.stdout
     assert_complete_and_same(workdir, tiny_run)

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -26,7 +27,16 @@ try:
     hosts.initialize(address, int(processes), int(process), timeout=int(timeout))
     print(hosts.of_first(lambda: {'words': ['ä', 1.5]}), hosts.largest(7 * int(process)))
     print(hosts.gather({'process': process, 'long': int(process) * 'x'}))
-    hosts.of_first(lambda: int('wrong'))
+    for meet in (
+        lambda: hosts.of_first(lambda: int('wrong')),
+        lambda: hosts.first_then_others(lambda: int(f'wrong in {process}')),
+        lambda: hosts.of_first(lambda: open('/none')),
+        lambda: hosts.raise_first(ValueError('of the second') if process == '1' else None),
+    ):
+        try:
+            meet()
+        except (ValueError, OSError) as error:
+            print('CAUGHT', error)
 except ValueError as error:
     print('ERROR', error)
 """
@@ -57,7 +67,70 @@ def test_processes_find_each_other_and_hear_the_first():
     for said in connect((2, 0), (2, 1)):
         assert "{'words': ['ä', 1.5]} 7\n" in said
         assert "[{'process': '0', 'long': ''}, {'process': '1', 'long': 'x'}]\n" in said
-        assert "ERROR invalid literal for int() with base 10: 'wrong'" in said
+        assert 'ERROR' not in said
+        assert [line for line in said.splitlines() if line.startswith('CAUGHT')] == [
+            "CAUGHT invalid literal for int() with base 10: 'wrong'",
+            "CAUGHT invalid literal for int() with base 10: 'wrong in 0'",
+            "CAUGHT [Errno 2] No such file or directory: '/none'",
+            'CAUGHT of the second',
+        ]
+
+
+END = """
+import sys
+from clip_jax import hosts
+address, process, with_an_error = sys.argv[1:]
+hosts.initialize(address, 2, int(process), timeout=60)
+print('connected', flush=True)
+if process in with_an_error:
+    hosts.end(3)
+hosts.wait('the other')
+"""
+
+
+@pytest.mark.parametrize('with_an_error', ['01', '1'])
+def test_an_error_ends_a_process_soon_whether_others_have_it_or_not(with_an_error):
+    address = f'localhost:{free_port()}'
+    command = [sys.executable, '-c', END, address]
+    running = [
+        subprocess.Popen([*command, str(i), with_an_error], stdout=subprocess.PIPE, env=of_tests())
+        for i in range(2)
+    ]
+    for process in running:
+        assert any(line == b'connected\n' for line in process.stdout)
+    began = time.monotonic()
+    assert [running[int(i)].wait(timeout=100) for i in with_an_error] == [3] * len(with_an_error)
+    assert time.monotonic() - began < 30  # JAX alone waits for five minutes
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def test_strangers_at_the_door_keep_nobody_waiting(monkeypatch):
+    monkeypatch.setattr(hosts, 'SHORT', 0.2)
+    port, heard = free_port(), []
+    deadline = time.monotonic() + 20
+    first = threading.Thread(target=hosts._gather, args=(port, 2, deadline))
+    first.start()
+    for words in b'', b'GET / HTTP/1.1\r\n\r\n', b'[1]', None:
+        stranger = connected(port, deadline)
+        if words is None:
+            heard.append(stranger)  # says nothing, and stays
+        else:
+            stranger.sendall(words)
+            stranger.close()
+    hosts._report('localhost', port, 2, 1, deadline)
+    first.join()
+    assert time.monotonic() < deadline - 10
+    heard[0].close()
+
+
+def connected(port: int, deadline: float) -> socket.socket:
+    while True:
+        try:
+            return socket.create_connection(('localhost', port))
+        except OSError:
+            assert time.monotonic() < deadline
 
 
 def test_an_unreachable_coordinator_is_an_error_in_time():

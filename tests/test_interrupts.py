@@ -43,6 +43,8 @@ def test_sigterm_asks_however_often(capfd):
         assert heard.stop == interrupts.TERMINATED
         send(signal.SIGINT)
         assert heard.stop == interrupts.TERMINATED
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
 
 
 def test_before_there_is_anything_to_save_both_end_at_once():

@@ -1,8 +1,12 @@
 """One training a run directory, however the last one ended."""
 
 import contextlib
+import errno
+import fcntl
+import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -85,3 +89,41 @@ def test_on_object_storage_silence_gives_it_to_the_next(folder, capsys):
         first = (folder / lock.name()).read_text()
         time.sleep(0.3)
         assert (folder / lock.name()).read_text() != first
+
+
+def test_who_was_silent_for_too_long_ends_when_another_has_begun(folder, capsys, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(os, '_exit', lambda code: ended.set())
+    with lease(folder):
+        (folder / lock.name()).write_text('{"id": "new", "host": "x", "process": 1, "since": "y"}')
+        assert ended.wait(5)
+    said = capsys.readouterr().err
+    assert 'another training writes there (x, process 1, since y)' in said
+    assert 'this process ends at once' in said
+
+
+def test_a_sign_of_life_that_fails_is_not_the_last(folder, capsys, monkeypatch):
+    with lease(folder) as held:
+        written = held._write
+        monkeypatch.setattr(held, '_write', lambda: 1 / 0)  # object storage has errors of its own
+        time.sleep(0.2)
+        monkeypatch.setattr(held, '_write', written)
+        before = (folder / lock.name()).read_text()
+        time.sleep(0.3)
+        assert (folder / lock.name()).read_text() != before
+    assert 'division by zero' in capsys.readouterr().err
+
+
+def test_file_systems_without_locks_get_signs_of_life(folder, monkeypatch):
+    monkeypatch.setattr(lock, 'RENEW', 0.05)
+    monkeypatch.setattr(lock, 'SILENT', 0.2)
+
+    def no_lock(*args):
+        raise OSError(errno.ENOSYS, 'Function not implemented')
+
+    monkeypatch.setattr(fcntl, 'flock', no_lock)
+    with contextlib.closing(lock.Lock(folder)) as held:
+        held.open()
+        with pytest.raises(ValueError, match='another training writes there'):
+            lock.Lock(folder).open()
+    assert not folder.exists()

@@ -198,11 +198,24 @@ def test_a_run_goes_on_with_larger_images_and_needs_its_origin_no_more(
     done = begin(clip_jax_cli, tiny_config, workdir, origin, change)
     assert done.returncode == 0, done.stderr
     assert clip_jax.load(workdir).model.image.image_size == 24
+
+    # As after a kill before the first save: not on from random numbers.
+    shutil.rmtree(workdir / 'checkpoints')
+    (workdir / 'summary.json').unlink()
+    (workdir / 'card.json').write_text('{"model": "damaged"}')
+    before = training(workdir)
+    again = begin(clip_jax_cli, tiny_config, workdir, origin, change)
+    assert again.returncode == 0, again.stderr
+    assert training(workdir) == before
+
     (workdir / 'summary.json').unlink()
     shutil.rmtree(origin)
+    card = (workdir / 'card.json').read_text()
+    (workdir / 'card.json').write_text(card.replace('24', '25'))
     again = begin(clip_jax_cli, tiny_config, workdir, origin, change)
     assert again.returncode == 0, again.stderr
     assert 'goes on at step 2 of 2' in again.stdout
+    assert (workdir / 'card.json').read_text() == card
 
 
 def test_what_does_not_fit_is_one_line(tiny_config, tmp_path):
