@@ -595,16 +595,11 @@ def _checkpoint(args: argparse.Namespace, rest: Sequence[str]) -> int:
         when = time.strftime('%Y-%m-%d %H:%M', time.localtime(entry.written))
         print(f'{entry.path.name:>12}  {when}  {entry.bytes / 1e6:12,.1f} MB  {what}')
         numbers = rows.get(entry.step, {}) if entry.step is not None else {}
-        shown = [f'{k} {v:.4g}' for k, v in numbers.items() if k == 'loss' or _is_score(k)]
+        shown = [f'{k} {v:.4g}' for k, v in numbers.items() if k == 'loss' or metrics.is_score(k)]
         for line in (*entry.troubles[:8], *([', '.join(shown)] if shown else [])):
             print(f'{"":14}{line}')
     print('newest that is whole:', 'none' if newest is None else f'step {newest:,}')
     return 1 if wrong and args.action == 'verify' else 0
-
-
-def _is_score(key: str) -> bool:
-    """Whether a key of the metrics is of an evaluation, not of a training step."""
-    return '/' in key and not key.startswith(('accuracy/', 'bad_records/', 'skipped/'))
 
 
 def _data(args: argparse.Namespace, rest: Sequence[str]) -> int:

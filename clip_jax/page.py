@@ -172,10 +172,6 @@ _BEST = 'in blue: the best of a line of scores'
 _OF_STEPS = ('loss', 'pairs_per_second')
 
 
-def _is_score(key: str) -> bool:
-    return '/' in key and not key.startswith(('accuracy/', 'bad_records/'))
-
-
 def _headline(run: Run) -> list[tuple[str, str]]:
     keys = ('loss', 'pairs', 'pairs_per_second', 'seconds', 'parameters')
     numbers = run.numbers
@@ -191,7 +187,7 @@ def _numbers_of(runs: Sequence[Run]) -> str:
         values = [numbers.get(key) for numbers in kept]
         rows.append([_word(key), *(_number(key, v) if v is not None else '—' for v in values)])
         scores = [v for v in values if v is not None and math.isfinite(v)]
-        rises = _is_score(key) and len(set(scores)) > 1
+        rises = metrics.is_score(key) and len(set(scores)) > 1
         best.append([rises and v is not None and v == max(scores) for v in values])
     states = ['complete' if run.summary else 'not complete' for run in runs]
     rows.insert(0, ['', *states])
@@ -201,7 +197,7 @@ def _numbers_of(runs: Sequence[Run]) -> str:
 
 def _kept(key: str) -> bool:
     more = ('step', 'pairs', 'seconds', 'parameters')
-    return _is_score(key) or key in more or key in _OF_STEPS
+    return metrics.is_score(key) or key in more or key in _OF_STEPS
 
 
 def _differences(runs: Sequence[Run]) -> str:

@@ -113,6 +113,8 @@ def test_runs_are_compared_by_final_numbers_and_config(tmp_path):
         ]
     )
     runs[1].summary['zs/top1'] = 0.75
+    for count, run in enumerate(runs):
+        run.rows[-1]['skipped/spike'] = 7 * count
     text = page.of_several(runs)
     final = rows_of(text, 'Final numbers')
     assert final[0] == ['', 'a', 'b']
@@ -120,7 +122,7 @@ def test_runs_are_compared_by_final_numbers_and_config(tmp_path):
     assert ['zs · top1', '62.5 %', '75.0 %'] in final
     assert ['loss', '1.5', '1.5'] in final
     assert re.search(r'<td class="n best">75.0 %</td>', text)
-    assert text.count('n best') == 1
+    assert text.count('n best') == 1 and 'spike' not in text
     assert rows_of(text, 'What the configs differ in')[1:] == [
         ['optimizer.learning_rate', '0.001', '0.002'],
         ['more', '—', '1'],

@@ -357,6 +357,8 @@ def test_training_shows_a_panel_for_each_kind_of_number_that_there_is(monkeypatc
     ]
     assert titles([{'step': 1, 'loss': 2.0, 'logit_scale': 14.3}]) == ['Loss', 'Logit scale']
     assert titles([{'step': 5, 'linear_probe/accuracy': 0.5}]) == ['Evaluations']
+    counts = {'skipped/nonfinite': 0, 'bad_records/empty': 1}
+    assert titles([{'step': 1, 'loss': 2.0, **counts}]) == ['Loss']
 
 
 def test_training_draws_headline_numbers_and_the_last_word_on_a_step(monkeypatch):
