@@ -85,8 +85,15 @@ def read_note(folder: epath.Path, shard: int) -> dict[str, Any] | None:
     path = note_file(folder, shard)
     if not path.exists():
         return None
-    note = json.loads(path.read_text())
-    for name, size in note['bytes'].items():
+    try:
+        note = json.loads(path.read_bytes())
+        sizes = note['bytes']
+        sound = {'images', 'texts', 'bad'} <= note.keys() and isinstance(sizes, dict)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        return None  # damaged: the shard is written again
+    for name, size in sizes.items():
         file = folder / name
         if not file.exists() or file.stat().length != size:
             return None

@@ -54,3 +54,10 @@ def test_a_damaged_description_is_named(folder):
 def test_a_value_of_another_kind_is_named(folder, name, value):
     description = embeddings.read_description(folder) | {name: value}
     assert f'{name!r} is {value!r}' in spoil(folder, json.dumps(description))
+
+
+@pytest.mark.parametrize('text', ['{"images": 4, "te', '[]', '{}', '{"bytes": 3}'])
+def test_a_shard_whose_note_is_damaged_is_not_complete(folder, text):
+    assert embeddings.read_note(folder, 0)['images'] == 4
+    embeddings.note_file(folder, 0).write_text(text)
+    assert embeddings.read_note(folder, 0) is None
