@@ -160,7 +160,19 @@ def test_what_is_no_run_or_report(tmp_path):
     (tmp_path / 'config.json').write_text('{}')
     with pytest.raises(ValueError, match=r'no run directory \(it has no metrics\.jsonl\)'):
         page.read_run(tmp_path)
+    (tmp_path / 'metrics.jsonl').write_text('')
+    for text in ('{', '[]', '{}', '{"data": 1}', '{"data": {"options": 1}}'):
+        (tmp_path / 'config.json').write_text(text)
+        with pytest.raises(ValueError, match=r'config\.json: not the config of a run \('):
+            page.read_run(tmp_path)
     with pytest.raises(ValueError, match=r'config\.json: no report of an evaluation'):
         page.of_file(tmp_path / 'config.json')
+    folder = make_run(tmp_path / 'run')
+    for text in ('{"loss"', '[]'):
+        (folder / 'summary.json').write_text(text)
+        with pytest.raises(ValueError, match=r'summary\.json: not the summary of a run \('):
+            page.read_run(folder)
+    (folder / 'summary.json').write_text('{"loss": 1}')
+    assert 'complete' in page.of_several([page.read_run(folder)])
     with pytest.raises(ValueError, match='there is no such file'):
         page.of_file(tmp_path / 'none.json')
