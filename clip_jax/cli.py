@@ -703,16 +703,18 @@ def _text(value: Any) -> str:
 def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest:
         raise ValueError(f'there is no flag {rest[0]!r}')
-    workdirs, given = args.workdir or [], args.report or []
-    out = pathlib.Path(args.out) if args.out else None
+    workdirs, given = ([*map(os.path.expanduser, x or ())] for x in (args.workdir, args.report))
+    out = pathlib.Path(args.out).expanduser() if args.out else None
     if not workdirs and not given:
         raise ValueError('expected --workdir=DIR, or --report=FILE and --out=PAGE.html')
     if not out and len(workdirs) != 1:
         raise ValueError('--out: expected a page to write, as --out=compare.html')
     if out and (out.suffix != '.html' or out.exists()):
         raise ValueError(f'--out: {out}: expected a new name that ends in .html')
-    from clip_jax import build, page, plots, whole_file
+    from clip_jax import build, page, plots, reports, whole_file
 
+    if out:
+        reports.check_folder(out)
     runs = page.read_runs(workdirs)
     sections = [page.of_file(path) for path in given]
     if len(runs) == 1:

@@ -464,15 +464,16 @@ def test_a_plot_needs_metrics(line, tiny_run, tmp_path):
     assert 'no metrics.jsonl' in line('plot', f'--workdir={tmp_path}')
 
 
-def test_runs_are_compared_in_one_page(capfd, tiny_run, tmp_path):
+def test_runs_are_compared_in_one_page(capfd, tiny_run, tmp_path, monkeypatch):
     other = tmp_path / 'other'
     other.mkdir()
     for name in 'config.json', 'metrics.jsonl', 'summary.json':
         shutil.copy(tiny_run / name, other)
     before = hashes(tiny_run)
     out = tmp_path / 'new' / 'compare.html'
+    monkeypatch.setenv('HOME', str(tmp_path))
     with pytest.raises(SystemExit) as end:
-        cli.main(['plot', f'--workdir={tiny_run}', f'--workdir={other}', f'--out={out}'])
+        cli.main(['plot', f'--workdir={tiny_run}', '--workdir=~/other', '--out=~/new/compare.html'])
     printed = capfd.readouterr()
     assert (end.value.code, printed.out, printed.err) == (0, f'{out}\n', '')
     assert out.read_text().count('<img') == 1
@@ -489,6 +490,8 @@ def test_what_a_page_needs(line, tiny_run, tmp_path):
     for name in 'there.html', 'x.png':
         said = line('plot', here, f'--out={tmp_path / name}')
         assert f'{name}: expected a new name that ends in .html' in said
+    below = f'--out={tmp_path / "x.json" / "x.html"}'
+    assert f'{tmp_path / "x.json"} is no folder' in line('plot', '--report=/no/x.json', below)
     assert 'expected different ones' in line('plot', here, here, out)
     assert 'no report of an eval' in line('plot', here, f'--report={tmp_path / "x.json"}', out)
     assert 'there is no such file' in line('plot', '--report=/no/x.json', out)
