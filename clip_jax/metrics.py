@@ -18,6 +18,8 @@ from typing import Any, TextIO
 import numpy as np
 from etils import epath
 
+from clip_jax import whole_file
+
 SEND_EVERY = 60.0  # seconds between two uploads of a growing file to object storage
 _NUMBER_OF_WRITER = itertools.count()
 
@@ -292,9 +294,7 @@ def _mend(path: epath.Path, last_step: int | None) -> None:
         if row is not None and (last_step is None or row['step'] <= last_step)
     )
     if kept != text:
-        temporary = path.with_name(f'{path.name}.tmp')
-        temporary.write_bytes(kept)
-        temporary.replace(path)
+        whole_file.write(path, kept)
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
