@@ -146,7 +146,7 @@ def test_a_report_and_its_figures_stand_in_a_page(tmp_path):
 
     out = tmp_path / 'r.json'
     reports.write(
-        {**queries_report(), 'model': 'runs/m', 'versions': {}, 'seconds': 2.0}, out, load
+        {**queries_report(2), 'model': 'runs/m', 'versions': {}, 'seconds': 2.0}, out, load
     )
     found = Reader(page.of_several([], [page.of_file(out)]))
     assert len(found.images) == 2
