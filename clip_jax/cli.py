@@ -21,6 +21,7 @@ from absl import logging
 from clip_jax import __version__, lookup
 
 if TYPE_CHECKING:
+    from etils import epath
     from ml_collections import ConfigDict
 
 SPEC = 'tfds:NAME/SPLIT, tars:GLOB, table:FILE or folder:DIR'
@@ -597,36 +598,50 @@ def _convert(args: argparse.Namespace, rest: Sequence[str]) -> int:
 def _checkpoint(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest or (args.sampled and args.action == 'list'):
         raise ValueError(f'there is no flag {[*rest, "--sampled"][0]!r}')
-    from clip_jax import checkpoint, metrics
+    from clip_jax import checkpoint
 
     contents = 'none' if args.action == 'list' else 'sampled' if args.sampled else 'all'
     sound = {'none': 'complete', 'sampled': 'whole, as far as read', 'all': 'whole'}[contents]
-    rows: dict[int, dict[str, float]] = {}
-    newest, wrong = None, 0
-    for entry in checkpoint.entries(args.path, contents=contents):
-        lines = entry.path.parent.parent / 'metrics.jsonl'
-        if not rows and lines.exists():
-            for row in metrics.read_jsonl(lines):
-                rows.setdefault(row['step'], {}).update(row)
-        if entry.step is None:
+    asked = checkpoint.absolute(args.path)
+    numbers: dict[int | None, str] | None = None
+    newest, wrong = '', 0
+    for entry in checkpoint.entries(asked, contents=contents):
+        if numbers is None:
+            numbers = _numbers_by_step(entry.path.parent.parent / 'metrics.jsonl')
+        if entry.step is None and entry.path != asked:
             what = 'no step: set aside, or left by a process that was killed'
         elif entry.troubles:
             what, wrong = 'NOT WHOLE', wrong + 1
         else:
-            what, newest = sound, entry.step if newest is None else newest
+            name = entry.path.name if entry.step is None else f'step {entry.step:,}'
+            what, newest = sound, newest or name
         when = time.strftime('%Y-%m-%d %H:%M', time.localtime(entry.written))
         print(f'{entry.path.name:>12}  {when}  {entry.bytes / 1e6:12,.1f} MB  {what}')
-        numbers = rows.get(entry.step, {}) if entry.step is not None else {}
-        shown = [f'{k} {v:.4g}' for k, v in numbers.items() if k == 'loss' or _is_score(k)]
-        for line in (*entry.troubles[:8], *([', '.join(shown)] if shown else [])):
+        shown = numbers.get(entry.step)
+        for line in (*entry.troubles[:8], *([shown] if shown else [])):
             print(f'{"":14}{line}')
-    print('newest that is whole:', 'none' if newest is None else f'step {newest:,}')
+    print('newest that is whole:', newest or 'none')
     return 1 if wrong and args.action == 'verify' else 0
 
 
-def _is_score(key: str) -> bool:
-    """Whether a key of the metrics is of an evaluation, not of a training step."""
-    return '/' in key and not key.startswith(('accuracy/', 'bad_records/', 'skipped/'))
+def _numbers_by_step(path: 'epath.Path') -> dict[int | None, str]:
+    """Loss and scores of each step of a run, for people; none where they cannot be read, which says
+    nothing about the checkpoints.
+    """
+    from clip_jax import metrics
+
+    rows: dict[int, dict[str, float]] = {}
+    try:
+        for row in metrics.read_jsonl(path) if path.exists() else ():
+            rows.setdefault(row['step'], {}).update(row)
+    except (ValueError, OSError) as error:
+        print(f'numbers of the steps are left out: {error}', file=sys.stderr)
+    return {
+        step: ', '.join(
+            f'{k} {v:.4g}' for k, v in row.items() if k == 'loss' or metrics.is_score(k)
+        )
+        for step, row in rows.items()
+    }
 
 
 def _data(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -730,16 +745,18 @@ def _text(value: Any) -> str:
 def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest:
         raise ValueError(f'there is no flag {rest[0]!r}')
-    workdirs, given = args.workdir or [], args.report or []
-    out = pathlib.Path(args.out) if args.out else None
+    workdirs, given = ([*map(os.path.expanduser, x or ())] for x in (args.workdir, args.report))
+    out = pathlib.Path(args.out).expanduser() if args.out else None
     if not workdirs and not given:
         raise ValueError('expected --workdir=DIR, or --report=FILE and --out=PAGE.html')
     if not out and len(workdirs) != 1:
         raise ValueError('--out: expected a page to write, as --out=compare.html')
     if out and (out.suffix != '.html' or out.exists()):
         raise ValueError(f'--out: {out}: expected a new name that ends in .html')
-    from clip_jax import build, page, plots, whole_file
+    from clip_jax import build, page, plots, reports, whole_file
 
+    if out:
+        reports.check_folder(out)
     runs = page.read_runs(workdirs)
     sections = [page.of_file(path) for path in given]
     if len(runs) == 1:

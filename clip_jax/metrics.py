@@ -18,6 +18,8 @@ from typing import Any, TextIO
 import numpy as np
 from etils import epath
 
+from clip_jax import whole_file
+
 SEND_EVERY = 60.0  # seconds between two uploads of a growing file to object storage
 _NUMBER_OF_WRITER = itertools.count()
 
@@ -223,6 +225,14 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
+def is_score(key: str) -> bool:
+    """Whether a number of this name is a share that an evaluation found, the more the better."""
+    group, _, name = key.rpartition('/')
+    # What training counts in groups; what a report has besides, to say how its scores came about.
+    counted = group in ('', 'accuracy', 'bad_records', 'skipped')
+    return not counted and name not in ('chance', 'chosen_C', 'median_rank')
+
+
 def duration(seconds: float) -> str:
     """Returns a time span for people: '4.2 s', '2 min 13 s', '3 h 05 min', '2 d 04 h'."""
     if seconds < 10:
@@ -284,9 +294,7 @@ def _mend(path: epath.Path, last_step: int | None) -> None:
         if row is not None and (last_step is None or row['step'] <= last_step)
     )
     if kept != text:
-        temporary = path.with_name(f'{path.name}.tmp')
-        temporary.write_bytes(kept)
-        temporary.replace(path)
+        whole_file.write(path, kept)
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -73,13 +73,27 @@ def read_run(workdir: str | os.PathLike, name: str = '') -> Run:
     for file in 'config.json', 'metrics.jsonl':
         if not (folder / file).exists():
             raise ValueError(f'{folder}: no run directory (it has no {file})')
+    config = _read_dict(folder / 'config.json', 'the config')
+    data = config.get('data')
+    if not isinstance(data, dict) or not isinstance(data.get('options'), dict):
+        raise ValueError(f'{folder / "config.json"}: not the config of a run (no "data.options")')
     summary = folder / 'summary.json'
     return Run(
         name=name or folder.name,
-        config=json.loads((folder / 'config.json').read_text()),
+        config=config,
         rows=metrics.read_jsonl(folder / 'metrics.jsonl'),
-        summary=json.loads(summary.read_text()) if summary.exists() else {},
+        summary=_read_dict(summary, 'the summary') if summary.exists() else {},
     )
+
+
+def _read_dict(path: epath.Path, what: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f'{path}: not {what} of a run (no JSON: {error})') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{path}: not {what} of a run (expected a dict, found {content!r:.60})')
+    return content
 
 
 def read_runs(workdirs: Sequence[str | os.PathLike]) -> list[Run]:
@@ -136,7 +150,7 @@ def of_several(runs: Sequence[Run], reports: Iterable[str] = ()) -> str:
         body.append(_section('Final numbers', _BEST, [_numbers_of(runs)]))
         body.append(_section('What the configs differ in', '', [_differences(runs)]))
         body.append(_section('Curves', '', [_image_of_curves(runs)]))
-    versions = next((run.summary['versions'] for run in runs if run.summary), {})
+    versions = next((run.summary.get('versions', {}) for run in runs if run.summary), {})
     return _page('Comparison', [*body, *reports], versions)
 
 
@@ -172,10 +186,6 @@ _BEST = 'in blue: the best of a line of scores'
 _OF_STEPS = ('loss', 'pairs_per_second')
 
 
-def _is_score(key: str) -> bool:
-    return '/' in key and not key.startswith(('accuracy/', 'bad_records/'))
-
-
 def _headline(run: Run) -> list[tuple[str, str]]:
     keys = ('loss', 'pairs', 'pairs_per_second', 'seconds', 'parameters')
     numbers = run.numbers
@@ -191,7 +201,7 @@ def _numbers_of(runs: Sequence[Run]) -> str:
         values = [numbers.get(key) for numbers in kept]
         rows.append([_word(key), *(_number(key, v) if v is not None else '—' for v in values)])
         scores = [v for v in values if v is not None and math.isfinite(v)]
-        rises = _is_score(key) and len(set(scores)) > 1
+        rises = metrics.is_score(key) and len(set(scores)) > 1
         best.append([rises and v is not None and v == max(scores) for v in values])
     states = ['complete' if run.summary else 'not complete' for run in runs]
     rows.insert(0, ['', *states])
@@ -201,7 +211,7 @@ def _numbers_of(runs: Sequence[Run]) -> str:
 
 def _kept(key: str) -> bool:
     more = ('step', 'pairs', 'seconds', 'parameters')
-    return _is_score(key) or key in more or key in _OF_STEPS
+    return metrics.is_score(key) or key in more or key in _OF_STEPS
 
 
 def _differences(runs: Sequence[Run]) -> str:

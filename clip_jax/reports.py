@@ -1,6 +1,7 @@
 """The report of an evaluation as files: `x.json` and its figures in the folder `x` beside it."""
 
 import json
+import os
 import pathlib
 import shutil
 import tempfile
@@ -14,17 +15,34 @@ def check(out: pathlib.Path) -> None:
     """ValueError if a report cannot be written to a path: before anything is computed."""
     if out.suffix != '.json':
         raise ValueError(f'--out: {out}: expected a name that ends in .json')
+    out = out.expanduser()
     for place in out, out.with_suffix(''):
         if place.exists():
             raise ValueError(f'--out: {place} exists; name a new file')
+    check_folder(out)
+
+
+def check_folder(out: pathlib.Path) -> None:
+    """ValueError if no file can be written to a path, and the folders that it lacks made for it."""
+    folder = _nearest(out)
+    if not folder.is_dir():
+        raise ValueError(f'--out: {folder} is no folder')
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f'--out: nothing can be written into {folder}')
+
+
+def _nearest(out: pathlib.Path) -> pathlib.Path:
+    """The nearest of the folders above a path that is there."""
+    return next(folder for folder in out.absolute().parents if folder.exists())
 
 
 def write(
     report: Mapping[str, Any], out: pathlib.Path, load_images: plots.LoadImages
 ) -> list[pathlib.Path]:
     """Writes a report and its figures, all or nothing; returns the paths, the report's first."""
-    nearest = next(folder for folder in out.absolute().parents if folder.exists())
-    work = pathlib.Path(tempfile.mkdtemp(prefix=f'.{out.name}.', suffix='.partial', dir=nearest))
+    out = out.expanduser()
+    temporary = tempfile.mkdtemp(prefix=f'.{out.name}.', suffix='.partial', dir=_nearest(out))
+    work = pathlib.Path(temporary)
     try:
         folder = work / 'figures'
         drawn = plots.write_report(report, load_images, lambda name: folder / f'{name}.png')

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import environment
+from etils import epath
 
 import clip_jax
-from clip_jax import cli
+from clip_jax import cli, manifest
 
 COMMANDS = ('train', 'eval', 'embed', 'convert', 'checkpoint', 'data', 'plan', 'plot')
 
@@ -450,6 +451,43 @@ def test_imports_that_cannot_be(line, tiny_tars, tmp_path):
     assert "split is 'train[:9]'" in write('--split=train[:9]')
 
 
+# checkpoint
+
+
+def verify(capfd, path, code) -> tuple[str, str]:
+    """Runs `clip-jax checkpoint verify`: what it prints, and its errors."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(['checkpoint', 'verify', str(path)])
+    printed = capfd.readouterr()
+    assert end.value.code == code, printed
+    return printed
+
+
+def test_one_checkpoint_under_another_name_is_verified(capfd, tmp_path):
+    best = tmp_path / 'best'
+    (best / 'variables').mkdir(parents=True)
+    (best / 'variables' / 'x').write_text('abc')
+    manifest.write(epath.Path(best))
+    out, _ = verify(capfd, best, 0)
+    assert ' MB  whole' in out and 'newest that is whole: best' in out
+    (best / 'variables' / 'x').write_text('abd')
+    out, _ = verify(capfd, best, 1)
+    assert 'NOT WHOLE' in out and 'newest that is whole: none' in out
+
+
+def test_checkpoints_are_verified_without_their_numbers(capfd, tmp_path):
+    step = tmp_path / 'checkpoints' / '3'
+    (step / 'about').mkdir(parents=True)
+    manifest.write(epath.Path(step))
+    lines = tmp_path / 'metrics.jsonl'
+    lines.write_text('{"step": 3, "loss": 2.5, "zs/top1": 0.5, "skipped/spike": 1}\n')
+    assert 'loss 2.5, zs/top1 0.5\n' in verify(capfd, tmp_path, 0).out
+    lines.write_text('{"step": 1}\n{"st\n{"step": 3, "loss": 2.5}\n')
+    out, err = verify(capfd, tmp_path, 0)
+    assert 'newest that is whole: step 3' in out
+    assert f'numbers of the steps are left out: {lines}, line 2' in err
+
+
 # plot
 
 
@@ -464,15 +502,16 @@ def test_a_plot_needs_metrics(line, tiny_run, tmp_path):
     assert 'no metrics.jsonl' in line('plot', f'--workdir={tmp_path}')
 
 
-def test_runs_are_compared_in_one_page(capfd, tiny_run, tmp_path):
+def test_runs_are_compared_in_one_page(capfd, tiny_run, tmp_path, monkeypatch):
     other = tmp_path / 'other'
     other.mkdir()
     for name in 'config.json', 'metrics.jsonl', 'summary.json':
         shutil.copy(tiny_run / name, other)
     before = hashes(tiny_run)
     out = tmp_path / 'new' / 'compare.html'
+    monkeypatch.setenv('HOME', str(tmp_path))
     with pytest.raises(SystemExit) as end:
-        cli.main(['plot', f'--workdir={tiny_run}', f'--workdir={other}', f'--out={out}'])
+        cli.main(['plot', f'--workdir={tiny_run}', '--workdir=~/other', '--out=~/new/compare.html'])
     printed = capfd.readouterr()
     assert (end.value.code, printed.out, printed.err) == (0, f'{out}\n', '')
     assert out.read_text().count('<img') == 1
@@ -489,6 +528,8 @@ def test_what_a_page_needs(line, tiny_run, tmp_path):
     for name in 'there.html', 'x.png':
         said = line('plot', here, f'--out={tmp_path / name}')
         assert f'{name}: expected a new name that ends in .html' in said
+    below = f'--out={tmp_path / "x.json" / "x.html"}'
+    assert f'{tmp_path / "x.json"} is no folder' in line('plot', '--report=/no/x.json', below)
     assert 'expected different ones' in line('plot', here, here, out)
     assert 'no report of an eval' in line('plot', here, f'--report={tmp_path / "x.json"}', out)
     assert 'there is no such file' in line('plot', '--report=/no/x.json', out)
@@ -553,7 +594,7 @@ def test_help_knows_every_command(capfd):
 def test_help_and_usage_errors_are_quick():
     program = """
 import sys
-from clip_jax import cli
+from clip_jax import cli, manifest
 for arguments in '--help', 'train --help', 'data import --help', 'plot --help', 'eval':
     try:
         cli.main(arguments.split())

@@ -3,6 +3,7 @@ on as if nothing had been.
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -51,6 +52,18 @@ def test_sigterm_saves_and_ends_well(tiny_config, tiny_run, tmp_path):
     assert not (workdir / 'summary.json').exists() and not (workdir / 'training.lock').exists()
     assert Process(workdir, tiny_config).end().code == 0
     assert_complete_and_same(workdir, tiny_run)
+
+
+def test_signals_to_the_processes_of_the_input_too(tiny_config, tmp_path):
+    """As a terminal sends Ctrl-C, and many schedulers SIGTERM: to all of the process group."""
+    workers = '--config.data.num_workers=1'
+    process = Process(tmp_path / 'run', tiny_config, workers, start_new_session=True)
+    process.until('step  2/12')
+    for number in signal.SIGINT, signal.SIGTERM:
+        os.killpg(process.process.pid, number)
+    end = process.end()
+    assert end.code == 0 and 'Traceback' not in end.err
+    assert 2 <= end.saved == end.steps[-1] <= 5
 
 
 def test_a_notice_of_the_machine_does_the_same(machine, tiny_config, tmp_path):  # noqa: F811

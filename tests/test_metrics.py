@@ -86,14 +86,17 @@ def test_a_last_line_without_its_line_break_is_kept(tmp_path):
 def test_a_spoilt_line_in_the_middle_is_an_error_with_its_number(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     path.write_bytes(b'{"step": 1}\n{"step": 2,\n{"step": 3}\n')
-    with pytest.raises(ValueError, match='line 2'):
+    with pytest.raises(ValueError, match=rf'^{path}, line 2: '):
         metrics.read_jsonl(path)
 
 
-def test_resume_drops_the_lines_of_later_steps(tmp_path):
+def test_resume_drops_the_lines_of_later_steps(tmp_path, monkeypatch):
     path = tmp_path / 'metrics.jsonl'
     path.write_text(''.join(f'{{"step": {n}, "run": 1}}\n' for n in range(10)) + '{"step": 10, "ru')
+    synced = []
+    monkeypatch.setattr(os, 'fsync', lambda number: synced.append(number))
     writer = metrics.JsonlWriter(path, resume_step=6)
+    assert len(synced) == 2  # the content, then its name
     writer.write_scalars(7, {'run': 2})
     rows = [(row['step'], row['run']) for row in metrics.read_jsonl(path)]
     assert rows == [*((n, 1) for n in range(7)), (7, 2)]
@@ -113,6 +116,7 @@ def test_lines_are_dropped_in_one_move(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         metrics.JsonlWriter(path, resume_step=1)
     assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ['metrics.jsonl']
 
 
 def test_tensorboard_reads_scalars_and_images(tmp_path):
@@ -243,6 +247,15 @@ def test_progress_of_a_resumed_run_counts_from_where_it_began():
     first, second = stream.getvalue().splitlines()
     assert first.endswith(' 128 images/s')
     assert second.endswith(' 128 images/s  49 min 40 s left')
+
+
+@pytest.mark.parametrize('key', ['zeroshot/top1', 'retrieval/image_to_text/recall@5', 'lp/roc_auc'])
+def test_scores_are_told_from_other_numbers(key):
+    assert metrics.is_score(key)
+    group = key.rpartition('/')[0]
+    others = 'loss', 'accuracy/image_to_text', 'skipped/spike', 'bad_records/empty'
+    of_evaluations = (f'{group}/{name}' for name in ('chosen_C', 'chance', 'median_rank'))
+    assert not any(map(metrics.is_score, (*others, *of_evaluations)))
 
 
 def test_progress_gives_each_group_of_an_evaluation_a_line():

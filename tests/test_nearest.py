@@ -87,6 +87,8 @@ def write(folder, shards: list[np.ndarray], **changes) -> None:
         'width': shards[0].shape[1],
         'fingerprint': 'f',
         'model': '/no/model',
+        'data': 'folder:none',
+        'data_options': {},
         'label_names': [],
         'bad': {},
         'shards': [[len(rows), 0] for rows in shards],

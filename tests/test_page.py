@@ -113,6 +113,8 @@ def test_runs_are_compared_by_final_numbers_and_config(tmp_path):
         ]
     )
     runs[1].summary['zs/top1'] = 0.75
+    for count, run in enumerate(runs):
+        run.rows[-1]['skipped/spike'] = 7 * count
     text = page.of_several(runs)
     final = rows_of(text, 'Final numbers')
     assert final[0] == ['', 'a', 'b']
@@ -120,7 +122,7 @@ def test_runs_are_compared_by_final_numbers_and_config(tmp_path):
     assert ['zs · top1', '62.5 %', '75.0 %'] in final
     assert ['loss', '1.5', '1.5'] in final
     assert re.search(r'<td class="n best">75.0 %</td>', text)
-    assert text.count('n best') == 1
+    assert text.count('n best') == 1 and 'spike' not in text
     assert rows_of(text, 'What the configs differ in')[1:] == [
         ['optimizer.learning_rate', '0.001', '0.002'],
         ['more', '—', '1'],
@@ -144,7 +146,7 @@ def test_a_report_and_its_figures_stand_in_a_page(tmp_path):
 
     out = tmp_path / 'r.json'
     reports.write(
-        {**queries_report(), 'model': 'runs/m', 'versions': {}, 'seconds': 2.0}, out, load
+        {**queries_report(2), 'model': 'runs/m', 'versions': {}, 'seconds': 2.0}, out, load
     )
     found = Reader(page.of_several([], [page.of_file(out)]))
     assert len(found.images) == 2
@@ -158,7 +160,19 @@ def test_what_is_no_run_or_report(tmp_path):
     (tmp_path / 'config.json').write_text('{}')
     with pytest.raises(ValueError, match=r'no run directory \(it has no metrics\.jsonl\)'):
         page.read_run(tmp_path)
+    (tmp_path / 'metrics.jsonl').write_text('')
+    for text in ('{', '[]', '{}', '{"data": 1}', '{"data": {"options": 1}}'):
+        (tmp_path / 'config.json').write_text(text)
+        with pytest.raises(ValueError, match=r'config\.json: not the config of a run \('):
+            page.read_run(tmp_path)
     with pytest.raises(ValueError, match=r'config\.json: no report of an evaluation'):
         page.of_file(tmp_path / 'config.json')
+    folder = make_run(tmp_path / 'run')
+    for text in ('{"loss"', '[]'):
+        (folder / 'summary.json').write_text(text)
+        with pytest.raises(ValueError, match=r'summary\.json: not the summary of a run \('):
+            page.read_run(folder)
+    (folder / 'summary.json').write_text('{"loss": 1}')
+    assert 'complete' in page.of_several([page.read_run(folder)])
     with pytest.raises(ValueError, match='there is no such file'):
         page.of_file(tmp_path / 'none.json')

@@ -177,13 +177,18 @@ def test_every_figure_of_a_report_is_written_and_not_blank(tmp_path):
     ]
 
 
-def test_without_its_pictures_a_report_has_the_other_figures(tmp_path):
+@pytest.mark.parametrize(
+    'error', [ValueError('there is no folder'), IndexError('it has 5 records, none with 7')]
+)
+def test_without_its_pictures_a_report_has_the_other_figures(tmp_path, capsys, error):
     def gone(spec, indices):
-        raise ValueError('there is no folder')
+        raise error
 
     paths = plots.write_report(classified(), gone, lambda name: tmp_path / f'{name}.png')
     assert [path.stem for path in paths] == ['per_class', 'confusion']
     assert sorted(paths) == sorted(tmp_path.iterdir())
+    said = f'folder:test: figures with pictures are left out: {error}\n'
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.filterwarnings('error')
@@ -357,6 +362,8 @@ def test_training_shows_a_panel_for_each_kind_of_number_that_there_is(monkeypatc
     ]
     assert titles([{'step': 1, 'loss': 2.0, 'logit_scale': 14.3}]) == ['Loss', 'Logit scale']
     assert titles([{'step': 5, 'linear_probe/accuracy': 0.5}]) == ['Evaluations']
+    counts = {'skipped/nonfinite': 0, 'bad_records/empty': 1}
+    assert titles([{'step': 1, 'loss': 2.0, **counts}]) == ['Loss']
 
 
 def test_training_draws_headline_numbers_and_the_last_word_on_a_step(monkeypatch):
@@ -532,6 +539,25 @@ def test_write_all_wants_a_run_directory_and_whole_reports(tmp_path):
     (tmp_path / 'evals' / 'zeroshot.json').write_text('{"eval": "zeros')
     with pytest.raises(ValueError, match=r'zeroshot\.json: no JSON'):
         plots.write_all(tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        {'options': [1]},
+        {'examples': [1]},
+        {'examples': [{'index': 0, 'label': 'red star', 'top': 3}]},
+        {'mistakes': 5},
+        {'similarity': [1]},
+    ],
+)
+def test_a_malformed_report_is_named(tmp_path, wrong):
+    (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "loss": 1.0}\n')
+    (tmp_path / 'evals').mkdir()
+    path = tmp_path / 'evals' / 'zs.json'
+    path.write_text(json.dumps(classified() | wrong))
+    with pytest.raises(ValueError, match=r'zs\.json: not as clip-jax eval writes it'):
+        plots.write_all(tmp_path, lambda spec, indices: pictures(len(indices)))
 
 
 def test_the_global_state_of_matplotlib_stays_as_it_was(tmp_path):

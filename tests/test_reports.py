@@ -1,6 +1,8 @@
 """A report and its figures are written all or not at all."""
 
 import json
+import os
+import pathlib
 
 import pytest
 from test_plots import classified, pictures, probe_report, queries_report
@@ -19,8 +21,8 @@ def names(folder):
 def test_the_figures_lie_beside_the_report(tmp_path):
     out = tmp_path / 'new' / 'folder' / 'pets.json'
     reports.check(out)
-    paths = reports.write(queries_report(), out, load)
-    assert json.loads(out.read_text()) == queries_report()
+    paths = reports.write(queries_report(2), out, load)
+    assert json.loads(out.read_text()) == queries_report(2)
     figures = ['similarity.png', 'queries.png']
     assert paths == [out, *(out.with_suffix('') / name for name in figures)]
     assert names(out.parent) == ['pets', 'pets.json', 'pets/queries.png', 'pets/similarity.png']
@@ -57,7 +59,7 @@ def test_what_fails_leaves_nothing_behind(tmp_path, monkeypatch, where):
     else:
         monkeypatch.setattr(reports.pathlib.Path, 'mkdir', fail)
     with pytest.raises(RuntimeError):
-        reports.write(queries_report(), out, load)
+        reports.write(queries_report(2), out, load)
     monkeypatch.undo()
     assert names(tmp_path) == []
 
@@ -71,3 +73,23 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     (tmp_path / 'b.json').write_text('mine')
     with pytest.raises(ValueError, match=r'/b\.json exists'):
         reports.check(tmp_path / 'b.json')
+
+
+def test_a_place_where_nothing_can_be_written_is_refused(tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('mine')
+    with pytest.raises(ValueError, match=r'--out: .*/file is no folder'):
+        reports.check(tmp_path / 'file' / 'more' / 'a.json')
+    reports.check(tmp_path / 'new' / 'a.json')
+    monkeypatch.setattr(os, 'access', lambda path, mode: path != tmp_path)  # as not for root
+    with pytest.raises(ValueError, match=rf'--out: nothing can be written into {tmp_path}$'):
+        reports.check(tmp_path / 'new' / 'a.json')
+
+
+def test_the_home_folder_has_a_short_name(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    out = pathlib.Path('~/new/pets.json')
+    reports.check(out)
+    assert reports.write({'eval': 'other'}, out, load) == [tmp_path / 'new' / 'pets.json']
+    assert names(tmp_path) == ['new', 'new/pets.json']
+    with pytest.raises(ValueError, match=r'pets\.json exists'):
+        reports.check(out)

@@ -275,10 +275,10 @@ def test_figures_can_be_drawn_again(tiny_run, clip_jax_cli):
 class Process:
     """A `clip-jax train` that can be stopped; its output goes to files."""
 
-    def __init__(self, workdir: Path, config: Path):
+    def __init__(self, workdir: Path, config: Path, *more: str, **options):
         # Evaluating at each step takes time, so that a signal arrives between two steps, and
         # changes nothing in training. Checkpoints are written at 5 and 10.
-        changes = '--config.eval_every=1', '--config.checkpoint.every=5'
+        changes = '--config.eval_every=1', '--config.checkpoint.every=5', *more
         flags = f'--config={config}', f'--workdir={workdir}', *changes
         self.workdir, self.began = workdir, time.monotonic()
         self.out, self.err = workdir.with_suffix('.out'), workdir.with_suffix('.err')
@@ -288,6 +288,7 @@ class Process:
                 stdout=out,
                 stderr=err,
                 env=environment(),
+                **options,
             )
 
     def until(self, text: str) -> None:

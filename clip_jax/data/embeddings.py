@@ -27,6 +27,14 @@ from clip_jax.data.bad import LeftOut, Missing
 
 DESCRIPTION = 'embeddings.json'
 _CACHED = 4  # shards whose records are kept
+# What a description must have, and of what kind.
+_ALWAYS = {
+    **dict.fromkeys(('model', 'fingerprint', 'data', 'features', 'dtype'), str),
+    'complete': bool,
+    'data_options': dict,
+}
+_BEGUN = {'source_records': int, 'shard_size': int}
+_COMPLETE = {'width': int, 'label_names': list, 'bad': dict, 'shards': list}
 
 
 def image_file(folder: epath.Path, shard: int) -> epath.Path:
@@ -77,8 +85,15 @@ def read_note(folder: epath.Path, shard: int) -> dict[str, Any] | None:
     path = note_file(folder, shard)
     if not path.exists():
         return None
-    note = json.loads(path.read_text())
-    for name, size in note['bytes'].items():
+    try:
+        note = json.loads(path.read_bytes())
+        sizes = note['bytes']
+        sound = {'images', 'texts', 'bad'} <= note.keys() and isinstance(sizes, dict)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        return None  # damaged: the shard is written again
+    for name, size in sizes.items():
         file = folder / name
         if not file.exists() or file.stat().length != size:
             return None
@@ -127,7 +142,7 @@ def describe(folder: epath.Path) -> dict[str, Any]:
             f'{folder}: no folder of embeddings ({there}); clip-jax embed writes one, with '
             f'{DESCRIPTION} in it'
         )
-    description = json.loads(path.read_text())
+    description = read_description(folder)
     if not description['complete']:
         shards = -(-description['source_records'] // description['shard_size'])
         done = sum(note_file(folder, shard).exists() for shard in range(shards))
@@ -136,6 +151,43 @@ def describe(folder: epath.Path) -> dict[str, Any]:
             f'the same clip-jax embed command again ({description["data"]}, {description["model"]})'
         )
     return description
+
+
+def read_description(folder: epath.Path) -> dict[str, Any]:
+    """Reads what the DESCRIPTION of a folder holds, complete or not; ValueError if that is none."""
+    path = folder / DESCRIPTION
+    try:
+        description = json.loads(path.read_bytes())
+        found = _lacks(description)
+    except ValueError as error:
+        found = f'no JSON ({error})'
+    if found:
+        raise ValueError(
+            f'{path}: not what clip-jax embed wrote: {found}; bring that file back, or write the '
+            'embeddings to a new folder with clip-jax embed'
+        )
+    return description
+
+
+def _lacks(description: Any) -> str:
+    """What is wrong with the content of a description; '' if nothing."""
+    if not isinstance(description, dict):
+        return f'a dict was expected, found {description!r:.60}'
+    kinds = _ALWAYS | (_COMPLETE if description.get('complete') else _BEGUN)
+    for name, kind in kinds.items():
+        if name not in description:
+            return f'it has no {name!r}'
+        value = description[name]
+        sound = isinstance(value, kind)
+        if sound and name == 'shards':
+            sound = all(isinstance(x, list) and [*map(type, x)] == [int, int] for x in value)
+        if sound and name == 'bad':
+            sound = all(
+                isinstance(x, dict) and {'count', 'examples'} <= {*x} for x in value.values()
+            )
+        if not sound:
+            return f'{name!r} is {value!r:.60}'
+    return ''
 
 
 class Embeddings:

@@ -2,8 +2,11 @@
 
 import collections
 import functools
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +97,20 @@ def _processes(num_workers: int, prefetch: int) -> grain.MultiprocessingOptions 
     return grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=max(1, prefetch))
 
 
+def _depend_on_parent(index: int, count: int) -> None:
+    """Has a process of the input end when the one that reads from it has ended, and not before."""
+    # A terminal sends Ctrl-C to all of a program's processes, a scheduler SIGTERM; the program may
+    # need batches until it has saved, and then says by other means that no more are needed.
+    for number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(number, signal.SIG_IGN)
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(0)  # whatever still runs is for nobody
+
+    threading.Thread(target=watch, name='parent', daemon=True).start()
+
+
 class _Batches(grain.MapDataset):
     """The batches of one host: number i is its block of global batch i."""
 
@@ -145,7 +162,9 @@ class TrainIterator(Iterator):
             ahead = self._batches[self._next // self._batch_size :].to_iter_dataset(
                 self._read_options
             )
-            self._running = iter(ahead.mp_prefetch(self._processes) if self._processes else ahead)
+            if self._processes:
+                ahead = ahead.mp_prefetch(self._processes, _depend_on_parent)
+            self._running = iter(ahead)
         batch = next(self._running)
         self._next += self._batch_size
         return batch

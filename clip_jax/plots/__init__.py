@@ -1,12 +1,13 @@
 """Figures for people: a run's curves from metrics.jsonl, and what eval reports say."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from absl import logging
 from etils import epath
 
 from clip_jax import metrics
@@ -41,12 +42,14 @@ def write_run(workdir: str | os.PathLike, load_images: LoadImages) -> dict[str, 
         metrics.read_jsonl(workdir / 'metrics.jsonl'), curves, title=workdir.name or 'Training'
     )
     written, taken = {'': [curves]}, {curves}
-    for name, report in reports(workdir / 'evals').items():
+    evals = workdir / 'evals'
+    for name, report in reports(evals).items():
         paths = {}
         for figure in figures(report):
             path = workdir / 'plots' / f'{figure}.png'
             paths[figure] = path.with_name(f'{figure}_{name}.png') if path in taken else path
-        written[name] = write_report(report, load_images, paths.__getitem__)
+        with _of_file(evals / f'{name}.json'):
+            written[name] = write_report(report, load_images, paths.__getitem__)
         taken.update(paths.values())
     return written
 
@@ -61,9 +64,10 @@ def write_report(
     shown = sorted({i for _, indices in found.values() for i in indices})
     try:
         images = load_images(report['data'], shown) if shown else []
-    except (ValueError, OSError) as error:
-        # Of embeddings, the data may have gone; the numbers are worth a figure all the same.
-        logging.warning('%s: figures with pictures are left out: %s', report['data'], error)
+    except (ValueError, OSError, IndexError) as error:
+        # The data may have gone, or shrunk; the numbers are worth a figure all the same.
+        said = f'{report["data"]}: figures with pictures are left out: {error}'
+        print(said, file=sys.stderr)
         found, images = {k: v for k, v in found.items() if not v[1]}, [None] * len(shown)
     by_index = dict(zip(shown, images, strict=True))
     for name, (draw, indices) in found.items():
@@ -106,4 +110,19 @@ def read_report(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f'{path}: no JSON ({error}). Run that evaluation again.') from error
     if not isinstance(report, dict) or not {'eval', 'data'} <= {*report}:
         raise ValueError(f'{path}: no report of an evaluation (it has no "eval" and "data")')
+    with _of_file(path):
+        if not isinstance(report.get('options', {}), dict):
+            raise TypeError(f'its "options" are {report["options"]!r:.60}')
+        figures(report)  # finds what each shows
     return report
+
+
+@contextlib.contextmanager
+def _of_file(path: epath.Path) -> Iterator[None]:
+    """Names the file whose content is not of the shape that a report has."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f'{path}: not as clip-jax eval writes it ({error}). Run that evaluation again.'
+        ) from error

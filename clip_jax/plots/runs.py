@@ -13,6 +13,7 @@ from matplotlib import lines as lines_of
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
+from clip_jax import metrics
 from clip_jax.plots import _figure
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # a key's steps and values
@@ -126,8 +127,7 @@ def _found(curves: Curves, panels: Sequence[tuple[Callable, Sequence[str]]]) -> 
 def _evaluation_keys(curves: Curves) -> list[str]:
     """Returns up to 8 headline numbers of evaluations; without such, of all that may be shares."""
     headline = [k for k in curves if re.fullmatch(r'.+/(top1|recall@10)(\D.*)?', k)]
-    others = [k for k in curves if '/' in k and not k.startswith('accuracy/')]
-    shares = [k for k in others if np.nanmax([*curves[k][1], 0]) <= 1]
+    shares = [k for k in curves if metrics.is_score(k) and np.nanmax([*curves[k][1], 0]) <= 1]
     return (headline or shares)[: len(_figure.COLOURS)]
 
 

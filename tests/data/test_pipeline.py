@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -444,6 +446,34 @@ def test_close_ends_the_threads():
             break
         time.sleep(0.1)
     assert not ours()
+
+
+def test_processes_end_with_the_program_that_is_killed(tiny_tars):
+    """What reads its output sees the end of it; a process that lived on would keep it open."""
+    program = f"""
+import sys
+sys.path[:0] = {[str(path) for path in sys.path]!r}
+from test_pipeline import start
+from clip_jax.data import sources
+if __name__ == '__main__':
+    batches = start(sources.open_source({tiny_tars!r}), num_workers=2)
+    next(batches), next(batches)
+    print('begun', flush=True)
+    sys.stdin.read()
+"""
+    process = subprocess.Popen(
+        [sys.executable, '-c', program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout.readline() == b'begun\n'
+        process.kill()
+        assert process.communicate(timeout=15) == (b'', None)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_program_may_end_without_closing():

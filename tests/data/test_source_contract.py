@@ -102,6 +102,10 @@ def make_embeddings(path, captions) -> str:
         )
     description = {
         'complete': True,
+        'model': '/no/model',
+        'fingerprint': 'f',
+        'data': 'folder:p',
+        'data_options': {},
         'features': 'embedding',
         'dtype': 'float32',
         'width': 8,

@@ -1,0 +1,63 @@
+"""A folder of embeddings says what it is; what is no such description is named, and what to do."""
+
+import json
+
+import pytest
+from etils import epath
+from test_source_contract import CAPTIONS, make_embeddings
+
+from clip_jax.data import embeddings
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_embeddings(tmp_path, [caption.encode() for caption in CAPTIONS])
+    return epath.Path(tmp_path)
+
+
+def spoil(folder, text: str) -> str:
+    (folder / embeddings.DESCRIPTION).write_text(text)
+    with pytest.raises(ValueError, match='clip-jax embed') as error:
+        embeddings.read_description(folder)
+    with pytest.raises(ValueError) as same:
+        embeddings.Embeddings(str(folder))
+    assert str(same.value) == str(error.value)
+    path, _, message = str(error.value).partition(': ')
+    assert path == str(folder / embeddings.DESCRIPTION)
+    return message
+
+
+def test_a_description_is_read(folder):
+    assert embeddings.read_description(folder)['width'] == 8
+
+
+def test_a_damaged_description_is_named(folder):
+    text = (folder / embeddings.DESCRIPTION).read_text()
+    assert 'no JSON' in spoil(folder, text[: len(text) // 2])
+    assert 'a dict was expected, found []' in spoil(folder, '[]')
+    assert "it has no 'model'" in spoil(folder, '{}')
+    assert "it has no 'source_records'" in spoil(folder, text.replace('true', 'false'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('shards', 3),
+        ('shards', [[4, 4], 2]),
+        ('shards', [['4', 4]]),
+        ('bad', {'empty': 3}),
+        ('bad', {'empty': {'count': 3}}),
+        ('width', '8'),
+        ('complete', 'yes'),
+    ],
+)
+def test_a_value_of_another_kind_is_named(folder, name, value):
+    description = embeddings.read_description(folder) | {name: value}
+    assert f'{name!r} is {value!r}' in spoil(folder, json.dumps(description))
+
+
+@pytest.mark.parametrize('text', ['{"images": 4, "te', '[]', '{}', '{"bytes": 3}'])
+def test_a_shard_whose_note_is_damaged_is_not_complete(folder, text):
+    assert embeddings.read_note(folder, 0)['images'] == 4
+    embeddings.note_file(folder, 0).write_text(text)
+    assert embeddings.read_note(folder, 0) is None
