@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
 
-from clip_jax import hosts, manifest, metrics, sharding, whole_file
+from clip_jax import hosts, manifest, sharding, whole_file
 from clip_jax.state import TrainState
 
 FOLDER = 'checkpoints'
@@ -109,7 +109,7 @@ class Checkpoints:
         """
         self.wait()
         target = self.folder / (
-            str(step) if metrics.is_remote(self.folder) else f'{step}{UNSEALED}'
+            str(step) if whole_file.is_remote(self.folder) else f'{step}{UNSEALED}'
         )
         args = ocp.args.Composite(
             variables=ocp.args.StandardSave(state.variables),
@@ -132,7 +132,7 @@ class Checkpoints:
             self._orbax.wait_until_finished()
             if hosts.is_first():
                 manifest.write(target)
-                if not metrics.is_remote(target):
+                if not whole_file.is_remote(target):
                     whole_file.sync(target)
                     whole_file.give_name(target, self.folder / str(step))
                 self._prune()
@@ -144,7 +144,7 @@ class Checkpoints:
         for step in sorted({*there} - kept(there, self.scores, **self._retention)):
             path = self.folder / str(step)
             try:
-                if not metrics.is_remote(path):
+                if not whole_file.is_remote(path):
                     # Killed in the middle of it, what is left is not taken for a damaged step.
                     path = path.rename(self.folder / f'{step}{DELETING}')
                 path.rmtree()
@@ -218,7 +218,7 @@ def steps(folder: epath.Path) -> list[int]:
 
 def _is_sealed(path: epath.Path) -> bool:
     """Whether a save came to its end; on object storage one that did not has a step's name, too."""
-    return not metrics.is_remote(path) or any(p.name == manifest.NAME for p in path.iterdir())
+    return not whole_file.is_remote(path) or any(p.name == manifest.NAME for p in path.iterdir())
 
 
 def as_text(damaged: Mapping[int, Sequence[str]]) -> str:
@@ -232,7 +232,7 @@ def as_text(damaged: Mapping[int, Sequence[str]]) -> str:
 def absolute(path: str | os.PathLike) -> epath.Path:
     """Returns a path that is whole, whatever the folder of the program, also on object storage."""
     path = epath.Path(path)
-    return path if metrics.is_remote(path) else path.expanduser().resolve()
+    return path if whole_file.is_remote(path) else path.expanduser().resolve()
 
 
 def find(path: str | epath.Path) -> epath.Path:
@@ -314,14 +314,24 @@ def entries(path: str | epath.Path, *, contents: str) -> Iterator[Entry]:
     if not found:
         raise ValueError(f'{path}: no checkpoint found; expected a run directory with {FOLDER}/')
     for one in found:
-        stat = manifest.stat(one / manifest.NAME if (one / manifest.NAME).exists() else one)
-        yield Entry(
-            path=one,
-            step=int(one.name) if one.name.isdigit() else None,
-            troubles=manifest.troubles(one, contents=contents),
-            bytes=manifest.size(one) if one.is_dir() else stat.bytes,
-            written=stat.written,
-        )
+        try:
+            entry = _entry(one, contents)
+        except FileNotFoundError:
+            if one.exists():
+                raise
+        if one.exists():  # a training beside this may have deleted it
+            yield entry
+
+
+def _entry(path: epath.Path, contents: str) -> Entry:
+    stat = manifest.stat(path / manifest.NAME if (path / manifest.NAME).exists() else path)
+    return Entry(
+        path=path,
+        step=int(path.name) if path.name.isdigit() else None,
+        troubles=manifest.troubles(path, contents=contents),
+        bytes=manifest.size(path) if path.is_dir() else stat.bytes,
+        written=stat.written,
+    )
 
 
 def is_checkpoint(path: epath.Path) -> bool:

@@ -11,7 +11,7 @@ import collections
 import contextlib
 import dataclasses
 import json
-import pathlib
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from clip_jax import hosts, lock, lookup, metrics, pretrained, sharding, train, whole_file
+from clip_jax import hosts, lock, lookup, pretrained, sharding, train, whole_file
 from clip_jax.data import embeddings
 from clip_jax.data.bad import BadRecord
 from clip_jax.data.records import ERRORS, Progress, in_order, why
@@ -137,9 +137,9 @@ def _settings(
     model: str, clip: Clip, source: Source, options: Options, spec: str, spec_options: Mapping
 ) -> dict[str, Any]:
     texts = options.features == 'embedding' and clip.tokenizer is not None
-    where = model if metrics.is_remote(model) else str(pathlib.Path(model).expanduser().absolute())
+    local = os.path.abspath(os.path.expanduser(model))
     settings = {
-        'model': where,
+        'model': model if whole_file.is_remote(model) else local,
         'fingerprint': pretrained.fingerprint(clip.variables),
         'data': spec,
         'data_options': dict(spec_options),
@@ -163,7 +163,7 @@ def _check_folder(folder: epath.Path, spec: str, options: Options) -> None:
         raise ValueError(f'--out: {folder} is a file; name a folder')
     file = folder / embeddings.DESCRIPTION
     if file.exists():
-        before = json.loads(file.read_text())
+        before = embeddings.read_description(folder)
         now = {'data': spec, **{k: getattr(options, k) for k in ('features', 'dtype')}}
         _check_same(folder, before, now)
         return
@@ -195,7 +195,7 @@ def _begin(job: Job) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     file = job.folder / embeddings.DESCRIPTION
     if file.exists():
-        _check_same(job.folder, json.loads(file.read_text()), job.settings)
+        _check_same(job.folder, embeddings.read_description(job.folder), job.settings)
     else:
         whole_file.write_json(file, {'complete': False, **job.settings})
 
@@ -358,11 +358,11 @@ def _complete(job: Job) -> None:
         lines = ''.join(json.dumps(one, ensure_ascii=False) + '\n' for one in bad)
         whole_file.write(job.folder / BAD_RECORDS, lines)
     examples = {k: [x['where'] for x in bad if x['kind'] == k][:EXAMPLES] for k in sorted(kinds)}
-    file = job.folder / embeddings.DESCRIPTION
+    before = embeddings.read_description(job.folder)
     description = {
         'complete': True,
         **job.settings,
-        'model': json.loads(file.read_text())['model'],  # the same one may lie at another place
+        'model': before['model'],  # the same one may lie at another place
         'images': images,
         'texts': sum(m for _, m in counts),
         'width': job.clip.width(job.options.features),
@@ -370,11 +370,11 @@ def _complete(job: Job) -> None:
         'bad': {k: {'count': kinds[k], 'examples': found} for k, found in examples.items()},
         'shards': counts,
     }
-    whole_file.write_json(file, description)
+    whole_file.write_json(job.folder / embeddings.DESCRIPTION, description)
 
 
 def _summary(job: Job, written: int, seconds: float) -> dict[str, Any]:
-    description = json.loads((job.folder / embeddings.DESCRIPTION).read_text())
+    description = embeddings.read_description(job.folder)
     return {
         'images': description['images'],
         'texts': description['texts'],

@@ -11,6 +11,8 @@ from typing import Any, TextIO
 
 from etils import epath
 
+from clip_jax import whole_file
+
 RENEW = 10.0  # seconds between two signs of life of who holds a directory on object storage
 SILENT = 4 * RENEW  # seconds without one after which it is taken to be dead
 
@@ -32,7 +34,7 @@ class Lock:
 
     def open(self) -> None:
         """Takes the folder, and makes it if need be; ValueError if another program has it."""
-        if '://' in str(self._folder):
+        if whole_file.is_remote(self._folder):
             self._held = self._lease()
             return
         self._made = [p for p in (self._folder, *self._folder.parents) if not p.exists()]

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from clip_jax import whole_file
+
 NAME = 'manifest.json'
 SMALL = 1 << 20  # bytes; a sample holds all files up to this size
 SAMPLE = 8  # and one of so many of the larger ones
@@ -132,7 +134,7 @@ class Stat(NamedTuple):
 
 def stat(path: epath.Path) -> Stat:
     """Looks at a file or folder; OSError if that fails, where `is_dir` says that it is none."""
-    if '://' in str(path):
+    if whole_file.is_remote(path):
         found = path.stat()
         return Stat(found.is_directory, found.length, found.mtime)
     found = os.stat(path)  # epath's wants a name for the owner, whom containers may not know

@@ -252,7 +252,7 @@ class _GrowingFile:
 
     def __init__(self, path: str | os.PathLike):
         self._path = epath.Path(path)
-        self._remote = is_remote(self._path)
+        self._remote = whole_file.is_remote(self._path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._remote:
             self._file = io.BytesIO()
@@ -275,11 +275,6 @@ class _GrowingFile:
         if not self._file.closed:
             self.flush()
             self._file.close()
-
-
-def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is one of object storage."""
-    return '://' in str(path)
 
 
 def _mend(path: epath.Path, last_step: int | None) -> None:

@@ -9,6 +9,11 @@ from etils import epath
 PARTIAL = '.partial'  # what a write that was killed leaves behind ends so
 
 
+def is_remote(path: str | os.PathLike) -> bool:
+    """Whether a path is one of object storage, or another that is none of this machine's."""
+    return '://' in str(path)
+
+
 def write(path: str | os.PathLike, content: str | bytes) -> None:
     """Writes a file, and the folders above it, so that it is on the disk as a whole, whatever
     happens meanwhile; what was there before stays until then.
@@ -38,7 +43,7 @@ def others(folder: epath.Path, *own: str) -> list[str]:
 def give_name(partial: str | os.PathLike, path: str | os.PathLike) -> None:
     """Gives a complete file its name once its content, and then the name, are on the disk."""
     partial, path = epath.Path(partial), epath.Path(path)
-    local = '://' not in str(path)
+    local = not is_remote(path)
     if local:
         _sync(partial)
     partial.replace(path)

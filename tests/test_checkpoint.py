@@ -15,7 +15,7 @@ import pytest
 from etils import epath
 from small_training import batch, setup
 
-from clip_jax import checkpoint, guards, manifest, metrics, sharding
+from clip_jax import checkpoint, guards, manifest, sharding, whole_file
 from clip_jax.state import TrainState
 
 ABOUT = {
@@ -501,9 +501,20 @@ def test_files_of_owners_without_a_name_are_read(opened, three, monkeypatch):
     assert [entry.step for entry in checkpoint.entries(three, contents='all')] == [12, 8, 4]
 
 
+def test_a_step_that_training_deletes_meanwhile_is_not_listed(opened, three, monkeypatch):
+    def deleted(folder, **options):
+        if folder.name == '8':
+            folder.rmtree()
+        return troubles(folder, **options)
+
+    troubles = manifest.troubles
+    monkeypatch.setattr(manifest, 'troubles', deleted)
+    assert [entry.step for entry in checkpoint.entries(three, contents='all')] == [12, 4]
+
+
 def test_on_object_storage_what_has_no_manifest_is_no_step(opened, three, monkeypatch, capsys):
     """A save that was killed has the name of a step there, also the first of all."""
-    monkeypatch.setattr(metrics, 'is_remote', lambda path: True)
+    monkeypatch.setattr(whole_file, 'is_remote', lambda path: True)
     for step in 4, 8, 12:
         (three / f'checkpoints/{step}/manifest.json').unlink()
     assert checkpoint.steps(three / 'checkpoints') == []

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from clip_jax import metrics, whole_file
+from clip_jax import manifest, whole_file
 from clip_jax.data.bad import LeftOut, Missing
 
 DESCRIPTION = 'embeddings.json'
@@ -95,7 +95,7 @@ def read_note(folder: epath.Path, shard: int) -> dict[str, Any] | None:
         return None  # damaged: the shard is written again
     for name, size in sizes.items():
         file = folder / name
-        if not file.exists() or file.stat().length != size:
+        if not file.exists() or manifest.stat(file).bytes != size:
             return None
     return note
 
@@ -300,7 +300,7 @@ class Embeddings:
 
     def _load(self, path: epath.Path) -> np.ndarray:
         try:
-            if metrics.is_remote(path):
+            if whole_file.is_remote(path):
                 return np.load(io.BytesIO(path.read_bytes()))
             return np.load(path, mmap_mode='r')
         except (OSError, ValueError, EOFError) as error:

@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from clip_jax import lock, lookup, metrics, whole_file
+from clip_jax import lock, lookup, whole_file
 from clip_jax.data import transforms
 from clip_jax.data.bad import BadRecord
 from clip_jax.data.records import ERRORS, Progress, check, in_order, labels_of, why
@@ -52,7 +52,7 @@ class Import:
     decode: bool = False  # whether images that are not resized are decoded, to find damaged ones
 
     def __post_init__(self):
-        if metrics.is_remote(self.directory):
+        if whole_file.is_remote(self.directory):
             raise ValueError(
                 f'{self.directory}: ArrayRecord files are written to local disks and mounted '
                 'folders only; import into one of these, then copy the folder'

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from clip_jax.data.bad import BadRecord, Missing
+from clip_jax.whole_file import is_remote
 
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 # Names that no file can have: too long, or links that lead in a circle.
@@ -19,11 +20,6 @@ _DRIVERS = {'gs': 'clip_jax[gcs]', 'gcs': 'clip_jax[gcs]', 'https': 'fsspec[http
 
 class _UnknownProtocol(ValueError):
     pass
-
-
-def is_remote(path: str) -> bool:
-    """Whether fsspec reads this path."""
-    return '://' in path
 
 
 def open_file(path: str) -> BinaryIO:
