@@ -60,8 +60,8 @@ def class_names(path: str, *, key: str = '') -> list[str]:
     """Returns the class names in a file, in the order of their labels: text, one a line, or JSON, a
     list or an object of several, of which `key` names one.
 
-    Blank lines of text and lines that start with `#` do not count. ValueError for an empty or a
-    missing file and for a name that stands there twice.
+    Blank lines of text and lines that start with `#` do not count; classes may have the same name.
+    ValueError for an empty or a missing file.
     """
     if str(path).endswith('.json'):
         chosen = _choose(path, key, 'class names')
@@ -72,19 +72,12 @@ def class_names(path: str, *, key: str = '') -> list[str]:
         what, lines = 'place', list(enumerate(map(str.strip, chosen), start=1))
     else:
         what, lines = 'line', _lines(_read(path))
-    first: dict[str, int] = {}
     for number, name in lines:
-        if name in first:
-            raise ValueError(
-                f'class names {str(path)!r}: {name!r} stands in {what} {first[name]} and in {what} '
-                f'{number}; each class needs a name of its own.'
-            )
         if not name:
             raise ValueError(f'class names {str(path)!r}: {what} {number} is empty.')
-        first[name] = number
-    if not first:
+    if not lines:
         raise ValueError(f'class names {str(path)!r}: the file is empty; write one name a line.')
-    return list(first)
+    return [name for _, name in lines]
 
 
 def filled(name: str, templates: Templates) -> list[str]:
@@ -188,7 +181,9 @@ def _of_classes(prompts: Mapping[str, list[str]], source: str) -> dict[str, list
     for name, own in prompts.items():
         if not own:
             raise ValueError(f'prompts {source!r}: there is none for the class {name!r}')
-    return {name: [text.replace('{c}', '{}') for text in own] for name, own in prompts.items()}
+    found = {name: [text.replace('{c}', '{}') for text in own] for name, own in prompts.items()}
+    # Class names from data sets have spaces for their underscores.
+    return found | {name.replace('_', ' '): own for name, own in found.items()}
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
