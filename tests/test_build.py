@@ -360,7 +360,7 @@ def test_options_of_an_evaluation_that_are_specs_are_opened(tiny_tars):
         return rng.normal(size=(len(images), 5)).astype(np.float32)
 
     report = evaluation(encode, None, data)
-    assert (report['eval'], report['chosen_C'], report['images']) == ('linear_probe', 2, 64)
+    assert (report['eval'], report['fit']['C'], report['images']) == ('linear_probe', 2, 64)
     assert not build.evaluation('retrieval', {}).sources
 
 

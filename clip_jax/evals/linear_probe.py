@@ -89,9 +89,9 @@ def evaluate(
         'unlabelled_for_training': examples.unlabelled,
         'classes': len(task.names),
         'classes_without_images': task.empty,
-        'chosen_C': fit.C,
         'sweep': [[one.C, score] for one, score in tried],
         'fit': {
+            'C': fit.C,
             'iterations': fit.iterations,
             'iterations_of_sweep': sum(one.iterations for one, _ in tried),
             'converged': all(one.converged for one in [fit, *(one for one, _ in tried)]),
