@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 
 from clip_jax import lookup
+from clip_jax.data.bad import Missing
 
 _SETS = importlib.resources.files('clip_jax') / 'assets' / 'prompts'
 _ENDINGS = ('.txt', '.json')
@@ -149,15 +150,18 @@ def _read_set(name: str) -> str:
 def _read(path: str) -> str:
     file = epath.Path(path)
     if not file.is_file():
-        raise ValueError(f'prompts: there is no file {str(path)!r}.')
-    return file.read_bytes().decode('utf-8-sig')
+        raise Missing(f'prompts: there is no file {str(path)!r}.')
+    try:
+        return file.read_bytes().decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'prompts: {str(path)!r} is no text in UTF-8 ({error})') from error
 
 
 def _choose(path: str, key: str, what: str) -> list[str] | dict[str, list[str]]:
     """The list in a JSON file, or what `key` names in its object."""
     try:
         found = json.loads(_read(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f'{what} {str(path)!r}: no JSON ({error})') from error
     if isinstance(found, Mapping):
         if not key:

@@ -333,6 +333,26 @@ def test_a_report_is_written(capfd, tiny_run, tiny_tars, tmp_path):
     )
     assert {path.name for path in out.parent.iterdir()} == {'report', 'report.json'}
     assert (report['model'], report['data'], report['options']) == (str(tiny_run), tiny_tars, {})
+    assert (report['arithmetic'], report['device']) == ('float32', 'cpu')
+    assert report['data_options'] == {} and 'left_out' not in report
+
+
+def test_options_of_data_are_those_of_a_mixture_and_stand_in_the_report(
+    capfd, line, evaluate, tiny_run, tiny_tars, tmp_path
+):
+    out, mixed = tmp_path / 'report.json', f'3 * {tiny_tars} + 1 * {tiny_tars}'
+    assert 'has no caption' in evaluate('retrieval', '--data.text_exts=["cap"]', data=mixed)
+    several = f'{tiny_tars} + folder:{tmp_path}'
+    said = evaluate('retrieval', '--data.text_exts=["cap"]', data=several)
+    assert '--data.text_exts: SPEC names several kinds of sources; of which?' in said
+    arguments = f'--model={tiny_run}', f'--data={mixed}', f'--out={out}', '--dtype=bfloat16'
+    with pytest.raises(SystemExit) as end:
+        cli.main(['eval', 'retrieval', *arguments, '--data.text_exts=["txt"]'])
+    assert end.value.code == 0
+    report = json.loads(out.read_text())
+    assert report['data_options'] == {'text_exts': ['txt']}
+    assert report['arithmetic'] == 'bfloat16'
+    assert "dtype: there is no 'half'" in evaluate('retrieval', '--dtype=half')
     assert report['versions']['jax'] and report['seconds'] > 0
 
 
