@@ -16,6 +16,7 @@ from clip_jax.data.bad import Missing
 
 _SETS = importlib.resources.files('clip_jax') / 'assets' / 'prompts'
 _ENDINGS = ('.txt', '.json')
+REMEMBERED = 64  # lists of classes whose vectors are kept for each model
 
 # One list for all classes, or for each class its own prompts.
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
@@ -107,17 +108,21 @@ def class_vectors(
     length 1.
 
     Averaging embeddings, not predictions, is the ensembling of arXiv 2103.00020, section 3.1.4.
-    What a model has embedded once is remembered as long as the model lives.
+    What a model has embedded last is remembered as long as the model lives.
     """
     check_classes(names, templates)
     prompts = [filled(name, templates) for name in names]
     known = _memory(encode_text)
     key = tuple(map(tuple, prompts))
-    if key not in known:
+    if key in known:
+        known[key] = known.pop(key)  # used last
+    else:
         rows = encode_text(list(itertools.chain(*prompts))).astype(np.float64)
         starts = np.cumsum([0, *map(len, prompts[:-1])])
         sums = np.add.reduceat(rows, starts, axis=0)
         known[key] = (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
+        if len(known) > REMEMBERED:
+            del known[next(iter(known))]
     return known[key].copy()
 
 

@@ -82,6 +82,15 @@ def test_a_missing_file_is_named(read):
         read('/no/such.txt')
 
 
+@pytest.mark.parametrize('ending', ['txt', 'json'])
+@pytest.mark.parametrize('read', [prompts.templates, prompts.class_names])
+def test_a_file_in_another_encoding_is_named(read, ending, tmp_path):
+    file = tmp_path / f'latin.{ending}'
+    file.write_bytes('["café {}"]'.encode('latin-1'))
+    with pytest.raises(ValueError, match=rf"latin\.{ending}' is no text in UTF-8"):
+        read(str(file))
+
+
 # JSON, as CLIP_benchmark writes it
 
 
@@ -203,6 +212,20 @@ def test_a_model_embeds_the_same_prompts_once():
         found = prompts.class_vectors(model.encode_text, names, templates)
         np.testing.assert_array_equal(found, prompts.class_vectors(encode, names, templates))
     assert len(model.calls) == 3
+
+
+def test_only_what_was_used_last_is_remembered(monkeypatch):
+    monkeypatch.setattr(prompts, 'REMEMBERED', 3)
+    model = Model([])
+    for name in 'a', 'b', 'c', 'a', 'd':  # 'b' has to go
+        prompts.class_vectors(model.encode_text, [name], ['{}'])
+    assert len(model.calls) == 4
+    for name in 'a', 'c', 'd':
+        prompts.class_vectors(model.encode_text, [name], ['{}'])
+    assert len(model.calls) == 4
+    found = prompts.class_vectors(model.encode_text, ['b'], ['{}'])
+    assert len(model.calls) == 5
+    np.testing.assert_array_equal(found, encode(['b']))
 
 
 def test_another_model_embeds_anew():
