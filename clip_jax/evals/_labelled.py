@@ -89,6 +89,14 @@ def classes_of(records: Sequence[Mapping[str, Any]], source: Any) -> tuple[list[
     return [[int(k) for k in own if k >= 0] for own in labels], several
 
 
+def several_at_first(*sources: Any) -> bool:
+    """Whether the first image of all the sources may have several labels; ValueError if one has no
+    label. So much is known before anything is embedded.
+    """
+    several = [classes_of(_embed.first(source), source)[1] for source in sources]
+    return all(several)
+
+
 def read(encode_image: Callable, sources: Mapping[str, Any], features: str) -> Task:
     """Embeds the parts of a classification; its classes are those that have a training image.
 
@@ -107,6 +115,8 @@ def read(encode_image: Callable, sources: Mapping[str, Any], features: str) -> T
         raise ValueError(
             f'{sources[many]} has several labels an image and {sources[one]} one; expected alike'
         )
+    if not any(labels['train']):
+        raise ValueError(f'no image of {sources["train"]} has a label')
     if not names:
         names = [str(k) for k in range(1 + max(max(own, default=-1) for own in labels['train']))]
     for part, source in sources.items():
@@ -168,8 +178,6 @@ def _kept(
 ) -> list[int]:
     """The classes with a training image; ValueError if another part has an image of another."""
     found = {part: {k for own in labels[part] for k in own} for part in labels}
-    if not found['train']:
-        raise ValueError(f'no image of {sources["train"]} has a label')
     for part, source in sources.items():
         missing = [names[k] for k in sorted(found[part] - found['train'])]
         if missing:

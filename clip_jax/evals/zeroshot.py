@@ -41,7 +41,8 @@ def evaluate(
     _check_key(key, classes, templates)
     templates = prompts.templates(templates, key=key)
     names = _names(classes, key, data)
-    # Before the images are read: what is wrong with texts is found at once.
+    # Before all images are read: what is wrong with names and texts is found at once.
+    _check_two(names, data, several=_labelled.several_at_first(data))
     vectors = _class_vectors(encode_text, names, templates)
     rows, records = _embed.records(encode_image, data)
     rows = _similarity.on_grid(rows)
@@ -51,11 +52,7 @@ def evaluate(
         names, vectors = [names[k] for k in present], vectors[present]
         place = dict(zip(present, range(len(present)), strict=True))
         labels = [[place[k] for k in own] for own in labels]
-    if len({*names}) < 2 and not several:
-        raise ValueError(
-            f'evals/zeroshot: the classes of {data} have one name only, {names[0]!r}, with which '
-            'every image would be right; expected two or more'
-        )
+    _check_two(names, data, several=several)
     report = (_several if several else _single)(rows, vectors, labels, names)
     equal = [name for name, times in collections.Counter(names).items() if times > 1]
     return report | {'equal_names': equal}
@@ -225,6 +222,14 @@ def _check_order(names: list[str], stored: list[str], data: Any) -> None:
             f'evals/zeroshot: classes gives the names of {data} in another order: {names[k]!r} for '
             f'label {k}, which is {stored[k]!r} there; give them in the order of the set, or leave '
             'out classes'
+        )
+
+
+def _check_two(names: list[str], data: Any, *, several: bool) -> None:
+    if len({*names}) < 2 and not several:
+        raise ValueError(
+            f'evals/zeroshot: the classes of {data} have one name only, {names[0]!r}, with which '
+            'every image would be right; expected two or more'
         )
 
 

@@ -433,6 +433,33 @@ class Unlabelled(Toy):
             {'metric': 'map_11_point'},
             "every image of train has the class 'cat'",
         ),
+        (
+            Toy(TRAIN.images, TRAIN.labels % 2, NAMES[:2], 'train'),
+            Toy(TEST.images, TEST.labels * 0, NAMES[:2], 'test'),
+            {'metric': 'roc_auc'},
+            "metric roc_auc does not fit test, all of whose images have the class 'cat'",
+        ),
+        (
+            Toy(TRAIN.images, TRAIN.labels % 2, NAMES[:2], 'train'),
+            Toy(TEST.images, TEST.labels % 2, NAMES[:2], 'test'),
+            {
+                'metric': 'roc_auc',
+                'validation': Toy(TEST.images, TEST.labels * 0 + 1, NAMES[:2], 'validation'),
+            },
+            "metric roc_auc does not fit validation, all of whose images have the class 'dog'",
+        ),
+        (
+            Toy(TRAIN.images, [0] + [1] * 59, NAMES[:2], 'train'),
+            Toy(TEST.images, TEST.labels % 2, NAMES[:2], 'test'),
+            {'metric': 'roc_auc'},
+            'a fifth of train, on which C is to be chosen, all of whose images have the class',
+        ),
+        (
+            Toy(TRAIN.images, [-1] * 60, (), 'train'),
+            Toy(TEST.images, TEST.labels, (), 'test'),
+            {},
+            'no image of train has a label',
+        ),
         (TRAIN, TEST, {'C': 0}, 'C is 0; expected a number above 0'),
         (TRAIN, TEST, {'C': 'high'}, "C is 'high'; expected a number above 0"),
         (TRAIN, TEST, {'max_iterations': 0}, 'max_iterations is 0; expected a whole number'),
@@ -446,6 +473,21 @@ def test_what_is_wrong_is_said_in_one_line(train, test, options, message, tmp_pa
     assert message in str(error.value)
     assert '\n' not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('train', 'test', 'message'),
+    [
+        (TRAIN, Unlabelled(TEST.images, [], NAMES, 'test'), 'test has images without a label'),
+        (Toy(TEST.images, LISTS, NAMES), Toy(TEST.images, LISTS, NAMES), 'metric accuracy does'),
+    ],
+)
+def test_what_the_first_images_show_is_said_before_any_is_embedded(train, test, message):
+    def encode(images, **_):
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=message):
+        evaluate(encode, None, test, train=train)
 
 
 @pytest.mark.parametrize('part', ['train', 'test'])

@@ -439,6 +439,21 @@ def test_what_is_wrong_is_said_in_one_line(data, options, message):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ('data', 'message'),
+    [
+        (Unlabelled([0, 1], NAMES), 'toy has images without a label'),
+        (Toy([0, 0], ['cat']), 'have one name only'),
+    ],
+)
+def test_what_the_first_image_shows_is_said_before_any_is_embedded(data, message):
+    def encode(images):
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=message):
+        zeroshot.evaluate(encode, Encoders().text, data)
+
+
 @pytest.mark.parametrize('chunk', [1, 4, 1024])
 def test_an_unreadable_image_is_named(monkeypatch, chunk):
     encoders = Encoders()
