@@ -58,7 +58,9 @@ class Line:
         )
         if isinstance(classes, str) and classes not in ('all', 'present'):
             classes = prompts.class_names(classes, key=key)
-        content = json.dumps([classes, prompts.templates(templates, key=key)])
+        if isinstance(templates, str):
+            templates = prompts.templates(templates, key=key)
+        content = json.dumps([classes, templates])
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 

@@ -234,6 +234,12 @@ def test_another_card_or_arithmetic_is_another_checkpoint(run, tiny_run, tmp_pat
     assert 'was there' not in run(model, out, '--dtype=bfloat16')[2]
 
 
+def test_options_of_a_wrong_type_are_named(run, tiny_run, page):
+    page.write_text(page.read_text().replace("('a {} picture',)", '5'))
+    code, table, _ = run(f'--model={tiny_run}')
+    assert code == 1 and 'evals/zeroshot: templates is 5; expected a name' in table
+
+
 def test_nothing_that_could_run_is_an_error(run, tiny_run):
     absent = [f'--suite.lines.{name}.data=folder:/no/{name}' for name in ('colours', 'captions')]
     code, table, _ = run(f'--model={tiny_run}', *absent)
