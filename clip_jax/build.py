@@ -171,6 +171,11 @@ def execution(config: Mapping[str, Any]) -> dict[str, str | bool]:
     return {name: config[name] for name in clip.EXECUTION}
 
 
+def check_dtype(dtype: str) -> str:
+    """Returns the name of a type of arithmetic; ValueError if it is none."""
+    return lookup.check(dtype, ('auto', 'float32', 'bfloat16'), what='dtype')
+
+
 def model(
     architecture: Mapping[str, Any], dtype: str = 'auto', **execution: str | bool
 ) -> clip.CLIP:
@@ -179,7 +184,7 @@ def model(
 
     'auto' is bfloat16 on accelerators and float32 on CPU.
     """
-    lookup.check(dtype, ('auto', 'float32', 'bfloat16'), what='dtype')
+    check_dtype(dtype)
     lookup.check(execution.get('remat', 'none'), layers.REMAT, what='model.remat')
     lookup.check(execution.get('attention', 'xla'), layers.ATTENTION, what='model.attention')
     backend = jax.default_backend()
@@ -246,7 +251,13 @@ class Evaluation:
     sources: Mapping[str, Any]  # the other data sets that it reads, by option
 
     def __call__(self, encode_image: Callable, encode_text: Callable, data: Any) -> dict[str, Any]:
-        return {'eval': self.name, **self.evaluate(encode_image, encode_text, data)}
+        report = {'eval': self.name, **self.evaluate(encode_image, encode_text, data)}
+        left_out = {
+            f'{source}: {kind}': found.count
+            for source in (data, *self.sources.values())
+            for kind, found in getattr(source, 'left_out', {}).items()
+        }
+        return report | ({'left_out': left_out} if left_out else {})
 
 
 def check_evaluation(name: str, options: Mapping[str, Any]) -> None:

@@ -51,8 +51,9 @@ Options of the eval itself are given as --option=value:
                 --save=FILE
   fewshot       as linear_probe, without --save   --shots=1,2,4   --seeds=N
 Those of the data source are given as --data.option=value, other values of a suite's page as
---suite.key=value. Of embeddings, --model may be left out. A suite goes on where it was stopped; its
-exit code is 0 if something ran and nothing failed.""",
+--suite.key=value. --dtype=auto computes in bfloat16 on accelerators and in float32 on CPU; reports
+say in what. Of embeddings, --model may be left out. A suite goes on where it was stopped; its exit
+code is 0 if something ran and nothing failed.""",
     'embed': """\
 examples:
   clip-jax embed --model=runs/flickr8k --data='tars:flickr8k/*.tar' --out=embedded/flickr8k
@@ -203,6 +204,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument('--data', metavar='SPEC', help=f'{SPEC}; or embeddings:DIR')
     evaluate.add_argument('--suite', metavar='FILE[:ARG]', help='a page of experiments/suites')
+    evaluate.add_argument(
+        '--dtype',
+        default='auto',
+        metavar='TYPE',
+        help='the type of arithmetic: auto (default), float32 or bfloat16',
+    )
     evaluate.add_argument(
         '--out', metavar='FILE', help='where to write the report as JSON; of a suite, a folder'
     )
@@ -480,28 +487,33 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
         )
     options, source_options = _options(rest)
     out = pathlib.Path(args.out) if args.out else None
-    from clip_jax import build, encoders, reports, train
+    from clip_jax import build, encoders, pretrained, reports, train
 
+    build.check_dtype(args.dtype)
     if out:
         reports.check(out)
     began = time.monotonic()
-    of_kind = {args.data.partition(':')[0]: source_options}
+    of_kind = _of_kinds(args.data, source_options, 'data.')
     evaluate = build.evaluation(args.name, options, of_kind, embeddings=True)
     source = build.source(args.data, of_kind, embeddings=True)
     model = models[0] if models else None
     sources = [source, *evaluate.sources.values()]
-    report = evaluate(*encoders.for_evaluation(model, sources), source)
-    report = {'model': model, 'data': args.data, 'options': options, **report}
+    encoders.check_model(model, sources)
+    clip = pretrained.load(model, dtype=args.dtype) if model else None
+    encode = encoders.for_evaluation(clip, sources, path=model or '', dtype=args.dtype)
+    report = {'model': model, 'data': args.data, 'data_options': source_options, 'options': options}
+    report |= evaluate(*encode, source) | encoders.how(clip, sources)
     report |= {'seconds': time.monotonic() - began, 'versions': train.versions()}
     for key, value in report.items():
         if isinstance(value, (int, float)):
             digits = ',' if isinstance(value, int) else '.4f' if 1e-3 <= value <= 1 else '.4g'
             print(f'{key:28} {value:{digits}}')
+    if 'C' in report.get('fit', {}):
+        print(f'{"C":28} {report["fit"]["C"]:.4g}')
     if 'probe' in report:
         print(f'probe: {report["probe"]}')
     if out:
-        kind = args.data.partition(':')[0]
-        path, *figures = reports.write(report, out, build.image_loader({kind: source_options}))
+        path, *figures = reports.write(report, out, build.image_loader(of_kind))
         print(f'report: {path}')
         if figures:
             print(f'figures in {figures[0].parent}: {", ".join(p.name for p in figures)}')
@@ -516,10 +528,11 @@ def _suite(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if out and out.exists() and not out.is_dir():
         raise ValueError(f'--out: {out} is a file; a suite writes a folder')
     page = read_config([f'--suite={args.suite}', *rest], 'suite')
-    from clip_jax import suite
+    from clip_jax import build, suite
 
+    build.check_dtype(args.dtype)
     say = functools.partial(print, file=sys.stderr, flush=True)
-    table, fine = suite.run(page.to_dict(), args.model, out, say=say)
+    table, fine = suite.run(page.to_dict(), args.model, out, say=say, dtype=args.dtype)
     print(table, end='')
     if out:
         print(f'in {out}: suite.json, suite.md, and a folder of reports for each checkpoint')
@@ -551,6 +564,21 @@ def _embed(args: argparse.Namespace, rest: Sequence[str]) -> int:
         _say({'data': args.data, **summary})
         print(f'in {args.out}: use it as --data=embeddings:{args.out}')
     return 0
+
+
+def _of_kinds(
+    spec: str, options: Mapping[str, Any], prefix: str = ''
+) -> dict[str, Mapping[str, Any]]:
+    """Options by the kind of source that SPEC names; ValueError for some where it is a mixture of
+    several kinds.
+    """
+    from clip_jax.data import sources
+
+    kinds = sources.kinds(spec)
+    if options and len(kinds) > 1:
+        name = next(iter(options))
+        raise ValueError(f'--{prefix}{name}: SPEC names several kinds of sources; of which?')
+    return dict.fromkeys(kinds, options)
 
 
 def _options(rest: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -655,13 +683,10 @@ def _data(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from clip_jax import build
     from clip_jax.data import sources
 
-    weights, specs = zip(*sources.split(args.spec), strict=True)
-    if args.action == 'import' and len({*weights}) > 1:
+    weights = {weight for weight, _ in sources.split(args.spec)}
+    if args.action == 'import' and len(weights) > 1:
         raise ValueError(f'{args.spec}: weights belong to training; import writes each record once')
-    kinds = {spec.partition(':')[0] for spec in specs}
-    if options and len(kinds) > 1:
-        raise ValueError(f'--{next(iter(options))}: SPEC names several kinds of sources; of which?')
-    open_source = functools.partial(build.source, args.spec, dict.fromkeys(kinds, options))
+    open_source = functools.partial(build.source, args.spec, _of_kinds(args.spec, options))
     if args.action == 'import':
         return _import(args, open_source, options, beam_options, threads)
     out = pathlib.Path(args.out) if args.out else None

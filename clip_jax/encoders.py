@@ -3,57 +3,99 @@ them.
 """
 
 import functools
+import hashlib
+import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from clip_jax import pretrained
+from clip_jax import checkpoint, convert, pretrained
 from clip_jax.data.embeddings import Embeddings
 from clip_jax.data.sources import Source
 from clip_jax.pretrained import Clip
 
 
-def for_evaluation(model: str | Clip | None, data: Sequence[Source]) -> tuple[Callable, Callable]:
-    """Returns (encode_image, encode_text) for an evaluation of these sources.
+def for_evaluation(
+    clip: Clip | None, data: Sequence[Source], *, path: str = '', dtype: str = 'auto'
+) -> tuple[Callable, Callable]:
+    """Returns (encode_image, encode_text) for an evaluation of these sources; `path` names the
+    model in errors.
 
     Without a model all of them are folders of embeddings; captions have their rows there, and other
-    texts are embedded by the model that made the folder. ValueError if there is neither, or if the
-    folders are of another model.
+    texts are embedded by the model that made the folder, loaded with the arithmetic `dtype`.
+    ValueError if there is neither, or if the folders are of another model.
     """
-    stored = [source for source in data if isinstance(source, Embeddings)]
-    if model is None and len(stored) < len(data):
-        images = next(source for source in data if source not in stored)
-        raise ValueError(f'--model must be given: the images of {images} are to be embedded')
+    stored = _stored(data)
+    check_model(clip, data)
     _check_equal(stored)
-    named = isinstance(model, (str, pathlib.Path))
-    clip = pretrained.load(model, dtype='auto') if named else model
     if clip and stored:
-        check_maker(clip, stored[0], str(model) if named else '')
+        check_maker(clip, stored[0], path)
     encode_image = clip.encode_image if clip else _no_images
     if not stored:
         return encode_image, clip.encode_text
-    load = (lambda: clip) if clip else functools.partial(maker, stored[0])
+    load = (lambda: clip) if clip else functools.partial(maker, stored[0], dtype=dtype)
     return encode_image, _StoredTexts(stored, load)
 
 
-def maker(source: Embeddings) -> Clip:
+def check_model(model: Any, data: Sequence[Source]) -> None:
+    """ValueError if there is no model and some of the sources have images to be embedded."""
+    images = [source for source in data if not isinstance(source, Embeddings)]
+    if model is None and images:
+        raise ValueError(f'--model must be given: the images of {images[0]} are to be embedded')
+
+
+def check_there(path: str) -> None:
+    """ValueError if there is no checkpoint of a known layout at `path`; nothing is loaded."""
+    place = pathlib.Path(path).expanduser()
+    if not (place.exists() and convert.layout_of(place)):
+        checkpoint.find(path)
+
+
+def how(clip: Clip | None, data: Sequence[Source]) -> dict[str, str]:
+    """Returns what a report says of how rows were computed: the `arithmetic`, that of folders of
+    embeddings, and the `device` here.
+    """
+    stored = ' and '.join(sorted({x.description['arithmetic'] for x in _stored(data)}))
+    found = {'arithmetic': arithmetic(clip) if clip else stored}
+    if clip and stored:
+        found['arithmetic_of_embeddings'] = stored
+    return found | {'device': jax.devices()[0].device_kind}
+
+
+def arithmetic(clip: Clip) -> str:
+    """The type that a model computes in."""
+    return str(np.dtype(clip.model.dtype))
+
+
+def card_hash(card: Mapping[str, Any]) -> str:
+    """Returns 32 hexadecimal digits that differ for any other card."""
+    return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _stored(data: Sequence[Source]) -> list[Embeddings]:
+    return [source for source in data if isinstance(source, Embeddings)]
+
+
+def maker(source: Embeddings, dtype: str = 'auto') -> Clip:
     """Loads the model that made a folder; ValueError if it is no longer where it was."""
-    return _maker(source.description['model'], source.fingerprint, str(source))
+    card = card_hash(source.description['card'])
+    return _maker(source.description['model'], source.fingerprint, card, str(source), dtype)
 
 
 @functools.lru_cache(2)  # of a search after the other
-def _maker(path: str, fingerprint: str, folder: str) -> Clip:
+def _maker(path: str, fingerprint: str, card: str, folder: str, dtype: str) -> Clip:
     advice = 'give the model that made it as --model=PATH, or model=PATH in Python'
     try:
-        clip = pretrained.load(path, dtype='auto')
+        clip = pretrained.load(path, dtype=dtype)
     except (ValueError, OSError) as error:
         raise ValueError(
             f'{folder}: texts or images must be embedded, and its model cannot be loaded from '
             f'{path} ({error}); {advice}'
         ) from error
-    if pretrained.fingerprint(clip.variables) != fingerprint:
+    if (pretrained.fingerprint(clip.variables), card_hash(clip.card)) != (fingerprint, card):
         raise ValueError(
             f'{folder}: texts or images must be embedded, and {path} holds another model now; '
             f'{advice}'
@@ -70,11 +112,24 @@ def check_maker(clip: Clip, source: Embeddings, path: str = '') -> None:
             f'(fingerprint {source.fingerprint[:8]}), not of {path or "the given one"} '
             f'({found[:8]}). Embed the data with this one, or evaluate that one'
         )
+    if card_hash(clip.card) != card_hash(source.description['card']):
+        theirs = source.description['card']
+        parts = [
+            part for part in theirs if card_hash(theirs[part]) != card_hash(clip.card.get(part))
+        ]
+        raise ValueError(
+            f'{source}: these are embeddings of another model: its weights are those of '
+            f'{path or "the given one"}, and the card differs in: {", ".join(parts)}. Embed the '
+            'data with this one, or evaluate that one'
+        )
 
 
 def _check_equal(stored: Sequence[Embeddings]) -> None:
+    def made_by(source: Embeddings) -> tuple[str, str]:
+        return source.fingerprint, card_hash(source.description['card'])
+
     for other in stored[1:]:
-        if other.fingerprint != stored[0].fingerprint:
+        if made_by(other) != made_by(stored[0]):
             raise ValueError(
                 f'{stored[0]} and {other} are embeddings of different models: of '
                 f'{stored[0].description["model"]} and of {other.description["model"]}'

@@ -12,9 +12,11 @@ import numpy as np
 from etils import epath
 
 from clip_jax import lookup
+from clip_jax.data.bad import Missing
 
 _SETS = importlib.resources.files('clip_jax') / 'assets' / 'prompts'
 _ENDINGS = ('.txt', '.json')
+REMEMBERED = 64  # lists of classes whose vectors are kept for each model
 
 # One list for all classes, or for each class its own prompts.
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
@@ -60,8 +62,8 @@ def class_names(path: str, *, key: str = '') -> list[str]:
     """Returns the class names in a file, in the order of their labels: text, one a line, or JSON, a
     list or an object of several, of which `key` names one.
 
-    Blank lines of text and lines that start with `#` do not count. ValueError for an empty or a
-    missing file and for a name that stands there twice.
+    Blank lines of text and lines that start with `#` do not count; classes may have the same name.
+    ValueError for an empty or a missing file.
     """
     if str(path).endswith('.json'):
         chosen = _choose(path, key, 'class names')
@@ -72,19 +74,12 @@ def class_names(path: str, *, key: str = '') -> list[str]:
         what, lines = 'place', list(enumerate(map(str.strip, chosen), start=1))
     else:
         what, lines = 'line', _lines(_read(path))
-    first: dict[str, int] = {}
     for number, name in lines:
-        if name in first:
-            raise ValueError(
-                f'class names {str(path)!r}: {name!r} stands in {what} {first[name]} and in {what} '
-                f'{number}; each class needs a name of its own.'
-            )
         if not name:
             raise ValueError(f'class names {str(path)!r}: {what} {number} is empty.')
-        first[name] = number
-    if not first:
+    if not lines:
         raise ValueError(f'class names {str(path)!r}: the file is empty; write one name a line.')
-    return list(first)
+    return [name for _, name in lines]
 
 
 def filled(name: str, templates: Templates) -> list[str]:
@@ -113,17 +108,21 @@ def class_vectors(
     length 1.
 
     Averaging embeddings, not predictions, is the ensembling of arXiv 2103.00020, section 3.1.4.
-    What a model has embedded once is remembered as long as the model lives.
+    What a model has embedded last is remembered as long as the model lives.
     """
     check_classes(names, templates)
     prompts = [filled(name, templates) for name in names]
     known = _memory(encode_text)
     key = tuple(map(tuple, prompts))
-    if key not in known:
+    if key in known:
+        known[key] = known.pop(key)  # used last
+    else:
         rows = encode_text(list(itertools.chain(*prompts))).astype(np.float64)
         starts = np.cumsum([0, *map(len, prompts[:-1])])
         sums = np.add.reduceat(rows, starts, axis=0)
         known[key] = (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
+        if len(known) > REMEMBERED:
+            del known[next(iter(known))]
     return known[key].copy()
 
 
@@ -156,15 +155,18 @@ def _read_set(name: str) -> str:
 def _read(path: str) -> str:
     file = epath.Path(path)
     if not file.is_file():
-        raise ValueError(f'prompts: there is no file {str(path)!r}.')
-    return file.read_bytes().decode('utf-8-sig')
+        raise Missing(f'prompts: there is no file {str(path)!r}.')
+    try:
+        return file.read_bytes().decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'prompts: {str(path)!r} is no text in UTF-8 ({error})') from error
 
 
 def _choose(path: str, key: str, what: str) -> list[str] | dict[str, list[str]]:
     """The list in a JSON file, or what `key` names in its object."""
     try:
         found = json.loads(_read(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f'{what} {str(path)!r}: no JSON ({error})') from error
     if isinstance(found, Mapping):
         if not key:
@@ -188,7 +190,9 @@ def _of_classes(prompts: Mapping[str, list[str]], source: str) -> dict[str, list
     for name, own in prompts.items():
         if not own:
             raise ValueError(f'prompts {source!r}: there is none for the class {name!r}')
-    return {name: [text.replace('{c}', '{}') for text in own] for name, own in prompts.items()}
+    found = {name: [text.replace('{c}', '{}') for text in own] for name, own in prompts.items()}
+    # Class names from data sets have spaces for their underscores.
+    return found | {name.replace('_', ' '): own for name, own in found.items()}
 
 
 def _lines(text: str) -> list[tuple[int, str]]:

@@ -1,6 +1,8 @@
 """A page of evaluations over one or several checkpoints: one report a line and one table."""
 
 import dataclasses
+import hashlib
+import inspect
 import itertools
 import json
 import os
@@ -11,7 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clip_jax import build, encoders, lookup, pretrained, train, whole_file
+from clip_jax import build, encoders, lookup, pretrained, prompts, train, whole_file
+from clip_jax.data import sources
 from clip_jax.data.bad import Missing
 from clip_jax.pretrained import Clip
 
@@ -33,7 +36,7 @@ class Line:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the report depends on, besides the checkpoint."""
+        """What the report depends on, besides the checkpoint and `text_hash`."""
         settings = {
             'eval': self.eval,
             'data': self.data,
@@ -42,10 +45,28 @@ class Line:
         }
         return json.loads(json.dumps(settings))
 
+    def text_hash(self) -> str:
+        """A hash of the class names and templates that the options name, as they are now in their
+        files and prompt sets; '' if the evaluation has none.
+        """
+        parameters = inspect.signature(lookup.module('evals', self.eval).evaluate).parameters
+        if 'templates' not in parameters:
+            return ''
+        classes, templates, key = (
+            self.options.get(name, parameters[name].default)
+            for name in ('classes', 'templates', 'key')
+        )
+        if isinstance(classes, str) and classes not in ('all', 'present'):
+            classes = prompts.class_names(classes, key=key)
+        if isinstance(templates, str):
+            templates = prompts.templates(templates, key=key)
+        content = json.dumps([classes, templates])
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of a line and a checkpoint."""
+    """What came of a line and a checkpoint; a value that is no share is an int, or above 1."""
 
     state: str
     value: float | None = None
@@ -70,14 +91,18 @@ def _line(name: str, line: dict[str, Any], page: Mapping[str, Any]) -> Line:
     what = f'suite: line {name}'
     if not re.fullmatch(r'[\w.-]+', name):
         raise ValueError(f'{what}: a name is letters, digits and _ . - only: files are named by it')
+    line = build.given(line)
     for key in ('eval', 'data'):
         lookup.check(key, line, what=what)
-    line = build.given(line)
     evaluation, data = line.pop('eval'), line.pop('data')
     scores, own = line.pop('score', ()), line.pop('source', {})
-    kind = data.partition(':')[0]
     options = {k: dict(v) for k, v in page.get('options', {}).items()}
-    options[kind] = {**options.get(kind, {}), **own}
+    for kind in sources.kinds(data):
+        options[kind] = {**options.get(kind, {}), **own}
+    if 'save' in line:
+        raise ValueError(
+            f'{what}: save: every checkpoint would replace it; clip-jax eval {evaluation} saves one'
+        )
     try:
         build.check_evaluation(evaluation, line)
     except ValueError as error:
@@ -92,9 +117,10 @@ def run(
     out: pathlib.Path | None,
     *,
     say: Callable[[str], None],
+    dtype: str = 'auto',
 ) -> tuple[str, bool]:
-    """Runs all lines over all checkpoints: returns the table, as Markdown, and whether nothing
-    failed.
+    """Runs all lines over all checkpoints, in the arithmetic `dtype`: returns the table, as
+    Markdown, and whether nothing failed.
 
     In `out` each report is a file, `CHECKPOINT/LINE.json`, and the table is `suite.json` and
     `suite.md`. What is there of the same checkpoint and settings is not run again.
@@ -103,16 +129,24 @@ def run(
     slugs = [_slug(model) for model in models]
     if len({*slugs}) < len(slugs):
         raise ValueError(f'--model: {", ".join(models)}: expected different checkpoints')
+    for model in models:  # before the first one runs for hours
+        encoders.check_there(model)
     results: list[list[Result]] = []
     for number, (model, slug) in enumerate(zip(models, slugs, strict=True)):
-        clip = pretrained.load(model, dtype='auto')
-        identity = {'model': model, 'fingerprint': pretrained.fingerprint(clip.variables)}
+        clip = pretrained.load(model, dtype=dtype)
+        identity = {
+            'model': model,
+            'fingerprint': pretrained.fingerprint(clip.variables),
+            'card_hash': encoders.card_hash(clip.card),
+            'arithmetic': encoders.arithmetic(clip),
+        }
         column = []
         for k, line in enumerate(suite, start=1 + number * len(suite)):
             file = out / slug / f'{line.name}.json' if out else None
             result, how = _result(line, clip, identity, file)
             column.append(result)
-            shown = f'{result.value:.4f}' if result.value is not None else result.message
+            value = result.value
+            shown = f'{value:.4f}' if _is_share(value) else result.message or f'{value:,}'
             say(f'[{k}/{len(suite) * len(models)}] {line.name}, {model}: {shown}{how}')
         results.append(column)
         del clip  # before the next one needs the memory
@@ -127,7 +161,8 @@ def run(
 
 
 def _slug(model: str) -> str:
-    return re.sub(r'[^\w.-]+', '_', model).strip('_') or 'model'
+    slug = re.sub(r'[^\w.-]+', '_', model).strip('_')
+    return slug if slug.strip('.') else 'model'
 
 
 def _result(
@@ -135,46 +170,52 @@ def _result(
 ) -> tuple[Result, str]:
     """The result of one line, read from its report if that is there, and how it came about."""
     try:
-        if file and (report := _finished(file, line, identity)):
+        settings = {**identity, **line.settings, 'text_hash': line.text_hash()}
+        if file and (report := _finished(file, settings)):
             return Result(DONE, _score(line, report)), ' (was there)'
         begun = time.monotonic()
-        report = _evaluate(line, clip)
-        seconds = time.monotonic() - begun
-        value = _score(line, report)
+        report = {**settings, **_evaluate(line, clip)}
+        seconds = report['seconds'] = time.monotonic() - begun
+        if file:
+            whole_file.write_json(file, report)
+        return Result(DONE, _score(line, report)), f' ({seconds:,.0f} s)'
     except Missing as error:
         return Result(MISSING, message=_one_line(error)), ''
     except Exception as error:  # of any type: the other lines are to run
         if os.environ.get('CLIP_JAX_TRACEBACK'):
             raise
         return Result(FAILED, message=_one_line(error)), ''
-    if file:
-        report = {**identity, **line.settings, **report, 'seconds': seconds}
-        whole_file.write_json(file, report)
-    return Result(DONE, value), f' ({seconds:,.0f} s)'
 
 
 def _evaluate(line: Line, clip: Clip) -> dict[str, Any]:
     evaluate = build.evaluation(line.eval, line.options, line.source, embeddings=True)
     source = build.source(line.data, line.source, embeddings=True)
-    sources = [source, *evaluate.sources.values()]
-    return evaluate(*encoders.for_evaluation(clip, sources), source)
+    opened = [source, *evaluate.sources.values()]
+    report = evaluate(*encoders.for_evaluation(clip, opened), source)
+    return report | encoders.how(clip, opened)
 
 
-def _finished(file: pathlib.Path, line: Line, identity: Mapping[str, str]) -> dict[str, Any] | None:
-    """The report of an earlier run of the same line on the same weights; None if there is none."""
+def _finished(file: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The report of an earlier run with the same settings and weights, wherever these lay; None if
+    there is none.
+    """
     if not file.exists():
         return None
     report = json.loads(file.read_text())
-    settings = {'fingerprint': identity['fingerprint'], **line.settings}
-    return report if all(report.get(k) == v for k, v in settings.items()) else None
+    same = all(report.get(k) == v for k, v in settings.items() if k != 'model')
+    return report if same else None
 
 
 def _score(line: Line, report: Mapping[str, Any]) -> float:
-    numbers = {k: v for k, v in report.items() if isinstance(v, float) and k != 'seconds'}
+    numbers = {k: v for k, v in report.items() if type(v) in (int, float) and k != 'seconds'}
     if not line.scores:
-        return next(iter(numbers.values()))
+        return next(v for v in numbers.values() if isinstance(v, float))
     found = [numbers[lookup.check(name, numbers, what='score')] for name in line.scores]
-    return statistics.fmean(found)
+    return found[0] if len(found) == 1 else statistics.fmean(found)
+
+
+def _is_share(value: float | None) -> bool:
+    return isinstance(value, float) and value <= 1
 
 
 def _one_line(error: Exception) -> str:
@@ -194,8 +235,9 @@ def _table(
         rows.append({**row, 'values': values, 'states': states, 'messages': messages})
     means = []
     for name in dict.fromkeys(line.eval for line in suite):
-        # Over the same lines in every column.
-        complete = [r['values'] for r in rows if r['eval'] == name and None not in r['values']]
+        # Over the same lines in every column; ranks have no mean with shares.
+        own = [row['values'] for row in rows if row['eval'] == name]
+        complete = [values for values in own if all(map(_is_share, values))]
         if complete:
             values = [statistics.fmean(column) for column in zip(*complete, strict=True)]
             means.append({'eval': name, 'lines': len(complete), 'values': values})
@@ -209,7 +251,9 @@ def _markdown(table: Mapping[str, Any]) -> str:
         return f'| {" | ".join(cell.replace("|", "/") for cell in cells)} |'
 
     def percent(value: float | None, state: str = DONE) -> str:
-        return f'{100 * value:.2f}' if value is not None else state
+        if _is_share(value):
+            return f'{100 * value:.2f}'
+        return state if value is None else f'{value:,}'
 
     rule = '|---|---|---|' + '--:|' * len(table['models'])
     text = [row('line', 'eval', 'score', *table['models']), rule]

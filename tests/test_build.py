@@ -10,6 +10,7 @@ import pytest
 from conftest import COLOURS
 
 from clip_jax import build, lookup, sharding
+from clip_jax.data.bad import LeftOut
 from clip_jax.models import clip
 
 IMAGE = {'name': 'vit', 'variant': 'B/16', 'image_size': 32}
@@ -360,8 +361,26 @@ def test_options_of_an_evaluation_that_are_specs_are_opened(tiny_tars):
         return rng.normal(size=(len(images), 5)).astype(np.float32)
 
     report = evaluation(encode, None, data)
-    assert (report['eval'], report['chosen_C'], report['images']) == ('linear_probe', 2, 64)
+    assert (report['eval'], report['fit']['C'], report['images']) == ('linear_probe', 2, 64)
     assert not build.evaluation('retrieval', {}).sources
+    assert 'left_out' not in report
+
+
+class Incomplete(str):
+    """A source that could not make records of all that lay there."""
+
+    left_out = {'empty': LeftOut(3, ['x']), 'truncated': LeftOut(1, ['y'])}
+
+
+def test_a_report_says_what_of_its_data_was_left_out():
+    train, test = Incomplete('tars:train'), Incomplete('tars:test')
+    report = build.Evaluation('retrieval', lambda *_: {'images': 5}, {'train': train})
+    expected = {
+        f'tars:{part}: {kind}': count
+        for part in ('train', 'test')
+        for kind, count in (('empty', 3), ('truncated', 1))
+    }
+    assert report(None, None, test)['left_out'] == expected
 
 
 @pytest.mark.parametrize(

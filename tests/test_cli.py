@@ -88,10 +88,10 @@ def bad_tar(tiny_tars, tmp_path) -> str:
 
 
 @pytest.fixture
-def twice(tmp_path) -> Path:
-    """A file of class names in which one stands twice."""
-    path = tmp_path / 'twice.txt'
-    path.write_text('red\ngreen\nblue\nred\n')
+def one_name(tmp_path) -> Path:
+    """A file of class names that are all the same."""
+    path = tmp_path / 'one_name.txt'
+    path.write_text('red\nred\nred\nred\n')
     return path
 
 
@@ -221,9 +221,9 @@ def test_an_unreadable_picture_in_the_evaluation_data_is_named(train, bad_tar):
     assert 'not a readable image' in line
 
 
-def test_class_names_that_stand_twice(train, twice):
-    line = train(f'evals.zeroshot.classes={twice}')
-    assert "twice.txt': 'red' stands in line 1 and in line 4" in line
+def test_class_names_that_are_all_the_same(train, one_name):
+    line = train(f'evals.zeroshot.classes={one_name}')
+    assert "have one name only, 'red'" in line
 
 
 def test_a_run_of_another_config_stays_as_it_is(line, tiny_config, tiny_run):
@@ -267,14 +267,14 @@ def test_an_unknown_evaluation_or_option(evaluate, tiny_tars):
     assert "Did you mean 'general'?" in evaluate('zeroshot', '--classes=all', '--templates=generel')
 
 
-def test_data_that_cannot_be_evaluated(evaluate, bad_tar, twice):
+def test_data_that_cannot_be_evaluated(evaluate, bad_tar, one_name):
     assert "no file matches '/no/x.tar'" in evaluate('zeroshot', data='tars:/no/x.tar')
     assert 'not of the form KIND:ADDRESS' in evaluate('zeroshot', data='/no/x.tar')
     assert 'does not name its classes' in evaluate('zeroshot')
-    assert "'red' stands in line 1 and in line 4" in evaluate('zeroshot', f'--classes={twice}')
+    assert "one name only, 'red'" in evaluate('zeroshot', f'--classes={one_name}')
     few = '--classes=["red", "green"]'
     assert 'classes is an empty list' in evaluate('zeroshot', '--classes=[]')
-    json_file = twice.with_suffix('.json')
+    json_file = one_name.with_suffix('.json')
     json_file.write_text('{"a": ["red"], "b": ["x"]}')
     assert 'say with `key` which one' in evaluate('zeroshot', f'--classes={json_file}')
     assert 'lacks the {}' in evaluate('zeroshot', few, '--templates=["a photo"]')
@@ -334,6 +334,26 @@ def test_a_report_is_written(capfd, tiny_run, tiny_tars, tmp_path):
     )
     assert {path.name for path in out.parent.iterdir()} == {'report', 'report.json'}
     assert (report['model'], report['data'], report['options']) == (str(tiny_run), tiny_tars, {})
+    assert (report['arithmetic'], report['device']) == ('float32', 'cpu')
+    assert report['data_options'] == {} and 'left_out' not in report
+
+
+def test_options_of_data_are_those_of_a_mixture_and_stand_in_the_report(
+    capfd, line, evaluate, tiny_run, tiny_tars, tmp_path
+):
+    out, mixed = tmp_path / 'report.json', f'3 * {tiny_tars} + 1 * {tiny_tars}'
+    assert 'has no caption' in evaluate('retrieval', '--data.text_exts=["cap"]', data=mixed)
+    several = f'{tiny_tars} + folder:{tmp_path}'
+    said = evaluate('retrieval', '--data.text_exts=["cap"]', data=several)
+    assert '--data.text_exts: SPEC names several kinds of sources; of which?' in said
+    arguments = f'--model={tiny_run}', f'--data={mixed}', f'--out={out}', '--dtype=bfloat16'
+    with pytest.raises(SystemExit) as end:
+        cli.main(['eval', 'retrieval', *arguments, '--data.text_exts=["txt"]'])
+    assert end.value.code == 0
+    report = json.loads(out.read_text())
+    assert report['data_options'] == {'text_exts': ['txt']}
+    assert report['arithmetic'] == 'bfloat16'
+    assert "dtype: there is no 'half'" in evaluate('retrieval', '--dtype=half')
     assert report['versions']['jax'] and report['seconds'] > 0
 
 

@@ -86,6 +86,7 @@ def write(folder, shards: list[np.ndarray], **changes) -> None:
         'dtype': str(shards[0].dtype),
         'width': shards[0].shape[1],
         'fingerprint': 'f',
+        'card': {},
         'model': '/no/model',
         'data': 'folder:none',
         'data_options': {},
@@ -139,11 +140,12 @@ def test_a_model_can_be_given(folder, clip, tiny_run):
 def test_a_folder_written_anew_is_read_anew(tmp_path, clip):
     eye = np.eye(16, dtype=np.float32)
     fingerprint = pretrained.fingerprint(clip.variables)
-    write(tmp_path, [eye[:3]], fingerprint=fingerprint)
+    made_by = {'fingerprint': fingerprint, 'card': clip.card}
+    write(tmp_path, [eye[:3]], **made_by)
     assert len(clip_jax.search(tmp_path, 'a red picture', model=clip)) == 3
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
-    write(tmp_path, [eye[:5]], fingerprint=fingerprint)
+    write(tmp_path, [eye[:5]], **made_by)
     assert len(clip_jax.search(tmp_path, 'a red picture', model=clip)) == 5
 
 

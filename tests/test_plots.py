@@ -116,7 +116,7 @@ def probe_report():
         'eval': 'linear_probe',
         'data': 'folder:test',
         'sweep': sweep,
-        'chosen_C': 1.0,
+        'fit': {'C': 1.0},
         **scores,
     }
 
@@ -128,7 +128,6 @@ def shots_report():
         'data': 'folder:test',
         'shots': shots,
         'accuracy': 0.8,
-        'chance': 0.1,
     }
 
 

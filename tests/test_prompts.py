@@ -62,11 +62,11 @@ def test_class_names_keep_their_order(tmp_path):
     assert prompts.class_names(str(file)) == ['siamese cat', 'dog', 'Dog', 'cat {1}']
 
 
-def test_a_class_name_that_stands_twice_is_pointed_at(tmp_path):
+def test_a_class_name_may_stand_twice(tmp_path):
+    # As 'missile' and 'sunglasses' among the published names of ImageNet.
     file = tmp_path / 'names.txt'
     file.write_text('# pets\ncat\ndog\n\ncat \n')
-    with pytest.raises(ValueError, match=r"names\.txt': 'cat' stands in line 2 and in line 5"):
-        prompts.class_names(str(file))
+    assert prompts.class_names(str(file)) == ['cat', 'dog', 'cat']
 
 
 def test_no_class_names_are_an_error(tmp_path):
@@ -80,6 +80,15 @@ def test_no_class_names_are_an_error(tmp_path):
 def test_a_missing_file_is_named(read):
     with pytest.raises(ValueError, match=r"no file '/no/such\.txt'"):
         read('/no/such.txt')
+
+
+@pytest.mark.parametrize('ending', ['txt', 'json'])
+@pytest.mark.parametrize('read', [prompts.templates, prompts.class_names])
+def test_a_file_in_another_encoding_is_named(read, ending, tmp_path):
+    file = tmp_path / f'latin.{ending}'
+    file.write_bytes('["café {}"]'.encode('latin-1'))
+    with pytest.raises(ValueError, match=rf"latin\.{ending}' is no text in UTF-8"):
+        read(str(file))
 
 
 # JSON, as CLIP_benchmark writes it
@@ -114,6 +123,10 @@ def test_json_may_have_prompts_of_each_class(stored):
     assert prompts.filled('cat', templates) == ['cats purr']
     with pytest.raises(ValueError, match=r"none for 1 of 2 classes, first 'cow'.*'dog', 'cat'"):
         prompts.class_vectors(encode, ['cat', 'cow'], templates)
+    # Names of data sets have spaces where they are class names.
+    templates = prompts.templates(stored({'pets': {'my_dog': ['a dog', '{c}']}}), key='pets')
+    assert prompts.filled('my dog', templates) == ['a dog', 'my dog']
+    assert prompts.filled('my_dog', templates) == ['a dog', 'my_dog']
 
 
 @pytest.mark.parametrize(
@@ -144,7 +157,6 @@ def test_json_that_holds_no_templates(stored, content, key, message):
 @pytest.mark.parametrize(
     ('content', 'key', 'message'),
     [
-        (['cat', 'dog', 'cat'], '', "'cat' stands in place 1 and in place 3"),
         (['cat', ' '], '', 'place 2 is empty'),
         ([], '', 'empty'),
         ({'pets': {'cat': ['a']}}, 'pets', 'found an object, expected a list of names'),
@@ -200,6 +212,20 @@ def test_a_model_embeds_the_same_prompts_once():
         found = prompts.class_vectors(model.encode_text, names, templates)
         np.testing.assert_array_equal(found, prompts.class_vectors(encode, names, templates))
     assert len(model.calls) == 3
+
+
+def test_only_what_was_used_last_is_remembered(monkeypatch):
+    monkeypatch.setattr(prompts, 'REMEMBERED', 3)
+    model = Model([])
+    for name in 'a', 'b', 'c', 'a', 'd':  # 'b' has to go
+        prompts.class_vectors(model.encode_text, [name], ['{}'])
+    assert len(model.calls) == 4
+    for name in 'a', 'c', 'd':
+        prompts.class_vectors(model.encode_text, [name], ['{}'])
+    assert len(model.calls) == 4
+    found = prompts.class_vectors(model.encode_text, ['b'], ['{}'])
+    assert len(model.calls) == 5
+    np.testing.assert_array_equal(found, encode(['b']))
 
 
 def test_another_model_embeds_anew():

@@ -1,14 +1,17 @@
 """`clip-jax eval suite` runs a page of evaluations: what is there runs once, the rest is listed."""
 
+import dataclasses
+import functools
 import importlib.util
 import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
 from conftest import COLOURS, ROOT
 
-from clip_jax import build, cli, pretrained, suite
+from clip_jax import build, cli, lookup, pretrained, prompts, suite
 from clip_jax.evals import retrieval
 
 COUNT = 27  # data sets of the paper
@@ -174,6 +177,69 @@ def test_an_unknown_score_is_an_error_that_names_those_there_are(run, tiny_run):
     assert "score: there is no 'top2'. Did you mean 'top" in table and ' There are: ' in table
 
 
+def test_a_report_is_kept_even_if_it_lacks_the_score(run, tiny_run, tmp_path):
+    out = tmp_path / 'out'
+    code, table, _ = run(f'--model={tiny_run}', f'--out={out}', '--suite.lines.colours.score=top2')
+    assert code == 1 and cells(table, 'colours')[3] == 'failed'
+    _, table, said = run(f'--model={tiny_run}', f'--out={out}')
+    assert said.count('(was there)') == 2 and 0 <= float(cells(table, 'colours')[3]) <= 100
+
+
+def test_a_score_that_is_no_share_is_shown_as_it_is(run, tiny_run, tiny_tars):
+    rank = evaluated(tiny_tars, tiny_run, 'retrieval')['text_to_image/median_rank']
+    score = '--suite.lines.captions.score=text_to_image/median_rank'
+    code, table, said = run(f'--model={tiny_run}', score)
+    assert code == 0 and cells(table, 'captions')[3] == str(rank)
+    assert f'captions, {tiny_run}: {rank} (' in said
+    assert table.count('**mean of') == 1  # ranks are not averaged with shares
+
+
+def test_other_texts_under_the_same_name_are_other_settings(
+    run, page, tiny_run, tmp_path, monkeypatch
+):
+    classes, templates = tmp_path / 'classes.txt', tmp_path / 'templates.txt'
+    classes.write_text('\n'.join(COLOURS))
+    templates.write_text('a {} picture')
+    text = page.read_text().replace(repr(list(COLOURS)), repr(str(classes)))
+    page.write_text(text.replace("('a {} picture',)", repr(str(templates))))
+    arguments = f'--model={tiny_run}', f'--out={tmp_path / "out"}'
+    assert 'was there' not in run(*arguments)[2]
+    assert run(*arguments)[2].count('was there') == 2
+    templates.write_text('something {}')
+    assert run(*arguments)[2].count('was there') == 1
+    classes.write_text('\n'.join([*COLOURS, 'black']))
+    assert run(*arguments)[2].count('was there') == 1
+    page.write_text(text.replace("'templates': ('a {} picture',)", "'templates': 'plain'"))
+    run(*arguments)
+    assert run(*arguments)[2].count('was there') == 2
+    monkeypatch.setattr(prompts, '_read_set', lambda name: 'a drawing of a {}')
+    assert run(*arguments)[2].count('was there') == 1
+
+
+def test_another_card_or_arithmetic_is_another_checkpoint(run, tiny_run, tmp_path, monkeypatch):
+    model, out = f'--model={tiny_run}', f'--out={tmp_path / "out"}'
+    run(model, out)
+    assert run(model, out)[2].count('was there') == 2
+    assert 'was there' not in run(model, out, '--dtype=bfloat16')[2]
+    report = json.loads(next((tmp_path / 'out').glob('*/colours.json')).read_text())
+    assert (report['arithmetic'], report['device']) == ('bfloat16', 'cpu')
+    load = pretrained.load
+
+    def with_another_mean(*arguments, **options):
+        clip = load(*arguments, **options)
+        preprocess = {**clip.card['preprocess'], 'mean': [0.1, 0.2, 0.3]}
+        return dataclasses.replace(clip, card={**clip.card, 'preprocess': preprocess})
+
+    monkeypatch.setattr(pretrained, 'load', with_another_mean)
+    assert 'was there' not in run(model, out, '--dtype=bfloat16')[2]
+
+
+def test_options_of_a_wrong_type_are_named(run, tiny_run, page):
+    page.write_text(page.read_text().replace("('a {} picture',)", '5'))
+    code, table, _ = run(f'--model={tiny_run}')
+    assert code == 1 and 'evals/zeroshot: templates is 5; expected a name' in table
+
+
 def test_nothing_that_could_run_is_an_error(run, tiny_run):
     absent = [f'--suite.lines.{name}.data=folder:/no/{name}' for name in ('colours', 'captions')]
     code, table, _ = run(f'--model={tiny_run}', *absent)
@@ -201,6 +267,11 @@ def test_options_of_sources(run, tiny_run, page):
         (("'colours':", "'a/b':"), 'suite: line a/b: a name is letters'),
         (("'lines': ConfigDict(lines, sort_keys=False)", "'lines': {}"), 'the page has no lines'),
         (('get_config', 'get_suite'), "no attribute 'get_config'"),
+        (("'data': 'folder:/no/such/place'", "'data': None"), "line absent: there is no 'data'"),
+        (
+            ("'eval': 'retrieval'", "'eval': 'linear_probe', 'train': 'x:y', 'save': 'probe.npz'"),
+            'line captions: save: every checkpoint would replace it',
+        ),
     ],
 )
 def test_a_wrong_page_is_an_error_before_anything_runs(
@@ -221,11 +292,41 @@ def test_a_wrong_page_is_an_error_before_anything_runs(
         (['--model=x', '--suite.lines.colors.data=y'], "Did you mean 'colours'?"),
         (['--model=/no/x', '--model=/no/x'], 'expected different checkpoints'),
         (['--model=/no/x'], '/no/x: there is no such file or folder'),
+        (['--model=x', '--dtype=float16'], "dtype: there is no 'float16'"),
     ],
 )
 def test_wrong_flags_are_an_error(run, arguments, message):
     code, table, error = run(*arguments)
     assert (code, table) == (1, '') and message in error and error.count('\n') == 1
+
+
+def test_a_second_checkpoint_that_is_none_is_an_error_before_the_first_runs(
+    run, tiny_run, tmp_path
+):
+    (tmp_path / 'notes').mkdir()
+    (tmp_path / 'notes' / 'a.txt').write_text('mine')
+    code, table, error = run(f'--model={tiny_run}', f'--model={tmp_path / "notes"}')
+    assert (code, table, error.count('\n')) == (1, '', 1) and 'no checkpoint found' in error
+
+
+def test_reports_stay_in_their_folder():
+    assert suite._slug('..') == suite._slug('.') == suite._slug('/') == 'model'
+    assert suite._slug('../runs/a') == '.._runs_a'
+
+
+def test_options_of_a_mixture_are_those_of_each_of_its_kinds():
+    (line,) = suite.lines(
+        {
+            'lines': {
+                'mixed': {
+                    'eval': 'retrieval',
+                    'data': '3 * tars:a.tar + 1 * tars:b.tar',
+                    'source': {'text_exts': ['cap']},
+                }
+            }
+        }
+    )
+    assert line.source == {'tars': {'text_exts': ['cap']}}
 
 
 def test_a_page_that_is_not_there(capfd, tmp_path):
@@ -272,7 +373,8 @@ def test_the_readme_says_which_sets_are_folders():
     text = (ROOT / 'experiments/suites/README.md').read_text()
     module, _ = clip27()
     for name, (_, test, *_) in module.SETS.items():
-        assert (f'`{name}`' in text) == (test.startswith('folder:') or name == 'imagenet')
+        told = test.startswith('folder:') or name in module.CLASSES
+        assert (f'`{name}`' in text) == told
 
 
 def test_the_pages_lines_are_evaluations_with_prompt_sets_that_exist():
@@ -281,3 +383,55 @@ def test_the_pages_lines_are_evaluations_with_prompt_sets_that_exist():
     assert len(lines) == 2 * COUNT
     prompts = {path.stem for path in (ROOT / 'clip_jax/assets/prompts').glob('*.txt')}
     assert {name for *_, name in module.SETS.values()} <= prompts
+
+
+def test_the_names_of_classes_are_as_many_as_tfds_has():
+    import tensorflow_datasets as tfds
+
+    module, page = clip27('zeroshot')
+    for name, count in ('eurosat', 10), ('patch_camelyon', 2):
+        classes = page['lines'][f'{name}_zeroshot']['classes']
+        spec = module.SETS[name][1].removeprefix('tfds:').rpartition('/')[0]
+        assert len(classes) == count == tfds.builder(spec).info.features['label'].num_classes
+    assert page['lines']['sun397_zeroshot']['classes'] == 'data/sun397/classes.txt'
+
+
+def test_a_set_without_its_file_of_names_is_missing(run, page, tiny_run):
+    page.write_text(page.read_text().replace(repr(list(COLOURS)), "'/no/classes.txt'"))
+    code, table, _ = run(f'--model={tiny_run}')
+    assert code == 0 and cells(table, 'colours')[3] == 'missing'
+
+
+class Few:
+    """Images 0, 1, …, with a label each, or as `several` lists of them."""
+
+    def __init__(self, classes, several):
+        self.label_names, self.several = [f'class {k}' for k in range(classes)], several
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        label = i % len(self.label_names)
+        return {'image': i, **({'labels': [label]} if self.several else {'label': label})}
+
+
+def encode(things, *, features='embedding'):
+    rows = [np.random.default_rng([*str(thing).encode()]).normal(size=8) for thing in things]
+    rows = np.array(rows, np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@functools.cache
+def reported(name, metric):
+    """The report of an evaluation on a set that the metric is for."""
+    data = Few(2 if metric == 'roc_auc' else 6, metric == 'map_11_point')
+    options = {'train': data, 'metric': metric, 'C': 1.0} if name == 'linear_probe' else {}
+    return lookup.module('evals', name).evaluate(encode, encode, data, **options)
+
+
+def test_every_score_of_the_page_is_one_that_its_evaluation_reports():
+    module, page = clip27()
+    for line in suite.lines(page):
+        metric = module.SETS[line.name.removesuffix(f'_{line.eval}')][2]
+        assert 0 <= suite._score(line, reported(line.eval, metric)) <= 1

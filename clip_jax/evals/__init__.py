@@ -13,6 +13,6 @@ the scores. Some keys become figures (see plots):
     similarity    {'indices', 'texts', 'matrix'} of a few images and texts
     queries       {'image_to_text': [{'index', 'rank', 'top': [[caption, score, right], ...]}, ...],
                   'text_to_image': [{'text', 'index', 'rank', 'top': [[index, score, right], ...]}]}
-    sweep         [[C, score on validation], ...]; 'chosen_C' is marked
+    sweep         [[C, score on validation], ...]; 'C' of 'fit' is marked
     shots         [[examples a class, mean, spread, [score of each draw]], ...]
 """

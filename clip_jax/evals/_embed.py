@@ -37,6 +37,14 @@ def records(
     return finite(np.concatenate(rows), 'images'), others
 
 
+def first(data: Any) -> list[dict[str, Any]]:
+    """The first record of a data set; none if it cannot be read, which is said when all are."""
+    try:
+        return [data[0]]
+    except ValueError:
+        return []
+
+
 class _Images(Sequence):
     """The images of some records, read when the encoder asks for them, in its threads; the rest of
     each record is kept.

@@ -78,6 +78,25 @@ def held_out(targets: np.ndarray, one_in: int) -> np.ndarray:
     return chosen
 
 
+def classes_of(records: Sequence[Mapping[str, Any]], source: Any) -> tuple[list[list[int]], bool]:
+    """Returns the classes of each image in the source's numbers, and whether there may be several;
+    ValueError for an image without a label.
+    """
+    if any('label' not in record and 'labels' not in record for record in records):
+        raise ValueError(f'{source} has images without a label; expected a labelled set')
+    several = any('labels' in record for record in records)
+    labels = [record.get('labels', [record.get('label')]) for record in records]
+    return [[int(k) for k in own if k >= 0] for own in labels], several
+
+
+def several_at_first(*sources: Any) -> bool:
+    """Whether the first image of all the sources may have several labels; ValueError if one has no
+    label. So much is known before anything is embedded.
+    """
+    several = [classes_of(_embed.first(source), source)[1] for source in sources]
+    return all(several)
+
+
 def read(encode_image: Callable, sources: Mapping[str, Any], features: str) -> Task:
     """Embeds the parts of a classification; its classes are those that have a training image.
 
@@ -90,12 +109,14 @@ def read(encode_image: Callable, sources: Mapping[str, Any], features: str) -> T
     rows, labels, several = {}, {}, {}
     for part, source in sources.items():
         rows[part], records = _embed.records(encode_image, source, features=features)
-        labels[part], several[part] = _labels(records, source)
+        labels[part], several[part] = classes_of(records, source)
     if len({*several.values()}) > 1:
         one, many = sorted(several, key=several.get)[:: len(several) - 1]
         raise ValueError(
             f'{sources[many]} has several labels an image and {sources[one]} one; expected alike'
         )
+    if not any(labels['train']):
+        raise ValueError(f'no image of {sources["train"]} has a label')
     if not names:
         names = [str(k) for k in range(1 + max(max(own, default=-1) for own in labels['train']))]
     for part, source in sources.items():
@@ -118,15 +139,6 @@ def read(encode_image: Callable, sources: Mapping[str, Any], features: str) -> T
             'expected some without it'
         )
     return Task(names, empty, parts)
-
-
-def _labels(records: Sequence[Mapping[str, Any]], source: Any) -> tuple[list[list[int]], bool]:
-    """The classes of each image in the source's numbers, and whether there may be several."""
-    if any('label' not in record and 'labels' not in record for record in records):
-        raise ValueError(f'{source} has images without a label; expected a labelled set')
-    several = any('labels' in record for record in records)
-    labels = [record.get('labels', [record.get('label')]) for record in records]
-    return [[int(k) for k in own if k >= 0] for own in labels], several
 
 
 def _places(source: Any, names: list[str]) -> dict[int, str | int]:
@@ -166,8 +178,6 @@ def _kept(
 ) -> list[int]:
     """The classes with a training image; ValueError if another part has an image of another."""
     found = {part: {k for own in labels[part] for k in own} for part in labels}
-    if not found['train']:
-        raise ValueError(f'no image of {sources["train"]} has a label')
     for part, source in sources.items():
         missing = [names[k] for k in sorted(found[part] - found['train'])]
         if missing:

@@ -28,6 +28,7 @@ MEMORY = 10  # pairs of differences that L-BFGS keeps
 # divides it, the same numbers are added in the same order.
 PARTS = 16
 SAMPLE = 8  # rows for each feature, by which the curvature is estimated
+ROWS = 8192  # whose logits are on the host at a time
 STALLED = 5  # steps without progress that float32 can show
 
 
@@ -145,13 +146,17 @@ class Regression:
     def _curvature(self, w: np.ndarray, b: np.ndarray) -> np.ndarray:
         """The mean of p (1 - p) over classes, of each row."""
         weights = (w / self.scale[:, None]).astype(np.float32)
-        z = self.given @ weights + (b - self.center @ weights).astype(np.float32)
-        if self.softmax:
-            p = np.exp(z - z.max(axis=1, keepdims=True))
-            p /= p.sum(axis=1, keepdims=True)
-        else:
-            p = 1 / (1 + np.exp(-np.clip(z, -80, 80)))
-        return (p * (1 - p)).mean(axis=1, dtype=float)
+        bias = (b - self.center @ weights).astype(np.float32)
+        found = np.empty(len(self.given))
+        for start in range(0, len(found), ROWS):
+            z = self.given[start : start + ROWS] @ weights + bias
+            if self.softmax:
+                p = np.exp(z - z.max(axis=1, keepdims=True))
+                p /= p.sum(axis=1, keepdims=True)
+            else:
+                p = 1 / (1 + np.exp(-np.clip(z, -80, 80)))
+            found[start : start + ROWS] = (p * (1 - p)).mean(axis=1, dtype=float)
+        return found
 
     def _dealt(self, array: np.ndarray) -> jax.Array:
         """Deals rows out over the devices: [parts, rows a part, ...], the last ones padding."""

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -140,18 +140,35 @@ def check_options(what: str, *, features: str, metric: str, **numbers: float | N
             raise ValueError(f'{what}: {name} is {value!r}; expected a {a} above 0')
 
 
-def check_metric(metric: str, task: Task, source: Any) -> None:
-    """ValueError if a classification cannot be scored so."""
-    if task.several != (metric == 'map_11_point'):
-        many = 'several labels' if task.several else 'one label'
-        fit = (
-            'map_11_point' if task.several else ', '.join(m for m in METRICS if m != 'map_11_point')
+def check_metric(metric: str, task: Task, sources: Mapping[str, Any]) -> None:
+    """ValueError if a classification, whose parts are from these sources, cannot be scored so."""
+    check_labels(metric, sources['test'], several=task.several)
+    if metric != 'roc_auc':
+        return
+    if len(task.names) != 2:
+        raise ValueError(
+            f'metric roc_auc does not fit {sources["test"]}, which has {len(task.names)} classes; '
+            'it is that of two'
         )
+    for part, source in sources.items():
+        check_both(task.parts[part], task.names, source)
+
+
+def check_labels(metric: str, source: Any, *, several: bool) -> None:
+    """ValueError if a metric is not for sets whose images have one label, or several."""
+    if several != (metric == 'map_11_point'):
+        many = 'several labels' if several else 'one label'
+        fit = 'map_11_point' if several else ', '.join(m for m in METRICS if m != 'map_11_point')
         raise ValueError(
             f'metric {metric} does not fit {source}, whose images have {many} each; expected {fit}'
         )
-    if metric == 'roc_auc' and len(task.names) != 2:
+
+
+def check_both(examples: Examples, names: Sequence[str], what: Any) -> None:
+    """ValueError if examples are all of one class of two."""
+    (found, *others) = np.unique(examples.targets)
+    if not others:
         raise ValueError(
-            f'metric roc_auc does not fit {source}, which has {len(task.names)} classes; it is '
-            'that of two'
+            f'metric roc_auc does not fit {what}, all of whose images have the class '
+            f'{names[found]!r}; it needs some of both'
         )

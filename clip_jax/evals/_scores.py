@@ -39,15 +39,9 @@ def map_11_point(scores: np.ndarray, targets: np.ndarray) -> float:
     return float(np.nanmean(average_precisions(scores, targets, points=11)))
 
 
-def mean_average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Mean average precision: precision at each threshold, weighted by the recall that it adds;
-    then the mean over classes that have an example. `scores` [N, C], `targets` bool [N, C].
-    """
-    return float(np.nanmean(average_precisions(scores, targets)))
-
-
 def average_precisions(scores: np.ndarray, targets: np.ndarray, *, points: int = 0) -> np.ndarray:
-    """The average precision of each class, [C]; NaN for one without an example.
+    """The average precision of each class, [C]: precision at each threshold, weighted by the recall
+    that it adds; NaN for one without an example. `scores` [N, C], `targets` bool [N, C].
 
     `points`: at so many values of recall, as in `map_11_point`; 0: at all thresholds.
     """

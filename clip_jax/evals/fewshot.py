@@ -48,10 +48,10 @@ def evaluate(
     shots = _checked(shots)
     sources = {'train': train, 'validation': validation, 'test': data}
     sources = {part: source for part, source in sources.items() if source is not None}
+    _check_one_label(data, several=_labelled.several_at_first(*sources.values()))
     task = _labelled.read(encode_image, sources, features)
-    check_metric(metric, task, data)
-    if task.several:
-        raise ValueError(f'{what}: {data} has several labels an image; expected one')
+    _check_one_label(data, several=task.several)
+    check_metric(metric, task, sources)
     _check_enough(task, shots[-1], train)
 
     def score(fit: Fit, part: Examples) -> float:
@@ -116,6 +116,11 @@ def _checked(shots: int | Sequence[int]) -> list[int]:
             f'evals/fewshot: shots is {shots!r}; expected whole numbers above 0, as {list(SHOTS)}'
         )
     return sorted({*several})
+
+
+def _check_one_label(data: Any, *, several: bool) -> None:
+    if several:
+        raise ValueError(f'evals/fewshot: {data} has several labels an image; expected one')
 
 
 def _check_enough(task: Task, most: int, train: Any) -> None:

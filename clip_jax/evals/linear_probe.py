@@ -12,7 +12,15 @@ import numpy as np
 from clip_jax.evals import _labelled, _scores, _sweep, _tables
 from clip_jax.evals._labelled import Examples, Task
 from clip_jax.evals._logistic import Regression
-from clip_jax.evals._probe import METRICS, Probe, check_metric, check_options, check_place
+from clip_jax.evals._probe import (
+    METRICS,
+    Probe,
+    check_both,
+    check_labels,
+    check_metric,
+    check_options,
+    check_place,
+)
 
 VALIDATION = 5  # one in so many training images, where there is no validation set
 
@@ -48,8 +56,10 @@ def evaluate(
     seconds = [time.monotonic()]
     sources = {'train': train, 'validation': validation, 'test': data}
     sources = {part: source for part, source in sources.items() if source is not None}
+    if _labelled.several_at_first(*sources.values()):
+        check_labels(metric, data, several=True)
     task = _labelled.read(encode_image, sources, features)
-    check_metric(metric, task, data)
+    check_metric(metric, task, sources)
     seconds.append(time.monotonic())
 
     examples, held_out = _fitted(task, split=C is None)
@@ -65,6 +75,8 @@ def evaluate(
     tried, start = [], None
     if C is None:
         validated = examples.at(held_out)
+        if metric == 'roc_auc':
+            check_both(validated, task.names, f'a fifth of {train}, on which C is to be chosen')
         tried = _sweep.sweep(
             lambda C, start: fit_some(C, among=~held_out, start=start),
             lambda fit: METRICS[metric](probe_of(fit).scores(validated.rows), validated),
@@ -89,9 +101,9 @@ def evaluate(
         'unlabelled_for_training': examples.unlabelled,
         'classes': len(task.names),
         'classes_without_images': task.empty,
-        'chosen_C': fit.C,
         'sweep': [[one.C, score] for one, score in tried],
         'fit': {
+            'C': fit.C,
             'iterations': fit.iterations,
             'iterations_of_sweep': sum(one.iterations for one, _ in tried),
             'converged': all(one.converged for one in [fit, *(one for one, _ in tried)]),

@@ -99,7 +99,7 @@ def _numbers(axes: Axes, matrix: np.ndarray, share: np.ndarray) -> None:
 @_figure.shows()
 def sweep(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) -> None:
     """Draws the score on validation of each C that a linear probe tried: report['sweep'], [C,
-    score]; report['chosen_C'] is marked.
+    score]; the C of report['fit'] is marked.
     """
     values, scores = zip(*sorted(row[:2] for row in report['sweep']), strict=True)
     subtitle = f'{len(values)} values tried on the validation split'
@@ -108,7 +108,7 @@ def sweep(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) 
     axes.plot(values, scores, color=_figure.BLUE, marker='o', markersize=4)
     axes.set_xscale('log')
     axes.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
-    chosen = report.get('chosen_C')
+    chosen = report.get('fit', {}).get('C')
     if chosen:
         axes.axvline(chosen, color=_figure.ORANGE, linewidth=1.2)
         axes.annotate(
@@ -146,17 +146,6 @@ def shots(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) 
             xytext=(0, 5),
             textcoords='offset points',
             ha='center',
-        )
-    if 'chance' in report:
-        axes.axhline(report['chance'], color=_figure.GREY, linewidth=1, linestyle=(0, (4, 3)))
-        axes.text(
-            1,
-            report['chance'],
-            'chance',
-            transform=axes.get_yaxis_transform(),
-            va='bottom',
-            ha='right',
-            color=_figure.GREY,
         )
     axes.set_xscale('log', base=2)
     axes.set_xticks(counts)

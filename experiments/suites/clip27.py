@@ -112,8 +112,18 @@ SETS = {
 }
 # Options of the source, where a set needs some.
 SOURCES = {'voc2007': {'label_key': 'labels'}}
-# Names of classes, where those of the set are no words: one a line, in the order of its labels.
-CLASSES = {'imagenet': 'data/imagenet/classes.txt'}
+# Names of classes, in the order of labels, where those of the set are no words; a file of them has
+# one a line.
+CLASSES = {
+    'eurosat': (
+        *('fields of annual crops', 'a forest', 'wild grass and shrubs', 'a highway'),
+        *('industrial buildings', 'a pasture', 'orchards and vineyards', 'houses'),
+        *('a river', 'a lake or the sea'),
+    ),
+    'imagenet': 'data/imagenet/classes.txt',
+    'patch_camelyon': ('a healthy lymph node', 'a lymph node with tumour cells'),
+    'sun397': 'data/sun397/classes.txt',
+}
 EVALS = ('zeroshot', 'linear_probe')
 
 

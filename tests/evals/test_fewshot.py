@@ -111,6 +111,12 @@ LEAST = np.bincount(TRAIN.labels).argmin()
             {'metric': 'map_11_point'},
             'test has several labels an image; expected one',
         ),
+        (
+            Toy(*several(60), NAMES, 'train'),
+            Toy(*several(60, seed=1), NAMES, 'test'),
+            {},
+            'test has several labels an image; expected one',
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(train, test, options, message):

@@ -38,7 +38,7 @@ def steady(report):
 
 
 @pytest.mark.parametrize('features', ['trunk', 'embedding'])
-@pytest.mark.parametrize('C', [0.1, 1, 1000])
+@pytest.mark.parametrize('C', [0.1, 1.0, 1000.0])
 def test_accuracy_is_that_of_scikit_learn_at_the_same_c(features, C):
     train, test = sets(overlap=2)
     report = probe(train, test, features=features, C=C)
@@ -46,7 +46,9 @@ def test_accuracy_is_that_of_scikit_learn_at_the_same_c(features, C):
     rows = encode_image(test.images, features=features)
     assert report['accuracy'] == pytest.approx(model.score(rows, test.labels), abs=1e-3)
     assert 0.3 < report['accuracy'] < 0.95
-    assert (report['chosen_C'], report['sweep']) == (C, [])
+    assert (report['fit']['C'], report['sweep']) == (C, [])
+    # What stands at the top and is a float is read as a score.
+    assert [k for k, v in report.items() if isinstance(v, float)] == ['accuracy']
     assert report['training_images'] == 600
     matrix = np.zeros((4, 4), int)
     np.add.at(matrix, (test.labels, model.predict(rows)), 1)
@@ -158,7 +160,7 @@ def test_the_sweep_ends_where_scikit_learn_would_end():
     assert max(found for _, found in report['sweep']) == pytest.approx(score(best), abs=0.011)
     # The last fit sees the training and the validation set.
     both = Toy(np.r_[train.images, validation.images], np.r_[train.labels, validation.labels])
-    expected = reference(both, report['chosen_C']).score(test.images, test.labels)
+    expected = reference(both, report['fit']['C']).score(test.images, test.labels)
     assert report['accuracy'] == pytest.approx(expected, abs=1e-3)
     assert (report['training_images'], report['validation_images']) == (300, 200)
     assert report['fit']['converged']
@@ -173,7 +175,7 @@ def test_without_a_validation_set_a_fifth_of_each_class_is_held_out_and_fitted_a
     for k in range(4):
         own = mask[train.labels == k]
         assert own.sum() == round(len(own) / 5)
-    expected = reference(train, report['chosen_C']).score(test.images, test.labels)
+    expected = reference(train, report['fit']['C']).score(test.images, test.labels)
     assert report['accuracy'] == pytest.approx(expected, abs=1e-3)
 
 
@@ -212,7 +214,7 @@ def test_batches_of_any_size_and_any_number_of_devices_give_the_same_scores(tiny
         model = dataclasses.replace(clip, batch_size=batch_size, mesh=mesh, variables=variables)
         reports.append(evaluate(model.encode_image, model.encode_text, data, train=data))
     for report in reports[1:]:
-        for key in 'accuracy', 'chosen_C', 'sweep', 'confusion', 'per_class':
+        for key in 'accuracy', 'sweep', 'confusion', 'per_class':
             assert report[key] == reports[0][key]
     assert reports[0]['width'] == 32  # of the trunk; embeddings have 16
 
@@ -431,6 +433,33 @@ class Unlabelled(Toy):
             {'metric': 'map_11_point'},
             "every image of train has the class 'cat'",
         ),
+        (
+            Toy(TRAIN.images, TRAIN.labels % 2, NAMES[:2], 'train'),
+            Toy(TEST.images, TEST.labels * 0, NAMES[:2], 'test'),
+            {'metric': 'roc_auc'},
+            "metric roc_auc does not fit test, all of whose images have the class 'cat'",
+        ),
+        (
+            Toy(TRAIN.images, TRAIN.labels % 2, NAMES[:2], 'train'),
+            Toy(TEST.images, TEST.labels % 2, NAMES[:2], 'test'),
+            {
+                'metric': 'roc_auc',
+                'validation': Toy(TEST.images, TEST.labels * 0 + 1, NAMES[:2], 'validation'),
+            },
+            "metric roc_auc does not fit validation, all of whose images have the class 'dog'",
+        ),
+        (
+            Toy(TRAIN.images, [0] + [1] * 59, NAMES[:2], 'train'),
+            Toy(TEST.images, TEST.labels % 2, NAMES[:2], 'test'),
+            {'metric': 'roc_auc'},
+            'a fifth of train, on which C is to be chosen, all of whose images have the class',
+        ),
+        (
+            Toy(TRAIN.images, [-1] * 60, (), 'train'),
+            Toy(TEST.images, TEST.labels, (), 'test'),
+            {},
+            'no image of train has a label',
+        ),
         (TRAIN, TEST, {'C': 0}, 'C is 0; expected a number above 0'),
         (TRAIN, TEST, {'C': 'high'}, "C is 'high'; expected a number above 0"),
         (TRAIN, TEST, {'max_iterations': 0}, 'max_iterations is 0; expected a whole number'),
@@ -444,6 +473,21 @@ def test_what_is_wrong_is_said_in_one_line(train, test, options, message, tmp_pa
     assert message in str(error.value)
     assert '\n' not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('train', 'test', 'message'),
+    [
+        (TRAIN, Unlabelled(TEST.images, [], NAMES, 'test'), 'test has images without a label'),
+        (Toy(TEST.images, LISTS, NAMES), Toy(TEST.images, LISTS, NAMES), 'metric accuracy does'),
+    ],
+)
+def test_what_the_first_images_show_is_said_before_any_is_embedded(train, test, message):
+    def encode(images, **_):
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=message):
+        evaluate(encode, None, test, train=train)
 
 
 @pytest.mark.parametrize('part', ['train', 'test'])

@@ -1,5 +1,7 @@
 """The optimum is scikit-learn's, on any number of devices, whatever the features look like."""
 
+import tracemalloc
+
 import jax
 import numpy as np
 import pytest
@@ -247,3 +249,23 @@ def test_one_program_serves_every_c_and_every_part():
     for C in 1e-6, 1e6:
         first = regression.fit(C, among=labels > 0, start=first)
     assert program._cache_size() == compiled
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_the_curvature_of_rows_is_found_in_blocks(several, monkeypatch):
+    rows, labels = example(n=1000)
+    targets = several_labels(rows, classes=300) if several else labels
+    classes = 300 if several else 4
+    monkeypatch.setattr(_logistic, 'ROWS', 64)
+    regression = Regression(rows, targets, classes)
+    rng = np.random.default_rng(0)
+    w, b = rng.normal(size=(20, classes)) / 5, rng.normal(size=classes)
+    tracemalloc.start()
+    found = regression._curvature(w, b)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    z = (rows - regression.center) / regression.scale @ w + b
+    total = np.logaddexp(0, z) if several else np.logaddexp.reduce(z, axis=1)[:, None]
+    p = np.exp(z - total)
+    np.testing.assert_allclose(found, (p * (1 - p)).mean(axis=1), rtol=1e-4)
+    assert not several or peak < 4 * 1000 * 300  # never a number for each row and class

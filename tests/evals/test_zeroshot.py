@@ -137,6 +137,67 @@ def test_a_class_that_ties_with_the_right_one_counts_as_nearer(twins, top1, top5
     assert (report['top1'], report['top5']) == (top1, top5)
 
 
+@pytest.mark.parametrize('seed', range(3))
+def test_of_classes_with_one_name_the_first_is_nearer_as_in_an_argmax(seed):
+    encoders = Encoders(seed)
+    names = ['missile', 'dog', 'missile', 'cat', 'dog', 'missile']
+    labels = np.random.default_rng(seed).integers(0, 6, 200)
+    report = evaluate(encoders, Toy(labels), classes=names)
+    vectors = np.stack([_vector(encoders, name) for name in names]).astype(np.float64)
+    cosines = np.stack([encoders.row(i) for i in range(200)]).astype(np.float64) @ vectors.T
+    order = np.argsort(-cosines, axis=1, kind='stable')  # of equal ones, the first
+    assert report['top1'] == np.mean(order[:, 0] == labels) > 0
+    assert report['top5'] == np.mean((order[:, :5] == labels[:, None]).any(axis=1)) < 1
+    matrix = np.zeros((6, 6), int)
+    np.add.at(matrix, (labels, order[:, 0]), 1)
+    assert report['confusion']['matrix'] == matrix.tolist()
+    assert report['equal_names'] == ['missile', 'dog']
+    assert evaluate(encoders, Toy(labels, NAMES[:6]))['equal_names'] == []
+
+
+def test_classes_of_one_name_have_one_vector_whatever_batch_their_texts_are_in(monkeypatch):
+    encoders = Encoders()
+    monkeypatch.setattr(_embed, 'CHUNK', 3)  # a class at a time
+
+    def text(texts):
+        rows = encoders.text(texts)
+        encoders.rows.update(
+            {t: unit(encoders.row(t) + 0.3 * encoders.row('noise')) for t in texts}
+        )
+        return rows  # another one the next time
+
+    names = ['cat', 'dog', 'cat']
+    data = Toy(np.arange(60) % 2)
+    report = zeroshot.evaluate(encoders.image, text, data, classes=names, templates=TEMPLATES)
+    assert report['per_class'][0][2] > 0 and report['confusion']['matrix'][0][2] == 0
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_of_two_classes_the_area_under_the_roc_curve_is_that_of_scikit_learn(seed, monkeypatch):
+    encoders = Encoders(seed)
+    labels = np.random.default_rng(seed).integers(-1, 2, 90)
+    monkeypatch.setattr(_embed, 'CHUNK', 7)
+    report = evaluate(encoders, Toy(labels, NAMES[:2]))
+    vectors = np.stack([_vector(encoders, name) for name in NAMES[:2]]).astype(np.float64)
+    cosines = np.stack([encoders.row(i) for i in range(90)]).astype(np.float64) @ vectors.T
+    scored = labels >= 0
+    expected = metrics.roc_auc_score(labels[scored], (cosines[:, 1] - cosines[:, 0])[scored])
+    assert report['roc_auc'] == pytest.approx(expected, rel=1e-12)
+    # One class has no image, or there are three.
+    assert 'roc_auc' not in evaluate(encoders, Toy([0, 0], NAMES[:2]))
+    assert 'roc_auc' not in evaluate(encoders, Toy(labels, NAMES[:3]))
+
+
+def test_names_of_a_set_have_spaces_for_underscores():
+    encoders, labels = Encoders(), np.arange(30) % 2
+    expected = evaluate(encoders, Toy(labels), classes=['apple pie', 'baby back ribs'])
+    assert evaluate(encoders, Toy(labels, ['apple_pie', 'baby_back_ribs'])) == expected
+    assert 'a apple_pie' not in encoders.rows
+    # Given names stay as they are, and may be those of the set.
+    evaluate(encoders, Toy(labels, ['apple_pie', 'ribs']), classes=['apple_pie', 'ribs'])
+    assert 'a apple_pie' in encoders.rows
+
+
 def test_prompts_are_averaged_before_classes_are_compared():
     encoders = Encoders()
     encoders.rows['a cat'] = encoders.rows['a dog'] = unit(np.eye(DIM)[0])
@@ -287,6 +348,7 @@ def test_images_of_several_classes_are_ranked_class_by_class(seed):
     np.testing.assert_allclose([x for _, _, x in report['per_class']], precisions, rtol=1e-12)
     assert (report['images'], report['classes']) == (80, 9)
     assert report['unlabelled'] == (~targets.any(axis=1)).sum() > 0
+    assert report['chance'] == targets[:, :8].mean()  # of the classes that have a score
     assert 'top1' not in report and 'confusion' not in report
     for mistake in report['mistakes']:
         i = mistake['index']
@@ -338,8 +400,14 @@ def _vector(encoders, name):
         (Toy([0, 1]), {}, 'toy does not name its classes; give a file with one name a line'),
         (Toy([0, 1]), {'classes': 'present'}, 'toy does not name its classes'),
         (Toy([-1, -1], NAMES), {}, 'no image of toy belongs to a class'),
-        (Toy([0, 1]), {'classes': ['cat', 'dog', 'cat']}, "'cat' stands there more than once"),
-        (Toy([0, 1], ['cat', 'cat']), {}, "'cat' stands there more than once"),
+        (Toy([0, 1], ['cat', 'cat']), {}, "toy have one name only, 'cat'"),
+        (Toy([0, 0], ['cat']), {}, "toy have one name only, 'cat', with which every image"),
+        (Toy([2, 2], NAMES), {'classes': 'present'}, "toy have one name only, 'thing 2'"),
+        (
+            Toy([0, 1], ['a_cat', 'dog']),
+            {'classes': ['dog', 'a cat']},
+            "the names of toy in another order: 'dog' for label 0, which is 'a cat' there; give",
+        ),
         (Toy([0, 1]), {'classes': '/no/such.txt'}, "no file '/no/such.txt'"),
         (Toy([0, 1]), {'classes': []}, 'classes is an empty list; expected at least one name'),
         (
@@ -371,11 +439,19 @@ def test_what_is_wrong_is_said_in_one_line(data, options, message):
     assert '\n' not in str(error.value)
 
 
-def test_a_name_that_stands_twice_in_a_file_is_pointed_at(tmp_path):
-    file = tmp_path / 'names.txt'
-    file.write_text('cat\ndog\ncat\n')
-    with pytest.raises(ValueError, match=r"names\.txt': 'cat' stands in line 1 and in line 3"):
-        evaluate(Encoders(), Toy([0, 1]), classes=str(file))
+@pytest.mark.parametrize(
+    ('data', 'message'),
+    [
+        (Unlabelled([0, 1], NAMES), 'toy has images without a label'),
+        (Toy([0, 0], ['cat']), 'have one name only'),
+    ],
+)
+def test_what_the_first_image_shows_is_said_before_any_is_embedded(data, message):
+    def encode(images):
+        raise AssertionError
+
+    with pytest.raises(ValueError, match=message):
+        zeroshot.evaluate(encode, Encoders().text, data)
 
 
 @pytest.mark.parametrize('chunk', [1, 4, 1024])

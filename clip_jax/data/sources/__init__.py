@@ -107,6 +107,11 @@ def split(specs: str) -> list[tuple[float, str]]:
     return parts
 
 
+def kinds(specs: str) -> list[str]:
+    """Returns the kinds of sources that a SPEC, or a mixture of several, names."""
+    return list(dict.fromkeys(spec.partition(':')[0] for _, spec in split(specs)))
+
+
 def open_source(spec: str, **options: Any) -> Source:
     """Opens what a SPEC names; ValueError for a wrong SPEC or option and for an empty source."""
     kind, _, address = spec.partition(':')

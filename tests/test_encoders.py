@@ -1,0 +1,52 @@
+"""Evaluations get their rows from the model that is meant, and say how they were computed."""
+
+import dataclasses
+
+import pytest
+
+from clip_jax import encoders, pretrained
+from clip_jax.data.embeddings import Embeddings
+
+
+@pytest.fixture
+def stored(clip, tiny_run):
+    """A folder of embeddings of the tiny run, without its files."""
+    source = object.__new__(Embeddings)
+    source._address, source.left_out = 'somewhere', {}
+    source.description = {
+        'model': str(tiny_run),
+        'fingerprint': pretrained.fingerprint(clip.variables),
+        'card': clip.card,
+        'arithmetic': 'bfloat16',
+    }
+    return source
+
+
+def with_another_mean(clip):
+    preprocess = {**clip.card['preprocess'], 'mean': [0.1, 0.2, 0.3]}
+    return dataclasses.replace(clip, card={**clip.card, 'preprocess': preprocess})
+
+
+def test_equal_weights_with_another_card_are_another_model(clip, stored):
+    encoders.check_maker(clip, stored)
+    with pytest.raises(ValueError, match=r'weights are those of here, and .* in: preprocess\.'):
+        encoders.check_maker(with_another_mean(clip), stored, 'here')
+    other = object.__new__(Embeddings)
+    other.__dict__.update(vars(stored))
+    other.description = {**stored.description, 'card': with_another_mean(clip).card}
+    with pytest.raises(ValueError, match='are embeddings of different models'):
+        encoders.for_evaluation(None, [stored, other])
+    assert encoders.maker(stored).card == clip.card
+    with pytest.raises(ValueError, match='holds another model now'):
+        encoders.maker(other)
+
+
+def test_reports_say_in_what_rows_were_computed(clip, stored):
+    assert encoders.how(clip, []) == {'arithmetic': 'float32', 'device': 'cpu'}
+    assert encoders.how(None, [stored]) == {'arithmetic': 'bfloat16', 'device': 'cpu'}
+    assert encoders.how(clip, [stored]) == {
+        'arithmetic': 'float32',
+        'arithmetic_of_embeddings': 'bfloat16',
+        'device': 'cpu',
+    }
+    assert encoders.maker(stored, 'bfloat16').model.dtype == 'bfloat16'
