@@ -486,7 +486,7 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
             'and lines are a matter of clip-jax eval suite'
         )
     options, source_options = _options(rest)
-    out = pathlib.Path(args.out) if args.out else None
+    out = pathlib.Path(args.out).expanduser() if args.out else None
     from clip_jax import build, encoders, pretrained, reports, train
 
     build.check_dtype(args.dtype)
@@ -524,7 +524,7 @@ def _suite(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.data or not args.suite or not args.model:
         raise ValueError('suite: expected --suite=FILE, at least one --model=PATH, and no --data')
     _check_changes(rest, 'suite')
-    out = pathlib.Path(args.out) if args.out else None
+    out = pathlib.Path(args.out).expanduser() if args.out else None
     if out and out.exists() and not out.is_dir():
         raise ValueError(f'--out: {out} is a file; a suite writes a folder')
     page = read_config([f'--suite={args.suite}', *rest], 'suite')
@@ -555,8 +555,8 @@ def _embed(args: argparse.Namespace, rest: Sequence[str]) -> int:
         max_bad=args.max_bad,
         threads=os.cpu_count() if args.workers is None else args.workers,
     )
-    kind = args.data.partition(':')[0]
-    source = hosts.first_then_others(lambda: build.source(args.data, {kind: source_options}))
+    of_kind = _of_kinds(args.data, source_options, 'data.')
+    source = hosts.first_then_others(lambda: build.source(args.data, of_kind))
     summary = embed.run(
         args.model, source, args.out, how, spec=args.data, spec_options=source_options
     )
@@ -689,7 +689,7 @@ def _data(args: argparse.Namespace, rest: Sequence[str]) -> int:
     open_source = functools.partial(build.source, args.spec, _of_kinds(args.spec, options))
     if args.action == 'import':
         return _import(args, open_source, options, beam_options, threads)
-    out = pathlib.Path(args.out) if args.out else None
+    out = pathlib.Path(args.out).expanduser() if args.out else None
     if out and out.exists():
         raise ValueError(f'--out: {out} exists; name a new one')
     if args.action == 'inspect':
@@ -802,7 +802,7 @@ def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
 def _plan(args: argparse.Namespace, rest: Sequence[str]) -> int:
     _check_changes(rest)
     kind, _, count = args.topology.partition(':')
-    out = pathlib.Path(args.out) if args.out else None
+    out = pathlib.Path(args.out).expanduser() if args.out else None
     if out and out.exists():
         raise ValueError(f'--out: {out} exists; name a new file')
     # Before JAX is imported: the program is compiled here, whatever devices there are, and libtpu

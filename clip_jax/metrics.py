@@ -230,7 +230,7 @@ def is_score(key: str) -> bool:
     group, _, name = key.rpartition('/')
     # What training counts in groups; what a report has besides, to say how its scores came about.
     counted = group in ('', 'accuracy', 'bad_records', 'skipped')
-    return not counted and name not in ('chance', 'chosen_C', 'median_rank')
+    return not counted and name not in ('chance', 'median_rank')
 
 
 def duration(seconds: float) -> str:
