@@ -166,7 +166,7 @@ def of_first(make: Callable[[], Any]) -> Any:
         except Exception as raised:  # the others would wait for ever
             error = raised
     wait('of_first')  # a gather alone would not wait for long
-    made, text = gather((made, str(error) if error else ''))[0]
+    made, text = gather((made, _text(error)))[0]
     if error:
         raise error
     if text:
@@ -174,10 +174,14 @@ def of_first(make: Callable[[], Any]) -> Any:
     return made
 
 
+def _text(error: Exception | None) -> str:
+    return '' if error is None else str(error) or type(error).__name__
+
+
 def raise_first(error: Exception | None) -> None:
     """Raises in every process the error of the first that has one; all come here."""
     wait('errors')
-    texts = gather(str(error) if error else '')
+    texts = gather(_text(error))
     if error:
         raise error
     for text in texts:

@@ -358,6 +358,7 @@ class Run:
             if self.at > self.saved:
                 self.save(self.at)
             self.checkpoints.wait()
+            hosts.wait('saved')  # the first makes the checksums; who has ended is not to miss it
             if hosts.is_first():
                 step, total = self.at, self.config.total_steps
                 where = f'; saved in {self.workdir}' if self.saved else ', before the first'
