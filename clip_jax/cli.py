@@ -135,30 +135,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 130
     except Exception as error:
         code = 1
-        if os.environ.get('CLIP_JAX_TRACEBACK') or not (line := _reason(error)):
+        if hosts := sys.modules.get('clip_jax.hosts'):
+            hosts.leave_if_lost(error)
+        if os.environ.get('CLIP_JAX_TRACEBACK') or not isinstance(error, (ValueError, OSError)):
             traceback.print_exc()
         else:
-            print(f'clip-jax {args.command}:', *line.split(), file=sys.stderr)
-    if 'clip_jax.hosts' in sys.modules:
-        from clip_jax import hosts
-
+            print(f'clip-jax {args.command}:', *str(error).split(), file=sys.stderr)
+    if hosts := sys.modules.get('clip_jax.hosts'):
         hosts.end(code)  # others may wait for this process
     sys.exit(code)
-
-
-def _reason(error: Exception) -> str:
-    """What to say of an error; '' of one that is a fault of this program."""
-    if isinstance(error, (ValueError, OSError)):
-        return str(error)
-    import jax
-
-    if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1:
-        return ''
-    line = str(error).strip().partition('\n')[0]
-    return (
-        f'process {jax.process_index()} cannot go on, most likely since another one ended '
-        f'({line}); the same command goes on where it was'
-    )
 
 
 def _parser() -> argparse.ArgumentParser:

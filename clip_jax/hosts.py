@@ -222,6 +222,20 @@ def wait(what: str) -> None:
         client.wait_at_barrier(f'clip_jax {what} {next(_BARRIERS)}', timeout_in_ms=DAY)
 
 
+def leave_if_lost(error: Exception) -> None:
+    """Ends this process at once, with a line, if the error is JAX's and there are others: likely
+    one of them is gone, and an orderly end would wait for it.
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+        line = str(error).strip().partition('\n')[0]
+        print(
+            f'clip-jax: process {jax.process_index()} cannot go on, most likely since another one '
+            f'ended ({line}); the same command goes on where it was',
+            file=sys.stderr,
+        )
+        leave(1)
+
+
 def end(code: int) -> None:
     """Ends this process after an error: in order if all have come here, with one of their own; at
     once if others go on, or are gone, since an orderly end would wait for them for minutes.

@@ -207,6 +207,7 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> int:
             ) from error
         except jax.errors.JaxRuntimeError as error:
             if not compiled.is_out_of_memory(error):
+                hosts.leave_if_lost(error)  # before anything waits for all processes
                 raise
             line = str(error).strip().partition('\n')[0]
             raise ValueError(
