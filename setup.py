@@ -59,7 +59,7 @@ setup(
         'test': [
             'aiohttp>=3.10',
             'pytest>=8.3',
-            'pytest-xdist>=3.6',
+            'pytest-xdist>=3.8',
             'ruff>=0.12',
             *NOTEBOOK,
         ],

@@ -34,6 +34,14 @@ ROOT = Path(__file__).parents[1]
 COLOURS = {'red': (210, 30, 30), 'green': (30, 160, 40), 'blue': (40, 50, 200), 'white': (240,) * 3}
 
 
+# Files that take minutes come first, so that no process of the tests waits long for the other.
+LONG = ('test_hosts', 'test_runs', 'test_faults', 'test_sharding', 'test_cli', 'test_checkpoint')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope='session')
 def tiny_tars(tmp_path_factory) -> str:
     """SPEC of a tar shard of 64 plain coloured JPEGs of 24 to 40 pixels, two captions and a label

@@ -207,7 +207,8 @@ def losses(workdir) -> dict[int, float]:
     return {x['step']: x['loss'] for x in map(json.loads, lines) if 'loss' in x}
 
 
-def test_two_processes_train_and_four_go_on_as_one_would(tiny_config, tiny_run, tmp_path):
+@pytest.mark.parametrize('others', [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_two_processes_train_and_others_go_on_as_one_would(others, tiny_config, tiny_run, tmp_path):
     """With patch dropout, augmentation, checkpoints and evaluations."""
     workdir = tmp_path / 'run'
     arguments = f'--config={tiny_config}', f'--workdir={workdir}'
@@ -225,7 +226,7 @@ def test_two_processes_train_and_four_go_on_as_one_would(tiny_config, tiny_run, 
 
     os.remove(workdir / 'summary.json')
     shutil.rmtree(workdir / 'checkpoints/12')
-    train(4, 1, *arguments)
+    train(others, 4 // others, *arguments)
     np.testing.assert_allclose([*losses(workdir).values()], [*expected.values()], rtol=1e-5)
     assert (workdir / 'checkpoints/12').is_dir()
 
