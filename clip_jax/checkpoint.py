@@ -251,9 +251,7 @@ def find(path: str | epath.Path) -> epath.Path:
             raise ValueError(f'{path}: this checkpoint is not whole: {"; ".join(found)}')
         return path
     folder = path if path.name == FOLDER else path / FOLDER
-    step, damaged = _newest_whole(
-        folder, steps(folder), lambda step: manifest.troubles(folder / str(step), only=USED)
-    )
+    step, damaged = _newest_with(folder, USED)
     if damaged:
         text = f'{as_text(damaged)}; step {step:,} is taken instead'
         print(f'{folder}: not whole: {text}', file=sys.stderr)
@@ -263,6 +261,15 @@ def find(path: str | epath.Path) -> epath.Path:
     raise ValueError(
         f'{path}: no checkpoint found; expected a run directory with {FOLDER}/<step>, '
         f'or one such folder; found {inside}'
+    )
+
+
+def _newest_with(
+    folder: epath.Path, items: tuple[str, ...]
+) -> tuple[int | None, dict[int, list[str]]]:
+    """`_newest_whole` of which these items are looked at alone."""
+    return _newest_whole(
+        folder, steps(folder), lambda step: manifest.troubles(folder / str(step), only=items)
     )
 
 
@@ -343,13 +350,8 @@ def newest_card(workdir: epath.Path) -> dict[str, Any] | None:
     """Returns the card in the newest checkpoint whose JSON part is whole, None where there is no
     checkpoint. ValueError if there are some and none is whole.
     """
-
-    def find() -> int | None:
-        troubles = lambda step: manifest.troubles(folder / str(step), only=('about',))  # noqa: E731
-        return _newest_whole(folder, steps(folder), troubles)[0]
-
     folder = workdir / FOLDER
-    step = hosts.of_first(find)
+    step = hosts.of_first(lambda: _newest_with(folder, ('about',))[0])
     return None if step is None else read_about(folder / str(step))['card']
 
 

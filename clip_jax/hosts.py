@@ -165,23 +165,14 @@ def of_first(make: Callable[[], Any]) -> Any:
             made = make()
         except Exception as raised:  # the others would wait for ever
             error = raised
-    wait('of_first')  # a gather alone would not wait for long
-    made, text = gather((made, _text(error)))[0]
-    if error:
-        raise error
-    if text:
-        raise ValueError(text)
-    return made
-
-
-def _text(error: Exception | None) -> str:
-    return '' if error is None else str(error) or type(error).__name__
+    raise_first(error)
+    return gather(made)[0]
 
 
 def raise_first(error: Exception | None) -> None:
     """Raises in every process the error of the first that has one; all come here."""
-    wait('errors')
-    texts = gather(_text(error))
+    wait('errors')  # a gather alone would not wait for long
+    texts = gather('' if error is None else str(error) or type(error).__name__)
     if error:
         raise error
     for text in texts:
