@@ -471,7 +471,7 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
             'and lines are a matter of clip-jax eval suite'
         )
     options, source_options = _options(rest)
-    out = pathlib.Path(args.out).expanduser() if args.out else None
+    out = _out(args)
     from clip_jax import build, encoders, pretrained, reports, train
 
     build.check_dtype(args.dtype)
@@ -509,7 +509,7 @@ def _suite(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if args.data or not args.suite or not args.model:
         raise ValueError('suite: expected --suite=FILE, at least one --model=PATH, and no --data')
     _check_changes(rest, 'suite')
-    out = pathlib.Path(args.out).expanduser() if args.out else None
+    out = _out(args)
     if out and out.exists() and not out.is_dir():
         raise ValueError(f'--out: {out} is a file; a suite writes a folder')
     page = read_config([f'--suite={args.suite}', *rest], 'suite')
@@ -564,6 +564,11 @@ def _of_kinds(
         name = next(iter(options))
         raise ValueError(f'--{prefix}{name}: SPEC names several kinds of sources; of which?')
     return dict.fromkeys(kinds, options)
+
+
+def _out(args: argparse.Namespace) -> pathlib.Path | None:
+    """The place that --out names."""
+    return pathlib.Path(args.out).expanduser() if args.out else None
 
 
 def _options(rest: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -674,7 +679,7 @@ def _data(args: argparse.Namespace, rest: Sequence[str]) -> int:
     open_source = functools.partial(build.source, args.spec, _of_kinds(args.spec, options))
     if args.action == 'import':
         return _import(args, open_source, options, beam_options, threads)
-    out = pathlib.Path(args.out).expanduser() if args.out else None
+    out = _out(args)
     if out and out.exists():
         raise ValueError(f'--out: {out} exists; name a new one')
     if args.action == 'inspect':
@@ -756,7 +761,7 @@ def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest:
         raise ValueError(f'there is no flag {rest[0]!r}')
     workdirs, given = ([*map(os.path.expanduser, x or ())] for x in (args.workdir, args.report))
-    out = pathlib.Path(args.out).expanduser() if args.out else None
+    out = _out(args)
     if not workdirs and not given:
         raise ValueError('expected --workdir=DIR, or --report=FILE and --out=PAGE.html')
     if not out and len(workdirs) != 1:
@@ -787,7 +792,7 @@ def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
 def _plan(args: argparse.Namespace, rest: Sequence[str]) -> int:
     _check_changes(rest)
     kind, _, count = args.topology.partition(':')
-    out = pathlib.Path(args.out).expanduser() if args.out else None
+    out = _out(args)
     if out and out.exists():
         raise ValueError(f'--out: {out} exists; name a new file')
     # Before JAX is imported: the program is compiled here, whatever devices there are, and libtpu
