@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from logging import WARNING, LogRecord
 from typing import TYPE_CHECKING, Any
 
 from absl import logging
@@ -126,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     args, rest = _parser().parse_known_args(arguments)
     if not os.environ.get('CLIP_JAX_TRACEBACK'):
-        # Orbax logs, with tracebacks, what it raises as well, and what is none of its callers'.
-        logging.set_verbosity(logging.FATAL)
+        logging.set_verbosity(logging.INFO)
+        logging.get_absl_logger().addFilter(_is_for_users)
     try:
         sys.exit(COMMANDS[args.command](args, rest))
     except KeyboardInterrupt:
@@ -144,6 +145,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if hosts := sys.modules.get('clip_jax.hosts'):
         hosts.end(code)  # others may wait for this process
     sys.exit(code)
+
+
+def _is_for_users(record: LogRecord) -> bool:
+    """Whether a line of the log is shown: all of clip_jax, and warnings of others. Not of orbax,
+    which logs, with tracebacks, what it raises as well.
+    """
+    if record.pathname.startswith(os.path.dirname(__file__)):
+        return True
+    return record.levelno >= WARNING and 'orbax' not in record.pathname
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import platform
 import re
 import shutil
@@ -13,6 +14,8 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from conftest import environment
 from etils import epath
@@ -423,6 +426,29 @@ def test_data_is_verified(capfd, tiny_tars, bad_tar, tmp_path):
     assert re.search(r'^bad +not_an_image 1$', said, re.MULTILINE)
     (line,) = out.read_text().splitlines()
     assert json.loads(line)['record'] == 20
+
+
+def test_our_warnings_are_shown(clip_jax_cli, tmp_path):
+    image = np.random.default_rng(0).bytes(9 << 20)
+    path = tmp_path / 'large.parquet'
+    table = pyarrow.table({'image': [image[i:] for i in range(4)], 'caption': list('abcd')})
+    pyarrow.parquet.write_table(table, path, use_dictionary=False)
+    said = clip_jax_cli('data', 'verify', f'table:{path}', '--no-decode').stderr
+    assert 'has row groups of 36 MB, and one is decoded for each image' in said
+
+
+@pytest.mark.parametrize(
+    ('path', 'level', 'shown'),
+    [
+        (cli.__file__, logging.INFO, True),
+        ('/lib/grain/python/x.py', logging.WARNING, True),
+        ('/lib/grain/python/x.py', logging.INFO, False),
+        ('/lib/orbax/checkpoint/x.py', logging.ERROR, False),
+    ],
+)
+def test_lines_of_the_log_that_are_shown(path, level, shown):
+    record = logging.LogRecord('absl', level, path, 1, 'text', (), None)
+    assert cli._is_for_users(record) == shown
 
 
 def test_data_is_imported_and_trained_on(capfd, bad_tar, tiny_config, clip_jax_cli, tmp_path):
