@@ -272,7 +272,7 @@ class Run:
             print(overview, flush=True)
             for kind, found in source.left_out.items():
                 print(f'left out: {found.count:,} {kind}, as {found.examples[0]}', flush=True)
-        self.watchdog.start('the first evaluation' if not begun else 'checking the checkpoints')
+        self.watchdog.begin('the first evaluation' if not begun else 'checking the checkpoints')
         # Before anything is written: what only an evaluation finds wrong leaves nothing behind.
         self.reports = {} if begun else self.score()
         if not begun:
@@ -283,8 +283,8 @@ class Run:
         options = {k: v for k, v in config.checkpoint.items() if k not in ('every', 'best_metric')}
         self.checkpoints = checkpoint.Checkpoints(workdir, **options)
         self.start, bad = self._resume(iterator)
-        # The step reached, and the newest one that is saved.
-        self.at = self.saved = self.start
+        # The step begun, the newest one that all hosts finished, and the newest that is saved.
+        self.at = self.finished = self.saved = self.start
         self._flags: tuple[int, Any] = (-1, None)
         self.blocked: list[float] = []  # seconds that training stood still for each save
         self.tally = tally.Tally(
@@ -324,7 +324,7 @@ class Run:
             print(f'{self.workdir}: not whole, kept as *{checkpoint.DAMAGED}: {text}', flush=True)
         if step is None:
             return 0, {}
-        self.watchdog.tick(f'reading step {step:,}')
+        self.watchdog.begin(f'reading step {step:,}')
         like, self.state = checkpoint.shapes(self.state), None  # devices may not hold two of it
         self.state = self.checkpoints.restore(step, like)
         about = checkpoint.read_about(self.checkpoints.folder / str(step))
@@ -392,8 +392,9 @@ class Run:
     def loop(self) -> None:
         """Trains to the last step; Stopped if it is to end before."""
         config, previous, due = self.config, None, False
+        self.watchdog.begin('the first step')
         for step in range(self.start + 1, config.total_steps + 1):
-            self.watchdog.tick(f'step {step:,}')
+            self.watchdog.doing = f'step {step:,}'
             batch = next(self.batches)
             with jax.set_mesh(self.mesh):
                 self.state, numbers = self.step(self.state, batch, self.stop_flags())
@@ -431,6 +432,7 @@ class Run:
         if numbers is None:
             return 0
         stop, in_row = jax.device_get((numbers[STOP], numbers[IN_ROW]))
+        self.note_finished(step)
         if in_row >= self.config.guard.max_skipped:
             self.checkpoints.wait()
             newest = f'of step {self.saved:,}' if self.saved else 'none yet'
@@ -442,11 +444,18 @@ class Run:
             )
         return int(stop)
 
+    def note_finished(self, step: int) -> None:
+        """Tells the watchdog, once, that all hosts finished a step."""
+        if step > self.finished:
+            self.finished = step
+            self.watchdog.finished()
+
     def log(self, step: int, numbers: dict[str, jax.Array]) -> None:
         """Writes a step's numbers; ValueError if the save before could not be written."""
         self.checkpoints.check()
         inner = (STOP, IN_ROW)
         scalars = {k: v.item() for k, v in jax.device_get(numbers).items() if k not in inner}
+        self.note_finished(step)
         skipped = sum(scalars[f'skipped/{kind}'] for kind in guards.KINDS)
         scalars['learning_rate'] = float(self.schedule(max(step - 1 - skipped, 0)))
         rate = self.progress.rate(step)
@@ -480,8 +489,10 @@ class Run:
 
     def attend(self) -> None:
         """Shows the watchdog that an evaluation is alive; Stopped if a host is to stop."""
-        self.watchdog.tick('an evaluation')
-        if stop := hosts.largest(self.signals.stop):
+        self.watchdog.doing = 'an evaluation'
+        stop = hosts.largest(self.signals.stop)
+        self.watchdog.finished()
+        if stop:
             raise Stopped(stop)
 
     def numbers(self, reports: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -512,8 +523,8 @@ class Run:
     def save(self, step: int) -> None:
         """Starts to save the state, with the card and the input position, in the background."""
         with self.progress.pause():
-            self.watchdog.tick(f'saving step {step:,}')
             jax.block_until_ready(self.state)
+            self.note_finished(step)
             began = time.monotonic()
             # What was written until here has to be there when a run goes on here.
             self.writer.flush()
@@ -534,7 +545,7 @@ class Run:
         complete.
         """
         scalars = self.evaluate(self.config.total_steps)
-        self.watchdog.tick('the last save')
+        self.watchdog.begin('the last save')
         self.checkpoints.wait()
         self.watchdog.stop()
         hosts.of_first(lambda: self.summarise(scalars))

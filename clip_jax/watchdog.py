@@ -11,37 +11,44 @@ GRACE = 5.0  # seconds after which the interpreter itself is taken to hang
 
 
 class Watchdog:
-    """Between `start` and `stop`, `tick` has to be called at least every `seconds`; 0: it need not.
+    """From `begin` to `stop`, `finished` has to be called at least every `seconds`; 0: it need not.
 
     If it is not, the stacks of all threads go to stderr and the process ends with the exit code
     HUNG, without cleaning up: whatever hangs would hang there as well. Where not even this class
     gets to run, since a thread keeps Python's lock, the interpreter's own timer does the same with
     exit code 1.
+
+    The time is counted from the call before the last. A process may do its part of a step and then
+    stand still; others finish that step and wait in the next. That they finished the step before
+    was while it still lived, so that they end within `seconds` of its last sign of life.
     """
 
     def __init__(self, seconds: float):
         if seconds < 0:
             raise ValueError(f'step_timeout is {seconds}; expected seconds, or 0 for no limit')
+        self.doing = ''  # what the process does, for the message
         self._seconds = seconds
         self._lock = threading.Condition()
-        self._what, self._deadline = '', 0.0
+        self._finished, self._deadline = 0.0, 0.0
         self._thread: threading.Thread | None = None
 
-    def start(self, what: str) -> None:
-        """Begins to watch."""
-        if self._seconds:
+    def begin(self, doing: str) -> None:
+        """Begins to watch, or to count anew: what follows has nothing to do with what was."""
+        self.doing, self._finished = doing, time.monotonic()
+        self.finished()
+        if self._seconds and not self._thread:
             # JAX aborts a process whose coordinator is silent, perhaps sooner: stacks then, too.
             faulthandler.enable(sys.__stderr__)
-            self.tick(what)
             self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
             self._thread.start()
 
-    def tick(self, what: str) -> None:
-        """Says that the process is alive, and what it does next."""
+    def finished(self) -> None:
+        """Says that something is done that takes all processes."""
         if self._seconds:
+            now = time.monotonic()
             with self._lock:
-                self._what, self._deadline = what, time.monotonic() + self._seconds
-            faulthandler.dump_traceback_later(self._seconds + GRACE, exit=True)
+                self._deadline, self._finished = self._finished + self._seconds, now
+            faulthandler.dump_traceback_later(max(self._deadline - now, 0) + GRACE, exit=True)
 
     def stop(self) -> None:
         """Watches no more."""
@@ -62,10 +69,9 @@ class Watchdog:
                 self._lock.wait(left)
             else:
                 return
-            what = self._what
         print(
-            f'{what} took longer than step_timeout, {self._seconds:g} s; where each thread of this '
-            'process stands:',
+            f'{self.doing} took longer than step_timeout, {self._seconds:g} s; where each thread '
+            'of this process stands:',
             file=sys.stderr,
         )
         faulthandler.dump_traceback(sys.stderr)

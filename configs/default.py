@@ -19,8 +19,9 @@ def get_config() -> ConfigDict:
     c.total_steps = 100_000  # updates; the learning rate ends at 0 there
     c.log_every = 50  # steps between two lines of metrics
     c.eval_every = 5_000  # steps between two rounds of evals; also one at the start and the end
-    # Seconds that a step or a part of an evaluation may take, the first with its compilation; then
-    # the stacks of all threads are printed and the process ends. 0: no limit.
+    # Seconds that two steps in a row may take, saves and compilation included, and so may two
+    # batches of an evaluation; then the stacks of all threads are printed and the process ends. 0:
+    # no limit.
     c.step_timeout = 1800.0
 
     c.checkpoint = ConfigDict()
