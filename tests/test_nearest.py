@@ -87,6 +87,7 @@ def write(folder, shards: list[np.ndarray], **changes) -> None:
         'width': shards[0].shape[1],
         'fingerprint': 'f',
         'card': {},
+        'arithmetic': 'float32',
         'model': '/no/model',
         'data': 'folder:none',
         'data_options': {},

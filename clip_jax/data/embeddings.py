@@ -29,9 +29,9 @@ DESCRIPTION = 'embeddings.json'
 _CACHED = 4  # shards whose records are kept
 # What a description must have, and of what kind.
 _ALWAYS = {
-    **dict.fromkeys(('model', 'fingerprint', 'data', 'features', 'dtype'), str),
+    **dict.fromkeys(('model', 'fingerprint', 'data', 'features', 'dtype', 'arithmetic'), str),
     'complete': bool,
-    'data_options': dict,
+    **dict.fromkeys(('data_options', 'card'), dict),
 }
 _BEGUN = {'source_records': int, 'shard_size': int}
 _COMPLETE = {'width': int, 'label_names': list, 'bad': dict, 'shards': list}

@@ -39,6 +39,13 @@ def test_a_damaged_description_is_named(folder):
     assert "it has no 'source_records'" in spoil(folder, text.replace('true', 'false'))
 
 
+@pytest.mark.parametrize('name', ['card', 'arithmetic', 'data_options', 'width', 'bad'])
+def test_what_is_missing_is_named(folder, name):
+    description = embeddings.read_description(folder)
+    del description[name]
+    assert f'it has no {name!r}' in spoil(folder, json.dumps(description))
+
+
 @pytest.mark.parametrize(
     ('name', 'value'),
     [

@@ -103,6 +103,8 @@ def make_embeddings(path, captions) -> str:
     description = {
         'complete': True,
         'model': '/no/model',
+        'card': {},
+        'arithmetic': 'float32',
         'fingerprint': 'f',
         'data': 'folder:p',
         'data_options': {},
