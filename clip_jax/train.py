@@ -28,6 +28,7 @@ from clip_jax import (
     build,
     checkpoint,
     compiled,
+    encoders,
     guards,
     hosts,
     interrupts,
@@ -482,10 +483,12 @@ class Run:
     def score(self) -> dict[str, dict[str, Any]]:
         """Runs every evaluation of the config; returns its reports. Stopped if it is to end."""
         model = dataclasses.replace(self.clip, variables=self.state.variables, attend=self.attend)
-        return {
-            name: evaluate(model.encode_image, model.encode_text, source)
-            for name, (evaluate, source) in self.evals.items()
-        }
+        reports = {}
+        for name, (evaluate, source) in self.evals.items():
+            began = time.monotonic()
+            report = evaluate(model.encode_image, model.encode_text, source)
+            reports[name] = report | {'seconds': time.monotonic() - began}
+        return reports
 
     def attend(self) -> None:
         """Shows the watchdog that an evaluation is alive; Stopped if a host is to stop."""
@@ -501,13 +504,16 @@ class Run:
             f'{name}/{key}': value
             for name, report in reports.items()
             for key, value in report.items()
-            if isinstance(value, float)
+            if isinstance(value, float) and key != 'seconds'
         }
 
     def report(self, step: int, reports: dict[str, dict[str, Any]]) -> dict[str, float]:
         """Writes the reports of a step to `evals/`, their numbers to the metrics; returns these."""
         for name, report in reports.items():
-            report = {'data': self.config.evals[name].data, 'step': step, **report}
+            entry = self.resolved['evals'][name]
+            options = build.given(entry, 'eval', 'data')
+            report = {'data': entry['data'], 'options': options, 'step': step, **report}
+            report |= encoders.how(self.clip, []) | {'versions': versions()}
             run_directory.write_json(self.workdir / 'evals' / f'{name}.json', report)
         scalars = self.numbers(reports)
         self.writer.write_scalars(step, scalars)
