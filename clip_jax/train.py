@@ -357,6 +357,7 @@ class Run:
             self.loop()
             self.finish()
         except Stopped:
+            self.watchdog.begin('the last save')
             if self.at > self.saved:
                 self.save(self.at)
             self.checkpoints.wait()

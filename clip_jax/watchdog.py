@@ -19,8 +19,8 @@ class Watchdog:
     exit code 1.
 
     The time is counted from the call before the last. A process may do its part of a step and then
-    stand still; others finish that step and wait in the next. That they finished the step before
-    was while it still lived, so that they end within `seconds` of its last sign of life.
+    stand still; others finish that step and wait in the next. The step before they finished while
+    it still lived: counted from there, they end within `seconds` of its last sign of life.
     """
 
     def __init__(self, seconds: float):
