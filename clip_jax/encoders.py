@@ -5,14 +5,13 @@ them.
 import functools
 import hashlib
 import json
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from clip_jax import checkpoint, convert, pretrained
+from clip_jax import pretrained
 from clip_jax.data.embeddings import Embeddings
 from clip_jax.data.sources import Source
 from clip_jax.pretrained import Clip
@@ -45,13 +44,6 @@ def check_model(model: Any, data: Sequence[Source]) -> None:
     images = [source for source in data if not isinstance(source, Embeddings)]
     if model is None and images:
         raise ValueError(f'--model must be given: the images of {images[0]} are to be embedded')
-
-
-def check_there(path: str) -> None:
-    """ValueError if there is no checkpoint of a known layout at `path`; nothing is loaded."""
-    place = pathlib.Path(path).expanduser()
-    if not (place.exists() and convert.layout_of(place)):
-        checkpoint.find(path)
 
 
 def how(clip: Clip | None, data: Sequence[Source]) -> dict[str, str]:

@@ -230,6 +230,19 @@ def from_card(card: dict[str, Any], variables: dict, model: CLIP, mesh: Mesh) ->
     )
 
 
+def find(path: str | pathlib.Path) -> tuple[Any, str]:
+    """Returns where the checkpoint lies that `path` names, and its foreign layout, '' for our own;
+    nothing is loaded. ValueError if there is none.
+    """
+    place = pathlib.Path(path).expanduser()
+    if place.exists() and (layout := convert.layout_of(place)):
+        return place, layout
+    try:
+        return checkpoint.find(path), ''
+    except ValueError as error:
+        raise ValueError(f'{error}. Published checkpoints are {convert.EXPECTED}') from None
+
+
 def read(
     path: str | pathlib.Path, mesh: Mesh | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -238,13 +251,9 @@ def read(
 
     ValueError if there is no checkpoint at `path`, or one that is not whole.
     """
-    place = pathlib.Path(path).expanduser()
-    if place.exists() and (layout := convert.layout_of(place)):
-        return convert.read(place, layout)
-    try:
-        folder = checkpoint.find(path)
-    except ValueError as error:
-        raise ValueError(f'{error}. Published checkpoints are {convert.EXPECTED}') from None
+    folder, layout = find(path)
+    if layout:
+        return convert.read(folder, layout)
     mesh = mesh or sharding.make_mesh(jax.devices()[:1])
     card = checkpoint.read_about(folder)['card']
     return card, checkpoint.read_variables(folder, shapes(clip.from_card(card['model'])), mesh)

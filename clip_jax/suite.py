@@ -130,7 +130,7 @@ def run(
     if len({*slugs}) < len(slugs):
         raise ValueError(f'--model: {", ".join(models)}: expected different checkpoints')
     for model in models:  # before the first one runs for hours
-        encoders.check_there(model)
+        pretrained.find(model)
     results: list[list[Result]] = []
     for number, (model, slug) in enumerate(zip(models, slugs, strict=True)):
         clip = pretrained.load(model, dtype=dtype)

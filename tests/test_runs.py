@@ -174,7 +174,9 @@ def begin(clip_jax_cli, config, workdir, path, *changes, steps=2):
     return clip_jax_cli('train', f'--config={config}', f'--workdir={workdir}', *flags)
 
 
-@pytest.mark.parametrize('layout', ['clip_jax', 'open_clip', 'huggingface'])
+@pytest.mark.parametrize(
+    'layout', ['clip_jax', 'open_clip', pytest.param('huggingface', marks=pytest.mark.slow)]
+)
 def test_a_run_begins_with_the_weights_of_a_checkpoint(
     tiny_run, tiny_config, clip_jax_cli, tmp_path, layout
 ):
