@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 CLOCK = ('pairs_per_second', 'input_wait')  # numbers that depend on the clock
 PATIENCE = 900  # seconds for anything
@@ -123,19 +124,23 @@ def straight(args: argparse.Namespace) -> pathlib.Path:
 
 
 def moments(
-    args: argparse.Namespace, rng: random.Random, attempt: Attempt, count: int
+    args: argparse.Namespace,
+    settings: dict[str, Any],
+    rng: random.Random,
+    attempt: Attempt,
+    count: int,
 ) -> Callable[[], bool]:
     """Returns what to wait for: one after the other a moment in a step, a save, an evaluation, and
-    anywhere, the start of the program included.
+    anywhere in the first seconds, the start of the program included. All lie spread over the run.
     """
     folder = attempt.workdir / 'checkpoints'
+    first = max(1, 0.9 * settings['total_steps'] * (count + rng.random()) / args.times)
 
     def saving() -> bool:
         return folder.is_dir() and any('.unsealed' in p.name for p in folder.iterdir())
 
     def evaluating() -> bool:
-        step = attempt.step()
-        return attempt.said().count('step ') > 1 and step > 0 and step % args.eval_every == 0
+        return attempt.step() % settings['eval_every'] == 0
 
     kind = ('step', 'save', 'evaluation', 'anywhere')[count % 4]
     attempt.kind = kind
@@ -143,14 +148,14 @@ def moments(
         end = time.monotonic() + rng.uniform(0, args.start + 4)
         return lambda: time.monotonic() > end
     ready, longest = {
-        'step': (lambda: attempt.step() > 0, 2.0),
+        'step': (lambda: True, 2.0),
         'save': (saving, 0.1),
         'evaluation': (evaluating, 0.5),
     }[kind]
     delay = rng.uniform(0, longest)
 
     def happened() -> bool:
-        if not ready():
+        if attempt.step() < first or not ready():
             return False
         time.sleep(delay)
         return True
@@ -163,10 +168,11 @@ def kill(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, st
     have to end by themselves.
     """
     expected, workdir = straight(args), args.workdir / 'killed'
+    settings = json.loads((expected / 'config.json').read_text())
     kinds, ends, count = collections.Counter(), [], 0
     while count < args.times:
         attempt = Attempt(args, workdir)
-        if not attempt.until(moments(args, rng, attempt, count)):
+        if not attempt.until(moments(args, settings, rng, attempt, count)):
             break
         alone = args.processes > 1 and count % 5 == 4
         victims = [rng.randrange(args.processes)] if alone else None
@@ -358,11 +364,6 @@ def main() -> None:
     parser.add_argument('--limit', type=float, default=60, help="freeze: the run's step_timeout")
     parser.add_argument('--seed', type=int, default=0, help='of the random moments')
     args, args.rest = parser.parse_known_args()
-    for flag in args.rest:
-        if flag.startswith('--config.eval_every='):
-            args.eval_every = int(flag.partition('=')[2])
-    if not hasattr(args, 'eval_every'):
-        raise SystemExit('--config.eval_every=N: to know when an evaluation runs')
     rows = []
     for name in args.campaigns:
         for what, result, right in CAMPAIGNS[name](args, random.Random(args.seed)):
