@@ -505,6 +505,8 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
             print(f'{key:28} {value:{digits}}')
     if 'C' in report.get('fit', {}):
         print(f'{"C":28} {report["fit"]["C"]:.4g}')
+    if missing := report.get('classes_without_images'):
+        print('left out, as no image has them:', _text(missing))
     if 'probe' in report:
         print(f'probe: {report["probe"]}')
     if out:

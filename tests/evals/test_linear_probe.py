@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 from labelled import Toy, classes, encode_image, several
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from clip_jax import build, pretrained, sharding
+from clip_jax import build, cli, pretrained, sharding
 from clip_jax.evals import _embed, _logistic, _sweep
 from clip_jax.evals._labelled import held_out
 from clip_jax.evals.linear_probe import Probe, evaluate
@@ -517,3 +518,18 @@ def test_specs_on_the_command_line_are_opened(clip_jax_cli, tiny_run, tiny_tars,
     rows = clip.encode_image([data[i]['image'] for i in range(64)], features=loaded.features)
     labels = [data[i]['label'] for i in range(64)]
     assert np.mean(loaded.predict(rows) == labels) == report['accuracy']
+
+
+@pytest.mark.parametrize('name', ['linear_probe', 'fewshot'])
+def test_an_empty_class_is_named(capfd, tiny_run, tmp_path, name):
+    for colour, count in ('blue', 4), ('green', 0), ('red', 4):
+        (tmp_path / 'images' / colour).mkdir(parents=True)
+        for i in range(count):
+            path = tmp_path / 'images' / colour / f'{i}.png'
+            Image.new('RGB', (24, 24), colour).save(path)
+    data = [f'--{flag}=folder:{tmp_path}/images' for flag in ('data', 'train')]
+    shots = ['--shots=2'] if name == 'fewshot' else []
+    with pytest.raises(SystemExit) as end:
+        cli.main(['eval', name, f'--model={tiny_run}', *data, '--C=1', *shots])
+    assert end.value.code == 0
+    assert '\nleft out, as no image has them: green\n' in capfd.readouterr().out
