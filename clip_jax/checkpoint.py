@@ -8,6 +8,7 @@ name. Object storage cannot rename: there the manifest, written last, is the sea
 """
 
 import contextlib
+import math
 import os
 import re
 import sys
@@ -68,8 +69,10 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in _inside(self.folder):
                 # Of a process that was killed: never finished, or already given up.
-                if UNSEALED in path.name or path.name.endswith(DELETING):
+                if UNSEALED in path.name:
                     path.rmtree()
+                elif path.name.endswith(DELETING):
+                    _delete(path)
                 elif path.name.isdecimal() and not _is_sealed(path):
                     _set_aside(path)
                     print(f'{path}: without {manifest.NAME}, kept as *{DAMAGED}', file=sys.stderr)
@@ -142,14 +145,7 @@ class Checkpoints:
     def _prune(self) -> None:
         there = [step for step in steps(self.folder) if (self.folder / str(step)).is_dir()]
         for step in sorted({*there} - kept(there, self.scores, **self._retention)):
-            path = self.folder / str(step)
-            try:
-                if not whole_file.is_remote(path):
-                    # Killed in the middle of it, what is left is not taken for a damaged step.
-                    path = path.rename(self.folder / f'{step}{DELETING}')
-                path.rmtree()
-            except OSError as error:  # somebody reads it, perhaps; nothing is lost
-                print(f'{path} cannot be deleted: {error}', file=sys.stderr, flush=True)
+            _delete(self.folder / str(step))
 
     def check(self) -> None:
         """ValueError if what was saved last could not be written."""
@@ -199,15 +195,30 @@ def kept(
     best: int,
     sign: int = 1,
 ) -> set[int]:
-    """Which steps stay: the `last` ones, those divisible by `every` (0: none), and the `best` ones
-    by score, higher being better where `sign` is 1, lower where it is -1; of equals the newer.
+    """Which steps stay: the `last` ones, the first from each multiple of `every` on (0: none), and
+    the `best` ones by score, higher being better where `sign` is 1, lower where it is -1; of equals
+    the newer, and none that is NaN.
     """
-    scored = sorted((s for s in there if s in scores), key=lambda s: (sign * scores[s], s))
+    scored = [step for step in there if not math.isnan(scores.get(step, math.nan))]
+    scored.sort(key=lambda step: (sign * scores[step], step))
+    # A save may have come later than it was due.
+    first = {step // every: step for step in sorted(there, reverse=True) if step >= every > 0}
     return {
         *sorted(there)[-last:],
-        *(step for step in there if every and step % every == 0),
+        *first.values(),
         *(scored[-best:] if best else ()),
     }
+
+
+def _delete(path: epath.Path) -> None:
+    """Deletes a step; says so if it cannot be, since nothing is lost."""
+    try:
+        if not whole_file.is_remote(path) and not path.name.endswith(DELETING):
+            # Killed in the middle of it, what is left is not taken for a damaged step.
+            path = path.rename(path.with_name(path.name + DELETING))
+        path.rmtree()
+    except Exception as error:  # somebody reads it, perhaps; of object storage, of many kinds
+        print(f'{path} cannot be deleted: {error}', file=sys.stderr, flush=True)
 
 
 def steps(folder: epath.Path) -> list[int]:
@@ -324,9 +335,10 @@ def entries(path: str | epath.Path, *, contents: str) -> Iterator[Entry]:
         try:
             entry = _entry(one, contents)
         except FileNotFoundError:
-            if one.exists():
+            if one.exists() and (one.name.isdigit() or one == path):
                 raise
-        if one.exists():  # a training beside this may have deleted it
+            continue  # a training beside this writes it, or deletes it
+        if one.exists():
             yield entry
 
 

@@ -495,9 +495,12 @@ def _eval(args: argparse.Namespace, rest: Sequence[str]) -> int:
     sources = [source, *evaluate.sources.values()]
     encoders.check_model(model, sources)
     clip = pretrained.load(model, dtype=args.dtype) if model else None
-    encode = encoders.for_evaluation(clip, sources, path=model or '', dtype=args.dtype)
+    encode_image, encode_text = encoders.for_evaluation(
+        clip, sources, path=model or '', dtype=args.dtype
+    )
     report = {'model': model, 'data': args.data, 'data_options': source_options, 'options': options}
-    report |= evaluate(*encode, source) | encoders.how(clip, sources)
+    report |= evaluate(encode_image, encode_text, source)
+    report |= encoders.how(encoders.used(clip, encode_text), sources)
     report |= {'seconds': time.monotonic() - began, 'versions': train.versions()}
     for key, value in report.items():
         if isinstance(value, (int, float)):
@@ -525,13 +528,16 @@ def _suite(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if out and out.exists() and not out.is_dir():
         raise ValueError(f'--out: {out} is a file; a suite writes a folder')
     page = read_config([f'--suite={args.suite}', *rest], 'suite')
-    from clip_jax import build, suite
+    from clip_jax import build, suite, whole_file
 
+    if out:
+        whole_file.check_place(out / 'suite.json', '--out')
     build.check_dtype(args.dtype)
     say = functools.partial(print, file=sys.stderr, flush=True)
     table, fine = suite.run(page.to_dict(), args.model, out, say=say, dtype=args.dtype)
-    print(table, end='')
+    print(suite.markdown(table), end='', flush=True)
     if out:
+        suite.write(table, out)
         print(f'in {out}: suite.json, suite.md, and a folder of reports for each checkpoint')
     return 0 if fine else 1
 
@@ -579,8 +585,14 @@ def _of_kinds(
 
 
 def _out(args: argparse.Namespace) -> pathlib.Path | None:
-    """The place that --out names."""
-    return pathlib.Path(args.out).expanduser() if args.out else None
+    """The place that --out names; ValueError if it is not on this machine."""
+    if not args.out:
+        return None
+    from clip_jax import whole_file
+
+    if whole_file.is_remote(args.out):
+        raise ValueError(f'--out: {args.out}: expected a place on this machine')
+    return pathlib.Path(args.out).expanduser()
 
 
 def _options(rest: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -780,14 +792,16 @@ def _plot(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ValueError('--out: expected a page to write, as --out=compare.html')
     if out and (out.suffix != '.html' or out.exists()):
         raise ValueError(f'--out: {out}: expected a new name that ends in .html')
-    from clip_jax import build, page, plots, reports, whole_file
+    from etils import epath
+
+    from clip_jax import build, page, plots, whole_file
 
     if out:
-        reports.check_folder(out)
+        whole_file.check_place(out, '--out')
     runs = page.read_runs(workdirs)
     sections = [page.of_file(path) for path in given]
     if len(runs) == 1:
-        workdir = pathlib.Path(workdirs[0])
+        workdir = epath.Path(workdirs[0])
         load_images = build.image_loader(runs[0].config['data']['options'])
         figures = plots.write_run(workdir, load_images)
         for path in (path for paths in figures.values() for path in paths):

@@ -33,6 +33,8 @@ from clip_jax.pretrained import Clip
 
 DTYPES = ('float32', 'float16')
 EXAMPLES = 5  # places that the description names for each kind of bad records
+# How a difference is told that is too long to be shown.
+LONG = {'card': 'another card', 'label_names': 'other names of classes, or in another order'}
 SUMMARY, BAD_RECORDS = 'summary.json', 'bad_records.jsonl'
 
 
@@ -144,6 +146,7 @@ def _settings(
         'data': spec,
         'data_options': dict(spec_options),
         'source_records': len(source),
+        'label_names': list(source.label_names),  # labels are places in them
         'features': options.features,
         'dtype': options.dtype,
         'captions': 'embedded' if texts else 'stored',
@@ -181,8 +184,7 @@ def _check_same(folder: epath.Path, before: Mapping[str, Any], now: Mapping[str,
         changed = [f'the model was {before["model"]}, is another, {now["model"]}']
     else:
         changed = [
-            f'{name} was {before.get(name)}, is {now[name]}' if name != 'card' else 'another card'
-            for name in names
+            LONG.get(name, f'{name} was {before.get(name)}, is {now[name]}') for name in names
         ]
     raise ValueError(
         f'--out: {folder} holds embeddings that were begun otherwise: {"; ".join(changed)}. Give '
@@ -366,7 +368,6 @@ def _complete(job: Job) -> None:
         'images': images,
         'texts': sum(m for _, m in counts),
         'width': job.clip.width(job.options.features),
-        'label_names': list(job.source.label_names),
         'bad': {k: {'count': kinds[k], 'examples': found} for k, found in examples.items()},
         'shards': counts,
     }

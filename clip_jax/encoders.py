@@ -57,6 +57,11 @@ def how(clip: Clip | None, data: Sequence[Source]) -> dict[str, str]:
     return found | {'device': jax.devices()[0].device_kind}
 
 
+def used(clip: Clip | None, encode_text: Callable) -> Clip | None:
+    """Returns the model that an evaluation was given, or else loaded to embed texts."""
+    return encode_text.model if clip is None and isinstance(encode_text, _StoredTexts) else clip
+
+
 def arithmetic(clip: Clip) -> str:
     """The type that a model computes in."""
     return str(np.dtype(clip.model.dtype))
@@ -137,6 +142,7 @@ class _StoredTexts:
 
     def __init__(self, stored: Sequence[Embeddings], load: Callable[[], Clip]):
         self._stored, self._load = stored, load
+        self.model: Clip | None = None  # what embedded texts that have no rows
 
     @functools.cached_property
     def _rows(self) -> dict[str, np.ndarray]:
@@ -151,4 +157,5 @@ class _StoredTexts:
         known = not isinstance(texts, (str, np.ndarray)) and all(t in self._rows for t in texts)
         if known and len(texts):
             return np.stack([self._rows[text] for text in texts])
-        return self._load().encode_text(texts)
+        self.model = self._load()
+        return self.model.encode_text(texts)

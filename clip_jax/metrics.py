@@ -270,6 +270,8 @@ class _GrowingFile:
         if self._remote:
             self._path.write_bytes(self._file.getvalue())
             self._sent = time.monotonic()
+        else:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if not self._file.closed:

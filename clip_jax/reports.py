@@ -1,14 +1,13 @@
 """The report of an evaluation as files: `x.json` and its figures in the folder `x` beside it."""
 
 import json
-import os
 import pathlib
 import shutil
 import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from clip_jax import plots
+from clip_jax import plots, whole_file
 
 
 def check(out: pathlib.Path) -> None:
@@ -19,21 +18,7 @@ def check(out: pathlib.Path) -> None:
     for place in out, out.with_suffix(''):
         if place.exists():
             raise ValueError(f'--out: {place} exists; name a new file')
-    check_folder(out)
-
-
-def check_folder(out: pathlib.Path) -> None:
-    """ValueError if no file can be written to a path, and the folders that it lacks made for it."""
-    folder = _nearest(out)
-    if not folder.is_dir():
-        raise ValueError(f'--out: {folder} is no folder')
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f'--out: nothing can be written into {folder}')
-
-
-def _nearest(out: pathlib.Path) -> pathlib.Path:
-    """The nearest of the folders above a path that is there."""
-    return next(folder for folder in out.absolute().parents if folder.exists())
+    whole_file.check_place(out, '--out')
 
 
 def write(
@@ -41,7 +26,8 @@ def write(
 ) -> list[pathlib.Path]:
     """Writes a report and its figures, all or nothing; returns the paths, the report's first."""
     out = out.expanduser()
-    temporary = tempfile.mkdtemp(prefix=f'.{out.name}.', suffix='.partial', dir=_nearest(out))
+    names = {'prefix': f'.{out.name}.', 'suffix': '.partial'}
+    temporary = tempfile.mkdtemp(**names, dir=whole_file.nearest(out))
     work = pathlib.Path(temporary)
     try:
         folder = work / 'figures'

@@ -118,12 +118,12 @@ def run(
     *,
     say: Callable[[str], None],
     dtype: str = 'auto',
-) -> tuple[str, bool]:
-    """Runs all lines over all checkpoints, in the arithmetic `dtype`: returns the table, as
-    Markdown, and whether nothing failed.
+) -> tuple[dict[str, Any], bool]:
+    """Runs all lines over all checkpoints, in the arithmetic `dtype`: returns the table, and
+    whether something ran and nothing failed.
 
-    In `out` each report is a file, `CHECKPOINT/LINE.json`, and the table is `suite.json` and
-    `suite.md`. What is there of the same checkpoint and settings is not run again.
+    In `out` each report is a file, `CHECKPOINT/LINE.json`. What is there of the same checkpoint and
+    settings is not run again.
     """
     suite, begun = lines(page), time.monotonic()
     slugs = [_slug(model) for model in models]
@@ -151,13 +151,15 @@ def run(
         results.append(column)
         del clip  # before the next one needs the memory
     table = _table(suite, models, results)
-    text = _markdown(table)
-    if out:
-        table |= {'versions': train.versions(), 'seconds': time.monotonic() - begun}
-        whole_file.write_json(out / 'suite.json', table)
-        whole_file.write(out / 'suite.md', text)
+    table |= {'versions': train.versions(), 'seconds': time.monotonic() - begun}
     states = [result.state for column in results for result in column]
-    return text, FAILED not in states and DONE in states
+    return table, FAILED not in states and DONE in states
+
+
+def write(table: Mapping[str, Any], out: pathlib.Path) -> None:
+    """Writes the table into a folder, as `suite.json` and `suite.md`."""
+    whole_file.write_json(out / 'suite.json', table)
+    whole_file.write(out / 'suite.md', markdown(table))
 
 
 def _slug(model: str) -> str:
@@ -244,7 +246,7 @@ def _table(
     return {'models': list(models), 'lines': rows, 'means': means}
 
 
-def _markdown(table: Mapping[str, Any]) -> str:
+def markdown(table: Mapping[str, Any]) -> str:
     """The table for people, in percent, and what is missing or failed below it."""
 
     def row(*cells: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 from typing import Any
 
 from etils import epath
@@ -12,6 +13,24 @@ PARTIAL = '.partial'  # what a write that was killed leaves behind ends so
 def is_remote(path: str | os.PathLike) -> bool:
     """Whether a path is one of object storage, or another that is none of this machine's."""
     return '://' in str(path)
+
+
+def check_place(path: str | os.PathLike, what: str) -> None:
+    """ValueError, which begins with `what`, if a path is not on this machine, or no file can be
+    written to it.
+    """
+    if is_remote(path):
+        raise ValueError(f'{what}: {path}: expected a place on this machine')
+    folder = nearest(path)
+    if not folder.is_dir():
+        raise ValueError(f'{what}: {folder} is no folder')
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f'{what}: nothing can be written into {folder}')
+
+
+def nearest(path: str | os.PathLike) -> pathlib.Path:
+    """Returns the nearest of the folders above a path that is there."""
+    return next(folder for folder in pathlib.Path(path).absolute().parents if folder.exists())
 
 
 def write(path: str | os.PathLike, content: str | bytes) -> None:

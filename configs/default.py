@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 1_000  # steps between two
     c.checkpoint.keep = 2  # the newest so many stay
-    c.checkpoint.keep_every = 0  # and those of steps that are multiples of this; 0: no more
+    c.checkpoint.keep_every = 0  # and the first from each multiple of this on; 0: no more
     c.checkpoint.keep_best = 0  # and so many of those with the best metric
     c.checkpoint.best_metric = placeholder(str)  # a number of an evaluation, as zeroshot/top1
     c.checkpoint.best_mode = 'max'  # or min

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import pwd
 import shutil
@@ -279,6 +280,9 @@ def test_what_stays_is_new_or_due_or_good():
     assert stay(best=3) == {10, 20, 40, 50}
     assert stay(best=1, sign=-1) == {30, 50}
     assert stay(best=9) == {10, 20, 30, 40, 50}
+    assert stay(every=25) == {30, 50}  # saved later than due
+    scores = {1: 0.9, 2: math.nan, 3: 0.1}
+    assert checkpoint.kept([1, 2, 3, 4], scores, last=1, every=0, best=1) == {1, 4}
 
 
 def test_the_best_and_every_so_manieth_stay_on_disk(opened, tmp_path):
@@ -512,6 +516,26 @@ def test_a_step_that_training_deletes_meanwhile_is_not_listed(opened, three, mon
     assert [entry.step for entry in checkpoint.entries(three, contents='all')] == [12, 4]
 
 
+def test_files_of_a_save_that_come_and_go_meanwhile_are_no_error(opened, three, monkeypatch):
+    def renamed(folder):
+        if folder.name in busy:
+            raise FileNotFoundError(2, 'No such file', f'{folder}/d/x.__lock')
+        return size(folder)
+
+    size = manifest.size
+    monkeypatch.setattr(manifest, 'size', renamed)
+    folder = three / 'checkpoints'
+    busy = ['16.unsealed.x', '4.deleting']
+    for name in busy:
+        (folder / name).mkdir()
+    steps = [entry.step for entry in checkpoint.entries(three, contents='none')]
+    assert steps == [12, 8, 4]
+    busy.append('8')
+    for path in three, folder / '8':
+        with pytest.raises(FileNotFoundError):
+            list(checkpoint.entries(path, contents='none'))
+
+
 def test_on_object_storage_what_has_no_manifest_is_no_step(opened, three, monkeypatch, capsys):
     """A save that was killed has the name of a step there, also the first of all."""
     monkeypatch.setattr(whole_file, 'is_remote', lambda path: True)
@@ -545,6 +569,9 @@ def test_what_cannot_be_deleted_stops_nothing(opened, tmp_path, monkeypatch, cap
     checkpoints = saved(opened, 4, keep=1)
     rename = type(checkpoints.folder).rename
 
+    def broken(path):
+        raise RuntimeError('503')  # as clients of object storage do
+
     def busy(path, target):
         if path.name == '4':
             raise OSError(39, 'Directory not empty')
@@ -555,6 +582,11 @@ def test_what_cannot_be_deleted_stops_nothing(opened, tmp_path, monkeypatch, cap
         checkpoints.save(8, state(8), ABOUT)
         checkpoints.wait()
     assert '4 cannot be deleted: [Errno 39]' in capsys.readouterr().err
+    (checkpoints.folder / '2.deleting').mkdir()
+    with monkeypatch.context() as m:
+        m.setattr(type(checkpoints.folder), 'rmtree', broken)
+        assert opened().newest()[0] == 8
+    assert '2.deleting cannot be deleted: 503' in capsys.readouterr().err
     assert checkpoint.steps(checkpoints.folder) == [8, 4]
     checkpoints.save(12, state(12), ABOUT)
     checkpoints.wait()

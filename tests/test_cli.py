@@ -320,6 +320,8 @@ def test_a_report_that_exists_is_not_overwritten(evaluate, tmp_path):
     (tmp_path / 'report.json').write_text('mine')
     assert 'report.json exists; name a new file' in evaluate('retrieval')
     assert 'a name that ends in .json' in evaluate('retrieval', f'--out={tmp_path / "r"}')
+    remote = evaluate('retrieval', '--out=gs://bucket/r.json')
+    assert '--out: gs://bucket/r.json: expected a place on this machine' in remote
 
 
 def test_a_report_is_written(capfd, tiny_run, tiny_tars, tmp_path):

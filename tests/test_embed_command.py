@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import COLOURS, clip_jax_command, environment
 from etils import epath
+from PIL import Image
 from test_cli import hashes
 from test_hosts import free_port
 
@@ -356,6 +357,19 @@ def test_other_options_in_a_folder_are_named(arguments, folder, fails, tiny_conf
         assert message in fails(*arguments, out, option)
     assert 'source_records was 64, is 63' not in fails(*arguments, out, '--batch-size=5')
     assert hashes(folder) == before
+
+
+def test_other_names_of_classes_are_refused(folder, fails, tiny_run, tmp_path):
+    for name, colour in ('blue', (0, 0, 255)), ('red', (255, 0, 0)):
+        (tmp_path / 'pets' / name).mkdir(parents=True)
+        Image.new('RGB', (24, 24), colour).save(tmp_path / 'pets' / name / '0.png')
+    arguments = 'embed', f'--model={tiny_run}', f'--data=folder:{tmp_path}/pets', *SMALL
+    run(*arguments, f'--out={tmp_path / "x"}')
+    (tmp_path / 'pets' / 'blue').rename(tmp_path / 'pets' / 'sky')  # the second one now
+    before = hashes(tmp_path / 'x')
+    message = fails(*arguments, f'--out={tmp_path / "x"}')
+    assert 'begun otherwise: other names of classes, or in another order. Give' in message
+    assert hashes(tmp_path / 'x') == before
 
 
 def other_run(run_directory: Path, place: Path) -> Path:

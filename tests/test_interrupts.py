@@ -89,6 +89,8 @@ def machine(monkeypatch):
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv('GCE_METADATA_HOST', f'localhost:{server.server_port}')
+    monkeypatch.setenv('http_proxy', 'http://localhost:9')  # nobody is there
+    monkeypatch.setenv('no_proxy', '')
     yield Machine.values
     Machine.values |= dict.fromkeys(Machine.values, 'over')
     server.shutdown()

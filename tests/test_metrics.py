@@ -323,3 +323,12 @@ assert not found, found
     )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / 'run' / 'metrics.jsonl').exists()
+
+
+def test_lines_are_on_the_disk_when_they_are_to_be_safe(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, 'fsync', lambda number: synced.append(os.fstat(number).st_ino))
+    writer = metrics.JsonlWriter(tmp_path / 'metrics.jsonl')
+    writer.write_scalars(1, {'loss': 1.0})
+    writer.flush()
+    assert synced == [(tmp_path / 'metrics.jsonl').stat().st_ino]

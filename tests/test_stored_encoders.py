@@ -50,3 +50,10 @@ def test_reports_say_in_what_rows_were_computed(clip, stored):
         'device': 'cpu',
     }
     assert encoders.maker(stored, 'bfloat16').model.dtype == 'bfloat16'
+    # Without a model, that of the folder embeds texts that have no rows.
+    _, encode_text = encoders.for_evaluation(None, [stored], dtype='float32')
+    assert encoders.used(None, encode_text) is None
+    encode_text('a text of its own')
+    found = encoders.used(None, encode_text)
+    assert encoders.how(found, [stored])['arithmetic'] == 'float32'
+    assert encoders.used(clip, encode_text) is encoders.used(clip, clip.encode_text) is clip

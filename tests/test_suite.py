@@ -160,6 +160,19 @@ def test_a_line_that_fails_is_listed_and_the_others_run(run, tiny_run, tmp_path)
     assert cells(table, 'colours')[3] != 'failed' and not list(out.glob('*/unnamed.json'))
 
 
+def test_the_table_is_shown_even_if_it_cannot_be_written(run, tiny_run, tmp_path, monkeypatch):
+    code, table, said = run(f'--model={tiny_run}', f'--out={tmp_path / "page.py" / "out"}')
+    assert (code, table) == (1, '') and 'page.py is no folder' in said  # before anything runs
+
+    def full(*_):
+        raise OSError('no space left')
+
+    monkeypatch.setattr(suite, 'write', full)
+    code, table, said = run(f'--model={tiny_run}', f'--out={tmp_path / "out"}')
+    assert code == 1 and said.endswith('clip-jax eval: no space left\n')
+    assert float(cells(table, 'colours')[3]) > 0
+
+
 def test_any_error_is_that_of_its_line(run, tiny_run, monkeypatch):
     def out_of_memory(*_, **__):
         raise RuntimeError('RESOURCE_EXHAUSTED:\nout of memory')
@@ -363,6 +376,11 @@ def test_the_names_of_tfds_are_those_that_it_builds():
 
     module, _ = clip27()
     specs = [spec for train, test, *_ in module.SETS.values() for spec in (train, test)]
+    assert {*module.VALIDATION} <= {*module.SETS}
+    for name, validation in module.VALIDATION.items():
+        assert validation == f'{module.SETS[name][0].removesuffix("/train")}/validation'
+        splits = tfds.builder(validation.split(':')[1].rpartition('/')[0]).info.splits
+        assert not splits or 'validation' in splits
     names = {spec.split(':')[1].split('/')[0] for spec in specs if spec.startswith('tfds:')}
     assert names <= {*tfds.list_builders(with_community_datasets=False)} and len(names) == 16
     folders = {spec for spec in specs if spec.startswith('folder:')}

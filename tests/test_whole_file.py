@@ -36,3 +36,13 @@ def test_own_files_are_no_others_whole_or_not(tmp_path):
         (tmp_path / name).touch()
     found = whole_file.others(epath.Path(tmp_path), 'a.json', 'b.json')
     assert found == ['c.json.partial', 'd']
+
+
+def test_a_place_is_on_this_machine_and_can_be_written_to(tmp_path):
+    whole_file.check_place(tmp_path / 'a' / 'b', '--out')
+    (tmp_path / 'file').write_text('mine')
+    with pytest.raises(ValueError, match=r'^--out: .*/file is no folder$'):
+        whole_file.check_place(tmp_path / 'file' / 'a' / 'b', '--out')
+    with pytest.raises(ValueError, match=r'^save: gs://a/b: expected a place on this machine$'):
+        whole_file.check_place('gs://a/b', 'save')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['file']

@@ -135,8 +135,9 @@ class Regression:
         else:  # rows drawn in proportion, at even distances
             edges = np.cumsum(curvature)
             drawn = np.searchsorted(edges, (np.arange(count) + 0.5) / count * edges[-1])
-            sample = self._standard(self.given[drawn])
-            hessian = (sample.T @ sample).astype(float) * (mean / count)
+            # In float64: rounding leaves features that depend on each other no negative curvature.
+            sample = self._standard(self.given[drawn]).astype(float)
+            hessian = sample.T @ sample * (mean / count)
         floor = 1e-6 * mean  # for directions without data: second moments are about 1 on average
         hessian[np.diag_indices_from(hessian)] += penalty / self.scale.astype(float) ** 2 + floor
         root = scipy.linalg.cholesky(hessian, lower=True)

@@ -116,9 +116,13 @@ class Probe:
 
 
 def check_place(path: str | os.PathLike) -> pathlib.Path:
-    """Returns where a probe may be saved; ValueError if something else lies there."""
+    """Returns where a probe may be saved; ValueError if something else lies there, or if nothing
+    can be written there.
+    """
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise ValueError(f'save is {path!r}; expected the name of a file')
+    if hosts.is_first():  # which writes it
+        whole_file.check_place(os.path.expanduser(path), 'save')
     path = pathlib.Path(path).expanduser()
     if path.exists():
         try:

@@ -28,13 +28,8 @@ SETS = {
         'mean_per_class',
         'aircraft',
     ),
-    'voc2007': (
-        'tfds:voc/2007/train+validation',
-        'tfds:voc/2007/test',
-        'map_11_point',
-        'general',
-    ),
-    'dtd': ('tfds:dtd/train+validation', 'tfds:dtd/test', 'accuracy', 'textures'),
+    'voc2007': ('tfds:voc/2007/train', 'tfds:voc/2007/test', 'map_11_point', 'general'),
+    'dtd': ('tfds:dtd/train', 'tfds:dtd/test', 'accuracy', 'textures'),
     'oxford_pets': (
         'tfds:oxford_iiit_pet/train',
         'tfds:oxford_iiit_pet/test',
@@ -43,7 +38,7 @@ SETS = {
     ),
     'caltech101': ('tfds:caltech101/train', 'tfds:caltech101/test', 'mean_per_class', 'general'),
     'oxford_flowers': (
-        'tfds:oxford_flowers102/train+validation',
+        'tfds:oxford_flowers102/train',
         'tfds:oxford_flowers102/test',
         'mean_per_class',
         'flowers',
@@ -110,6 +105,13 @@ SETS = {
     ),
     'imagenet': ('tfds:imagenet2012/train', 'tfds:imagenet2012/validation', 'accuracy', 'general'),
 }
+# Where a set has images to choose C by: the probe's last fit sees these too.
+VALIDATION = {
+    'dtd': 'tfds:dtd/validation',
+    'oxford_flowers': 'tfds:oxford_flowers102/validation',
+    'patch_camelyon': 'tfds:patch_camelyon/validation',
+    'voc2007': 'tfds:voc/2007/validation',
+}
 # Options of the source, where a set needs some.
 SOURCES = {'voc2007': {'label_key': 'labels'}}
 # Names of classes, in the order of labels, where those of the set are no words; a file of them has
@@ -155,6 +157,8 @@ def linear_probe(name: str) -> dict:
     """The line of a set for the linear probe."""
     train, test, metric, _ = SETS[name]
     line = {'eval': 'linear_probe', 'data': test, 'train': train, 'metric': metric, 'score': metric}
+    if name in VALIDATION:
+        line['validation'] = VALIDATION[name]
     return line | _source(name)
 
 

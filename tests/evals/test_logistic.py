@@ -119,6 +119,22 @@ def test_ill_conditioned_features_have_the_same_optimum(C):
     assert abs(found / best - 1) < 1e-4
 
 
+@pytest.mark.parametrize('C', [1e-6, 1, 1e4, 1e6])
+def test_features_that_depend_on_each_other_have_an_optimum(C):
+    # More rows than curvature is measured on, all in a plane of two dimensions.
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(6000, 2))
+    rows = (factors @ rng.normal(size=(2, 256))).astype(np.float32)
+    labels = (factors[:, 0] + rng.normal(0, 0.3, size=6000) > 0).astype(int)
+    fit = Regression(rows, labels, 2).fit(C)
+    assert fit.converged
+    plane = np.linalg.svd(rows, full_matrices=False)[2][:2].T  # the same in two features
+    weights, bias = reference(rows @ plane, labels, C)
+    best = objective(plane @ weights, bias, rows, labels[:, None] == 1, C)
+    found = objective(fit.weights, fit.bias, rows, labels[:, None] == 1, C)
+    assert abs(found / best - 1) < 1e-4
+
+
 def newton(rows, labels, classes, C):
     """The optimum by damped Newton steps in float64, on centred rows."""
     center = rows.mean(axis=0, dtype=np.float64)
