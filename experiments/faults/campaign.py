@@ -163,6 +163,12 @@ def moments(
     return happened
 
 
+def over(count: int, args: argparse.Namespace) -> tuple[str, str, bool]:
+    """What is said of a run that ended before all was done to it."""
+    happened = f'the run was over after {count} of {args.times} times'
+    return happened, 'more --config.total_steps or another --workdir is needed', False
+
+
 def kill(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, str, bool]]:
     """kill -9 at random moments, of all processes or, every fifth time, of one: then the others
     have to end by themselves.
@@ -173,6 +179,7 @@ def kill(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, st
     while count < args.times:
         attempt = Attempt(args, workdir)
         if not attempt.until(moments(args, settings, rng, attempt, count)):
+            yield over(count, args)
             break
         alone = args.processes > 1 and count % 5 == 4
         victims = [rng.randrange(args.processes)] if alone else None
@@ -202,6 +209,7 @@ def term(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, st
     for count in range(args.times):
         attempt = Attempt(args, workdir)
         if not attempt.until(lambda attempt=attempt: attempt.step() > 0):
+            yield over(count, args)
             break
         time.sleep(rng.uniform(0, 3))
         before, struck = attempt.step(), time.monotonic()
@@ -226,6 +234,7 @@ def freeze(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, 
     for count in range(args.times):
         attempt = Attempt(args, workdir, f'--config.step_timeout={limit}')
         if not attempt.until(lambda attempt=attempt: attempt.step() > 0):
+            yield over(count, args)
             break
         time.sleep(rng.uniform(0, 3))
         victim = count % args.processes
