@@ -590,8 +590,7 @@ def _out(args: argparse.Namespace) -> pathlib.Path | None:
         return None
     from clip_jax import whole_file
 
-    if whole_file.is_remote(args.out):
-        raise ValueError(f'--out: {args.out}: expected a place on this machine')
+    whole_file.check_local(args.out, '--out')
     return pathlib.Path(args.out).expanduser()
 
 

@@ -26,8 +26,9 @@ def write(
 ) -> list[pathlib.Path]:
     """Writes a report and its figures, all or nothing; returns the paths, the report's first."""
     out = out.expanduser()
-    names = {'prefix': f'.{out.name}.', 'suffix': '.partial'}
-    temporary = tempfile.mkdtemp(**names, dir=whole_file.nearest(out))
+    temporary = tempfile.mkdtemp(
+        prefix=f'.{out.name}.', suffix='.partial', dir=whole_file.nearest(out)
+    )
     work = pathlib.Path(temporary)
     try:
         folder = work / 'figures'

@@ -15,12 +15,17 @@ def is_remote(path: str | os.PathLike) -> bool:
     return '://' in str(path)
 
 
+def check_local(path: str | os.PathLike, what: str) -> None:
+    """ValueError, which begins with `what`, if a path is not on this machine."""
+    if is_remote(path):
+        raise ValueError(f'{what}: {path}: expected a place on this machine')
+
+
 def check_place(path: str | os.PathLike, what: str) -> None:
     """ValueError, which begins with `what`, if a path is not on this machine, or no file can be
     written to it.
     """
-    if is_remote(path):
-        raise ValueError(f'{what}: {path}: expected a place on this machine')
+    check_local(path, what)
     folder = nearest(path)
     if not folder.is_dir():
         raise ValueError(f'{what}: {folder} is no folder')
