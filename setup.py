@@ -18,8 +18,8 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['clip_jax', 'clip_jax.*']),
-    package_data={'clip_jax': ['assets/*/*.txt']},
-    entry_points={'console_scripts': ['clip-jax = clip_jax.cli:main']},
+    package_data={'clip_jax': ['py.typed', 'prompts/templates/*.txt']},
+    entry_points={'console_scripts': ['clip-jax = clip_jax.cli.main.main:main']},
     install_requires=[
         'absl-py>=2.1',
         'array_record>=0.8; platform_system != "Windows"',

@@ -5,7 +5,7 @@ __version__ = '0.1.0'
 _PUBLIC = {
     'load': 'clip_jax.pretrained',
     'Clip': 'clip_jax.pretrained',
-    'search': 'clip_jax.nearest',
+    'search': 'clip_jax.embeddings.search',
 }
 
 __all__ = ['Clip', '__version__', 'load', 'search']

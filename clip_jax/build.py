@@ -10,13 +10,14 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from clip_jax import lookup, optim
+from clip_jax import lookup
 from clip_jax.data import sources
-from clip_jax.data.bad import BadRecord
-from clip_jax.data.embeddings import Embeddings
+from clip_jax.data.embedding_store import Embeddings
+from clip_jax.data.errors import BadRecord
 from clip_jax.data.sources import open_source
 from clip_jax.data.transforms import Preprocess, decode
-from clip_jax.models import clip, layers, published
+from clip_jax.models import clip, layers, presets
+from clip_jax.step import optimizers
 
 TOKENIZER_CAPTIONS = 1_000_000  # a vocabulary does not get better from more
 # Where neither the config nor what it names says it.
@@ -123,14 +124,14 @@ def architecture(
     the initial scale and bias of the loss.
     """
     if base is None:
-        base = published.architecture(config['published']) if config.get('published') else {}
+        base = presets.architecture(config['preset']) if config.get('preset') else {}
         tokens = ('vocab_size', 'context_length', 'eot_id')
         of_tokenizer = {name: getattr(tokenizer, name) for name in tokens}
         base = {**base, 'text': {**base.get('text', {}), **of_tokenizer}}
         base |= lookup.module('losses', loss).INIT
     fields = {
         **base,
-        **given(config, 'published', 'dtype', *clip.EXECUTION),
+        **given(config, 'preset', 'dtype', *clip.EXECUTION),
         'image': _fields('models.image', config['image'], {**IMAGE, **base.get('image', {})}),
         'text': _fields('models.text', config['text'], {**TEXT, **base['text']}),
     }
@@ -206,14 +207,14 @@ def loss(config: Mapping[str, Any], mesh: Mesh) -> Callable:
         module.IMPLEMENTATIONS,
         what=f'losses/{config["name"]}: implementation',
     )
-    if config['chunk'] < 1:
-        raise ValueError(f'loss.chunk is {config["chunk"]}; expected at least 1')
+    if config['block_size'] < 1:
+        raise ValueError(f'loss.block_size is {config["chunk"]}; expected at least 1')
     return functools.partial(
         module.loss,
         implementation=config['implementation'],
         mesh=mesh,
         axis=mesh.axis_names,
-        chunk=config['chunk'],
+        block_size=config['block_size'],
     )
 
 
@@ -221,13 +222,13 @@ def optimizer(
     config: Mapping[str, Any], total_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns the optimizer of a config and its learning rate as a function of the step."""
-    schedule = optim.warmup_cosine(
+    schedule = optimizers.warmup_cosine(
         peak=config['learning_rate'],
         warmup_steps=config['warmup_steps'],
         total_steps=total_steps,
     )
     options = given(config, 'learning_rate', 'warmup_steps')
-    return bind(optim.adamw, options, what='optimizer', own=1)(schedule), schedule
+    return bind(optimizers.adamw, options, what='optimizer', own=1)(schedule), schedule
 
 
 def preprocess(
@@ -251,7 +252,7 @@ class Evaluation:
     sources: Mapping[str, Any]  # the other data sets that it reads, by option
 
     def __call__(self, encode_image: Callable, encode_text: Callable, data: Any) -> dict[str, Any]:
-        report = {'eval': self.name, **self.evaluate(encode_image, encode_text, data)}
+        report = {'type': self.name, **self.evaluate(encode_image, encode_text, data)}
         left_out = {
             f'{source}: {kind}': found.count
             for source in (data, *self.sources.values())

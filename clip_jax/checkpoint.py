@@ -21,11 +21,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Mesh
 
-from clip_jax import hosts, manifest, sharding, whole_file
-from clip_jax.state import TrainState
+from clip_jax import sharding
+from clip_jax.runtime import atomic, checksums, multihost
+from clip_jax.step.state import TrainState
 
 FOLDER = 'checkpoints'
-UNSEALED, DELETING, DAMAGED = '.unsealed', '.deleting', '.damaged'
+UNSEALED, DELETING, QUARANTINED = '.unsealed', '.deleting', '.damaged'
 USED = ('variables', 'about')  # what is enough to use the model
 
 
@@ -33,7 +34,7 @@ class Checkpoints:
     """The folder `checkpoints/` of a run that is being trained.
 
     `variables` alone are enough to use the model, `training` holds step number, optimizer state,
-    random key and the guard's memory, `about` is JSON: the card, the config, the input position.
+    random key and the skip rule's state, `about` is JSON: the card, the config, the input position.
     Every process calls each method at the same step.
     """
 
@@ -65,7 +66,7 @@ class Checkpoints:
         )
         self._sealing: threading.Thread | None = None
         self._failed: tuple[int, BaseException] | None = None
-        if hosts.is_first():
+        if multihost.is_primary():
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in _inside(self.folder):
                 # Of a process that was killed: never finished, or already given up.
@@ -74,8 +75,10 @@ class Checkpoints:
                 elif path.name.endswith(DELETING):
                     _delete(path)
                 elif path.name.isdecimal() and not _is_sealed(path):
-                    _set_aside(path)
-                    print(f'{path}: without {manifest.NAME}, kept as *{DAMAGED}', file=sys.stderr)
+                    _quarantine(path)
+                    print(
+                        f'{path}: without {checksums.NAME}, kept as *{QUARANTINED}', file=sys.stderr
+                    )
 
     def newest(self) -> tuple[int | None, dict[int, list[str]]]:
         """Returns the newest step that is whole, or None if there is none at all, and what is wrong
@@ -83,22 +86,22 @@ class Checkpoints:
 
         ValueError if there are steps and none is whole, or if one cannot be read.
         """
-        there = hosts.of_first(lambda: steps(self.folder))
-        step, damaged = _newest_whole(self.folder, there, self._troubles)
-        if hosts.is_first():
+        there = multihost.run_on_primary(lambda: steps(self.folder))
+        step, damaged = _newest_valid(self.folder, there, self._troubles)
+        if multihost.is_primary():
             for wrong in damaged:
-                _set_aside(self.folder / str(wrong))
-        hosts.wait('newest')
+                _quarantine(self.folder / str(wrong))
+        multihost.barrier('newest')
         return step, damaged
 
     def _troubles(self, step: int) -> list[str]:
         """What is wrong with a step; each process reads its part."""
         folder, part = self.folder / str(step), (jax.process_index(), jax.process_count())
         try:
-            mine = {'found': manifest.troubles(folder, contents=self._verify, part=part)}
+            mine = {'found': checksums.verify(folder, contents=self._verify, part=part)}
         except Exception as error:  # those of object storage are of many kinds
             mine = {'unreadable': f'{folder}: {error}'}
-        said = hosts.gather(mine)
+        said = multihost.all_gather_objects(mine)
         for one in said:
             if 'unreadable' in one:
                 # Not damage: an older step would throw away work that is there.
@@ -111,9 +114,7 @@ class Checkpoints:
         ValueError if the save before could not be written.
         """
         self.wait()
-        target = self.folder / (
-            str(step) if whole_file.is_remote(self.folder) else f'{step}{UNSEALED}'
-        )
+        target = self.folder / (str(step) if atomic.is_remote(self.folder) else f'{step}{UNSEALED}')
         args = ocp.args.Composite(
             variables=ocp.args.StandardSave(state.variables),
             training=ocp.args.PyTreeSave(_training(state)),
@@ -133,11 +134,11 @@ class Checkpoints:
         """
         try:
             self._orbax.wait_until_finished()
-            if hosts.is_first():
-                manifest.write(target)
-                if not whole_file.is_remote(target):
-                    whole_file.sync(target)
-                    whole_file.give_name(target, self.folder / str(step))
+            if multihost.is_primary():
+                checksums.write(target)
+                if not atomic.is_remote(target):
+                    atomic.sync(target)
+                    atomic.commit(target, self.folder / str(step))
                 self._prune()
         except BaseException as error:  # raised where training looks
             self._failed = step, error
@@ -213,7 +214,7 @@ def kept(
 def _delete(path: epath.Path) -> None:
     """Deletes a step; says so if it cannot be, since nothing is lost."""
     try:
-        if not whole_file.is_remote(path) and not path.name.endswith(DELETING):
+        if not atomic.is_remote(path) and not path.name.endswith(DELETING):
             # Killed in the middle of it, what is left is not taken for a damaged step.
             path = path.rename(path.with_name(path.name + DELETING))
         path.rmtree()
@@ -229,7 +230,7 @@ def steps(folder: epath.Path) -> list[int]:
 
 def _is_sealed(path: epath.Path) -> bool:
     """Whether a save came to its end; on object storage one that did not has a step's name, too."""
-    return not whole_file.is_remote(path) or any(p.name == manifest.NAME for p in path.iterdir())
+    return not atomic.is_remote(path) or any(p.name == checksums.NAME for p in path.iterdir())
 
 
 def as_text(damaged: Mapping[int, Sequence[str]]) -> str:
@@ -243,7 +244,7 @@ def as_text(damaged: Mapping[int, Sequence[str]]) -> str:
 def absolute(path: str | os.PathLike) -> epath.Path:
     """Returns a path that is whole, whatever the folder of the program, also on object storage."""
     path = epath.Path(path)
-    return path if whole_file.is_remote(path) else path.expanduser().resolve()
+    return path if atomic.is_remote(path) else path.expanduser().resolve()
 
 
 def find(path: str | epath.Path) -> epath.Path:
@@ -258,7 +259,7 @@ def find(path: str | epath.Path) -> epath.Path:
             f'{path}: there is no such file or folder; expected a run directory or a checkpoint'
         )
     if is_checkpoint(path):
-        if found := manifest.troubles(path, only=USED):
+        if found := checksums.verify(path, only=USED):
             raise ValueError(f'{path}: this checkpoint is not whole: {"; ".join(found)}')
         return path
     folder = path if path.name == FOLDER else path / FOLDER
@@ -279,12 +280,12 @@ def _newest_with(
     folder: epath.Path, items: tuple[str, ...]
 ) -> tuple[int | None, dict[int, list[str]]]:
     """`_newest_whole` of which these items are looked at alone."""
-    return _newest_whole(
-        folder, steps(folder), lambda step: manifest.troubles(folder / str(step), only=items)
+    return _newest_valid(
+        folder, steps(folder), lambda step: checksums.verify(folder / str(step), only=items)
     )
 
 
-def _newest_whole(
+def _newest_valid(
     folder: epath.Path, there: Sequence[int], troubles: Callable[[int], list[str]]
 ) -> tuple[int | None, dict[int, list[str]]]:
     """The first of some steps that has no troubles, None where there are no steps, and what is
@@ -325,7 +326,7 @@ def entries(path: str | epath.Path, *, contents: str) -> Iterator[Entry]:
         found = [path]
     else:
         folder = path if path.name == FOLDER else path / FOLDER
-        known = re.compile(rf'\d+({UNSEALED}.*|{DELETING}|{DAMAGED}.*)?')
+        known = re.compile(rf'\d+({UNSEALED}.*|{DELETING}|{QUARANTINED}.*)?')
         names = sorted(p.name for p in _inside(folder) if known.fullmatch(p.name))
         names.sort(key=lambda name: -int(name) if name.isdigit() else 1)
         found = [folder / name for name in names]
@@ -343,19 +344,19 @@ def entries(path: str | epath.Path, *, contents: str) -> Iterator[Entry]:
 
 
 def _entry(path: epath.Path, contents: str) -> Entry:
-    stat = manifest.stat(path / manifest.NAME if (path / manifest.NAME).exists() else path)
+    stat = checksums.stat(path / checksums.NAME if (path / checksums.NAME).exists() else path)
     return Entry(
         path=path,
         step=int(path.name) if path.name.isdigit() else None,
-        troubles=manifest.troubles(path, contents=contents),
-        bytes=manifest.size(path) if path.is_dir() else stat.bytes,
+        troubles=checksums.verify(path, contents=contents),
+        bytes=checksums.size(path) if path.is_dir() else stat.bytes,
         written=stat.written,
     )
 
 
 def is_checkpoint(path: epath.Path) -> bool:
     """Whether a folder is one checkpoint, whole or not."""
-    return any((path / name).exists() for name in (manifest.NAME, *USED))
+    return any((path / name).exists() for name in (checksums.NAME, *USED))
 
 
 def newest_card(workdir: epath.Path) -> dict[str, Any] | None:
@@ -363,7 +364,7 @@ def newest_card(workdir: epath.Path) -> dict[str, Any] | None:
     checkpoint. ValueError if there are some and none is whole.
     """
     folder = workdir / FOLDER
-    step = hosts.of_first(lambda: _newest_with(folder, ('about',))[0])
+    step = multihost.run_on_primary(lambda: _newest_with(folder, ('about',))[0])
     return None if step is None else read_about(folder / str(step))['card']
 
 
@@ -431,7 +432,7 @@ def _training(state: TrainState) -> dict[str, Any]:
         'step': state.step,
         'opt_state': state.opt_state,
         'rng': state.rng,
-        'guard': state.guard,
+        'skip_state': state.skip_state,
     }
 
 
@@ -450,10 +451,10 @@ def _inside(folder: epath.Path) -> list[epath.Path]:
         return []
 
 
-def _set_aside(path: epath.Path) -> None:
+def _quarantine(path: epath.Path) -> None:
     """Renames a damaged step, so that its number is free and nothing of it is lost."""
-    aside, count = path.with_name(path.name + DAMAGED), 1
+    aside, count = path.with_name(path.name + QUARANTINED), 1
     while aside.exists():
         count += 1
-        aside = path.with_name(f'{path.name}{DAMAGED}-{count}')
+        aside = path.with_name(f'{path.name}{QUARANTINED}-{count}')
     path.rename(aside)

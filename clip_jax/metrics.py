@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 from etils import epath
 
-from clip_jax import whole_file
+from clip_jax.runtime import atomic
 
 SEND_EVERY = 60.0  # seconds between two uploads of a growing file to object storage
 _NUMBER_OF_WRITER = itertools.count()
@@ -252,7 +252,7 @@ class _GrowingFile:
 
     def __init__(self, path: str | os.PathLike):
         self._path = epath.Path(path)
-        self._remote = whole_file.is_remote(self._path)
+        self._remote = atomic.is_remote(self._path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._remote:
             self._file = io.BytesIO()
@@ -291,7 +291,7 @@ def _mend(path: epath.Path, last_step: int | None) -> None:
         if row is not None and (last_step is None or row['step'] <= last_step)
     )
     if kept != text:
-        whole_file.write(path, kept)
+        atomic.write(path, kept)
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -18,12 +18,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, tokenizers
-from clip_jax.data.records import in_order
-from clip_jax.data.transforms import Preprocess, normalise
+from clip_jax.data.tools.scan import in_order
+from clip_jax.data.transforms import Preprocess, normalize
 from clip_jax.models import clip
 from clip_jax.models.clip import CLIP, shapes, unit
 
-FEATURES = ('embedding', 'trunk')
+FEATURES = ('embedding', 'pre_projection')
 THREADS = min(32, (os.cpu_count() or 1) + 4)  # they also wait for disks and networks
 AHEAD = 2  # batches of images that are prepared while devices work on others
 
@@ -43,12 +43,12 @@ class Clip:
     preprocess: Preprocess
     mesh: Mesh
     batch_size: int = 256
-    attend: Callable[[], Any] | None = None  # called before each batch, in the caller's thread
+    on_batch: Callable[[], Any] | None = None  # called before each batch, in the caller's thread
 
     def encode_image(self, images: Any, *, features: str = 'embedding') -> np.ndarray:
         """Embeds images (PIL images, paths, encoded bytes, uint8 arrays [H, W, 3]; one or many):
-        unit rows [N, D]; of the features 'trunk', the image encoder's rows before the projection,
-        [N, width], not of unit length.
+        unit rows [N, D]; of the features 'pre_projection', the image encoder's rows before the
+        projection, [N, width], not of unit length.
 
         Threads take the images from their sequence and prepare them ahead of the devices.
         """
@@ -133,8 +133,8 @@ class Clip:
         """
         waiting = collections.deque()
         for inputs in batches:
-            if self.attend:
-                self.attend()
+            if self.on_batch:
+                self.on_batch()
             waiting.append((forward(self.variables, self._on_devices(inputs)), len(inputs)))
             if len(waiting) > 1:
                 embedded, count = waiting.popleft()
@@ -179,15 +179,15 @@ def _image_rows(
     features: str,
     where: jax.sharding.Sharding,
 ) -> jax.Array:
-    images = normalise(images, mean, std)
-    if features == 'trunk':
-        rows = model.apply(variables, images, method=_trunk).astype(np.float32)
+    images = normalize(images, mean, std)
+    if features == 'pre_projection':
+        rows = model.apply(variables, images, method=_pre_projection).astype(np.float32)
     else:
         rows = unit(model.apply(variables, images, method='encode_image'))
     return jax.lax.with_sharding_constraint(rows, where)
 
 
-def _trunk(model: CLIP, images: jax.Array) -> jax.Array:
+def _pre_projection(model: CLIP, images: jax.Array) -> jax.Array:
     return model.image(images)
 
 

@@ -4,7 +4,7 @@ r"""CLIP ResNet-50 on a TPU v5e-256: arXiv 2103.00020, tables 18 and 19.
         --config.data.train='tars:gs://BUCKET/pairs/*.tar'
     clip-jax plan --config=configs/clip_rn50.py --topology=v5e:16x16
 
-32 epochs of 400 million pairs; batch normalisation over the whole batch. Not trained by us;
+32 epochs of 400 million pairs; batch normalization over the whole batch. Not trained by us;
 published: 59.6 % zero-shot on ImageNet (table 11). Planned, not measured (experiments/plans): 4.1
 of 16 GiB a chip, 0.21 s a step without collectives, 16 % MFU.
 """
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c = default.get_config().unlock()
     c.batch_size = 32_768
     c.total_steps = 390_625
-    c.model.published = 'RN50'
+    c.model.preset = 'RN50'
     c.model.scan = True
     c.model.remat = 'full'
     c.optimizer.b2 = 0.999

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c = default.get_config().unlock()
     c.batch_size = 32_768
     c.total_steps = 390_625
-    c.model.published = 'ViT-B-32'
+    c.model.preset = 'ViT-B-32'
     c.model.scan = True
     c.model.remat = 'dots'
     return c.lock()

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.batch_size = 79_104
     c.total_steps = 404_531
     c.mesh.fsdp = 8
-    c.model.published = 'ViT-H-14'
+    c.model.preset = 'ViT-H-14'
     c.model.scan = True
     c.model.remat = 'full'
     return c.lock()

@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     c = default.get_config().unlock()
     c.batch_size = 32_768
     c.total_steps = 390_625
-    c.model.published = 'ViT-L-14'
+    c.model.preset = 'ViT-L-14'
     c.optimizer.learning_rate = 4e-4
     c.model.scan = True
     c.model.remat = 'dots'

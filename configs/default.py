@@ -13,7 +13,7 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
     """Returns the defaults."""
     c = ConfigDict()
-    c.seed = 0  # of initialisation, shuffling, augmentation and dropout
+    c.seed = 0  # of initialization, shuffling, augmentation and dropout
     c.batch_size = 1024  # pairs a step, over all devices; each pair's negatives are all the others
     c.microbatches = 1  # parts of a batch that are embedded one after the other; saves memory
     c.total_steps = 100_000  # updates; the learning rate ends at 0 there
@@ -33,10 +33,10 @@ def get_config() -> ConfigDict:
     c.checkpoint.best_mode = 'max'  # or min
     c.checkpoint.verify = 'all'  # checksums, before a run goes on; sampled: of some large files
 
-    c.guard = ConfigDict()
-    c.guard.max_skipped = 10  # updates in a row that cannot be made before the run stops
+    c.skip_updates = ConfigDict()
+    c.skip_updates.max_consecutive = 10  # updates in a row that cannot be made before the run stops
     # Skip an update whose loss lies so many standard deviations above the last 128; 0: never.
-    c.guard.spike = 0.0
+    c.skip_updates.loss_spike_std = 0.0
 
     # A folder for compiled programs: a restart finds them there. All hosts must see it, and whoever
     # can write to it can run code here.
@@ -54,7 +54,9 @@ def get_config() -> ConfigDict:
     c.data.num_threads = 4  # threads that read and decode
     c.data.num_workers = 0  # processes with as many threads each; 0: threads of this process
     c.data.caption = 'random'  # of several captions of an image; or first, longest
-    c.data.max_bad = 0.05  # share of records that cannot be used, above which the run stops
+    c.data.max_bad_fraction = (
+        0.05  # share of records that cannot be used, above which the run stops
+    )
     # What is not trained on; 0: no such bound. Counted, and replaced as bad records are.
     c.data.filter = ConfigDict()
     c.data.filter.min_side = 0  # pixels of an image's shorter side
@@ -64,9 +66,9 @@ def get_config() -> ConfigDict:
     c.data.augment = ConfigDict()
     c.data.augment.crop_scale = (0.9, 1.0)  # random resized crop: share of the area that stays
     c.data.augment.flip = 0.0  # probability of mirroring; captions may speak of left and right
-    c.data.augment.colour_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
-    c.data.augment.colour_jitter_p = 0.8  # probability of that
-    c.data.augment.grey = 0.0  # probability of losing all colour
+    c.data.augment.color_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
+    c.data.augment.color_jitter_prob = 0.8  # probability of that
+    c.data.augment.grayscale = 0.0  # probability of losing all color
     # Options of each kind of source, for every SPEC of that kind.
     c.data.options = ConfigDict()
     c.data.options.tfds = ConfigDict()
@@ -93,9 +95,9 @@ def get_config() -> ConfigDict:
         *('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'tif', 'tiff'),
     )
 
-    # Evaluation preprocessing; part of the card. What is not set is OpenAI's, or init.path's.
+    # Evaluation preprocessing; part of the card. What is not set is OpenAI's, or init_from's.
     c.preprocess = ConfigDict()
-    c.preprocess.resize = placeholder(str)  # shortest (side, then centre crop; not set) or squash
+    c.preprocess.resize = placeholder(str)  # shortest (side, then center crop; not set) or squash
     c.preprocess.interpolation = placeholder(str)  # bicubic (not set), bilinear, …
     c.preprocess.mean = placeholder(tuple)  # of red, green, blue
     c.preprocess.std = placeholder(tuple)  # as above
@@ -107,7 +109,7 @@ def get_config() -> ConfigDict:
     c.tokenizer.vocab_size = placeholder(int)  # sentencepiece: pieces to train
 
     c.model = ConfigDict()
-    c.model.published = 'ViT-B-32'  # a name in models/published.py; '': sizes stand below
+    c.model.preset = 'ViT-B-32'  # a name in models/presets.py; '': sizes stand below
     c.model.embed_dim = placeholder(int)  # of the space that images and texts share
     c.model.dtype = 'auto'  # of arithmetic: float32, bfloat16; auto: bfloat16 on accelerators
     c.model.remat = 'none'  # what is computed again backward: none, dots (all but dense), full
@@ -151,17 +153,16 @@ def get_config() -> ConfigDict:
 
     # Training begins from a checkpoint of any known layout: a run directory, or files of OpenAI,
     # open_clip, Hugging Face or big_vision. Its architecture, tokenizer and preprocessing take the
-    # place of model.published, tokenizer and the defaults of preprocess; what is set in model and
+    # place of model.preset, tokenizer and the defaults of preprocess; what is set in model and
     # preprocess changes them, and with another model.image.image_size positions are interpolated.
-    c.init = ConfigDict()
-    c.init.path = placeholder(str)  # not set: random numbers
+    c.init_from = placeholder(str)  # not set: random numbers
 
     c.loss = ConfigDict()
     c.loss.name = 'softmax'  # a file of losses/: softmax (CLIP) or sigmoid (SigLIP)
     # gather: each device makes its images' similarities to all texts, tile by tile; ring: texts go
     # from device to device, for batches whose texts do not fit; dense: the whole matrix at once.
     c.loss.implementation = 'gather'
-    c.loss.chunk = 512  # texts in a tile
+    c.loss.block_size = 512  # texts in a tile
 
     # AdamW with linear warm-up, then half a cosine to 0.
     c.optimizer = ConfigDict()
@@ -171,9 +172,9 @@ def get_config() -> ConfigDict:
     c.optimizer.b2 = 0.98  # decay of the mean of their squares
     c.optimizer.eps = 1e-6  # added to the root of that
     c.optimizer.weight_decay = 0.2  # of kernels and embeddings; times the learning rate
-    c.optimizer.clip_norm = 1.0  # of the gradient's global norm; 0: not clipped
+    c.optimizer.grad_clip_norm = 1.0  # of the gradient's global norm; 0: not clipped
 
     # A name of your choice -> a file of evals/, a SPEC, and that file's options, for instance
-    # c.evals.pets = ConfigDict({'eval': 'zeroshot', 'data': 'tfds:oxford_iiit_pet/test'})
+    # c.evals.pets = ConfigDict({'type': 'zeroshot', 'data': 'tfds:oxford_iiit_pet/test'})
     c.evals = ConfigDict()
     return c.lock()

@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     c.tokenizer.vocab_size = 3000
     c.tokenizer.context_length = 20
 
-    c.model.published = ''
+    c.model.preset = ''
     c.model.embed_dim = 192
     c.model.image.update(image_size=64, patch_size=8, width=192, depth=6, heads=3, mlp_dim=768)
     c.model.image.update(pool='cls', positions='sincos2d', pre_norm=False, patch_dropout=0.5)
@@ -40,5 +40,5 @@ def get_config() -> ConfigDict:
     c.optimizer.warmup_steps = 90
     c.optimizer.weight_decay = 0.2
 
-    c.evals.retrieval = ConfigDict({'eval': 'retrieval', 'data': 'tars:flickr8k/val-*.tar'})
+    c.evals.retrieval = ConfigDict({'type': 'retrieval', 'data': 'tars:flickr8k/val-*.tar'})
     return c.lock()

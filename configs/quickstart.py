@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     c.tokenizer.vocab_size = 320
     c.tokenizer.context_length = 20
 
-    c.model.published = ''
+    c.model.preset = ''
     c.model.embed_dim = 128
     c.model.image.update(image_size=32, patch_size=8, width=128, depth=4, heads=4, mlp_dim=512)
     c.model.image.update(pool='cls', positions='sincos2d', pre_norm=False)
@@ -37,11 +37,11 @@ def get_config() -> ConfigDict:
     c.optimizer.weight_decay = 0.1
 
     heldout = {
-        'eval': 'zeroshot',
+        'type': 'zeroshot',
         'data': 'tfds:shapes_captions/test_heldout',
         'templates': 'shapes',
     }
     c.evals.zeroshot = ConfigDict({**heldout, 'classes': 'present'})  # pairs never seen in training
     c.evals.zeroshot_all = ConfigDict({**heldout, 'classes': 'all'})  # among seen pairs as well
-    c.evals.retrieval = ConfigDict({'eval': 'retrieval', 'data': 'tfds:shapes_captions/test'})
+    c.evals.retrieval = ConfigDict({'type': 'retrieval', 'data': 'tfds:shapes_captions/test'})
     return c.lock()

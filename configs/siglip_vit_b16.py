@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.total_steps = 1_220_703
     c.tokenizer.update(name='sentencepiece', vocab_size=32_000, context_length=64)
     c.preprocess.update(resize='squash', mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    c.model.published = 'ViT-B-16-SigLIP'
+    c.model.preset = 'ViT-B-16-SigLIP'
     c.model.scan = True
     c.model.remat = 'dots'
     c.loss.name = 'sigmoid'

@@ -31,7 +31,7 @@ CACHE = {
 }
 
 ROOT = Path(__file__).parents[1]
-COLOURS = {'red': (210, 30, 30), 'green': (30, 160, 40), 'blue': (40, 50, 200), 'white': (240,) * 3}
+COLORS = {'red': (210, 30, 30), 'green': (30, 160, 40), 'blue': (40, 50, 200), 'white': (240,) * 3}
 
 
 # Files that take minutes come first, so that no process of the tests waits long for the other.
@@ -44,17 +44,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope='session')
 def tiny_tars(tmp_path_factory) -> str:
-    """SPEC of a tar shard of 64 plain coloured JPEGs of 24 to 40 pixels, two captions and a label
+    """SPEC of a tar shard of 64 plain colored JPEGs of 24 to 40 pixels, two captions and a label
     each.
     """
     path = tmp_path_factory.mktemp('tars') / 'tiny-00000.tar'
     rng = np.random.default_rng(0)
     with tarfile.open(path, 'w') as tar:
         for i in range(64):
-            label = i % len(COLOURS)
-            name, colour = list(COLOURS.items())[label]
+            label = i % len(COLORS)
+            name, color = list(COLORS.items())[label]
             size = (*rng.integers(24, 40, 2), 3)
-            pixels = np.clip(np.array(colour) + rng.normal(0, 20, size), 0, 255).astype(np.uint8)
+            pixels = np.clip(np.array(color) + rng.normal(0, 20, size), 0, 255).astype(np.uint8)
             image = io.BytesIO()
             Image.fromarray(pixels).save(image, 'JPEG')
             captions = f'a {name} picture\nsomething {name}\n'
@@ -70,8 +70,8 @@ def tiny_tars(tmp_path_factory) -> str:
 def tiny_config(tiny_tars, tmp_path_factory) -> Path:
     """A config file for a model that trains in seconds on `tiny_tars`."""
     folder = tmp_path_factory.mktemp('configs')
-    classes = folder / 'colours.txt'
-    classes.write_text('\n'.join(COLOURS) + '\n')
+    classes = folder / 'colors.txt'
+    classes.write_text('\n'.join(COLORS) + '\n')
     (folder / 'default.py').write_text((ROOT / 'configs/default.py').read_text())
     config = folder / 'tiny.py'
     config.write_text(f"""
@@ -86,14 +86,14 @@ def get_config():
     c.data.augment.crop_scale = (0.6, 1.0)
     c.data.augment.flip = 0.5
     c.tokenizer.update(name='sentencepiece', vocab_size=40, context_length=12)
-    c.model.published, c.model.embed_dim = '', 16
+    c.model.preset, c.model.embed_dim = '', 16
     small = dict(width=32, depth=2, heads=2, mlp_dim=64)
     c.model.image.update(image_size=16, patch_size=8, patch_dropout=0.25, **small)
     c.model.text.update(**small)
     c.optimizer.update(learning_rate=3e-3, warmup_steps=2)
     c.evals.zeroshot = ConfigDict(dict(
-        eval='zeroshot', data=c.data.train, classes={str(classes)!r}, templates=['a {{}} picture']))
-    c.evals.retrieval = ConfigDict(dict(eval='retrieval', data=c.data.train))
+        type='zeroshot', data=c.data.train, classes={str(classes)!r}, templates=['a {{}} picture']))
+    c.evals.retrieval = ConfigDict(dict(type='retrieval', data=c.data.train))
     return c.lock()
 """)
     return config
@@ -101,7 +101,7 @@ def get_config():
 
 def clip_jax_command(*arguments: str) -> list[str]:
     """The command line of a fresh `clip-jax` process."""
-    return [sys.executable, '-c', 'from clip_jax.cli import main; main()', *arguments]
+    return [sys.executable, '-c', 'from clip_jax.cli.main import main; main()', *arguments]
 
 
 def environment(devices: int = 1, *, alone: bool = True) -> dict[str, str]:

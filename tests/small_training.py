@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import optax
 
-from clip_jax import build, lookup, optim, sharding, state
+from clip_jax import build, lookup, sharding
 from clip_jax.data import transforms
 from clip_jax.models import clip
-from clip_jax.train import bind_step
+from clip_jax.step import optimizers, state
+from clip_jax.step.train_step import bind_step
 
 SMALL = {'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 64}
 TEXT = {'name': 'transformer', 'vocab_size': 80, 'context_length': 8, 'eot_id': 3, **SMALL}
@@ -52,7 +53,7 @@ def setup(
 ) -> tuple[state.TrainState, Callable, Callable]:
     """A new state on so many devices, its step, and what puts a batch there."""
     mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp, tensor=tensor)
-    loss = {'name': 'softmax', 'implementation': 'gather', 'chunk': 8, **(loss or {})}
+    loss = {'name': 'softmax', 'implementation': 'gather', 'block_size': 8, **(loss or {})}
     card = {**lookup.module('losses', loss['name']).INIT, **card}
     model, optimizer = build.model(card, **execution), make_optimizer(learning_rate)
     step = jax.jit(
@@ -73,14 +74,16 @@ def setup(
     initial = jax.tree.map(
         lambda x, shape: jax.device_put(x, shape.sharding),
         _initial(json.dumps(card)),
-        state.shapes(model, optimizer, mesh),
+        state.abstract_state(model, optimizer, mesh),
     )
     return initial, run, functools.partial(jax.device_put, device=sharding.over_batch(mesh))
 
 
 def make_optimizer(learning_rate: float) -> optax.GradientTransformation:
-    schedule = optim.warmup_cosine(peak=learning_rate, warmup_steps=5, total_steps=200)
-    return optim.adamw(schedule, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, clip_norm=1.0)
+    schedule = optimizers.warmup_cosine(peak=learning_rate, warmup_steps=5, total_steps=200)
+    return optimizers.adamw(
+        schedule, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, grad_clip_norm=1.0
+    )
 
 
 @functools.cache
@@ -93,7 +96,7 @@ def _initial(card: str) -> state.TrainState:
 
 def steps(devices: int, encoder: str, *, count: int = 20, **options: Any) -> tuple:
     """Losses of so many steps with dropout, and the state after them."""
-    # In a ResNet, batch normalisation and ReLU let differences of rounding grow.
+    # In a ResNet, batch normalization and ReLU let differences of rounding grow.
     batch_size, rate = {'vit': (32, 1e-4), 'resnet': (64, 3e-5)}[encoder]
     card = CARDS[encoder]
     current, step, put = setup(devices, card=card, learning_rate=rate, **options)

@@ -28,7 +28,7 @@ def test_parts_of_a_sharded_batch_do_too():
     assert_same(steps(8, 'vit', loss=ring, **how), on_one_device('vit', 'sigmoid'))
 
 
-def test_parts_of_a_batch_are_normalised_by_themselves():
+def test_parts_of_a_batch_are_normalized_by_themselves():
     """A ResNet's loss is that of its parts' outputs, its running averages see one after another."""
     card = {**softmax.INIT, **CARDS['resnet']}
     current, step, put = setup(1, card=card, microbatches=4)
@@ -37,7 +37,7 @@ def test_parts_of_a_batch_are_normalised_by_themselves():
     embed = jax.jit(functools.partial(build.model(card).apply, train=True, mutable='batch_stats'))
     variables, rows = current.variables, {'image': np.zeros((32, 16)), 'text': np.zeros((32, 16))}
     for i in range(4):
-        part = transforms.normalise(
+        part = transforms.normalize(
             data['image'][i::4], mean=transforms.CLIP_MEAN, std=transforms.CLIP_STD
         )
         (image, text, scale, _), new = embed(variables, part, data['tokens'][i::4])

@@ -95,7 +95,9 @@ def arguments(broken_tars, tiny_config) -> list[str]:
 @pytest.fixture(scope='module')
 def done(arguments, clip_jax_cli, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('runs') / 'broken'
-    ended = clip_jax_cli('train', *arguments, '--config.data.max_bad=0.5', f'--workdir={workdir}')
+    ended = clip_jax_cli(
+        'train', *arguments, '--config.data.max_bad_fraction=0.5', f'--workdir={workdir}'
+    )
     assert ended.returncode == 0, ended.stderr
     return workdir, ended
 
@@ -139,7 +141,9 @@ def test_a_run_that_goes_on_counts_as_one_that_never_stopped(
     shutil.copytree(workdir, again)
     os.remove(again / 'summary.json')
     shutil.rmtree(again / 'checkpoints/12')
-    ended = clip_jax_cli('train', *arguments, '--config.data.max_bad=0.5', f'--workdir={again}')
+    ended = clip_jax_cli(
+        'train', *arguments, '--config.data.max_bad_fraction=0.5', f'--workdir={again}'
+    )
     assert ended.returncode == 0, ended.stderr
     assert 'goes on at step 8 of 12' in ended.stdout
     assert summary(again)['bad_records'] == summary(workdir)['bad_records']
@@ -149,11 +153,15 @@ def test_a_run_that_goes_on_counts_as_one_that_never_stopped(
 
 def test_too_much_of_it_ends_the_run(arguments, clip_jax_cli, tmp_path):
     workdir = tmp_path / 'run'
-    flags = '--config.data.max_bad=0.05', '--config.total_steps=60', '--config.eval_every=60'
+    flags = (
+        '--config.data.max_bad_fraction=0.05',
+        '--config.total_steps=60',
+        '--config.eval_every=60',
+    )
     ended = clip_jax_cli('train', *arguments, *flags, f'--workdir={workdir}')
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()[-1:]
-    assert 'cannot be used, more than data.max_bad, 5.0%' in line
+    assert 'cannot be used, more than data.max_bad_fraction, 5.0%' in line
     assert 'truncated' in line and 'clip-jax data verify' in line and 'Traceback' not in line
     assert 32 <= len(listed(workdir)) < 64
     assert max(int(x.name) for x in (workdir / 'checkpoints').iterdir()) % 4 == 0

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import COLOURS
+from conftest import COLORS
 
 from clip_jax import build, lookup, sharding
-from clip_jax.data.bad import LeftOut
+from clip_jax.data.errors import Skipped
 from clip_jax.models import clip
 
 IMAGE = {'name': 'vit', 'variant': 'B/16', 'image_size': 32}
@@ -23,7 +23,7 @@ OPTIMIZER = {
     'b2': 0.98,
     'eps': 1e-6,
     'weight_decay': 0.2,
-    'clip_norm': 1.0,
+    'grad_clip_norm': 1.0,
 }
 
 
@@ -144,7 +144,7 @@ def test_an_unknown_type_of_arithmetic_gets_the_nearest():
 @pytest.mark.parametrize('name', lookup.names('losses'))
 def test_a_loss_is_ready_for_rows_and_scale(name):
     for implementation in lookup.module('losses', name).IMPLEMENTATIONS:
-        config = {'name': name, 'implementation': implementation, 'chunk': 2}
+        config = {'name': name, 'implementation': implementation, 'block_size': 2}
         loss = build.loss(config, sharding.make_mesh())
         value, _ = loss(jnp.eye(8), jnp.eye(8), jnp.float32(10))
         assert value.shape == ()
@@ -155,12 +155,15 @@ def test_a_loss_is_ready_for_rows_and_scale(name):
     [
         ({'name': 'sofmax', 'implementation': 'dense'}, r"Did you mean 'softmax'\?"),
         ({'name': 'softmax', 'implementation': 'dens'}, r"implementation: .*Did you mean 'dense'"),
-        ({'name': 'softmax', 'implementation': 'ring', 'chunk': 0}, r'chunk is 0; expected'),
+        (
+            {'name': 'softmax', 'implementation': 'ring', 'block_size': 0},
+            r'block_size is 0; expected',
+        ),
     ],
 )
 def test_an_unknown_loss_gets_the_nearest(config, message):
     with pytest.raises(ValueError, match=f'loss.*{message}'):
-        build.loss({'chunk': 512, **config}, sharding.make_mesh())
+        build.loss({'block_size': 512, **config}, sharding.make_mesh())
 
 
 def update(config, grads, params, steps=1):
@@ -192,7 +195,7 @@ def test_options_reach_the_optimizer():
     plain = {**OPTIMIZER, 'weight_decay': 0.0, 'eps': 1e6}
     grads = {'kernel': jnp.array([30.0, 40.0]), 'bias': jnp.zeros(2)}
     clipped = optax.global_norm(update(plain, grads, params, steps=2))
-    free = optax.global_norm(update({**plain, 'clip_norm': 0.0}, grads, params, steps=2))
+    free = optax.global_norm(update({**plain, 'grad_clip_norm': 0.0}, grads, params, steps=2))
     assert free / clipped == pytest.approx(50, rel=1e-2)
 
 
@@ -259,8 +262,8 @@ def test_pictures_are_loaded_for_figures(tiny_tars):
     for image, i in zip(images, (3, 0), strict=True):
         assert image.dtype == np.uint8
         assert image.shape[2] == 3
-        colour = list(COLOURS.values())[source[i]['label']]
-        np.testing.assert_allclose(image.mean(axis=(0, 1)), colour, atol=15)
+        color = list(COLORS.values())[source[i]['label']]
+        np.testing.assert_allclose(image.mean(axis=(0, 1)), color, atol=15)
 
 
 class Captions:
@@ -328,9 +331,9 @@ def encode(things):
 
 def test_an_evaluation_gets_its_options_that_are_set(tiny_tars):
     source = build.source(tiny_tars, {})
-    options = {'classes': list(COLOURS), 'templates': None}
+    options = {'classes': list(COLORS), 'templates': None}
     report = build.evaluation('zeroshot', options)(encode, encode, source)
-    assert (report['eval'], report['classes'], report['images']) == ('zeroshot', 4, 64)
+    assert (report['type'], report['classes'], report['images']) == ('zeroshot', 4, 64)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +364,7 @@ def test_options_of_an_evaluation_that_are_specs_are_opened(tiny_tars):
         return rng.normal(size=(len(images), 5)).astype(np.float32)
 
     report = evaluation(encode, None, data)
-    assert (report['eval'], report['fit']['C'], report['images']) == ('linear_probe', 2, 64)
+    assert (report['type'], report['fit']['C'], report['images']) == ('linear_probe', 2, 64)
     assert not build.evaluation('retrieval', {}).sources
     assert 'left_out' not in report
 
@@ -369,7 +372,7 @@ def test_options_of_an_evaluation_that_are_specs_are_opened(tiny_tars):
 class Incomplete(str):
     """A source that could not make records of all that lay there."""
 
-    left_out = {'empty': LeftOut(3, ['x']), 'truncated': LeftOut(1, ['y'])}
+    left_out = {'empty': Skipped(3, ['x']), 'truncated': Skipped(1, ['y'])}
 
 
 def test_a_report_says_what_of_its_data_was_left_out():

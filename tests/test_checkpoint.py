@@ -16,8 +16,10 @@ import pytest
 from etils import epath
 from small_training import batch, setup
 
-from clip_jax import checkpoint, guards, manifest, sharding, whole_file
-from clip_jax.state import TrainState
+from clip_jax import checkpoint, sharding
+from clip_jax.runtime import atomic, checksums
+from clip_jax.step import skip_updates
+from clip_jax.step.state import TrainState
 
 ABOUT = {
     'card': {'model': {'image': {'name': 'vit', 'norm_eps': 1e-5}}, 'mean': [0.1, 0.25], 'ü': 'é'},
@@ -44,7 +46,10 @@ def state(step, devices=8):
             buffers={'batch_stats': {'image': {'mean': jax.random.normal(key, (5,))}}},
             opt_state=opt_state,
             rng=jax.random.key_data(jax.random.fold_in(key, 7)),
-            guard={**guards.init(), 'losses': jax.random.normal(key, (guards.WINDOW,))},
+            skip_state={
+                **skip_updates.init(),
+                'losses': jax.random.normal(key, (skip_updates.WINDOW,)),
+            },
         ),
         everywhere,
     )
@@ -468,7 +473,7 @@ def test_what_cannot_be_read_is_not_taken_for_damaged(opened, three, monkeypatch
         raise PermissionError(13, 'Permission denied')
 
     checkpoints = opened()
-    monkeypatch.setattr(manifest, 'troubles', no_permission)
+    monkeypatch.setattr(checksums, 'verify', no_permission)
     with pytest.raises(ValueError, match=r'cannot be read: .*/12: .*Permission denied'):
         checkpoints.newest()
     assert checkpoint.steps(three / 'checkpoints') == [12, 8, 4]
@@ -511,8 +516,8 @@ def test_a_step_that_training_deletes_meanwhile_is_not_listed(opened, three, mon
             folder.rmtree()
         return troubles(folder, **options)
 
-    troubles = manifest.troubles
-    monkeypatch.setattr(manifest, 'troubles', deleted)
+    troubles = checksums.verify
+    monkeypatch.setattr(checksums, 'verify', deleted)
     assert [entry.step for entry in checkpoint.entries(three, contents='all')] == [12, 4]
 
 
@@ -522,8 +527,8 @@ def test_files_of_a_save_that_come_and_go_meanwhile_are_no_error(opened, three, 
             raise FileNotFoundError(2, 'No such file', f'{folder}/d/x.__lock')
         return size(folder)
 
-    size = manifest.size
-    monkeypatch.setattr(manifest, 'size', renamed)
+    size = checksums.size
+    monkeypatch.setattr(checksums, 'size', renamed)
     folder = three / 'checkpoints'
     busy = ['16.unsealed.x', '4.deleting']
     for name in busy:
@@ -538,7 +543,7 @@ def test_files_of_a_save_that_come_and_go_meanwhile_are_no_error(opened, three, 
 
 def test_on_object_storage_what_has_no_manifest_is_no_step(opened, three, monkeypatch, capsys):
     """A save that was killed has the name of a step there, also the first of all."""
-    monkeypatch.setattr(whole_file, 'is_remote', lambda path: True)
+    monkeypatch.setattr(atomic, 'is_remote', lambda path: True)
     for step in 4, 8, 12:
         (three / f'checkpoints/{step}/manifest.json').unlink()
     assert checkpoint.steps(three / 'checkpoints') == []
@@ -608,24 +613,24 @@ def test_a_step_is_on_the_disk_before_it_has_its_name(opened, tmp_path, monkeypa
 
 
 def test_a_sample_reads_small_files_and_some_of_the_large(tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest, 'SMALL', 100)
+    monkeypatch.setattr(checksums, 'SMALL', 100)
     folder = tmp_path / 'x'
     folder.mkdir()
     for i in range(64):
         (folder / f'large-{i}').write_bytes(bytes([i]) * 101)
     (folder / 'small').write_bytes(bytes(100))
     folder = epath.Path(folder)
-    manifest.write(folder)
+    checksums.write(folder)
     for path in folder.glob('*-*'):
         flip_a_bit(path)
     flip_a_bit(folder / 'small')
-    assert len(manifest.troubles(folder)) == 65
-    assert manifest.troubles(folder, contents='none') == []
-    found = manifest.troubles(folder, contents='sampled')
+    assert len(checksums.verify(folder)) == 65
+    assert checksums.verify(folder, contents='none') == []
+    found = checksums.verify(folder, contents='sampled')
     assert any('small' in text for text in found) and 4 <= len(found) <= 20
     # Several processes read all of it together.
-    parts = [manifest.troubles(folder, part=(i, 3)) for i in range(3)]
-    assert sorted(text for part in parts for text in part) == sorted(manifest.troubles(folder))
+    parts = [checksums.verify(folder, part=(i, 3)) for i in range(3)]
+    assert sorted(text for part in parts for text in part) == sorted(checksums.verify(folder))
     assert max(map(len, parts)) < 24
 
 
@@ -645,7 +650,7 @@ def test_a_save_that_fails_is_said_and_harms_nothing(opened, tmp_path, monkeypat
     def full(folder):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(manifest, 'write', full)
+    monkeypatch.setattr(checksums, 'write', full)
     checkpoints.save(8, state(8), ABOUT)
     with pytest.raises(
         ValueError, match=r'step 8 could not be written: .*No space left.*step 4 is unharmed'

@@ -21,7 +21,8 @@ from conftest import environment
 from etils import epath
 
 import clip_jax
-from clip_jax import cli, manifest
+from clip_jax.cli import main
+from clip_jax.runtime import checksums
 
 COMMANDS = ('train', 'eval', 'embed', 'convert', 'checkpoint', 'data', 'plan', 'plot')
 
@@ -53,7 +54,7 @@ def line(capfd, tmp_path):
     def run(*arguments) -> str:
         before = hashes(tmp_path)
         with pytest.raises(SystemExit) as end:
-            cli.main([str(argument) for argument in arguments])
+            main.main([str(argument) for argument in arguments])
         error = capfd.readouterr().err
         assert end.value.code == 1
         *progress, last, end = error.split('\n')
@@ -106,9 +107,12 @@ def one_name(tmp_path) -> Path:
     [
         ('batchsize=8', "--config: there is no 'batchsize'. Did you mean 'batch_size'?"),
         ('model.image.widht=8', "--config.model.image: there is no 'widht'. Did you mean 'width'?"),
-        ('optimizer.lr=1', "--config.optimizer: there is no 'lr'. There are: b1, b2, clip_norm, "),
+        (
+            'optimizer.lr=1',
+            "--config.optimizer: there is no 'lr'. There are: b1, b2, grad_clip_norm, ",
+        ),
         ('evals.zeroshot.clases=all', "Did you mean 'classes'?"),
-        ('evals.more.eval=zeroshot', "--config.evals: there is no 'more'. There are: retrieval"),
+        ('evals.more.type=zeroshot', "--config.evals: there is no 'more'. There are: retrieval"),
         ('batch_size=many', '--config.batch_size=many: invalid literal'),
         ('model=3', '--config.model=3'),
         ('batch_size.more=3', 'batch_size.more'),
@@ -133,8 +137,8 @@ def test_a_wrong_key_or_value_of_the_config(train, change, message):
         ('loss.implementation=dens', "Did you mean 'dense'?"),
         ('tokenizer.name=sentencepeice', "Did you mean 'sentencepiece'?"),
         ('preprocess.resize=squach', "Did you mean 'squash'?"),
-        ('evals.zeroshot.eval=zero_shot', "Did you mean 'zeroshot'?"),
-        ('evals.retrieval.eval=zeroshoot', "Did you mean 'zeroshot'?"),
+        ('evals.zeroshot.type=zero_shot', "Did you mean 'zeroshot'?"),
+        ('evals.retrieval.type=zeroshoot', "Did you mean 'zeroshot'?"),
         ('data.train=tar:x.tar', "data/sources: there is no 'tar'. Did you mean 'tars'?"),
         ('data.train=x.tar', 'not of the form KIND:ADDRESS'),
         ('data.train=tars:/no/such-*.tar', "no file matches '/no/such-*.tar'"),
@@ -186,7 +190,7 @@ def test_a_config_file_that_cannot_be_read(
 def test_an_evaluation_of_the_config_lacks_its_data(train, tiny_config, tmp_path):
     shutil.copytree(tiny_config.parent, tmp_path, dirs_exist_ok=True)
     config = tmp_path / 'tiny.py'
-    change = "    c.evals.more = {'eval': 'zeroshot'}\n    return c.lock()"
+    change = "    c.evals.more = {'type': 'zeroshot'}\n    return c.lock()"
     config.write_text(config.read_text().replace('    return c.lock()', change))
     assert "config.evals.more: there is no 'data'" in train(config=config)
 
@@ -327,7 +331,7 @@ def test_a_report_that_exists_is_not_overwritten(evaluate, tmp_path):
 def test_a_report_is_written(capfd, tiny_run, tiny_tars, tmp_path):
     out = tmp_path / 'new' / 'report.json'
     with pytest.raises(SystemExit) as end:
-        cli.main(
+        main.main(
             ['eval', 'retrieval', f'--model={tiny_run}', f'--data={tiny_tars}', f'--out={out}']
         )
     printed = capfd.readouterr()
@@ -353,7 +357,7 @@ def test_options_of_data_are_those_of_a_mixture_and_stand_in_the_report(
     assert '--data.text_exts: SPEC names several kinds of sources; of which?' in said
     arguments = f'--model={tiny_run}', f'--data={mixed}', f'--out={out}', '--dtype=bfloat16'
     with pytest.raises(SystemExit) as end:
-        cli.main(['eval', 'retrieval', *arguments, '--data.text_exts=["txt"]'])
+        main.main(['eval', 'retrieval', *arguments, '--data.text_exts=["txt"]'])
     assert end.value.code == 0
     report = json.loads(out.read_text())
     assert report['data_options'] == {'text_exts': ['txt']}
@@ -368,7 +372,7 @@ def test_options_of_data_are_those_of_a_mixture_and_stand_in_the_report(
 def test_a_run_is_written_for_another_library(capfd, tiny_run, tmp_path):
     folder = tmp_path / 'exported'
     with pytest.raises(SystemExit) as end:
-        cli.main(['convert', str(tiny_run), str(folder), '--layout=huggingface'])
+        main.main(['convert', str(tiny_run), str(folder), '--layout=huggingface'])
     printed = capfd.readouterr().out
     assert end.value.code == 0
     parameters = json.loads((tiny_run / 'summary.json').read_text())['parameters']
@@ -401,7 +405,7 @@ def test_what_cannot_be_converted(line, tiny_run, tmp_path):
 def succeed(capfd, *arguments) -> str:
     """Runs a command that ends well: returns what it says."""
     with pytest.raises(SystemExit) as end:
-        cli.main([str(argument) for argument in arguments])
+        main.main([str(argument) for argument in arguments])
     printed = capfd.readouterr()
     assert (end.value.code, printed.err) == (0, '')
     return printed.out
@@ -421,7 +425,7 @@ def test_data_is_verified(capfd, tiny_tars, bad_tar, tmp_path):
     assert re.search(r'^all_usable +True$', succeed(capfd, 'data', 'verify', tiny_tars), re.M)
     out = tmp_path / 'new' / 'bad.jsonl'
     with pytest.raises(SystemExit) as end:
-        cli.main(['data', 'verify', bad_tar, f'--out={out}', '--no-decode', '--workers=3'])
+        main.main(['data', 'verify', bad_tar, f'--out={out}', '--no-decode', '--workers=3'])
     said = capfd.readouterr().out
     assert end.value.code == 1
     assert re.search(r'^not_an_image: .*bad.tar: 00020.jpg: ', said)
@@ -442,7 +446,7 @@ def test_our_warnings_are_shown(clip_jax_cli, tmp_path):
 @pytest.mark.parametrize(
     ('path', 'level', 'shown'),
     [
-        (cli.__file__, logging.INFO, True),
+        (main.__file__, logging.INFO, True),
         ('/lib/grain/python/x.py', logging.WARNING, True),
         ('/lib/grain/python/x.py', logging.INFO, False),
         ('/lib/orbax/checkpoint/x.py', logging.ERROR, False),
@@ -450,7 +454,7 @@ def test_our_warnings_are_shown(clip_jax_cli, tmp_path):
 )
 def test_lines_of_the_log_that_are_shown(path, level, shown):
     record = logging.LogRecord('absl', level, path, 1, 'text', (), None)
-    assert cli._is_for_users(record) == shown
+    assert main._is_for_users(record) == shown
 
 
 def test_data_is_imported_and_trained_on(capfd, bad_tar, tiny_config, clip_jax_cli, tmp_path):
@@ -505,7 +509,7 @@ def test_imports_that_cannot_be(line, tiny_tars, tmp_path):
 def verify(capfd, path, code) -> tuple[str, str]:
     """Runs `clip-jax checkpoint verify`: what it prints, and its errors."""
     with pytest.raises(SystemExit) as end:
-        cli.main(['checkpoint', 'verify', str(path)])
+        main.main(['checkpoint', 'verify', str(path)])
     printed = capfd.readouterr()
     assert end.value.code == code, printed
     return printed
@@ -515,7 +519,7 @@ def test_one_checkpoint_under_another_name_is_verified(capfd, tmp_path):
     best = tmp_path / 'best'
     (best / 'variables').mkdir(parents=True)
     (best / 'variables' / 'x').write_text('abc')
-    manifest.write(epath.Path(best))
+    checksums.write(epath.Path(best))
     out, _ = verify(capfd, best, 0)
     assert ' MB  whole' in out and 'newest that is whole: best' in out
     (best / 'variables' / 'x').write_text('abd')
@@ -526,7 +530,7 @@ def test_one_checkpoint_under_another_name_is_verified(capfd, tmp_path):
 def test_checkpoints_are_verified_without_their_numbers(capfd, tmp_path):
     step = tmp_path / 'checkpoints' / '3'
     (step / 'about').mkdir(parents=True)
-    manifest.write(epath.Path(step))
+    checksums.write(epath.Path(step))
     lines = tmp_path / 'metrics.jsonl'
     lines.write_text('{"step": 3, "loss": 2.5, "zs/top1": 0.5, "skipped/spike": 1}\n')
     assert 'loss 2.5, zs/top1 0.5\n' in verify(capfd, tmp_path, 0).out
@@ -559,7 +563,9 @@ def test_runs_are_compared_in_one_page(capfd, tiny_run, tmp_path, monkeypatch):
     out = tmp_path / 'new' / 'compare.html'
     monkeypatch.setenv('HOME', str(tmp_path))
     with pytest.raises(SystemExit) as end:
-        cli.main(['plot', f'--workdir={tiny_run}', '--workdir=~/other', '--out=~/new/compare.html'])
+        main.main(
+            ['plot', f'--workdir={tiny_run}', '--workdir=~/other', '--out=~/new/compare.html']
+        )
     printed = capfd.readouterr()
     assert (end.value.code, printed.out, printed.err) == (0, f'{out}\n', '')
     assert out.read_text().count('<img') == 1
@@ -610,7 +616,7 @@ def test_what_a_page_needs(line, tiny_run, tmp_path):
 def test_wrong_usage_shows_the_usage(capfd, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
-        cli.main(list(arguments))
+        main.main(list(arguments))
     error = capfd.readouterr().err
     assert end.value.code == 2
     assert error.startswith('usage: clip-jax')
@@ -621,7 +627,7 @@ def test_wrong_usage_shows_the_usage(capfd, tmp_path, monkeypatch, arguments):
 @pytest.mark.parametrize('command', [*COMMANDS, 'data inspect', 'data verify', 'data import'])
 def test_help_explains_with_an_example(capfd, command):
     with pytest.raises(SystemExit) as end:
-        cli.main([*command.split(), '--help'])
+        main.main([*command.split(), '--help'])
     assert end.value.code == 0
     text = capfd.readouterr().out
     examples = text.partition('example')[2]
@@ -633,9 +639,9 @@ def test_help_explains_with_an_example(capfd, command):
 
 def test_help_knows_every_command(capfd):
     with pytest.raises(SystemExit):
-        cli.main(['--help'])
+        main.main(['--help'])
     text = capfd.readouterr().out
-    assert set(cli.COMMANDS) == set(COMMANDS)
+    assert set(main.COMMANDS) == set(COMMANDS)
     assert all(f'    {command} ' in text for command in COMMANDS)
 
 
@@ -668,7 +674,7 @@ def test_the_real_program_says_one_line_too(clip_jax_cli, tiny_config, tmp_path)
 def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv('CLIP_JAX_TRACEBACK', '1')
     with pytest.raises(SystemExit) as ended:
-        cli.main(['plot', f'--workdir={tmp_path}'])
+        main.main(['plot', f'--workdir={tmp_path}'])
     said = capsys.readouterr().err
     assert ended.value.code == 1 and said.startswith('Traceback') and 'no run directory' in said
 
@@ -676,7 +682,7 @@ def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path, capsys):
 FAULTS = """
 import resource, sys
 import numpy as np
-from clip_jax.cli import keep_freed_memory
+from clip_jax.runtime.environment import keep_freed_memory
 
 if sys.argv[1] == 'keep':
     keep_freed_memory()

@@ -6,7 +6,8 @@ import re
 import pytest
 from conftest import ROOT
 
-from clip_jax import build, cli, sharding
+from clip_jax import build, sharding
+from clip_jax.cli import main
 
 PAGES = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
 
@@ -19,7 +20,7 @@ class Vocabulary:
 
 @pytest.mark.parametrize('page', PAGES)
 def test_a_page_describes_a_model_an_optimizer_and_evaluations(page):
-    config = cli.read_config([f'--config={ROOT / "configs" / page}'])
+    config = main.read_config([f'--config={ROOT / "configs" / page}'])
     assert config.is_locked
     architecture = build.architecture(config.model, Vocabulary())
     build.model(architecture)
@@ -27,7 +28,7 @@ def test_a_page_describes_a_model_an_optimizer_and_evaluations(page):
     build.loss(config.loss, sharding.make_mesh())
     build.preprocess(config.preprocess, architecture['image']['image_size'])
     for options in config.evals.values():
-        build.evaluation(options.eval, build.given(options, 'eval', 'data'))
+        build.evaluation(options.type, build.given(options, 'type', 'data'))
 
 
 @pytest.mark.parametrize('page', PAGES)

@@ -16,15 +16,19 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import COLOURS, clip_jax_command, environment
+from conftest import COLORS, clip_jax_command, environment
 from etils import epath
 from PIL import Image
 from test_cli import hashes
 from test_hosts import free_port
 
 import clip_jax
-from clip_jax import build, cli, embed, encoders, lock
+from clip_jax import build
+from clip_jax.cli import main
 from clip_jax.data.sources import open_source
+from clip_jax.embeddings import embed
+from clip_jax.evaluation import encoders
+from clip_jax.runtime import lock
 
 SMALL = '--shard-size=10', '--batch-size=4'
 
@@ -32,7 +36,7 @@ SMALL = '--shard-size=10', '--batch-size=4'
 def run(*arguments: object, code: int = 0) -> None:
     """Runs a command in this process, on its eight devices."""
     with pytest.raises(SystemExit) as end:
-        cli.main([str(argument) for argument in arguments])
+        main.main([str(argument) for argument in arguments])
     assert end.value.code == code
 
 
@@ -137,14 +141,14 @@ def test_rows_and_scores_do_not_depend_on_the_batch(
 
 
 EVALUATIONS = (
-    ('zeroshot', {'classes': list(COLOURS), 'templates': ['a {} picture', 'something {}']}),
+    ('zeroshot', {'classes': list(COLORS), 'templates': ['a {} picture', 'something {}']}),
     ('retrieval', {}),
 )
 
 
 def scores(name: str, options: dict, folder: Path) -> dict[str, float]:
     data = build.source(f'embeddings:{folder}', {}, embeddings=True)
-    encode = encoders.for_evaluation(None, [data])
+    encode = encoders.encoders_for(None, [data])
     report = build.evaluation(name, options)(*encode, data)
     return {k: v for k, v in report.items() if isinstance(v, float)}
 
@@ -177,7 +181,7 @@ def test_retrieval_reads_the_rows_of_captions(folder, monkeypatch):
     def load(*_):
         raise AssertionError('no model is needed')
 
-    monkeypatch.setattr(encoders, 'maker', load)
+    monkeypatch.setattr(encoders, 'source_model', load)
     assert scores('retrieval', {}, folder)
 
 
@@ -265,11 +269,11 @@ def test_what_cannot_be_used_is_left_out_and_listed(tiny_run, spoilt, tmp_path, 
 def test_too_much_that_cannot_be_used_is_an_error(tiny_run, spoilt, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(embed, 'FEW', 3)
     shared = f'--model={tiny_run}', f'--data={spoilt}', f'--out={tmp_path / "x"}', *SMALL
-    run('embed', *shared, '--max-bad=0.03', code=1)
+    run('embed', *shared, '--max-bad-fraction=0.03', code=1)
     error = capfd.readouterr().err
-    assert 'of 22 records read cannot be used, more than --max-bad, 3.0%: ' in error
+    assert 'of 22 records read cannot be used, more than --max-bad-fraction, 3.0%: ' in error
     assert not list((tmp_path / 'x').glob('shard-00002.json'))
-    run('embed', *shared, '--max-bad=0.2')
+    run('embed', *shared, '--max-bad-fraction=0.2')
 
 
 def test_data_without_a_usable_record_is_an_error(tiny_run, tmp_path, capfd):
@@ -296,9 +300,9 @@ def test_trunk_features_are_the_rows_before_the_projection(
     arguments, folder, clip, source, tmp_path
 ):
     out = tmp_path / 'x'
-    run(*arguments, f'--out={out}', '--features=trunk')
+    run(*arguments, f'--out={out}', '--features=pre_projection')
     stored = open_source(f'embeddings:{out}')
-    rows = stored.rows('trunk')
+    rows = stored.rows('pre_projection')
     assert rows.shape == (64, 32)  # the width of the encoder
     assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() > 0.1
     projected = rows @ np.asarray(clip.variables['params']['image_projection']['kernel'])
@@ -348,7 +352,7 @@ def fails(capfd):
 def test_other_options_in_a_folder_are_named(arguments, folder, fails, tiny_config, tmp_path):
     before, out = hashes(folder), f'--out={folder}'
     for option, message in (
-        ('--features=trunk', 'features was embedding, is trunk'),
+        ('--features=pre_projection', 'features was embedding, is pre_projection'),
         ('--dtype=float16', 'dtype was float32, is float16'),
         ('--shard-size=20', 'shard_size was 10, is 20'),
         ('--batch-size=5', 'batch_size was 4, is 5'),
@@ -360,9 +364,9 @@ def test_other_options_in_a_folder_are_named(arguments, folder, fails, tiny_conf
 
 
 def test_other_names_of_classes_are_refused(folder, fails, tiny_run, tmp_path):
-    for name, colour in ('blue', (0, 0, 255)), ('red', (255, 0, 0)):
+    for name, color in ('blue', (0, 0, 255)), ('red', (255, 0, 0)):
         (tmp_path / 'pets' / name).mkdir(parents=True)
-        Image.new('RGB', (24, 24), colour).save(tmp_path / 'pets' / name / '0.png')
+        Image.new('RGB', (24, 24), color).save(tmp_path / 'pets' / name / '0.png')
     arguments = 'embed', f'--model={tiny_run}', f'--data=folder:{tmp_path}/pets', *SMALL
     run(*arguments, f'--out={tmp_path / "x"}')
     (tmp_path / 'pets' / 'blue').rename(tmp_path / 'pets' / 'sky')  # the second one now
@@ -404,7 +408,7 @@ def test_texts_need_the_model_that_made_the_folder(tiny_run, tiny_tars, tmp_path
     shutil.copytree(tiny_run, moved)
     run('embed', f'--model={moved}', f'--data={tiny_tars}', f'--out={out}', *SMALL)
     shutil.rmtree(moved)
-    zeroshot = 'eval', 'zeroshot', f'--data=embeddings:{out}', f'--classes={list(COLOURS)}'
+    zeroshot = 'eval', 'zeroshot', f'--data=embeddings:{out}', f'--classes={list(COLORS)}'
     message = fails(*zeroshot)
     assert f'its model cannot be loaded from {moved}' in message
     assert 'give the model that made it as --model=PATH' in message
@@ -425,14 +429,14 @@ def test_folders_of_different_models_do_not_go_together(folder, tiny_run, tiny_t
     run('embed', f'--model={other}', f'--data={tiny_tars}', f'--out={out}', *SMALL)
     both = [open_source(f'embeddings:{path}') for path in (folder, out)]
     with pytest.raises(ValueError, match=r'of different models: of .* and of .*other'):
-        encoders.for_evaluation(None, both)
+        encoders.encoders_for(None, both)
 
 
 def test_trunk_features_are_no_embeddings(arguments, tmp_path, fails):
     out = tmp_path / 'x'
-    run(*arguments, f'--out={out}', '--features=trunk')
+    run(*arguments, f'--out={out}', '--features=pre_projection')
     message = fails('eval', 'retrieval', f'--data=embeddings:{out}')
-    assert "holds the features 'trunk', this evaluation needs 'embedding'" in message
+    assert "holds the features 'pre_projection', this evaluation needs 'embedding'" in message
 
 
 def test_a_folder_stands_where_no_images_are_needed_only(folder, tiny_config, tmp_path, fails):
@@ -455,12 +459,15 @@ def test_a_folder_stands_where_no_images_are_needed_only(folder, tiny_config, tm
 @pytest.mark.parametrize(
     ('option', 'message'),
     [
-        ('--features=trunc', "--features: there is no 'trunc'. Did you mean 'trunk'?"),
+        (
+            '--features=pre_projektion',
+            "--features: there is no 'pre_projektion'. Did you mean 'pre_projection'?",
+        ),
         ('--dtype=bfloat16', "--dtype: there is no 'bfloat16'. Did you mean 'float16'?"),
         ('--shard-size=0', '--shard-size is 0; expected at least 1'),
         ('--batch-size=0', '--batch-size is 0; expected at least 1'),
         ('--workers=0', '--workers is 0; expected at least 1'),
-        ('--max-bad=2', '--max-bad is 2.0; expected a share'),
+        ('--max-bad-fraction=2', '--max-bad-fraction is 2.0; expected a share'),
         ('--classes=x', 'there is no flag --classes; options of the data are --data.classes'),
         ('--data.text_ext=x', "Did you mean 'text_exts'?"),
         ('--processes=2', 'belong together'),

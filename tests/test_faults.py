@@ -156,7 +156,10 @@ def test_what_is_wrong_with_checkpoint_commands_is_one_line(clip_jax_cli, tmp_pa
 def test_a_run_that_no_longer_learns_stops_and_keeps_its_checkpoint(
     tiny_config, clip_jax_cli, tmp_path
 ):
-    workdir, flags = tmp_path / 'run', ('optimizer.learning_rate=1e30', 'guard.max_skipped=3')
+    workdir, flags = (
+        tmp_path / 'run',
+        ('optimizer.learning_rate=1e30', 'skip_updates.max_consecutive=3'),
+    )
     flags = [f'--config.{flag}' for flag in (*flags, 'checkpoint.every=1', 'eval_every=50')]
     done = clip_jax_cli('train', f'--config={tiny_config}', f'--workdir={workdir}', *flags)
     assert done.returncode == 1

@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 from small_training import CARDS, batch, make_optimizer, setup
 
-from clip_jax import build, guards, lookup, sharding, train
+from clip_jax import build, lookup, sharding
+from clip_jax.step import skip_updates, train_step
 
-W = guards.WINDOW
+W = skip_updates.WINDOW
 
 
 def after(losses, guard=None, norm=1.0, spike=0.0):
     """What is said of some losses in turn, and the memory after them."""
-    guard, said = guards.init() if guard is None else guard, []
+    guard, said = skip_updates.init() if guard is None else guard, []
     for loss in losses:
-        ok, guard = guards.judge(guard, jnp.float32(loss), {'norm': jnp.float32(norm)}, spike=spike)
+        ok, guard = skip_updates.should_update(
+            guard, jnp.float32(loss), {'norm': jnp.float32(norm)}, spike=spike
+        )
         said.append(bool(ok))
     return said, {k: np.asarray(v).tolist() for k, v in guard.items()}
 
@@ -42,7 +45,7 @@ def test_spikes_are_measured_by_the_last_losses_once_there_are_enough():
 
 
 def poisoned(images):
-    """As normalisation does, but NaN where the first image is white."""
+    """As normalization does, but NaN where the first image is white."""
     values = images.astype(jnp.float32) / 255
     return jnp.where(images[0].min() == 255, jnp.nan, values)
 
@@ -55,13 +58,13 @@ def test_a_batch_of_nan_leaves_all_but_the_counts(encoder, devices, microbatches
     card = {**lookup.module('losses', 'softmax').INIT, **CARDS[encoder]}
     start, _, put = setup(devices, card=CARDS[encoder])
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    loss = build.loss({'name': 'softmax', 'implementation': 'gather', 'chunk': 8}, mesh)
+    loss = build.loss({'name': 'softmax', 'implementation': 'gather', 'block_size': 8}, mesh)
     step = functools.partial(
-        train.train_step,
+        train_step.train_step,
         model=build.model(card),
         loss=loss,
         optimizer=make_optimizer(1e-3),
-        normalise=poisoned,
+        normalize=poisoned,
         microbatches=microbatches,
     )
     step = jax.jit(step)

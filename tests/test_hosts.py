@@ -17,7 +17,8 @@ import pytest
 from conftest import ROOT, UNOPTIMIZED, clip_jax_command, environment
 from small_training import batch, on_one_device, setup
 
-from clip_jax import checkpoint, hosts
+from clip_jax import checkpoint
+from clip_jax.runtime import multihost
 
 CONNECT = """
 import sys
@@ -107,10 +108,10 @@ def test_an_error_ends_a_process_soon_whether_others_have_it_or_not(with_an_erro
 
 
 def test_strangers_at_the_door_keep_nobody_waiting(monkeypatch):
-    monkeypatch.setattr(hosts, 'SHORT', 0.2)
+    monkeypatch.setattr(multihost, 'SHORT', 0.2)
     port, heard = free_port(), []
     deadline = time.monotonic() + 20
-    first = threading.Thread(target=hosts._gather, args=(port, 2, deadline))
+    first = threading.Thread(target=multihost._gather, args=(port, 2, deadline))
     first.start()
     for words in b'', b'GET / HTTP/1.1\r\n\r\n', b'[1]', None:
         stranger = connected(port, deadline)
@@ -119,7 +120,7 @@ def test_strangers_at_the_door_keep_nobody_waiting(monkeypatch):
         else:
             stranger.sendall(words)
             stranger.close()
-    hosts._report('localhost', port, 2, 1, deadline)
+    multihost._report('localhost', port, 2, 1, deadline)
     first.join()
     assert time.monotonic() < deadline - 10
     heard[0].close()
@@ -136,7 +137,7 @@ def connected(port: int, deadline: float) -> socket.socket:
 def test_an_unreachable_coordinator_is_an_error_in_time():
     start = time.monotonic()
     with pytest.raises(ValueError, match=r'nobody answers at localhost:\d+; expected process 0'):
-        hosts.initialize(f'localhost:{free_port()}', 2, 1, timeout=1)
+        multihost.initialize(f'localhost:{free_port()}', 2, 1, timeout=1)
     assert time.monotonic() - start < 5
 
 
@@ -160,7 +161,7 @@ def test_different_numbers_of_processes_are_an_error_in_all():
 )
 def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        hosts.initialize(*arguments, timeout=1)
+        multihost.initialize(*arguments, timeout=1)
 
 
 def test_a_part_of_the_flags_is_refused(clip_jax_cli, tiny_config, tmp_path):

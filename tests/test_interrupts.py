@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from clip_jax import interrupts
+from clip_jax.runtime import preemption
 
 
 @contextlib.contextmanager
 def listening(alone=True, graceful=True):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with contextlib.closing(interrupts.Interrupts(alone=alone)) as heard:
+    with contextlib.closing(preemption.StopSignals(alone=alone)) as heard:
         heard.open()
         heard.graceful = graceful
         yield heard
@@ -30,7 +30,7 @@ def send(number):
 def test_the_first_ctrl_c_asks_and_the_second_interrupts(capfd):
     with listening() as heard:
         send(signal.SIGINT)
-        assert heard.stop == interrupts.CTRL_C
+        assert heard.stop == preemption.SIGINT
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
     assert 'Ctrl-C: saving after this step; once more' in capfd.readouterr().err
@@ -40,9 +40,9 @@ def test_sigterm_asks_however_often(capfd):
     with listening() as heard:
         for _ in range(3):
             send(signal.SIGTERM)
-        assert heard.stop == interrupts.TERMINATED
+        assert heard.stop == preemption.SIGTERM
         send(signal.SIGINT)
-        assert heard.stop == interrupts.TERMINATED
+        assert heard.stop == preemption.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
 
@@ -56,7 +56,7 @@ def test_before_there_is_anything_to_save_both_end_at_once():
     # One of several has to wait for the others.
     with listening(alone=False, graceful=False) as heard:
         send(signal.SIGTERM)
-        assert heard.stop == interrupts.TERMINATED
+        assert heard.stop == preemption.SIGTERM
 
 
 class Machine(http.server.BaseHTTPRequestHandler):
@@ -113,10 +113,10 @@ def test_a_notice_of_the_machine_is_as_sigterm(machine, capfd, key, harmless, va
         end = time.monotonic() + 10
         while not heard.stop and time.monotonic() < end:
             time.sleep(0.01)
-        assert heard.stop == interrupts.TERMINATED
+        assert heard.stop == preemption.SIGTERM
     assert f'this machine is about to go ({key}: {value})' in capfd.readouterr().err
 
 
 def test_other_machines_are_not_asked(monkeypatch):
     monkeypatch.delenv('GCE_METADATA_HOST', raising=False)
-    assert not interrupts.on_google_cloud()
+    assert not preemption.on_google_cloud()

@@ -13,7 +13,7 @@ import pytest
 from conftest import environment
 from etils import epath
 
-from clip_jax import lock
+from clip_jax.runtime import lock
 
 HOLD = """
 import sys, time

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import metrics, whole_file
+from clip_jax import metrics
+from clip_jax.runtime import atomic
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -163,7 +164,7 @@ def test_default_writer_tells_the_same_story_twice(tmp_path):
 
 
 def test_object_storage_gets_whole_files_now_and_then(tmp_path, monkeypatch):
-    monkeypatch.setattr(whole_file, 'is_remote', lambda path: True)
+    monkeypatch.setattr(atomic, 'is_remote', lambda path: True)
     path = tmp_path / 'metrics.jsonl'
     path.write_text('{"step": 1}\n{"step": 2}\n')
     writer = metrics.JsonlWriter(path, resume_step=1)

@@ -10,9 +10,12 @@ from etils import epath
 from PIL import Image
 
 import clip_jax
-from clip_jax import cli, nearest, pretrained, whole_file
-from clip_jax.data import embeddings
+from clip_jax import pretrained
+from clip_jax.cli import main
+from clip_jax.data import embedding_store
 from clip_jax.data.sources import open_source
+from clip_jax.embeddings import search
+from clip_jax.runtime import atomic
 
 
 @pytest.fixture(scope='module')
@@ -20,7 +23,7 @@ def folder(tiny_run, tiny_tars, tmp_path_factory):
     out = tmp_path_factory.mktemp('search') / 'x'
     small = '--shard-size=10', '--batch-size=4', '--dtype=float16'
     with pytest.raises(SystemExit):
-        cli.main(['embed', f'--model={tiny_run}', f'--data={tiny_tars}', f'--out={out}', *small])
+        main.main(['embed', f'--model={tiny_run}', f'--data={tiny_tars}', f'--out={out}', *small])
     return out
 
 
@@ -77,7 +80,7 @@ def write(folder, shards: list[np.ndarray], **changes) -> None:
         records = [{'record': start + i, 'where': f'at {start + i}'} for i in range(len(rows))]
         start += len(rows)
         none = np.zeros((0, rows.shape[1]), rows.dtype)
-        embeddings.write_shard(
+        embedding_store.write_shard(
             epath.Path(folder), shard, images=rows, texts=none, records=records, bad=[]
         )
     description = {
@@ -95,20 +98,20 @@ def write(folder, shards: list[np.ndarray], **changes) -> None:
         'bad': {},
         'shards': [[len(rows), 0] for rows in shards],
     }
-    whole_file.write_json(epath.Path(folder) / embeddings.DESCRIPTION, description | changes)
+    atomic.write_json(epath.Path(folder) / embedding_store.DESCRIPTION, description | changes)
 
 
 @pytest.mark.parametrize('block', [1, 7, 100])
 @pytest.mark.parametrize('k', [1, 3, 10, 59, 60])
 def test_blocks_and_shards_give_what_one_comparison_gives(monkeypatch, tmp_path, block, k):
-    monkeypatch.setattr(nearest, 'BLOCK', block)
+    monkeypatch.setattr(search, 'BLOCK', block)
     rng = np.random.default_rng(k)
     rows = rng.normal(size=(60, 8)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     write(tmp_path, np.split(rows, [5, 5, 40]))
     queries = rng.normal(size=(4, 8)).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    scores, places = nearest._nearest(open_source(f'embeddings:{tmp_path}'), queries, k)
+    scores, places = search._nearest(open_source(f'embeddings:{tmp_path}'), queries, k)
     cosines = queries.astype(np.float64) @ rows.T
     np.testing.assert_array_equal(places, np.argsort(-cosines, axis=1)[:, :k])
     np.testing.assert_allclose(scores, -np.sort(-cosines, axis=1)[:, :k], atol=1e-6)
@@ -119,7 +122,7 @@ def test_equals_come_in_the_order_of_the_data(tmp_path):
     rows[:, 0] = 1
     rows[12] = [0, 1, 0, 0, 0, 0, 0, 0]
     write(tmp_path, np.split(rows, [10, 20]))
-    scores, places = nearest._nearest(
+    scores, places = search._nearest(
         open_source(f'embeddings:{tmp_path}'), np.eye(8, dtype=np.float32)[:2], 4
     )
     np.testing.assert_array_equal(places, [[0, 1, 2, 3], [12, 0, 1, 2]])
@@ -155,9 +158,11 @@ def test_what_cannot_be_searched(folder, clip, tiny_run, tmp_path):
         clip_jax.search(folder, 'a red picture', 0)
     with pytest.raises(ValueError, match=r'no folder of embeddings \(there is no such folder\)'):
         clip_jax.search(tmp_path / 'none', 'a red picture')
-    write(tmp_path / 'trunk', [np.eye(8, dtype=np.float32)], features='trunk')
-    with pytest.raises(ValueError, match="holds the features 'trunk', which lie in no space"):
-        clip_jax.search(tmp_path / 'trunk', 'a red picture')
+    write(tmp_path / 'pre_projection', [np.eye(8, dtype=np.float32)], features='pre_projection')
+    with pytest.raises(
+        ValueError, match="holds the features 'pre_projection', which lie in no space"
+    ):
+        clip_jax.search(tmp_path / 'pre_projection', 'a red picture')
     write(tmp_path / 'other', [np.eye(8, dtype=np.float32)])
     with pytest.raises(ValueError, match='are embeddings of another model: of /no/model'):
         clip_jax.search(tmp_path / 'other', 'a red picture', model=clip)

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from clip_jax import optim
 from clip_jax.models import clip
 from clip_jax.models.clip import MAX_LOGIT_SCALE
+from clip_jax.step import optimizers
 
-ADAMW = {'b1': 0.9, 'b2': 0.98, 'eps': 1e-6, 'weight_decay': 0.2, 'clip_norm': 1.0}
+ADAMW = {'b1': 0.9, 'b2': 0.98, 'eps': 1e-6, 'weight_decay': 0.2, 'grad_clip_norm': 1.0}
 
 
 def params():
@@ -26,7 +26,7 @@ def params():
 
 
 def test_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
-    rate = optim.warmup_cosine(peak=1.0, warmup_steps=10, total_steps=110)
+    rate = optimizers.warmup_cosine(peak=1.0, warmup_steps=10, total_steps=110)
     np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0, 0.5, 1], atol=1e-6)
     np.testing.assert_allclose([rate(35), rate(60), rate(110)], [0.853553, 0.5, 0], atol=1e-6)
 
@@ -34,11 +34,11 @@ def test_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
 @pytest.mark.parametrize('warmup', [-1, 100, 200])
 def test_impossible_warmup_is_refused(warmup):
     with pytest.raises(ValueError, match=f'warmup_steps is {warmup}'):
-        optim.warmup_cosine(peak=1.0, warmup_steps=warmup, total_steps=100)
+        optimizers.warmup_cosine(peak=1.0, warmup_steps=warmup, total_steps=100)
 
 
 def test_weight_decay_spares_biases_norms_and_the_logit_scale():
-    optimizer = optim.adamw(optax.constant_schedule(0.1), **ADAMW)
+    optimizer = optimizers.adamw(optax.constant_schedule(0.1), **ADAMW)
     before = params()
     zeros = jax.tree.map(jnp.zeros_like, before)
     updates, _ = optimizer.update(zeros, optimizer.init(before), before)
@@ -56,7 +56,7 @@ def test_weight_decay_spares_biases_norms_and_the_logit_scale():
 
 
 def test_logit_scale_stops_at_100_and_can_come_back():
-    optimizer = optim.adamw(optax.constant_schedule(1.0), **ADAMW)
+    optimizer = optimizers.adamw(optax.constant_schedule(1.0), **ADAMW)
     tree = params()
     state = optimizer.init(tree)
     zeros = jax.tree.map(jnp.zeros_like, tree)
@@ -75,7 +75,7 @@ def test_logit_scale_stops_at_100_and_can_come_back():
 
 def test_gradients_are_clipped_by_their_global_norm():
     """A gradient ten times too long counts as one of length 1: Adam's first moment shows it."""
-    optimizer = optim.adamw(optax.constant_schedule(0.1), **ADAMW)
+    optimizer = optimizers.adamw(optax.constant_schedule(0.1), **ADAMW)
     tree = params()
     grads = jax.tree.map(jnp.ones_like, tree)
     grads = jax.tree.map(lambda g: 10 * g / optax.global_norm(grads), grads)
@@ -84,7 +84,7 @@ def test_gradients_are_clipped_by_their_global_norm():
         x.mu for x in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, 'mu')) if hasattr(x, 'mu')
     ]
     assert optax.global_norm(mu) == pytest.approx(0.1, rel=1e-5)
-    free = optim.adamw(optax.constant_schedule(0.1), **(ADAMW | {'clip_norm': 0.0}))
+    free = optimizers.adamw(optax.constant_schedule(0.1), **(ADAMW | {'grad_clip_norm': 0.0}))
     _, state = free.update(grads, free.init(tree), tree)
     (mu,) = [
         x.mu for x in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, 'mu')) if hasattr(x, 'mu')
@@ -112,4 +112,4 @@ def test_every_parameter_of_a_model_is_known_to_decay_or_not():
         }
         shapes = clip.shapes(build.model(card))
         names |= {path[-1].key for path, _ in jax.tree.leaves_with_path(shapes)}
-    assert names - set(optim.DECAYED) == {'scale', 'bias', 'logit_scale'}
+    assert names - set(optimizers.DECAYED) == {'scale', 'bias', 'logit_scale'}

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 from test_plots import classified, pictures, queries_report, run_rows
 
-from clip_jax import metrics, page, reports, whole_file
+from clip_jax import metrics
+from clip_jax.reports import files, html_report
+from clip_jax.runtime import atomic
 
 VOID = {'meta', 'img', 'br', 'link'}
 
@@ -76,12 +78,12 @@ def make_run(folder, *, steps=200, summary=True, **config):
 
 
 def test_the_page_of_a_run_has_its_numbers_and_all_its_figures(tmp_path):
-    run = page.read_run(make_run(tmp_path / 'a <b>', note='<i>'))
+    run = html_report.read_run(make_run(tmp_path / 'a <b>', note='<i>'))
     drawn = tmp_path / 'x.png'
     Image.new('RGB', (30, 20)).save(drawn)
     report = {**classified(), 'options': {'templates': 'plain & more'}}
     figures = {'': [drawn], 'zs': [drawn, drawn]}
-    whole_file.write(tmp_path / 'new' / 'x.html', page.of_run(run, figures, {'zs': report}))
+    atomic.write(tmp_path / 'new' / 'x.html', html_report.run_page(run, figures, {'zs': report}))
     found = read(tmp_path / 'new' / 'x.html')
     assert [image.size for image in found.images] == [(30, 20)] * 3
     for words in ('a <b>', 'complete', '1 x cpu', '1 min 15 s', 'templates=plain & more', '62.5 %'):
@@ -92,8 +94,8 @@ def test_the_page_of_a_run_has_its_numbers_and_all_its_figures(tmp_path):
 
 
 def test_a_run_that_goes_on_says_so(tmp_path):
-    run = page.read_run(make_run(tmp_path / 'a', steps=100, summary=False))
-    assert 'not complete: step 100 of 200' in Reader(page.of_run(run, {}, {})).text
+    run = html_report.read_run(make_run(tmp_path / 'a', steps=100, summary=False))
+    assert 'not complete: step 100 of 200' in Reader(html_report.run_page(run, {}, {})).text
 
 
 def rows_of(text, title):
@@ -106,7 +108,7 @@ def rows_of(text, title):
 
 
 def test_runs_are_compared_by_final_numbers_and_config(tmp_path):
-    runs = page.read_runs(
+    runs = html_report.read_runs(
         [
             make_run(tmp_path / 'x' / 'a', optimizer={'learning_rate': 1e-3, 'b1': 0.9}),
             make_run(tmp_path / 'x' / 'b', optimizer={'learning_rate': 2e-3, 'b1': 0.9}, more=1),
@@ -115,7 +117,7 @@ def test_runs_are_compared_by_final_numbers_and_config(tmp_path):
     runs[1].summary['zs/top1'] = 0.75
     for count, run in enumerate(runs):
         run.rows[-1]['skipped/spike'] = 7 * count
-    text = page.of_several(runs)
+    text = html_report.compare_page(runs)
     final = rows_of(text, 'Final numbers')
     assert final[0] == ['', 'a', 'b']
     assert ['', 'complete', 'complete'] in final
@@ -129,15 +131,15 @@ def test_runs_are_compared_by_final_numbers_and_config(tmp_path):
     ]
     (curves,) = Reader(text).images
     assert curves.width > 1000
-    assert '<p>nothing</p>' in page.of_several([runs[0], runs[0]])
+    assert '<p>nothing</p>' in html_report.compare_page([runs[0], runs[0]])
 
 
 def test_runs_that_are_called_alike_are_called_by_their_path(tmp_path):
     folders = [make_run(tmp_path / 'x' / 'a'), make_run(tmp_path / 'y' / 'a')]
-    assert [run.name for run in page.read_runs(folders)] == list(map(str, folders))
-    assert [run.name for run in page.read_runs(folders[:1])] == ['a']
+    assert [run.name for run in html_report.read_runs(folders)] == list(map(str, folders))
+    assert [run.name for run in html_report.read_runs(folders[:1])] == ['a']
     with pytest.raises(ValueError, match='expected different ones'):
-        page.read_runs(folders[:1] * 2)
+        html_report.read_runs(folders[:1] * 2)
 
 
 def test_a_report_and_its_figures_stand_in_a_page(tmp_path):
@@ -145,10 +147,8 @@ def test_a_report_and_its_figures_stand_in_a_page(tmp_path):
         return pictures(len(indices))
 
     out = tmp_path / 'r.json'
-    reports.write(
-        {**queries_report(2), 'model': 'runs/m', 'versions': {}, 'seconds': 2.0}, out, load
-    )
-    found = Reader(page.of_several([], [page.of_file(out)]))
+    files.write({**queries_report(2), 'model': 'runs/m', 'versions': {}, 'seconds': 2.0}, out, load)
+    found = Reader(html_report.compare_page([], [html_report.report_file_section(out)]))
     assert len(found.images) == 2
     assert 'r: retrieval' in found.text and 'model: runs/m · data: folder:pairs' in found.text
     assert '5,000' in found.text and '1,234 image to text · median rank' in found.text
@@ -156,23 +156,23 @@ def test_a_report_and_its_figures_stand_in_a_page(tmp_path):
 
 def test_what_is_no_run_or_report(tmp_path):
     with pytest.raises(ValueError, match=r'no run directory \(it has no config\.json\)'):
-        page.read_run(tmp_path)
+        html_report.read_run(tmp_path)
     (tmp_path / 'config.json').write_text('{}')
     with pytest.raises(ValueError, match=r'no run directory \(it has no metrics\.jsonl\)'):
-        page.read_run(tmp_path)
+        html_report.read_run(tmp_path)
     (tmp_path / 'metrics.jsonl').write_text('')
     for text in ('{', '[]', '{}', '{"data": 1}', '{"data": {"options": 1}}'):
         (tmp_path / 'config.json').write_text(text)
         with pytest.raises(ValueError, match=r'config\.json: not the config of a run \('):
-            page.read_run(tmp_path)
+            html_report.read_run(tmp_path)
     with pytest.raises(ValueError, match=r'config\.json: no report of an evaluation'):
-        page.of_file(tmp_path / 'config.json')
+        html_report.report_file_section(tmp_path / 'config.json')
     folder = make_run(tmp_path / 'run')
     for text in ('{"loss"', '[]'):
         (folder / 'summary.json').write_text(text)
         with pytest.raises(ValueError, match=r'summary\.json: not the summary of a run \('):
-            page.read_run(folder)
+            html_report.read_run(folder)
     (folder / 'summary.json').write_text('{"loss": 1}')
-    assert 'complete' in page.of_several([page.read_run(folder)])
+    assert 'complete' in html_report.compare_page([html_report.read_run(folder)])
     with pytest.raises(ValueError, match='there is no such file'):
-        page.of_file(tmp_path / 'none.json')
+        html_report.report_file_section(tmp_path / 'none.json')

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import pytest
 from conftest import ROOT
 
-from clip_jax import cli, compiled, plan
+from clip_jax.cli import main
+from clip_jax.training import hlo, plan
 
 
 def count(function, *shapes) -> int:
-    return sum(compiled.flops(jax.make_jaxpr(function)(*map(jnp.zeros, shapes)).jaxpr).values())
+    return sum(hlo.flops(jax.make_jaxpr(function)(*map(jnp.zeros, shapes)).jaxpr).values())
 
 
 def test_flops_are_counted_as_often_as_they_are_done():
@@ -68,12 +69,12 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 def test_collectives_and_cycles_are_read_from_a_program():
     """What is in a loop counts as often as it runs; what is done beside other work, once."""
-    found = compiled.collectives(PROGRAM)
+    found = hlo.collectives(PROGRAM)
     gathered = 4 * 4 * 64 + 2 * 32 * 128 + 12 * 4 * 8 * 1024
     assert found['all-gather'] == {'count': 2 + 12, 'mib': gathered / 2**20}
     assert found['all-reduce'] == {'count': 1 + 12, 'mib': (20 + 12 * 1024) / 2**20}
     assert found.keys() == {'all-gather', 'all-reduce'}
-    assert compiled.cycles(PROGRAM) == 5 + 12 * 100
+    assert hlo.cycles(PROGRAM) == 5 + 12 * 100
 
 
 def test_a_config_is_planned_for_simulated_devices(clip_jax_cli, tiny_config, tmp_path):
@@ -102,7 +103,7 @@ def test_a_config_is_planned_for_simulated_devices(clip_jax_cli, tiny_config, tm
         (['--topology=local:0'], 'expected local:N'),
         (['--topology=local:3'], 'batch_size 16 is not a multiple of microbatches 1 x 3 devices'),
         (['--topology=local:2', '--config.mesh.fsdp=4'], 'does not divide the 2 devices'),
-        (['--topology=local:2', '--config.init.path=x'], 'init.path: a plan is of'),
+        (['--topology=local:2', '--config.init_from=x'], 'init_from: a plan is of'),
         (['--topology=local:2', '--search'], 'name a TPU topology'),
         (['--topology=local:2', 'more'], "there is no flag 'more'"),
     ],
@@ -155,7 +156,7 @@ def chips_of_16_gib(monkeypatch):
 
 
 def a_config(**changes):
-    config = cli.read_config([f'--config={ROOT / "configs/clip_vit_b32.py"}'])
+    config = main.read_config([f'--config={ROOT / "configs/clip_vit_b32.py"}'])
     config.model.remat = 'none'
     config.update_from_flattened_dict(changes)
     return config
@@ -192,7 +193,7 @@ def test_the_first_remedy_that_helps_is_named(chips_of_16_gib, start, changes):
 
 def test_what_cannot_hold_the_parameters_is_not_compiled(chips_of_16_gib):
     """H/14 has 986 million parameters; with gradients and AdamW's state, 14.7 GiB."""
-    config = cli.read_config([f'--config={ROOT / "configs/clip_vit_h14.py"}'])
+    config = main.read_config([f'--config={ROOT / "configs/clip_vit_h14.py"}'])
     config.update_from_flattened_dict({'mesh.fsdp': 1, 'batch_size': 8 * 1024})
     planned = plan.Planned('like v5e', jax.devices(), plan.CHIPS['v5e']._replace(hbm_gib=14))
     found, _ = plan.remedy(config, planned, [].append)

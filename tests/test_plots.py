@@ -11,10 +11,10 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from clip_jax import metrics, plots
-from clip_jax.plots import _figure
+from clip_jax import metrics
+from clip_jax.reports import _style, drawing
 
-CLASSES = [f'{colour} {shape}' for colour in ('red', 'blue', 'green') for shape in ('star', 'disc')]
+CLASSES = [f'{color} {shape}' for color in ('red', 'blue', 'green') for shape in ('star', 'disc')]
 DIRECTIONS = 'image_to_text', 'text_to_image'
 LONG = 'a class with $5_{ and $^ and far too many words for the place that there is'
 
@@ -55,7 +55,7 @@ def zero_shot_report(count=12, classes=CLASSES):
         top = [[classes[j], 0.4 - 0.05 * n] for n, j in enumerate(rng.permutation(6)[:5])]
         examples.append({'index': 10 * i, 'label': classes[i % 6], 'top': top})
     scores = {'top1': 0.912, 'top5': 0.99, 'images': 10_000, 'classes': 6}
-    return {'eval': 'zeroshot', 'data': 'folder:test', 'examples': examples, **scores}
+    return {'type': 'zeroshot', 'data': 'folder:test', 'examples': examples, **scores}
 
 
 def similarity_report(count=6, text='a picture of a small {} in the middle of a quiet background'):
@@ -63,7 +63,7 @@ def similarity_report(count=6, text='a picture of a small {} in the middle of a 
     texts = [text.replace('{}', CLASSES[i % 6]) for i in range(count)]
     indices = list(range(100, 100 + count))
     found = {'indices': indices, 'texts': texts, 'matrix': matrix.tolist()}
-    return {'eval': 'retrieval', 'data': 'folder:pairs', 'similarity': found}
+    return {'type': 'retrieval', 'data': 'folder:pairs', 'similarity': found}
 
 
 def classified(classes=CLASSES, value=0.7):
@@ -113,7 +113,7 @@ def probe_report():
     sweep = [[10.0**c, 0.8 - 0.01 * c**2] for c in (-6, -4, -2, 0, 2, 4, 6, 1)]
     scores = {'accuracy': 0.8, 'images': 1000, 'classes': 6}
     return {
-        'eval': 'linear_probe',
+        'type': 'linear_probe',
         'data': 'folder:test',
         'sweep': sweep,
         'fit': {'C': 1.0},
@@ -124,7 +124,7 @@ def probe_report():
 def shots_report():
     shots = [[k, k / 20, 0.02, [k / 20 - 0.02, k / 20, k / 20 + 0.02]] for k in (1, 2, 4, 8, 16)]
     return {
-        'eval': 'fewshot',
+        'type': 'fewshot',
         'data': 'folder:test',
         'shots': shots,
         'accuracy': 0.8,
@@ -139,7 +139,7 @@ def with_pictures(draw, report):
 def drawn(draw, *arguments, monkeypatch):
     """Returns the matplotlib figure that a function draws."""
     figures = []
-    monkeypatch.setattr(_figure, 'save', lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(_style, 'save', lambda figure, path: figures.append(figure))
     draw(*arguments, 'figure.png')
     return figures[0]
 
@@ -167,7 +167,7 @@ def test_every_figure_of_a_report_is_written_and_not_blank(tmp_path):
         return pictures(len(indices))
 
     for report in reports:
-        for path in plots.write_report(report, load, lambda name: tmp_path / f'{name}.png'):
+        for path in drawing.write_report(report, load, lambda name: tmp_path / f'{name}.png'):
             check_png(path, (700, 2400), (300, 2400))
             names.append(path.stem)
     assert names == [
@@ -183,7 +183,7 @@ def test_without_its_pictures_a_report_has_the_other_figures(tmp_path, capsys, e
     def gone(spec, indices):
         raise error
 
-    paths = plots.write_report(classified(), gone, lambda name: tmp_path / f'{name}.png')
+    paths = drawing.write_report(classified(), gone, lambda name: tmp_path / f'{name}.png')
     assert [path.stem for path in paths] == ['per_class', 'confusion']
     assert sorted(paths) == sorted(tmp_path.iterdir())
     said = f'folder:test: figures with pictures are left out: {error}\n'
@@ -192,9 +192,9 @@ def test_without_its_pictures_a_report_has_the_other_figures(tmp_path, capsys, e
 
 @pytest.mark.filterwarnings('error')
 def test_the_three_figures_are_written_and_not_blank(tmp_path):
-    plots.training(run_rows(), tmp_path / 'new' / 'training.png')
-    plots.zero_shot(zero_shot_report(), pictures(12), tmp_path / 'zero_shot.png')
-    plots.similarity(similarity_report(), pictures(6), str(tmp_path / 'similarity.png'))
+    drawing.training(run_rows(), tmp_path / 'new' / 'training.png')
+    drawing.zero_shot(zero_shot_report(), pictures(12), tmp_path / 'zero_shot.png')
+    drawing.similarity(similarity_report(), pictures(6), str(tmp_path / 'similarity.png'))
     check_png(tmp_path / 'new' / 'training.png', (1200, 2200), (700, 1300))
     check_png(tmp_path / 'zero_shot.png', (1200, 2200), (700, 1300))
     check_png(tmp_path / 'similarity.png', (700, 2200), (500, 1800))
@@ -203,41 +203,41 @@ def test_the_three_figures_are_written_and_not_blank(tmp_path):
 @pytest.mark.parametrize(
     ('draw', 'arguments'),
     [
-        (plots.training, [run_rows()]),
-        (plots.training, [run_rows(20)]),
+        (drawing.training, [run_rows()]),
+        (drawing.training, [run_rows(20)]),
         (
-            plots.training,
+            drawing.training,
             [[{'step': n, 'loss': 1.0, f'{n % 9}{LONG * 2}/top1': 0.5} for n in range(20)]],
         ),
-        (plots.zero_shot, [zero_shot_report(), pictures(12)]),
-        (plots.zero_shot, [zero_shot_report(1), pictures(1)]),
-        (plots.zero_shot, [zero_shot_report(4, [LONG] * 6), pictures(4)]),
-        (plots.similarity, [similarity_report(12), pictures(12)]),
-        (plots.similarity, [similarity_report(1), pictures(1)]),
-        (plots.similarity, [similarity_report(3, text=LONG * 3), pictures(3)]),
-        (plots.mistakes, with_pictures(plots.mistakes, classified())),
+        (drawing.zero_shot, [zero_shot_report(), pictures(12)]),
+        (drawing.zero_shot, [zero_shot_report(1), pictures(1)]),
+        (drawing.zero_shot, [zero_shot_report(4, [LONG] * 6), pictures(4)]),
+        (drawing.similarity, [similarity_report(12), pictures(12)]),
+        (drawing.similarity, [similarity_report(1), pictures(1)]),
+        (drawing.similarity, [similarity_report(3, text=LONG * 3), pictures(3)]),
+        (drawing.mistakes, with_pictures(drawing.mistakes, classified())),
         (
-            plots.mistakes,
-            with_pictures(plots.mistakes, classified([f'{k} {LONG}' for k in range(9)])),
+            drawing.mistakes,
+            with_pictures(drawing.mistakes, classified([f'{k} {LONG}' for k in range(9)])),
         ),
         (
-            plots.mistakes,
+            drawing.mistakes,
             with_pictures(
-                plots.mistakes, {**classified(), 'mistakes': classified()['mistakes'][:1]}
+                drawing.mistakes, {**classified(), 'mistakes': classified()['mistakes'][:1]}
             ),
         ),
-        (plots.queries, with_pictures(plots.queries, queries_report())),
-        (plots.queries, with_pictures(plots.queries, queries_report(6, LONG * 3))),
-        (plots.queries, with_pictures(plots.queries, queries_report(1))),
-        (plots.per_class, [classified(), []]),
-        (plots.per_class, [classified([f'{k} {LONG}' for k in range(300)], 1.0), []]),
-        (plots.confusion, [classified(), []]),
-        (plots.confusion, [classified(['cat', 'dog']), []]),
-        (plots.confusion, [classified([f'{k} {LONG}' for k in range(40)]), []]),
-        (plots.sweep, [probe_report(), []]),
-        (plots.shots, [shots_report(), []]),
-        (plots.compared, [{'a': run_rows(), 'b': run_rows(300)}]),
-        (plots.compared, [{f'{k} {LONG}': run_rows(20) for k in range(9)}]),
+        (drawing.queries, with_pictures(drawing.queries, queries_report())),
+        (drawing.queries, with_pictures(drawing.queries, queries_report(6, LONG * 3))),
+        (drawing.queries, with_pictures(drawing.queries, queries_report(1))),
+        (drawing.per_class, [classified(), []]),
+        (drawing.per_class, [classified([f'{k} {LONG}' for k in range(300)], 1.0), []]),
+        (drawing.confusion, [classified(), []]),
+        (drawing.confusion, [classified(['cat', 'dog']), []]),
+        (drawing.confusion, [classified([f'{k} {LONG}' for k in range(40)]), []]),
+        (drawing.sweep, [probe_report(), []]),
+        (drawing.shots, [shots_report(), []]),
+        (drawing.compared, [{'a': run_rows(), 'b': run_rows(300)}]),
+        (drawing.compared, [{f'{k} {LONG}': run_rows(20) for k in range(9)}]),
     ],
 )
 def test_no_text_covers_another_or_leaves_the_figure(draw, arguments, monkeypatch):
@@ -255,7 +255,7 @@ def test_no_text_covers_another_or_leaves_the_figure(draw, arguments, monkeypatc
     figure.draw_without_rendering()
     boxes = list(boxes.values())
     assert len(boxes) > 3
-    if draw is plots.training:
+    if draw is drawing.training:
         assert min(axes.get_window_extent().width for axes in figure.axes) > 2 * figure.dpi
     for name, box in boxes:
         assert figure.bbox.x0 <= box.x0, name
@@ -272,14 +272,14 @@ def test_no_text_covers_another_or_leaves_the_figure(draw, arguments, monkeypatc
 
 def test_classes_stand_by_their_score_and_many_without_the_middle(monkeypatch):
     report = classified([f'thing {k}' for k in range(100)])
-    [axes] = drawn(plots.per_class, report, [], monkeypatch=monkeypatch).axes
+    [axes] = drawn(drawing.per_class, report, [], monkeypatch=monkeypatch).axes
     order = sorted(report['per_class'], key=lambda row: -row[2])
     shown = order[:20] + order[-20:]
     assert [t.get_text() for t in axes.get_yticklabels()] == [name for name, _, _ in shown]
     assert [bar.get_width() for bar in axes.patches] == [score for _, _, score in shown]
     mean = np.mean([score for _, _, score in order])
-    colours = [bar.get_facecolor() for bar in axes.patches]
-    assert len({*colours[:20]}) == len({*colours[20:]}) == 1 and colours[0] != colours[-1]
+    colors = [bar.get_facecolor() for bar in axes.patches]
+    assert len({*colors[:20]}) == len({*colors[20:]}) == 1 and colors[0] != colors[-1]
     assert any(np.allclose(line.get_xdata(), mean) for line in axes.get_lines())
     assert '… 60 more …' in {t.get_text() for t in axes.texts}
     assert f' {100 * shown[0][2]:.0f} %  of {shown[0][1]}' in {t.get_text() for t in axes.texts}
@@ -288,7 +288,7 @@ def test_classes_stand_by_their_score_and_many_without_the_middle(monkeypatch):
 def test_the_confusion_matrix_has_right_classes_as_lines(monkeypatch):
     report = classified(['cat', 'dog'])
     report['confusion']['matrix'] = [[3, 1], [0, 8]]
-    axes = drawn(plots.confusion, report, [], monkeypatch=monkeypatch).axes[0]
+    axes = drawn(drawing.confusion, report, [], monkeypatch=monkeypatch).axes[0]
     shares = np.ravel(axes.collections[0].get_array())
     np.testing.assert_array_equal(shares, [0.75, 0.25, 0, 1])
     places = {tuple(t.get_position()): t.get_text() for t in axes.texts}
@@ -296,26 +296,30 @@ def test_the_confusion_matrix_has_right_classes_as_lines(monkeypatch):
     assert axes.yaxis_inverted() and axes.get_ylabel() == 'right class'
     report['confusion']['matrix'] = [[3, 1]]
     with pytest.raises(ValueError, match=r'matrix \(1, 2\) does not fit 2 classes'):
-        plots.confusion(report, [], 'figure.png')
+        drawing.confusion(report, [], 'figure.png')
 
 
 def test_mistakes_say_what_is_right_and_what_it_was_taken_for(monkeypatch):
     report = classified()
-    figure = drawn(plots.mistakes, *with_pictures(plots.mistakes, report), monkeypatch=monkeypatch)
+    figure = drawn(
+        drawing.mistakes, *with_pictures(drawing.mistakes, report), monkeypatch=monkeypatch
+    )
     shown = [axes for axes in figure.axes if axes.images]
-    assert len(shown) == 24 and plots.mistakes.shows(report) == [3 * i for i in range(24)]
+    assert len(shown) == 24 and drawing.mistakes.shows(report) == [3 * i for i in range(24)]
     words = [[t.get_text() for t in axes.texts] for axes in shown]
     assert words[0] == [f'{CLASSES[0]}  0.12', f'{CLASSES[1]}  0.34']
     del report['mistakes'][0]['score_of_label']  # a probe's
-    figure = drawn(plots.mistakes, *with_pictures(plots.mistakes, report), monkeypatch=monkeypatch)
+    figure = drawn(
+        drawing.mistakes, *with_pictures(drawing.mistakes, report), monkeypatch=monkeypatch
+    )
     assert [t.get_text() for t in figure.axes[0].texts] == [CLASSES[0], f'{CLASSES[1]}  0.34']
 
 
 def test_queries_mark_what_is_right(monkeypatch):
     report = queries_report(2)
     images = pictures(12)
-    figure = drawn(plots.queries, report, images, monkeypatch=monkeypatch)
-    assert plots.queries.shows(report) == [0, 1, *range(40, 45), *range(40, 45)]
+    figure = drawn(drawing.queries, report, images, monkeypatch=monkeypatch)
+    assert drawing.queries.shows(report) == [0, 1, *range(40, 45), *range(40, 45)]
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     np.testing.assert_array_equal(shown, images)
     bold = {t.get_text() for t in texts(figure) if t.get_weight() == 'bold'}
@@ -328,27 +332,27 @@ def test_queries_mark_what_is_right(monkeypatch):
     assert any('recall@1/5/10: 5.0 / 25.0 / 50.0 %, median rank 1,234' in t for t in words)
 
 
-def test_runs_are_compared_in_one_colour_each(monkeypatch):
+def test_runs_are_compared_in_one_color_each(monkeypatch):
     runs = {'one': run_rows(2000), 'two': run_rows(1000)}
     runs['two'].append({'step': 1000, 'other/top1': 0.5})
-    figure = drawn(plots.compared, runs, monkeypatch=monkeypatch)
+    figure = drawn(drawing.compared, runs, monkeypatch=monkeypatch)
     panels = {axes.get_title(loc='left'): axes for axes in figure.axes}
     first, *_, last = panels
     assert (first, last) == ('Loss', 'Pairs a second')
     assert {'zeroshot top-1', 'retrieval image → text recall@10', 'other top-1'} <= {*panels}
     handles = {h.get_color() for legend in figure.legends for h in legend.legend_handles}
-    colours = [line.get_color() for line in panels['zeroshot top-1'].get_lines()]
-    assert len({*colours}) == 2 and {*colours} == handles
-    assert [line.get_color() for line in panels['other top-1'].get_lines()] == colours[1:]
+    colors = [line.get_color() for line in panels['zeroshot top-1'].get_lines()]
+    assert len({*colors}) == 2 and {*colors} == handles
+    assert [line.get_color() for line in panels['other top-1'].get_lines()] == colors[1:]
     ends = [line.get_xdata()[-1] for line in panels['zeroshot top-1'].get_lines()]
     assert ends == [2000, 800]
     with pytest.raises(ValueError, match='expected rows with a "loss"'):
-        plots.compared({'a': [], 'b': [{'step': 1}]}, 'figure.png')
+        drawing.compared({'a': [], 'b': [{'step': 1}]}, 'figure.png')
 
 
 def test_training_shows_a_panel_for_each_kind_of_number_that_there_is(monkeypatch):
     def titles(rows):
-        figure = drawn(plots.training, rows, monkeypatch=monkeypatch)
+        figure = drawn(drawing.training, rows, monkeypatch=monkeypatch)
         return [axes.get_title(loc='left') for axes in figure.axes if axes.get_title(loc='left')]
 
     assert titles(run_rows()) == [
@@ -371,7 +375,7 @@ def test_training_draws_headline_numbers_and_the_last_word_on_a_step(monkeypatch
         {'step': 10, 'zeroshot/top1': 0.3, 'retrieval/text_to_image/recall@100': 0.9},
         {'step': 20, 'zeroshot/top1': 0.625, 'retrieval/text_to_image/recall@10': 0.5},
     ]
-    [axes] = drawn(plots.training, rows, monkeypatch=monkeypatch).axes
+    [axes] = drawn(drawing.training, rows, monkeypatch=monkeypatch).axes
     lines = [line.get_xydata().tolist() for line in axes.get_lines()]
     assert lines == [[[10, 0.3], [20, 0.625]], [[20, 0.5]]]
     words = {t.get_text() for t in texts(axes)}
@@ -383,7 +387,7 @@ def test_the_smooth_line_is_the_mean_of_its_surroundings(monkeypatch):
     noisy = [5 + rng.normal() for _ in range(400)]
     rows = [{'step': n, 'loss': v} for n, v in enumerate(noisy)]
     rows[200]['loss'] = math.nan
-    [axes] = drawn(plots.training, rows, monkeypatch=monkeypatch).axes
+    [axes] = drawn(drawing.training, rows, monkeypatch=monkeypatch).axes
     raw, smooth = (line.get_ydata() for line in axes.get_lines())
     np.testing.assert_array_equal(raw, [row['loss'] for row in rows])
     assert smooth[100] == pytest.approx(np.mean(noisy[95:106]))
@@ -395,7 +399,7 @@ def test_the_smooth_line_is_the_mean_of_its_surroundings(monkeypatch):
 @pytest.mark.parametrize(('values', 'scale'), [([9, 3, 0.3], 'log'), ([9, 3, 1], 'linear')])
 def test_a_wide_loss_gets_a_log_scale(values, scale, monkeypatch):
     rows = [{'step': n, 'loss': v} for n, v in enumerate(values)]
-    [axes] = drawn(plots.training, rows, monkeypatch=monkeypatch).axes
+    [axes] = drawn(drawing.training, rows, monkeypatch=monkeypatch).axes
     assert axes.get_yscale() == scale
 
 
@@ -403,28 +407,28 @@ def test_a_run_that_broke_is_drawn(tmp_path):
     rows = [
         {'step': n, 'loss': math.nan, 'grad_norm': math.nan, 'x/top1': math.nan} for n in (1, 2)
     ]
-    plots.training(rows, tmp_path / 'training.png')
+    drawing.training(rows, tmp_path / 'training.png')
     check_png(tmp_path / 'training.png', (1200, 2200), (300, 1300))
 
 
 @pytest.mark.parametrize('rows', [[], [{'step': 1, 'seconds': 3.0}]])
 def test_training_without_any_curve_is_an_error(rows, tmp_path):
     with pytest.raises(ValueError, match='expected rows with a "loss"'):
-        plots.training(rows, tmp_path / 'training.png')
+        drawing.training(rows, tmp_path / 'training.png')
 
 
 def test_zero_shot_marks_the_right_class_and_says_the_scores(monkeypatch):
     report = zero_shot_report(2)
     report['examples'][0] |= {'label': 'red star', 'top': [['red star', 0.3], ['blue disc', -0.1]]}
     report['examples'][1] |= {'label': 'red star', 'top': [['blue disc', 0.4], ['red star', 0.2]]}
-    figure = drawn(plots.zero_shot, report, pictures(2), monkeypatch=monkeypatch)
+    figure = drawn(drawing.zero_shot, report, pictures(2), monkeypatch=monkeypatch)
     bars = [axes for axes in figure.axes if axes.patches]
     assert [axes.get_title(loc='left') for axes in bars] == ['✓ red star', '✗ red star']
     widths = [[bar.get_width() for bar in axes.patches] for axes in bars]
     assert widths == [[0.3, -0.1], [0.4, 0.2]]
-    colours = [[bar.get_facecolor() for bar in axes.patches] for axes in bars]
-    assert colours[0] == colours[1][::-1]
-    assert colours[0][0] != colours[0][1]
+    colors = [[bar.get_facecolor() for bar in axes.patches] for axes in bars]
+    assert colors[0] == colors[1][::-1]
+    assert colors[0][0] != colors[0][1]
     shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
     np.testing.assert_array_equal(shown, pictures(2))
     # One scale for all: bars of different pictures can be compared.
@@ -436,7 +440,7 @@ def test_zero_shot_marks_the_right_class_and_says_the_scores(monkeypatch):
 def test_similarity_puts_pictures_in_columns_and_texts_in_lines(monkeypatch):
     report = similarity_report(2)
     report['similarity'] |= {'texts': ['one', 'two'], 'matrix': [[0.11, 0.12], [0.21, 0.22]]}
-    figure = drawn(plots.similarity, report, pictures(2), monkeypatch=monkeypatch)
+    figure = drawn(drawing.similarity, report, pictures(2), monkeypatch=monkeypatch)
     heat = figure.axes[0]
     assert [t.get_text() for t in heat.get_yticklabels()] == ['one', 'two']
     cells = {t.get_text(): t for t in heat.texts}
@@ -451,8 +455,8 @@ def test_similarity_puts_pictures_in_columns_and_texts_in_lines(monkeypatch):
     shown = [axes for axes in figure.axes if axes.images]
     assert shown[0].get_position().x0 < shown[1].get_position().x0
     np.testing.assert_array_equal([axes.images[0].get_array() for axes in shown], pictures(2))
-    colours = heat.collections[0].get_array()
-    np.testing.assert_array_equal(np.ravel(colours), [0.11, 0.21, 0.12, 0.22])
+    colors = heat.collections[0].get_array()
+    np.testing.assert_array_equal(np.ravel(colors), [0.11, 0.21, 0.12, 0.22])
     assert [name for name, t in cells.items() if t.get_weight() == 'bold'] == ['0.12', '0.22']
     outlined = [tuple(np.round(box.get_xy())) for box in heat.patches]
     assert outlined == [(0, 0), (1, 1)]
@@ -465,18 +469,18 @@ def test_similarity_puts_pictures_in_columns_and_texts_in_lines(monkeypatch):
 def test_ties_count_against_the_right_one_but_not_among_equal_texts(monkeypatch):
     report = similarity_report(3)
     report['similarity'] |= {'texts': ['one', 'one', 'two'], 'matrix': [[0.1] * 3] * 3}
-    figure = drawn(plots.similarity, report, pictures(3), monkeypatch=monkeypatch)
+    figure = drawn(drawing.similarity, report, pictures(3), monkeypatch=monkeypatch)
     assert any('nearest for 0 of 3 pictures' in t.get_text() for t in texts(figure))
     report['similarity']['matrix'] = [[0.3, 0.3, 0.1], [0.3, 0.3, 0.1], [0.2, 0.2, 0.2]]
-    figure = drawn(plots.similarity, report, pictures(3), monkeypatch=monkeypatch)
+    figure = drawn(drawing.similarity, report, pictures(3), monkeypatch=monkeypatch)
     words = 'own text nearest for 2 of 3 pictures   ·   own picture nearest for 3 of 3 texts'
     assert words in {t.get_text() for t in texts(figure)}
 
 
 @pytest.mark.parametrize('shape', [(40, 40), (20, 90, 3), (300, 30, 3)])
-def test_pictures_may_be_grey_and_of_any_shape(shape, monkeypatch):
+def test_pictures_may_be_gray_and_of_any_shape(shape, monkeypatch):
     images = [np.full(shape, 200, np.uint8)] * 2
-    reports = {plots.zero_shot: zero_shot_report(2), plots.similarity: similarity_report(2)}
+    reports = {drawing.zero_shot: zero_shot_report(2), drawing.similarity: similarity_report(2)}
     for draw, report in reports.items():
         figure = drawn(draw, report, images, monkeypatch=monkeypatch)
         shown = [axes.images[0] for axes in figure.axes if axes.images]
@@ -487,17 +491,17 @@ def test_pictures_may_be_grey_and_of_any_shape(shape, monkeypatch):
 
 def test_missing_pictures_and_crooked_matrices_are_errors(tmp_path):
     with pytest.raises(ValueError, match='2 pictures for the 3 examples'):
-        plots.zero_shot(zero_shot_report(3), pictures(2), tmp_path / 'a.png')
+        drawing.zero_shot(zero_shot_report(3), pictures(2), tmp_path / 'a.png')
     with pytest.raises(ValueError, match='0 pictures for the 0 examples'):
-        plots.zero_shot({'examples': []}, [], tmp_path / 'a.png')
+        drawing.zero_shot({'examples': []}, [], tmp_path / 'a.png')
     report = similarity_report(3)
     report['similarity']['matrix'].pop()
     with pytest.raises(ValueError, match=r'matrix \(2, 3\) does not fit 3 texts'):
-        plots.similarity(report, pictures(3), tmp_path / 'a.png')
+        drawing.similarity(report, pictures(3), tmp_path / 'a.png')
 
 
 def test_write_all_draws_a_run_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(_figure, 'DPI', 40)  # to be quick
+    monkeypatch.setattr(_style, 'DPI', 40)  # to be quick
     writer = metrics.JsonlWriter(tmp_path / 'metrics.jsonl')
     for row in run_rows(100):
         writer.write_scalars(row.pop('step'), row)
@@ -507,8 +511,8 @@ def test_write_all_draws_a_run_directory(tmp_path, monkeypatch):
         'a_zeroshot': zero_shot_report(14),
         'b_retrieval': similarity_report(),
         'c_zeroshot': zero_shot_report(2) | {'data': 'folder:other'},
-        'd_zeroshot': {'eval': 'zeroshot', 'data': 'folder:test', 'top1': 0.5},
-        'e_linear_probe': {'eval': 'linear_probe', 'data': 'folder:test', 'accuracy': 0.5},
+        'd_zeroshot': {'type': 'zeroshot', 'data': 'folder:test', 'top1': 0.5},
+        'e_linear_probe': {'type': 'linear_probe', 'data': 'folder:test', 'accuracy': 0.5},
     }
     for name, report in reports.items():
         (tmp_path / 'evals' / f'{name}.json').write_text(json.dumps(report))
@@ -518,7 +522,7 @@ def test_write_all_draws_a_run_directory(tmp_path, monkeypatch):
         asked.append((spec, indices))
         return pictures(len(indices))
 
-    written = plots.write_all(tmp_path, load_images)
+    written = drawing.write_all(tmp_path, load_images)
     names = ['training', 'zero_shot', 'similarity', 'zero_shot_c_zeroshot']
     assert written == [tmp_path / 'plots' / f'{name}.png' for name in names]
     assert sorted(written) == sorted((tmp_path / 'plots').iterdir())
@@ -531,13 +535,13 @@ def test_write_all_draws_a_run_directory(tmp_path, monkeypatch):
 
 def test_write_all_wants_a_run_directory_and_whole_reports(tmp_path):
     with pytest.raises(ValueError, match=r'no metrics\.jsonl there.*run directory'):
-        plots.write_all(tmp_path, None)
+        drawing.write_all(tmp_path, None)
     (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "loss": 1.0}\n')
-    assert len(plots.write_all(tmp_path, None)) == 1
+    assert len(drawing.write_all(tmp_path, None)) == 1
     (tmp_path / 'evals').mkdir()
     (tmp_path / 'evals' / 'zeroshot.json').write_text('{"eval": "zeros')
     with pytest.raises(ValueError, match=r'zeroshot\.json: no JSON'):
-        plots.write_all(tmp_path, None)
+        drawing.write_all(tmp_path, None)
 
 
 @pytest.mark.parametrize(
@@ -556,7 +560,7 @@ def test_a_malformed_report_is_named(tmp_path, wrong):
     path = tmp_path / 'evals' / 'zs.json'
     path.write_text(json.dumps(classified() | wrong))
     with pytest.raises(ValueError, match=r'zs\.json: not as clip-jax eval writes it'):
-        plots.write_all(tmp_path, lambda spec, indices: pictures(len(indices)))
+        drawing.write_all(tmp_path, lambda spec, indices: pictures(len(indices)))
 
 
 def test_the_global_state_of_matplotlib_stays_as_it_was(tmp_path):

@@ -11,23 +11,23 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import pytest
-from conftest import COLOURS
+from conftest import COLORS
 from PIL import Image
 
 import clip_jax
 from clip_jax import build, pretrained, prompts, sharding
-from clip_jax.data.transforms import normalise
+from clip_jax.data.transforms import normalize
 from clip_jax.models.clip import unit
 
 
 @pytest.fixture(scope='module')
 def pictures():
-    """Noise on a colour, in three shapes, as uint8 arrays."""
+    """Noise on a color, in three shapes, as uint8 arrays."""
     rng = np.random.default_rng(0)
     shapes = [(20, 30, 3), (30, 20, 3), (16, 16, 3)]
-    colours = list(COLOURS.values())
+    colors = list(COLORS.values())
     return [
-        np.clip(rng.normal(colours[i % 4], 40, shapes[i % 3]), 0, 255).astype(np.uint8)
+        np.clip(rng.normal(colors[i % 4], 40, shapes[i % 3]), 0, 255).astype(np.uint8)
         for i in range(21)
     ]
 
@@ -75,17 +75,17 @@ def test_embeddings_are_unit_rows_in_float32(clip, pictures):
 
 
 def test_features_of_the_trunk_are_what_is_projected(clip, pictures):
-    trunk = clip.encode_image(pictures, features='trunk')
+    trunk = clip.encode_image(pictures, features='pre_projection')
     assert (trunk.dtype, trunk.shape) == (np.float32, (21, 32))
     assert np.linalg.norm(trunk, axis=1).std() > 1e-4  # not of unit length
     projected = trunk @ np.asarray(clip.variables['params']['image_projection']['kernel'])
     expected = clip.encode_image(pictures, features='embedding')
     np.testing.assert_allclose(np.asarray(unit(projected)), expected, atol=2e-6)
     np.testing.assert_array_equal(clip.encode_image(pictures), expected)
-    other = on_devices(clip, 3, 5).encode_image(pictures, features='trunk')
+    other = on_devices(clip, 3, 5).encode_image(pictures, features='pre_projection')
     np.testing.assert_allclose(other, trunk, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match=r"no 'trunks'\. Did you mean 'trunk'"):
-        clip.encode_image(pictures, features='trunks')
+    with pytest.raises(ValueError, match=r"no 'pre_projections'\. Did you mean 'pre_projection'"):
+        clip.encode_image(pictures, features='pre_projections')
 
 
 def test_an_image_may_come_in_any_form(clip, pictures, tmp_path):
@@ -102,15 +102,17 @@ def test_an_image_may_come_in_any_form(clip, pictures, tmp_path):
 
 
 def test_trunk_features_are_rows_before_the_projection(clip, pictures):
-    trunk = clip.encode_image(pictures, features='trunk')
+    trunk = clip.encode_image(pictures, features='pre_projection')
     assert (trunk.shape, trunk.dtype) == ((21, 32), np.float32)
     assert np.abs(np.linalg.norm(trunk, axis=1) - 1).max() > 0.1
     projected = trunk @ np.asarray(clip.variables['params']['image_projection']['kernel'])
     np.testing.assert_allclose(np.asarray(unit(projected)), clip.encode_image(pictures), atol=1e-5)
-    assert clip.encode_image([], features='trunk').shape == (0, 32)
-    assert (clip.width(), clip.width('trunk')) == (16, 32)
-    with pytest.raises(ValueError, match=r"features: there is no 'trunc'. Did you mean 'trunk'?"):
-        clip.encode_image(pictures, features='trunc')
+    assert clip.encode_image([], features='pre_projection').shape == (0, 32)
+    assert (clip.width(), clip.width('pre_projection')) == (16, 32)
+    with pytest.raises(
+        ValueError, match=r"features: there is no 'pre_projektion'. Did you mean 'pre_projection'?"
+    ):
+        clip.encode_image(pictures, features='pre_projektion')
 
 
 def test_images_are_prepared_in_threads_ahead_of_the_devices(clip, pictures):
@@ -190,13 +192,13 @@ def test_of_nothing_there_are_no_rows(clip):
     ):
         assert rows.shape == (0, 16)
         assert rows.dtype == np.float32
-    assert clip.encode_image([], features='trunk').shape == (0, 32)
+    assert clip.encode_image([], features='pre_projection').shape == (0, 32)
 
 
 @pytest.mark.parametrize(('devices', 'batch_size'), [(1, 256), (1, 5), (3, 256), (8, 1), (8, 5)])
 def test_rows_depend_neither_on_devices_nor_on_batches(clip, pictures, devices, batch_size):
     other = on_devices(clip, devices, batch_size)
-    texts = [f'{i} a {name} picture' for i, name in enumerate(COLOURS)] * 3
+    texts = [f'{i} a {name} picture' for i, name in enumerate(COLORS)] * 3
     for n in (1, 21):
         images = pictures[:n]
         np.testing.assert_allclose(
@@ -215,7 +217,7 @@ def test_the_order_of_images_is_the_order_of_rows(clip, pictures):
 def test_scores_depend_neither_on_devices_nor_on_batches(clip, source, devices, batch_size):
     def scores(model):
         parts = model.encode_image, model.encode_text, source
-        options = {'classes': list(COLOURS), 'templates': ['a {} picture', 'something {}']}
+        options = {'classes': list(COLORS), 'templates': ['a {} picture', 'something {}']}
         reports = (
             build.evaluation('zeroshot', options)(*parts),
             build.evaluation('retrieval', {})(*parts),
@@ -236,7 +238,7 @@ def test_few_sizes_are_compiled(clip, pictures, caplog):
 
 
 def test_probabilities_sum_to_1_and_follow_the_order_of_labels(clip, pictures):
-    labels, templates = list(COLOURS), ['a {} picture', 'something {}']
+    labels, templates = list(COLORS), ['a {} picture', 'something {}']
     shares = clip.classify(pictures, labels, templates=templates)
     assert shares.shape == (21, 4)
     assert shares.dtype == np.float32
@@ -246,7 +248,7 @@ def test_probabilities_sum_to_1_and_follow_the_order_of_labels(clip, pictures):
 
 
 def test_probabilities_are_the_softmax_of_scaled_cosines(clip, pictures):
-    labels, templates = list(COLOURS), ['a {} picture', 'something {}']
+    labels, templates = list(COLORS), ['a {} picture', 'something {}']
     filled = [[t.replace('{}', name) for t in templates] for name in labels]
     classes = np.stack([clip.encode_text(texts).mean(axis=0) for texts in filled])
     classes /= np.linalg.norm(classes, axis=1, keepdims=True)
@@ -258,23 +260,23 @@ def test_probabilities_are_the_softmax_of_scaled_cosines(clip, pictures):
 
 
 def test_templates_are_plain_unless_said_otherwise(clip, pictures):
-    labels = list(COLOURS)
+    labels = list(COLORS)
     plain = clip.classify(pictures, labels, templates=prompts.templates('plain'))
     np.testing.assert_array_equal(clip.classify(pictures, labels), plain)
     np.testing.assert_array_equal(clip.classify(pictures, labels, templates='plain'), plain)
 
 
-def test_training_colours_are_recognised(clip, source):
+def test_training_colors_are_recognized(clip, source):
     images = [source[i]['image'] for i in range(len(source))]
     labels = [source[i]['label'] for i in range(len(source))]
-    shares = clip.classify(images, list(COLOURS), templates=['a {} picture'])
+    shares = clip.classify(images, list(COLORS), templates=['a {} picture'])
     assert np.mean(shares.argmax(axis=1) == labels) > 0.75  # chance is 0.25
 
 
 def test_the_model_can_be_applied_by_hand(clip, pictures):
-    texts = [f'a {name} picture' for name in COLOURS]
+    texts = [f'a {name} picture' for name in COLORS]
     tokens = clip.tokenizer(texts)
-    images = normalise(
+    images = normalize(
         np.stack([clip.preprocess(picture) for picture in pictures[:4]]),
         clip.preprocess.mean,
         clip.preprocess.std,
@@ -286,7 +288,7 @@ def test_the_model_can_be_applied_by_hand(clip, pictures):
     assert bias is None
     for method, inputs, units in (('encode_image', images, image), ('encode_text', tokens, text)):
         rows = clip.model.apply(clip.variables, inputs, method=method)
-        assert np.abs(np.linalg.norm(rows, axis=1) - 1).min() > 1e-3  # before normalisation
+        assert np.abs(np.linalg.norm(rows, axis=1) - 1).min() > 1e-3  # before normalization
         np.testing.assert_allclose(unit(rows), units, atol=1e-6)
 
 

@@ -6,7 +6,7 @@ import shlex
 import pytest
 from conftest import ROOT
 
-from clip_jax import cli
+from clip_jax.cli import main
 
 README = (ROOT / 'README.md').read_text()
 
@@ -33,10 +33,10 @@ def test_the_lines_that_load_and_classify_run(tiny_run, capsys):
 @pytest.mark.parametrize('command', commands(), ids=lambda c: ' '.join(c[1:3]))
 def test_commands_name_configs_keys_and_evals_that_exist(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    args, rest = cli._parser().parse_known_args(command[1:])
-    assert args.command in cli.COMMANDS
+    args, rest = main._parser().parse_known_args(command[1:])
+    assert args.command in main.COMMANDS
     if args.command == 'train':
-        config = cli.read_config([f'--config={args.config}', *rest])
+        config = main.read_config([f'--config={args.config}', *rest])
         assert config.total_steps > 0
     elif args.command == 'eval' and args.name != 'suite':
         assert (ROOT / f'clip_jax/evals/{args.name}.py').exists()

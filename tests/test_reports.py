@@ -7,7 +7,7 @@ import pathlib
 import pytest
 from test_plots import classified, pictures, probe_report, queries_report
 
-from clip_jax import plots, reports
+from clip_jax.reports import drawing, files
 
 
 def load(spec, indices):
@@ -20,8 +20,8 @@ def names(folder):
 
 def test_the_figures_lie_beside_the_report(tmp_path):
     out = tmp_path / 'new' / 'folder' / 'pets.json'
-    reports.check(out)
-    paths = reports.write(queries_report(2), out, load)
+    files.check(out)
+    paths = files.write(queries_report(2), out, load)
     assert json.loads(out.read_text()) == queries_report(2)
     figures = ['similarity.png', 'queries.png']
     assert paths == [out, *(out.with_suffix('') / name for name in figures)]
@@ -31,13 +31,13 @@ def test_the_figures_lie_beside_the_report(tmp_path):
 
 def test_without_figures_there_is_no_folder(tmp_path):
     report = {'eval': 'other', 'data': 'x', 'accuracy': 0.5}
-    assert reports.write(report, tmp_path / 'a.json', load) == [tmp_path / 'a.json']
+    assert files.write(report, tmp_path / 'a.json', load) == [tmp_path / 'a.json']
     assert names(tmp_path) == ['a.json']
 
 
 def test_lists_have_a_line_for_each_item():
     report = {**classified(), **probe_report(), 'ü': 'ü', 'empty': [], 'flat': [1, 2]}
-    text = reports.as_json(report)
+    text = files.as_json(report)
     assert json.loads(text) == report
     assert ' "ü": "ü",\n "empty": [],\n "flat": [1, 2]\n}\n' in text
     assert '\n  [0.01, 0.76],\n' in text
@@ -52,44 +52,44 @@ def test_what_fails_leaves_nothing_behind(tmp_path, monkeypatch, where):
     out = tmp_path / 'new' / 'a.json'
     if where == 'figure':
         # The first figures are drawn by then.
-        monkeypatch.setattr(plots, 'queries', fail)
-        fail.shows = plots.pictures.queries.shows
+        monkeypatch.setattr(drawing, 'queries', fail)
+        fail.shows = drawing.queries.shows
     elif where == 'report':
-        monkeypatch.setattr(reports, 'as_json', fail)
+        monkeypatch.setattr(files, 'as_json', fail)
     else:
-        monkeypatch.setattr(reports.pathlib.Path, 'mkdir', fail)
+        monkeypatch.setattr(files.pathlib.Path, 'mkdir', fail)
     with pytest.raises(RuntimeError):
-        reports.write(queries_report(2), out, load)
+        files.write(queries_report(2), out, load)
     monkeypatch.undo()
     assert names(tmp_path) == []
 
 
 def test_what_is_there_is_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match=r'expected a name that ends in \.json'):
-        reports.check(tmp_path / 'a')
+        files.check(tmp_path / 'a')
     (tmp_path / 'a').mkdir()
     with pytest.raises(ValueError, match='/a exists; name a new file'):
-        reports.check(tmp_path / 'a.json')
+        files.check(tmp_path / 'a.json')
     (tmp_path / 'b.json').write_text('mine')
     with pytest.raises(ValueError, match=r'/b\.json exists'):
-        reports.check(tmp_path / 'b.json')
+        files.check(tmp_path / 'b.json')
 
 
 def test_a_place_where_nothing_can_be_written_is_refused(tmp_path, monkeypatch):
     (tmp_path / 'file').write_text('mine')
     with pytest.raises(ValueError, match=r'--out: .*/file is no folder'):
-        reports.check(tmp_path / 'file' / 'more' / 'a.json')
-    reports.check(tmp_path / 'new' / 'a.json')
+        files.check(tmp_path / 'file' / 'more' / 'a.json')
+    files.check(tmp_path / 'new' / 'a.json')
     monkeypatch.setattr(os, 'access', lambda path, mode: path != tmp_path)  # as not for root
     with pytest.raises(ValueError, match=rf'--out: nothing can be written into {tmp_path}$'):
-        reports.check(tmp_path / 'new' / 'a.json')
+        files.check(tmp_path / 'new' / 'a.json')
 
 
 def test_the_home_folder_has_a_short_name(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     out = pathlib.Path('~/new/pets.json')
-    reports.check(out)
-    assert reports.write({'eval': 'other'}, out, load) == [tmp_path / 'new' / 'pets.json']
+    files.check(out)
+    assert files.write({'eval': 'other'}, out, load) == [tmp_path / 'new' / 'pets.json']
     assert names(tmp_path) == ['new', 'new/pets.json']
     with pytest.raises(ValueError, match=r'pets\.json exists'):
-        reports.check(out)
+        files.check(out)

@@ -5,7 +5,8 @@ import json
 import pytest
 from etils import epath
 
-from clip_jax import lock, run_directory
+from clip_jax.runtime import lock
+from clip_jax.training import run_directory
 
 CONFIG = {'seed': 0, 'mesh': {'fsdp': 1}, 'checkpoint': {'every': 10}, 'optimizer': {'b1': 0.9}}
 

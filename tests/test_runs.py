@@ -106,7 +106,7 @@ def test_figures_are_pictures(tiny_run):
 def test_reports_say_what_was_scored_and_when(tiny_run, tiny_tars):
     for name in ('zeroshot', 'retrieval'):
         report = json.loads((tiny_run / 'evals' / f'{name}.json').read_text())
-        assert (report['eval'], report['data'], report['step']) == (name, tiny_tars, STEPS)
+        assert (report['type'], report['data'], report['step']) == (name, tiny_tars, STEPS)
         assert (report['arithmetic'], report['device']) == ('float32', 'cpu')
         assert report['seconds'] > 0 and report['versions'].keys() >= {'clip_jax', 'jax'}
     assert report['options'] == {}
@@ -151,7 +151,7 @@ def test_an_evaluation_afterwards_finds_the_same_numbers(
         'zeroshot',
         f'--model={tiny_run}',
         f'--data={tiny_tars}',
-        f'--classes={tiny_config.with_name("colours.txt")}',
+        f'--classes={tiny_config.with_name("colors.txt")}',
         '--templates=["a {} picture"]',
         f'--out={tmp_path / "report.json"}',
     )
@@ -169,7 +169,7 @@ def test_an_evaluation_afterwards_finds_the_same_numbers(
 
 def begin(clip_jax_cli, config, workdir, path, *changes, steps=2):
     """Trains a few steps from a checkpoint."""
-    more = f'init.path={path}', f'total_steps={steps}', 'optimizer.warmup_steps=1', *changes
+    more = f'init_from={path}', f'total_steps={steps}', 'optimizer.warmup_steps=1', *changes
     flags = [f'--config.{change}' for change in more]
     return clip_jax_cli('train', f'--config={config}', f'--workdir={workdir}', *flags)
 

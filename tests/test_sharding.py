@@ -17,8 +17,9 @@ from small_training import (
     steps,
 )
 
-from clip_jax import build, optim, sharding, state
-from clip_jax.models import clip, layers, published
+from clip_jax import build, sharding
+from clip_jax.models import clip, layers, presets
+from clip_jax.step import optimizers, state
 
 MESHES = {
     '8 data': ('ring', {}),
@@ -62,13 +63,13 @@ def test_the_state_stays_dealt_out_and_its_initial_numbers_do_not_depend_on_that
 def test_at_most_a_hundredth_of_a_model_is_whole_on_every_device():
     """ViT-B/16 with AdamW over 8: parameters and optimizer state."""
     mesh = sharding.make_mesh(fsdp=8)
-    model = build.model(published.architecture('ViT-B-16'))
-    optimizer = optim.adamw(
-        lambda _: 1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, clip_norm=0.0
+    model = build.model(presets.architecture('ViT-B-16'))
+    optimizer = optimizers.adamw(
+        lambda _: 1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, grad_clip_norm=0.0
     )
     params = clip.shapes(model)['params']
     tree = params, jax.eval_shape(optimizer.init, params)
-    shardings = sharding.of_tree(tree, mesh, layers.axes)
+    shardings = sharding.of_tree(tree, mesh, layers.logical_axes)
     whole = sum(x.size for x in jax.tree.leaves(tree))
     local = jax.tree.map(lambda x, s: int(np.prod(s.shard_shape(x.shape))), tree, shardings)
     assert whole == pytest.approx(3 * 149.62e6, rel=1e-3)
@@ -122,8 +123,8 @@ def test_constraints_hold_on_a_mesh_and_are_nothing_without_one():
 
 @pytest.mark.parametrize('name', ['ViT-B-32', 'RN50', 'ViT-B-16-SigLIP', 'ViT-L-14-CLIPA'])
 def test_every_parameter_of_every_encoder_has_words(name):
-    shapes = clip.shapes(clip.from_card(published.architecture(name)))
-    shardings = sharding.of_tree(shapes, sharding.make_mesh(fsdp=8), layers.axes)
+    shapes = clip.shapes(clip.from_card(presets.architecture(name)))
+    shardings = sharding.of_tree(shapes, sharding.make_mesh(fsdp=8), layers.logical_axes)
     for x, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True):
         large = x.ndim > 1 and x.size > 2**14
         assert not large or s.shard_shape(x.shape) != x.shape
@@ -131,4 +132,4 @@ def test_every_parameter_of_every_encoder_has_words(name):
 
 def test_a_parameter_without_words_is_named():
     with pytest.raises(ValueError, match=r'no row for the parameter image/new/kernel with 2 axes'):
-        layers.axes('image/new/kernel', 2)
+        layers.logical_axes('image/new/kernel', 2)

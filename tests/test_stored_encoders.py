@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from clip_jax import encoders, pretrained
-from clip_jax.data.embeddings import Embeddings
+from clip_jax import pretrained
+from clip_jax.data.embedding_store import Embeddings
+from clip_jax.evaluation import encoders
 
 
 @pytest.fixture
@@ -28,32 +29,36 @@ def with_another_mean(clip):
 
 
 def test_equal_weights_with_another_card_are_another_model(clip, stored):
-    encoders.check_maker(clip, stored)
+    encoders.check_source_model(clip, stored)
     with pytest.raises(ValueError, match=r'weights are those of here, and .* in: preprocess\.'):
-        encoders.check_maker(with_another_mean(clip), stored, 'here')
+        encoders.check_source_model(with_another_mean(clip), stored, 'here')
     other = object.__new__(Embeddings)
     other.__dict__.update(vars(stored))
     other.description = {**stored.description, 'card': with_another_mean(clip).card}
     with pytest.raises(ValueError, match='are embeddings of different models'):
-        encoders.for_evaluation(None, [stored, other])
-    assert encoders.maker(stored).card == clip.card
+        encoders.encoders_for(None, [stored, other])
+    assert encoders.source_model(stored).card == clip.card
     with pytest.raises(ValueError, match='holds another model now'):
-        encoders.maker(other)
+        encoders.source_model(other)
 
 
 def test_reports_say_in_what_rows_were_computed(clip, stored):
-    assert encoders.how(clip, []) == {'arithmetic': 'float32', 'device': 'cpu'}
-    assert encoders.how(None, [stored]) == {'arithmetic': 'bfloat16', 'device': 'cpu'}
-    assert encoders.how(clip, [stored]) == {
+    assert encoders.provenance(clip, []) == {'arithmetic': 'float32', 'device': 'cpu'}
+    assert encoders.provenance(None, [stored]) == {'arithmetic': 'bfloat16', 'device': 'cpu'}
+    assert encoders.provenance(clip, [stored]) == {
         'arithmetic': 'float32',
         'arithmetic_of_embeddings': 'bfloat16',
         'device': 'cpu',
     }
-    assert encoders.maker(stored, 'bfloat16').model.dtype == 'bfloat16'
+    assert encoders.source_model(stored, 'bfloat16').model.dtype == 'bfloat16'
     # Without a model, that of the folder embeds texts that have no rows.
-    _, encode_text = encoders.for_evaluation(None, [stored], dtype='float32')
-    assert encoders.used(None, encode_text) is None
+    _, encode_text = encoders.encoders_for(None, [stored], dtype='float32')
+    assert encoders.model_used(None, encode_text) is None
     encode_text('a text of its own')
-    found = encoders.used(None, encode_text)
-    assert encoders.how(found, [stored])['arithmetic'] == 'float32'
-    assert encoders.used(clip, encode_text) is encoders.used(clip, clip.encode_text) is clip
+    found = encoders.model_used(None, encode_text)
+    assert encoders.provenance(found, [stored])['arithmetic'] == 'float32'
+    assert (
+        encoders.model_used(clip, encode_text)
+        is encoders.model_used(clip, clip.encode_text)
+        is clip
+    )

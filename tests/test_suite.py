@@ -9,10 +9,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import COLOURS, ROOT
+from conftest import COLORS, ROOT
 
-from clip_jax import build, cli, lookup, pretrained, prompts, suite
+from clip_jax import build, lookup, pretrained, prompts
+from clip_jax.cli import main
 from clip_jax.evals import retrieval
+from clip_jax.evaluation import suite
 
 COUNT = 27  # data sets of the paper
 
@@ -35,18 +37,18 @@ from ml_collections import ConfigDict
 
 def get_config(more=''):
     lines = {{
-        'colours': {{
-            'eval': 'zeroshot', 'data': {tiny_tars!r}, 'score': 'top1',
-            'classes': {list(COLOURS)}, 'templates': ('a {{}} picture',),
+        'colors': {{
+            'type': 'zeroshot', 'data': {tiny_tars!r}, 'score': 'top1',
+            'classes': {list(COLORS)}, 'templates': ('a {{}} picture',),
         }},
         'captions': {{
-            'eval': 'retrieval', 'data': {tiny_tars!r},
+            'type': 'retrieval', 'data': {tiny_tars!r},
             'score': ('text_to_image/recall@5', 'text_to_image/recall@10'),
         }},
-        'absent': {{'eval': 'zeroshot', 'data': 'folder:/no/such/place'}},
+        'absent': {{'type': 'zeroshot', 'data': 'folder:/no/such/place'}},
     }}
     if more == 'unnamed':
-        lines['unnamed'] = {{'eval': 'zeroshot', 'data': {tiny_tars!r}}}
+        lines['unnamed'] = {{'type': 'zeroshot', 'data': {tiny_tars!r}}}
     return ConfigDict({{'lines': ConfigDict(lines, sort_keys=False), 'options': {{}}}})
 """)
     return page
@@ -60,7 +62,7 @@ def run(page, capfd, monkeypatch):
 
     def run(*arguments, more=''):
         with pytest.raises(SystemExit) as end:
-            cli.main(['eval', 'suite', f'--suite={page}{more}', *map(str, arguments)])
+            main.main(['eval', 'suite', f'--suite={page}{more}', *map(str, arguments)])
         return end.value.code, *capfd.readouterr()
 
     return run
@@ -83,15 +85,15 @@ def test_the_table_holds_the_numbers_of_single_evaluations(
     out = tmp_path / 'out'
     code, table, said = run(f'--model={tiny_run}', f'--model={older}', f'--out={out}')
     assert code == 0
-    assert cells(table, 'line') == ['line', 'eval', 'score', str(tiny_run), str(older)]
-    colours, captions = [], []
+    assert cells(table, 'line') == ['line', 'type', 'score', str(tiny_run), str(older)]
+    colors, captions = [], []
     for model in (tiny_run, older):
-        options = {'classes': list(COLOURS), 'templates': ['a {} picture']}
-        colours.append(evaluated(tiny_tars, model, 'zeroshot', **options)['top1'])
+        options = {'classes': list(COLORS), 'templates': ['a {} picture']}
+        colors.append(evaluated(tiny_tars, model, 'zeroshot', **options)['top1'])
         report = evaluated(tiny_tars, model, 'retrieval')
         both = [report[f'text_to_image/recall@{k}'] for k in (5, 10)]
         captions.append(sum(both) / 2)
-    assert cells(table, 'colours')[3:] == [f'{100 * x:.2f}' for x in colours]
+    assert cells(table, 'colors')[3:] == [f'{100 * x:.2f}' for x in colors]
     assert cells(table, 'captions')[3:] == [f'{100 * x:.2f}' for x in captions]
     assert cells(table, 'absent')[3:] == ['missing', 'missing']
     means = [line for line in table.splitlines() if line.startswith('| **mean of 1**')]
@@ -99,19 +101,19 @@ def test_the_table_holds_the_numbers_of_single_evaluations(
     assert 'Not on this machine:\n\n* absent (folder:/no/such/place): ' in table
     assert 'Failed' not in table
     assert [line.split()[1] for line in said.splitlines()] == 2 * [
-        'colours,',
+        'colors,',
         'captions,',
         'absent,',
     ]
 
     assert (out / 'suite.md').read_text() in table
     written = json.loads((out / 'suite.json').read_text())
-    assert [row['line'] for row in written['lines']] == ['colours', 'captions', 'absent']
-    assert written['lines'][0]['values'] == colours
-    assert written['means'][0] == {'eval': 'zeroshot', 'lines': 1, 'values': colours}
+    assert [row['line'] for row in written['lines']] == ['colors', 'captions', 'absent']
+    assert written['lines'][0]['values'] == colors
+    assert written['means'][0] == {'type': 'zeroshot', 'lines': 1, 'values': colors}
     reports = sorted(str(path.relative_to(out)) for path in out.glob('*/*.json'))
     assert len(reports) == 4 and all(
-        path.endswith(('colours.json', 'captions.json')) for path in reports
+        path.endswith(('colors.json', 'captions.json')) for path in reports
     )
     report = json.loads((out / reports[1]).read_text())
     assert report['fingerprint'] and report['model'] in (str(tiny_run), str(older))
@@ -135,10 +137,10 @@ def test_what_is_finished_is_not_run_again(run, tiny_run, older, tmp_path, monke
     # Another checkpoint, other settings, a report that is gone.
     run(f'--model={tiny_run}', f'--model={older}', out)
     assert count == ['zeroshot', 'retrieval']
-    run(f'--model={tiny_run}', out, "--suite.lines.colours.templates=('something {}',)")
+    run(f'--model={tiny_run}', out, "--suite.lines.colors.templates=('something {}',)")
     assert count[2:] == ['zeroshot']
     (tmp_path / 'out').joinpath(suite._slug(str(tiny_run)), 'captions.json').unlink()
-    run(f'--model={tiny_run}', out, "--suite.lines.colours.templates=('something {}',)")
+    run(f'--model={tiny_run}', out, "--suite.lines.colors.templates=('something {}',)")
     assert count[3:] == ['retrieval']
 
 
@@ -157,7 +159,7 @@ def test_a_line_that_fails_is_listed_and_the_others_run(run, tiny_run, tmp_path)
     assert code == 1
     assert cells(table, 'unnamed')[3] == 'failed'
     assert 'Failed:\n\n* unnamed (tars:' in table and 'does not name its classes' in table
-    assert cells(table, 'colours')[3] != 'failed' and not list(out.glob('*/unnamed.json'))
+    assert cells(table, 'colors')[3] != 'failed' and not list(out.glob('*/unnamed.json'))
 
 
 def test_the_table_is_shown_even_if_it_cannot_be_written(run, tiny_run, tmp_path, monkeypatch):
@@ -170,7 +172,7 @@ def test_the_table_is_shown_even_if_it_cannot_be_written(run, tiny_run, tmp_path
     monkeypatch.setattr(suite, 'write', full)
     code, table, said = run(f'--model={tiny_run}', f'--out={tmp_path / "out"}')
     assert code == 1 and said.endswith('clip-jax eval: no space left\n')
-    assert float(cells(table, 'colours')[3]) > 0
+    assert float(cells(table, 'colors')[3]) > 0
 
 
 def test_any_error_is_that_of_its_line(run, tiny_run, monkeypatch):
@@ -181,21 +183,21 @@ def test_any_error_is_that_of_its_line(run, tiny_run, monkeypatch):
     code, table, _ = run(f'--model={tiny_run}')
     assert code == 1
     assert '* captions (tars:' in table and ': RESOURCE_EXHAUSTED: out of memory' in table
-    assert float(cells(table, 'colours')[3]) >= 0
+    assert float(cells(table, 'colors')[3]) >= 0
 
 
 def test_an_unknown_score_is_an_error_that_names_those_there_are(run, tiny_run):
-    code, table, _ = run(f'--model={tiny_run}', '--suite.lines.colours.score=top2')
+    code, table, _ = run(f'--model={tiny_run}', '--suite.lines.colors.score=top2')
     assert code == 1
     assert "score: there is no 'top2'. Did you mean 'top" in table and ' There are: ' in table
 
 
 def test_a_report_is_kept_even_if_it_lacks_the_score(run, tiny_run, tmp_path):
     out = tmp_path / 'out'
-    code, table, _ = run(f'--model={tiny_run}', f'--out={out}', '--suite.lines.colours.score=top2')
-    assert code == 1 and cells(table, 'colours')[3] == 'failed'
+    code, table, _ = run(f'--model={tiny_run}', f'--out={out}', '--suite.lines.colors.score=top2')
+    assert code == 1 and cells(table, 'colors')[3] == 'failed'
     _, table, said = run(f'--model={tiny_run}', f'--out={out}')
-    assert said.count('(was there)') == 2 and 0 <= float(cells(table, 'colours')[3]) <= 100
+    assert said.count('(was there)') == 2 and 0 <= float(cells(table, 'colors')[3]) <= 100
 
 
 def test_a_score_that_is_no_share_is_shown_as_it_is(run, tiny_run, tiny_tars):
@@ -211,16 +213,16 @@ def test_other_texts_under_the_same_name_are_other_settings(
     run, page, tiny_run, tmp_path, monkeypatch
 ):
     classes, templates = tmp_path / 'classes.txt', tmp_path / 'templates.txt'
-    classes.write_text('\n'.join(COLOURS))
+    classes.write_text('\n'.join(COLORS))
     templates.write_text('a {} picture')
-    text = page.read_text().replace(repr(list(COLOURS)), repr(str(classes)))
+    text = page.read_text().replace(repr(list(COLORS)), repr(str(classes)))
     page.write_text(text.replace("('a {} picture',)", repr(str(templates))))
     arguments = f'--model={tiny_run}', f'--out={tmp_path / "out"}'
     assert 'was there' not in run(*arguments)[2]
     assert run(*arguments)[2].count('was there') == 2
     templates.write_text('something {}')
     assert run(*arguments)[2].count('was there') == 1
-    classes.write_text('\n'.join([*COLOURS, 'black']))
+    classes.write_text('\n'.join([*COLORS, 'black']))
     assert run(*arguments)[2].count('was there') == 1
     page.write_text(text.replace("'templates': ('a {} picture',)", "'templates': 'plain'"))
     run(*arguments)
@@ -234,7 +236,7 @@ def test_another_card_or_arithmetic_is_another_checkpoint(run, tiny_run, tmp_pat
     run(model, out)
     assert run(model, out)[2].count('was there') == 2
     assert 'was there' not in run(model, out, '--dtype=bfloat16')[2]
-    report = json.loads(next((tmp_path / 'out').glob('*/colours.json')).read_text())
+    report = json.loads(next((tmp_path / 'out').glob('*/colors.json')).read_text())
     assert (report['arithmetic'], report['device']) == ('bfloat16', 'cpu')
     load = pretrained.load
 
@@ -254,7 +256,7 @@ def test_options_of_a_wrong_type_are_named(run, tiny_run, page):
 
 
 def test_nothing_that_could_run_is_an_error(run, tiny_run):
-    absent = [f'--suite.lines.{name}.data=folder:/no/{name}' for name in ('colours', 'captions')]
+    absent = [f'--suite.lines.{name}.data=folder:/no/{name}' for name in ('colors', 'captions')]
     code, table, _ = run(f'--model={tiny_run}', *absent)
     assert code == 1 and table.count('missing') == 3
 
@@ -265,24 +267,24 @@ def test_options_of_sources(run, tiny_run, page):
     page.write_text(text.replace("'options': {}", changed))
     code, table, _ = run(f'--model={tiny_run}')
     assert code == 1 and 'has no caption' in table
-    own = "'source': {'text_exts': ['txt']}, 'eval': 'retrieval'"
-    page.write_text(text.replace("'options': {}", changed).replace("'eval': 'retrieval'", own))
+    own = "'source': {'text_exts': ['txt']}, 'type': 'retrieval'"
+    page.write_text(text.replace("'options': {}", changed).replace("'type': 'retrieval'", own))
     assert run(f'--model={tiny_run}')[0] == 0
 
 
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (("'eval': 'retrieval', ", ''), "suite: line captions: there is no 'eval'"),
-        (("'eval': 'retrieval'", "'eval': 'retrieve'"), "Did you mean 'retrieval'?"),
-        (("'classes':", "'clases':"), "line colours: evals/zeroshot: option: there is no 'clases'"),
+        (("'type': 'retrieval', ", ''), "suite: line captions: there is no 'eval'"),
+        (("'type': 'retrieval'", "'eval': 'retrieve'"), "Did you mean 'retrieval'?"),
+        (("'classes':", "'clases':"), "line colors: evals/zeroshot: option: there is no 'clases'"),
         (("'options': {}", "'option': {}"), "suite: there is no 'option'. Did you mean 'options'?"),
-        (("'colours':", "'a/b':"), 'suite: line a/b: a name is letters'),
+        (("'colors':", "'a/b':"), 'suite: line a/b: a name is letters'),
         (("'lines': ConfigDict(lines, sort_keys=False)", "'lines': {}"), 'the page has no lines'),
         (('get_config', 'get_suite'), "no attribute 'get_config'"),
         (("'data': 'folder:/no/such/place'", "'data': None"), "line absent: there is no 'data'"),
         (
-            ("'eval': 'retrieval'", "'eval': 'linear_probe', 'train': 'x:y', 'save': 'probe.npz'"),
+            ("'type': 'retrieval'", "'type': 'linear_probe', 'train': 'x:y', 'save': 'probe.npz'"),
             'line captions: save: every checkpoint would replace it',
         ),
     ],
@@ -302,7 +304,7 @@ def test_a_wrong_page_is_an_error_before_anything_runs(
         ([], 'at least one --model=PATH'),
         (['--model=x', '--data=y'], 'and no --data'),
         (['--model=x', '--top=3'], "there is no flag '--top=3'; expected --suite.key=value"),
-        (['--model=x', '--suite.lines.colors.data=y'], "Did you mean 'colours'?"),
+        (['--model=x', '--suite.lines.colors.data=y'], "Did you mean 'colors'?"),
         (['--model=/no/x', '--model=/no/x'], 'expected different checkpoints'),
         (['--model=/no/x'], '/no/x: there is no such file or folder'),
         (['--model=x', '--dtype=float16'], "dtype: there is no 'float16'"),
@@ -328,11 +330,11 @@ def test_reports_stay_in_their_folder():
 
 
 def test_options_of_a_mixture_are_those_of_each_of_its_kinds():
-    (line,) = suite.lines(
+    (line,) = suite.tasks(
         {
             'lines': {
                 'mixed': {
-                    'eval': 'retrieval',
+                    'type': 'retrieval',
                     'data': '3 * tars:a.tar + 1 * tars:b.tar',
                     'source': {'text_exts': ['cap']},
                 }
@@ -344,7 +346,7 @@ def test_options_of_a_mixture_are_those_of_each_of_its_kinds():
 
 def test_a_page_that_is_not_there(capfd, tmp_path):
     with pytest.raises(SystemExit):
-        cli.main(['eval', 'suite', f'--suite={tmp_path}/pge.py', '--model=x'])
+        main.main(['eval', 'suite', f'--suite={tmp_path}/pge.py', '--model=x'])
     assert '--suite: there is no file' in capfd.readouterr().err
 
 
@@ -364,7 +366,7 @@ def test_the_papers_sets_are_all_there_for_both_evaluations():
     assert len(module.SETS) == COUNT and len(page['lines']) == 2 * COUNT
     for kind in ('zeroshot', 'linear_probe'):
         lines = clip27(kind)[1]['lines']
-        assert len(lines) == COUNT and {line['eval'] for line in lines.values()} == {kind}
+        assert len(lines) == COUNT and {line['type'] for line in lines.values()} == {kind}
         assert [*lines] == [f'{name}_{kind}' for name in module.SETS]
     metrics = [metric for *_, metric, _ in module.SETS.values()]
     assert metrics.count('mean_per_class') == 4
@@ -397,9 +399,9 @@ def test_the_readme_says_which_sets_are_folders():
 
 def test_the_pages_lines_are_evaluations_with_prompt_sets_that_exist():
     module, page = clip27()
-    lines = suite.lines(page)
+    lines = suite.tasks(page)
     assert len(lines) == 2 * COUNT
-    prompts = {path.stem for path in (ROOT / 'clip_jax/assets/prompts').glob('*.txt')}
+    prompts = {path.stem for path in (ROOT / 'clip_jax/prompts/templates').glob('*.txt')}
     assert {name for *_, name in module.SETS.values()} <= prompts
 
 
@@ -415,9 +417,9 @@ def test_the_names_of_classes_are_as_many_as_tfds_has():
 
 
 def test_a_set_without_its_file_of_names_is_missing(run, page, tiny_run):
-    page.write_text(page.read_text().replace(repr(list(COLOURS)), "'/no/classes.txt'"))
+    page.write_text(page.read_text().replace(repr(list(COLORS)), "'/no/classes.txt'"))
     code, table, _ = run(f'--model={tiny_run}')
-    assert code == 0 and cells(table, 'colours')[3] == 'missing'
+    assert code == 0 and cells(table, 'colors')[3] == 'missing'
 
 
 class Few:
@@ -450,6 +452,6 @@ def reported(name, metric):
 
 def test_every_score_of_the_page_is_one_that_its_evaluation_reports():
     module, page = clip27()
-    for line in suite.lines(page):
-        metric = module.SETS[line.name.removesuffix(f'_{line.eval}')][2]
-        assert 0 <= suite._score(line, reported(line.eval, metric)) <= 1
+    for line in suite.tasks(page):
+        metric = module.SETS[line.name.removesuffix(f'_{line.type}')][2]
+        assert 0 <= suite._score(line, reported(line.type, metric)) <= 1

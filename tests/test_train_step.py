@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from small_training import CARD, VIT, assert_same, batch, on_one_device, setup, steps
 
-from clip_jax import build, lookup, optim, sharding, state
+from clip_jax import build, lookup, sharding
+from clip_jax.step import optimizers, state
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,8 @@ def test_state_lies_on_every_device_and_seeds_differ():
     assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(eight))
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = build.model(CARD)
-    optimizer = optim.adamw(
-        lambda _: 1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, clip_norm=0.0
+    optimizer = optimizers.adamw(
+        lambda _: 1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, grad_clip_norm=0.0
     )
     other = state.create(model, optimizer, seed=1, mesh=mesh)
     kernel = 'image_projection'

@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import environment
 
-from clip_jax import watchdog
+from clip_jax.runtime import watchdog
 
 PROGRAM = """
 import re, sys, time

@@ -3,21 +3,21 @@
 import pytest
 from etils import epath
 
-from clip_jax import whole_file
+from clip_jax.runtime import atomic
 
 
 def test_texts_and_bytes_are_written_into_new_folders(tmp_path):
     path = tmp_path / 'a/b.txt'
-    whole_file.write(path, 'ä\n')
+    atomic.write(path, 'ä\n')
     assert path.read_bytes() == 'ä\n'.encode()
-    whole_file.write(str(path), b'\x00')
+    atomic.write(str(path), b'\x00')
     assert path.read_bytes() == b'\x00'
     assert [p.name for p in path.parent.iterdir()] == ['b.txt']
 
 
 def test_what_was_there_stays_until_the_new_is_whole(tmp_path, monkeypatch):
     path = tmp_path / 'x'
-    whole_file.write(path, 'old')
+    atomic.write(path, 'old')
 
     def full(self, content):
         with open(self, 'wb') as file:
@@ -26,23 +26,23 @@ def test_what_was_there_stays_until_the_new_is_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(epath.Path('.').__class__, 'write_bytes', full)
     with pytest.raises(OSError, match='No space left'):
-        whole_file.write(path, 'new')
+        atomic.write(path, 'new')
     assert path.read_text() == 'old'
-    assert whole_file.others(epath.Path(tmp_path)) == ['x']
+    assert atomic.unexpected_files(epath.Path(tmp_path)) == ['x']
 
 
 def test_own_files_are_no_others_whole_or_not(tmp_path):
     for name in ('a.json', 'b.json.partial', 'c.json.partial', 'd'):
         (tmp_path / name).touch()
-    found = whole_file.others(epath.Path(tmp_path), 'a.json', 'b.json')
+    found = atomic.unexpected_files(epath.Path(tmp_path), 'a.json', 'b.json')
     assert found == ['c.json.partial', 'd']
 
 
 def test_a_place_is_on_this_machine_and_can_be_written_to(tmp_path):
-    whole_file.check_place(tmp_path / 'a' / 'b', '--out')
+    atomic.check_place(tmp_path / 'a' / 'b', '--out')
     (tmp_path / 'file').write_text('mine')
     with pytest.raises(ValueError, match=r'^--out: .*/file is no folder$'):
-        whole_file.check_place(tmp_path / 'file' / 'a' / 'b', '--out')
+        atomic.check_place(tmp_path / 'file' / 'a' / 'b', '--out')
     with pytest.raises(ValueError, match=r'^save: gs://a/b: expected a place on this machine$'):
-        whole_file.check_place('gs://a/b', 'save')
+        atomic.check_place('gs://a/b', 'save')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['file']

@@ -134,7 +134,7 @@ def resnet(fields: Fields, theirs: str) -> Iterator[Row]:
 
 
 def batch_norm(ours: str, theirs: str) -> Iterator[Row]:
-    """A batch normalisation with its running statistics."""
+    """A batch normalization with its running statistics."""
     yield from norm(f'params/{ours}', theirs)
     yield row(f'batch_stats/{ours}/mean', f'{theirs}.running_mean', SAME)
     yield row(f'batch_stats/{ours}/var', f'{theirs}.running_var', SAME)

@@ -15,15 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from clip_jax.convert import _cards, _table, _tokenizer_files
-from clip_jax.convert._table import (
-    LEADING_ONE,
-    ONE,
-    SAME,
-    STACKED,
-    Array,
-    Row,
-    row,
-)
+from clip_jax.convert._table import LEADING_ONE, ONE, SAME, STACKED, Array, Row, row
 
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 FILE = 'model.npz'

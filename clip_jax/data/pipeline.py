@@ -20,8 +20,8 @@ from absl import flags
 
 from clip_jax import lookup
 from clip_jax.data import transforms
-from clip_jax.data.order import Order
-from clip_jax.data.rows import TRIES, Augment, Filter, Rows, troubles
+from clip_jax.data.examples import TRIES, Augment, ExampleMaker, Filter, bad_records
+from clip_jax.data.shuffle import GlobalShuffle
 from clip_jax.data.sources import Source, parts_of
 
 
@@ -60,7 +60,7 @@ def train_iterator(
     # A thread here has one image at a time; OpenCV's own threads would only compete with it.
     cv2.setNumThreads(0)
     parts, rows = parts_of(source), batch_size // shard_count
-    make = Rows(
+    make = ExampleMaker(
         source,
         seed=seed,
         augment=augment,
@@ -70,7 +70,7 @@ def train_iterator(
     )
     return TrainIterator(
         _Batches(
-            Order(parts, batch_size, seed),
+            GlobalShuffle(parts, batch_size, seed),
             make,
             tokenizer,
             image_size,
@@ -116,8 +116,8 @@ class _Batches(grain.MapDataset):
 
     def __init__(
         self,
-        order: Order,
-        make: Rows,
+        order: GlobalShuffle,
+        make: ExampleMaker,
         tokenizer: Callable[[list[str]], np.ndarray],
         image_size: int,
         block: slice,
@@ -217,7 +217,7 @@ class DeviceBatches(Iterator):
     def __next__(self) -> dict[str, jax.Array]:
         start = time.perf_counter()
         batch, bad, self._state = self._pending.popleft().result()
-        self.troubles += troubles(bad)
+        self.troubles += bad_records(bad)
         self.waited += time.perf_counter() - start
         self._pending.append(self._worker.submit(self._read))
         return batch

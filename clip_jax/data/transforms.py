@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from clip_jax import lookup
-from clip_jax.data import headers, pixels
-from clip_jax.data.bad import BadRecord
+from clip_jax.data.errors import BadRecord
+from clip_jax.data.image import decoders, headers
 
-# The statistics that published CLIP models normalise with (OpenAI's preprocessing).
+# The statistics that published CLIP models normalize with (OpenAI's preprocessing).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -68,7 +68,7 @@ def decode(data: bytes | np.ndarray) -> np.ndarray:
         measure(data)
         return _rgb(data)
     header = headers.read(data)
-    image, _ = pixels.decode(data, header)
+    image, _ = decoders.decode(data, header)
     return _turn(image, header.orientation)
 
 
@@ -84,7 +84,7 @@ def random_box(
 
     The part's share of the area is uniform in `scale`, its aspect ratio (width / height) is
     log-uniform among those in `ratio` with which it fits, its place uniform. (Szegedy et al. 2015,
-    section 6. Others draw again until a part fits, and take the centre where none does.)
+    section 6. Others draw again until a part fits, and take the center where none does.)
     """
     share, shape, x, y = rng.random(4)
     area = (scale[0] + share * (scale[1] - scale[0])) * height * width
@@ -115,7 +115,7 @@ def cut(
     _check_inside(box, *header.upright)
     stored = _stored(box, header)
     across, down = stored.width / size, stored.height / size
-    image, factor = pixels.decode(
+    image, factor = decoders.decode(
         data, header, reduce=min(_reduction(across), _reduction(down)), shrink=min(across, down)
     )
     _resample(image, Box(*(x / factor for x in stored)), out, averaged=factor > 1)
@@ -129,7 +129,7 @@ def flip(image: np.ndarray, rng: np.random.Generator, p: float) -> np.ndarray:
     return cv2.flip(image, 1, image) if rng.random() < p else image
 
 
-def colour_jitter(
+def color_jitter(
     image: np.ndarray,
     rng: np.random.Generator,
     *,
@@ -139,10 +139,10 @@ def colour_jitter(
     hue: float = 0.0,
     p: float = 1.0,
 ) -> np.ndarray:
-    """Changes the colours of a uint8 RGB image with probability `p`, in this order.
+    """Changes the colors of a uint8 RGB image with probability `p`, in this order.
 
-    The factors of brightness, contrast (about the mean grey) and saturation are uniform in 1 ± the
-    given value, the shift of the hue in ± its value, a share of the colour circle of at most 0.5.
+    The factors of brightness, contrast (about the mean gray) and saturation are uniform in 1 ± the
+    given value, the shift of the hue in ± its value, a share of the color circle of at most 0.5.
     (SimCLR, arXiv 2002.05709, appendix A: 0.8, 0.8, 0.8 and 0.2 times the strength, p = 0.8.)
     """
     chance, *drawn = rng.random(5)
@@ -167,7 +167,7 @@ def colour_jitter(
     return image
 
 
-def grey(image: np.ndarray, rng: np.random.Generator, p: float) -> np.ndarray:
+def grayscale(image: np.ndarray, rng: np.random.Generator, p: float) -> np.ndarray:
     """Puts the luminance (Rec. 601) in all three channels with probability `p`."""
     if rng.random() >= p:
         return image
@@ -185,7 +185,7 @@ def choose_text(texts: Sequence[str], rng: np.random.Generator, rule: str = 'ran
     return texts[0 if rule == 'first' else rng.integers(len(texts))]
 
 
-def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """Returns (images / 255 - mean) / std: uint8 [..., 3] to float32, on the device."""
     images = jnp.asarray(images, jnp.float32) / 255
     return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
@@ -196,12 +196,12 @@ class Preprocess:
     """How a model wants its images in evaluation, equal to the published rule in every bit.
 
     `resize`: 'shortest' (OpenAI, open_clip) resizes the shortest side to `size` and cuts out the
-    centre, 'squash' (SigLIP) resizes both sides, 'longest' (open_clip) resizes the longest side and
-    pads with zeros. `rgb`: colours become RGB 'after' that, which happens in the image's own mode
+    center, 'squash' (SigLIP) resizes both sides, 'longest' (open_clip) resizes the longest side and
+    pads with zeros. `rgb`: colors become RGB 'after' that, which happens in the image's own mode
     (OpenAI, open_clip), or 'before' it (`do_convert_rgb` of Hugging Face's transformers), or before
     it and on 'white' (the same since transformers 5.22); the others drop transparency. `crop`: of
     an odd number of columns to cut, the half on the left is rounded to 'even' (OpenAI, open_clip)
-    or 'down' (transformers). EXIF orientation is ignored. Normalise with `mean` and `std` after it.
+    or 'down' (transformers). EXIF orientation is ignored. Normalize with `mean` and `std` after it.
     """
 
     size: int
@@ -309,7 +309,7 @@ def _resample(
     image = _smooth(image, (across, down), averaged=averaged or max(x, y) > 1)
     if place == (0, 0, image.shape[1], image.shape[0]):
         return cv2.resize(image, (size, size), out, interpolation=cv2.INTER_CUBIC)
-    # Pixels are squares here, and points in their centres there.
+    # Pixels are squares here, and points in their centers there.
     to_image = np.array(
         [[across, 0, place.left + across / 2 - 0.5], [0, down, place.top + down / 2 - 0.5]]
     )
@@ -336,7 +336,7 @@ def _reduction(shrink: float) -> int:
 def _smooth(image: np.ndarray, shrink: tuple[float, float], *, averaged: bool) -> np.ndarray:
     """Takes out what is too fine for an image that will be so many times smaller across and down.
 
-    The weight of a neighbour, 0.22 (shrink - 1), was fitted to Pillow's filter. Of patterns as fine
+    The weight of a neighbor, 0.22 (shrink - 1), was fitted to Pillow's filter. Of patterns as fine
     as pixels, which averages no longer have, it would leave too much where little is shrunk.
     """
     x, y = (
@@ -423,7 +423,7 @@ def _named(image) -> str:
 
 
 def _rgb(array: np.ndarray) -> np.ndarray:
-    """Returns uint8 [height, width, 3]; one channel is grey; ValueError for anything else."""
+    """Returns uint8 [height, width, 3]; one channel is gray; ValueError for anything else."""
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
         return array
     if array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)):

@@ -1,7 +1,7 @@
 """Logistic regression by L-BFGS on devices: the optimum of scikit-learn's LogisticRegression(C).
 
 The objective is C times the sum of cross-entropies plus half the squared norm of the weights; the
-intercept is free. It is minimised as the mean of cross-entropies, in float32, after an exact
+intercept is free. It is minimized as the mean of cross-entropies, in float32, after an exact
 change of variables in which its curvature is about that of a unit matrix: what takes hundreds of
 steps otherwise takes a dozen. The change follows the curvature, which moves with the weights, from
 round to round. One program serves every C.
@@ -48,7 +48,7 @@ class Fit:
 
 
 class Regression:
-    """Labelled rows on all devices, to be fitted at any C, and on any subset of the rows.
+    """Labeled rows on all devices, to be fitted at any C, and on any subset of the rows.
 
     `rows` are float32 [N, D]. `targets` are labels int [N] from 0 to `classes` - 1: one multinomial
     regression, with two classes a binary one. Or bool [N, K]: K binary regressions at once.
@@ -176,7 +176,7 @@ class Regression:
 
 
 class _Problem(NamedTuple):
-    rows: jax.Array  # [parts, n, D], standardised
+    rows: jax.Array  # [parts, n, D], standardized
     targets: jax.Array  # int [parts, n] or bool [parts, n, K]
     weight: jax.Array  # [parts, n]: 1, or 0 for rows that do not count
     penalty: jax.Array  # [D]: of the half squared weights

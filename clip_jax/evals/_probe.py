@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import hosts, lookup, whole_file
+from clip_jax import lookup
 from clip_jax.evals import _scores
-from clip_jax.evals._labelled import Examples, Task
+from clip_jax.evals._labeled import Examples, Task
 from clip_jax.evals._logistic import Fit
+from clip_jax.runtime import atomic, multihost
 
-FEATURES = ('trunk', 'embedding')
+FEATURES = ('pre_projection', 'embedding')
 # Name -> (logits [N, K], examples) -> number. arXiv 2103.00020, table 9, says which is whose.
 METRICS: dict[str, Callable[[np.ndarray, Examples], float]] = {
     'accuracy': lambda z, x: _scores.accuracy(z.argmax(axis=1), x.targets),
@@ -82,7 +83,7 @@ class Probe:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the probe to a file, as a whole or not at all; it replaces one that is there."""
         path = check_place(path)
-        if not hosts.is_first():
+        if not multihost.is_primary():
             return
         about = {
             'classes': self.classes,
@@ -93,7 +94,7 @@ class Probe:
         }
         file, text = io.BytesIO(), np.array(json.dumps(about, ensure_ascii=False))
         np.savez(file, weights=self.weights, bias=self.bias, about=text)
-        whole_file.write(path, file.getvalue())
+        atomic.write(path, file.getvalue())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'Probe':
@@ -121,8 +122,8 @@ def check_place(path: str | os.PathLike) -> pathlib.Path:
     """
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise ValueError(f'save is {path!r}; expected the name of a file')
-    if hosts.is_first():  # which writes it
-        whole_file.check_place(os.path.expanduser(path), 'save')
+    if multihost.is_primary():  # which writes it
+        atomic.check_place(os.path.expanduser(path), 'save')
     path = pathlib.Path(path).expanduser()
     if path.exists():
         try:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from clip_jax.evals import _labelled, _sweep
-from clip_jax.evals._labelled import Examples, Task
+from clip_jax.evals import _labeled, _sweep
+from clip_jax.evals._labeled import Examples, Task
 from clip_jax.evals._logistic import Fit, Regression
 from clip_jax.evals._probe import METRICS, Probe, check_metric, check_options
 
@@ -27,7 +27,7 @@ def evaluate(
     validation: Any = None,
     shots: int | Sequence[int] = SHOTS,
     seeds: int = 5,
-    features: str = 'trunk',
+    features: str = 'pre_projection',
     metric: str = 'accuracy',
     C: float | None = None,
     max_iterations: int = 1000,
@@ -48,8 +48,8 @@ def evaluate(
     shots = _checked(shots)
     sources = {'train': train, 'validation': validation, 'test': data}
     sources = {part: source for part, source in sources.items() if source is not None}
-    _check_one_label(data, several=_labelled.several_at_first(*sources.values()))
-    task = _labelled.read(encode_image, sources, features)
+    _check_one_label(data, several=_labeled.several_at_first(*sources.values()))
+    task = _labeled.read(encode_image, sources, features)
     _check_one_label(data, several=task.several)
     check_metric(metric, task, sources)
     _check_enough(task, shots[-1], train)
@@ -81,7 +81,7 @@ def evaluate(
     return {
         **{f'{metric}@{k}': mean for k, mean in means.items()},
         'images': len(task.parts['test']),
-        'unlabelled': task.parts['test'].unlabelled,
+        'unlabeled': task.parts['test'].unlabeled,
         'classes': len(task.names),
         'classes_without_images': task.empty,
         'features': features,

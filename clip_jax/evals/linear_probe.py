@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.evals import _labelled, _scores, _sweep, _tables
-from clip_jax.evals._labelled import Examples, Task
+from clip_jax.evals import _labeled, _scores, _sweep, _tables
+from clip_jax.evals._labeled import Examples, Task
 from clip_jax.evals._logistic import Regression
 from clip_jax.evals._probe import (
     METRICS,
@@ -32,7 +32,7 @@ def evaluate(
     *,
     train: Any,
     validation: Any = None,
-    features: str = 'trunk',
+    features: str = 'pre_projection',
     metric: str = 'accuracy',
     C: float | None = None,
     max_iterations: int = 1000,
@@ -40,7 +40,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Returns the `metric` on the test set `data` of logistic regression on the set `train`.
 
-    `features`: 'trunk', the image encoder's rows before the projection, or 'embedding'. `metric`:
+    `features`: 'pre_projection', the image encoder's output before the projection, or
+    'embedding'. `metric`:
     'accuracy', 'mean_per_class', 'roc_auc' (two classes), or 'map_11_point' (several labels an
     image: one binary regression a class). The C of the penalty, as scikit-learn has it, is the best
     of 96 steps from 1e-6 to 1e6 on the set `validation`, or else on a fifth of `train`, always the
@@ -56,9 +57,9 @@ def evaluate(
     seconds = [time.monotonic()]
     sources = {'train': train, 'validation': validation, 'test': data}
     sources = {part: source for part, source in sources.items() if source is not None}
-    if _labelled.several_at_first(*sources.values()):
+    if _labeled.several_at_first(*sources.values()):
         check_labels(metric, data, several=True)
-    task = _labelled.read(encode_image, sources, features)
+    task = _labeled.read(encode_image, sources, features)
     check_metric(metric, task, sources)
     seconds.append(time.monotonic())
 
@@ -97,8 +98,8 @@ def evaluate(
         'width': examples.rows.shape[1],
         'training_images': len(examples) - int(held_out.sum()),
         'validation_images': int(held_out.sum()),
-        'unlabelled': task.parts['test'].unlabelled,
-        'unlabelled_for_training': examples.unlabelled,
+        'unlabeled': task.parts['test'].unlabeled,
+        'unlabeled_for_training': examples.unlabeled,
         'classes': len(task.names),
         'classes_without_images': task.empty,
         'sweep': [[one.C, score] for one, score in tried],
@@ -121,7 +122,7 @@ def _fitted(task: Task, *, split: bool) -> tuple[Examples, np.ndarray]:
         return examples, np.arange(len(examples)) >= len(train)
     if not split:
         return train, np.zeros(len(train), bool)
-    held_out = _labelled.held_out(train.one_hot(len(task.names)), VALIDATION)
+    held_out = _labeled.held_out(train.one_hot(len(task.names)), VALIDATION)
     if not held_out.any():
         raise ValueError(
             'evals/linear_probe: the training set has one image a class, and none to choose C by; '

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import prompts
-from clip_jax.evals import _embed, _labelled, _scores, _similarity, _tables
+from clip_jax.evals import _embed, _labeled, _scores, _similarity, _tables
 
 EXAMPLES = 12
 
@@ -30,7 +30,7 @@ def evaluate(
     `classes`: 'all' names of the data set, with spaces for their underscores, those 'present' among
     its labels, a file of names in the order of the labels (text or JSON), or the names themselves.
     `templates`: see prompts.templates. `key` says which entry of a JSON file of several sets is
-    meant. Images with the label -1 belong to no class and are not scored; `unlabelled` counts them.
+    meant. Images with the label -1 belong to no class and are not scored; `unlabeled` counts them.
     A class that ties with the right one counts as nearer; of classes with one name, which always
     tie, the first does. `equal_names` in the report are such names.
 
@@ -42,7 +42,7 @@ def evaluate(
     templates = prompts.templates(templates, key=key)
     names = _names(classes, key, data)
     # Before all images are read: what is wrong with names and texts is found at once.
-    _check_two(names, data, several=_labelled.several_at_first(data))
+    _check_two(names, data, several=_labeled.several_at_first(data))
     vectors = _class_vectors(encode_text, names, templates)
     rows, records = _embed.records(encode_image, data)
     rows = _similarity.on_grid(rows)
@@ -76,7 +76,7 @@ def _single(
         'mean_per_class': _scores.mean_per_class(guess, right, len(names)),
         **of_two,
         'images': len(scored),
-        'unlabelled': len(labels) - len(scored),
+        'unlabeled': len(labels) - len(scored),
         'classes': len(names),
         'chance': 1 / len(names),
         'per_class': _tables.per_class(names, counts, hits / np.maximum(counts, 1)),
@@ -96,20 +96,20 @@ def _several(
         targets[i, own] = True
     guess = similarity.argmax(axis=1)
     margin = similarity.max(axis=1) - np.where(targets, similarity, -np.inf).max(axis=1)
-    labelled = targets.any(axis=1)
-    mistakes = _tables.most_confident(labelled & (margin > 0), margin)
+    labeled = targets.any(axis=1)
+    mistakes = _tables.most_confident(labeled & (margin > 0), margin)
     precisions = _scores.average_precisions(similarity, targets)
     return {
         'map_11_point': _scores.map_11_point(similarity, targets),
         'mean_average_precision': float(np.nanmean(precisions)),
         'images': len(rows),
-        'unlabelled': int(np.sum(~labelled)),
+        'unlabeled': int(np.sum(~labeled)),
         'classes': len(names),
         # Of the classes whose precisions are averaged.
         'chance': float(targets[:, targets.any(axis=0)].mean()),
         'per_class': _tables.per_class(names, targets.sum(axis=0), precisions),
         'mistakes': _mistakes(mistakes, guess[mistakes], rows, vectors, labels, names),
-        'examples': _examples(np.flatnonzero(labelled), rows, vectors, labels, names),
+        'examples': _examples(np.flatnonzero(labeled), rows, vectors, labels, names),
     }
 
 
@@ -237,7 +237,7 @@ def _labels(records: list[dict], names: list[str], data: Any) -> tuple[list[list
     """The classes of all images: places in `names`, [] for an image that belongs to none; and
     whether an image may have several.
     """
-    labels, several = _labelled.classes_of(records, data)
+    labels, several = _labeled.classes_of(records, data)
     highest = max((max(own) for own in labels if own), default=-1)
     if highest >= len(names):
         raise ValueError(

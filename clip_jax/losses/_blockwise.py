@@ -47,7 +47,7 @@ class Layout(NamedTuple):
     implementation: str
     mesh: Mesh | None
     axis: Axis
-    chunk: int  # texts in a tile
+    block_size: int  # texts in a tile
 
 
 class Side(NamedTuple):
@@ -67,8 +67,8 @@ def contrast(
     mask: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the mean loss of the pairs for which `mask` holds (without one, all), and metrics."""
-    if layout.chunk < 1:
-        raise ValueError(f'losses: chunk is {layout.chunk}; expected at least 1')
+    if layout.block_size < 1:
+        raise ValueError(f'losses: block_size is {layout.block_size}; expected at least 1')
     if layout.mesh is not None and len(image) % _devices(layout):
         raise ValueError(
             f'losses: a batch of {len(image)} pairs is not a multiple of the {_devices(layout)} '
@@ -155,7 +155,7 @@ def _gather(loss, layout, image, text, scale, bias, devices):
     if devices > 1:
         everything = Side(gather(text), gather(image.pair))
     total, own = len(everything.pair), len(image.pair)
-    cut, restore = _chunks(total, layout.chunk)
+    cut, restore = _blocks(total, layout.block_size)
     everything = Side(cut(everything.rows), cut(everything.pair, fill=-1))
 
     def absorb():
@@ -195,7 +195,7 @@ def _gather(loss, layout, image, text, scale, bias, devices):
 
 def _ring(loss, layout, image, text, scale, bias, devices):
     """Blocks of texts travel with what is known of them; after one round all are home again."""
-    cut, restore = _chunks(len(text), layout.chunk)
+    cut, restore = _blocks(len(text), layout.block_size)
     home = Side(cut(text), cut(image.pair, fill=-1))
     to_next = [(i, (i + 1) % devices) for i in range(devices)]
     send = functools.partial(lax.ppermute, axis_name=layout.axis, perm=to_next)
@@ -229,11 +229,11 @@ def _ring(loss, layout, image, text, scale, bias, devices):
     return absorb, differentiate
 
 
-def _chunks(total: int, chunk: int) -> tuple[Callable, Callable]:
-    """Two functions: one cuts `total` rows into pieces of about `chunk`, all of one size, [pieces,
-    size, …], and fills up the last piece; the other is the way back.
+def _blocks(total: int, block_size: int) -> tuple[Callable, Callable]:
+    """Two functions: one cuts `total` rows into pieces of about `block_size`, all of one
+    size, [pieces, size, …], and fills up the last piece; the other is the way back.
     """
-    pieces = -(-total // chunk)
+    pieces = -(-total // block_size)
     size = -(-total // pieces)
 
     def cut(x: jax.Array, fill: int = 0) -> jax.Array:
@@ -272,9 +272,9 @@ def _absorb(loss, image, known, texts, of_texts, scale, bias):
         terms = loss.term(rivals, jnp.expand_dims(top, axis))
         return top, of_side[1] * loss.rescale(of_side[0] - top) + terms.sum(axis)
 
-    def tile(known, chunk):
+    def tile(known, block_size):
         partner, of_image = known
-        text, of_text = chunk
+        text, of_text = block_size
         partners, rivals = _tile(image, text, scale, bias)
         known = partner + partners.sum(axis=0), add(of_image, rivals, 0)
         return known, add(of_text, rivals, 1)
@@ -288,9 +288,9 @@ def _differentiate(loss, image, image_number, texts, text_numbers, sums, scale, 
     Those of rows are still to be multiplied by the scale.
     """
 
-    def tile(carry, chunk):
+    def tile(carry, block_size):
         d_image, d_bias = carry
-        text, number, d_text = chunk
+        text, number, d_text = block_size
         _, rivals = _tile(image, text, scale, bias)
         slope = loss.slope(rivals, image_number, number[:, None])
         product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)

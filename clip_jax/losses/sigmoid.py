@@ -25,7 +25,7 @@ def loss(
     implementation: str = 'dense',
     mesh: Mesh | None = None,
     axis: str | tuple[str, ...] = 'data',
-    chunk: int = 512,
+    block_size: int = 512,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the sum over all i, j of -log sigmoid(z_ij S_ij), divided by the number of pairs; S =
     scale * image @ text^T + bias, and z is 1 for pairs, -1 for the rest.
@@ -38,7 +38,7 @@ def loss(
     lookup.check(implementation, IMPLEMENTATIONS, what='losses/sigmoid: implementation')
     if implementation == 'dense':
         return _dense(image, text, scale, bias, mask)
-    layout = _blockwise.Layout(implementation, mesh, axis, chunk)
+    layout = _blockwise.Layout(implementation, mesh, axis, block_size)
     return _blockwise.contrast(_PAIRS, layout, image, text, scale, bias, mask)
 
 

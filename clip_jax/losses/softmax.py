@@ -24,7 +24,7 @@ def loss(
     implementation: str = 'dense',
     mesh: Mesh | None = None,
     axis: str | tuple[str, ...] = 'data',
-    chunk: int = 512,
+    block_size: int = 512,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the mean of cross_entropy(S, i) and cross_entropy(S^T, i) with S = scale * image @
     text^T.
@@ -41,7 +41,7 @@ def loss(
     lookup.check(implementation, IMPLEMENTATIONS, what='losses/softmax: implementation')
     if implementation == 'dense':
         return _dense(image, text, scale, mask)
-    layout = _blockwise.Layout(implementation, mesh, axis, chunk)
+    layout = _blockwise.Layout(implementation, mesh, axis, block_size)
     return _blockwise.contrast(_PAIRS, layout, image, text, scale, None, mask)
 
 

@@ -79,16 +79,16 @@ class CLIP(nn.Module):
         return rows
 
     def encode_image(
-        self, images: jax.Array, *, train: bool = False, rows: jax.Array | None = None
+        self, images: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
     ) -> jax.Array:
-        """Embeds normalised images [B, H, W, 3]: rows [B, embed_dim], not yet of unit length."""
-        return self.image_projection(self.image(images, train=train, rows=rows))
+        """Embeds normalized images [B, H, W, 3]: rows [B, embed_dim], not yet of unit length."""
+        return self.image_projection(self.image(images, train=train, example_index=example_index))
 
     def encode_text(
-        self, tokens: jax.Array, *, train: bool = False, rows: jax.Array | None = None
+        self, tokens: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
     ) -> jax.Array:
         """Embeds token ids [B, L]: rows [B, embed_dim], not yet of unit length."""
-        return self.text_projection(self.text(tokens, train=train, rows=rows))
+        return self.text_projection(self.text(tokens, train=train, example_index=example_index))
 
     def scale_and_bias(self) -> tuple[jax.Array, jax.Array | None]:
         """Returns the similarities' scale, and their bias or None."""
@@ -101,16 +101,16 @@ class CLIP(nn.Module):
         tokens: jax.Array,
         *,
         train: bool = False,
-        rows: jax.Array | None = None,
+        example_index: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
         """Returns image rows and text rows of unit length, the similarities' scale, and their bias
         or None.
 
-        In training `rows`, int32 [B], are the pairs' numbers in the global batch, on which what is
-        dropped of them depends; without them, 0, 1, 2, …
+        In training `example_index`, int32 [B], are the pairs' numbers in the global batch, on
+        which what is dropped of them depends; without them, 0, 1, 2, …
         """
-        image = unit(self.encode_image(images, train=train, rows=rows))
-        text = unit(self.encode_text(tokens, train=train, rows=rows))
+        image = unit(self.encode_image(images, train=train, example_index=example_index))
+        text = unit(self.encode_text(tokens, train=train, example_index=example_index))
         return image, text, *self.scale_and_bias()
 
 
@@ -161,7 +161,7 @@ def _fields(module: nn.Module) -> dict[str, Any]:
 
 
 def init(model: CLIP, key: jax.Array) -> dict[str, Any]:
-    """Initialises the variables of a model: `{'params': …}`, with a ResNet also `batch_stats`."""
+    """Initializes the variables of a model: `{'params': …}`, with a ResNet also `batch_stats`."""
     size, length = model.image.image_size, model.text.context_length
     images, tokens = jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
     return jax.jit(model.init)(key, images, tokens)  # else each operation is compiled by itself

@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 # The end of a parameter's path -> what its axes are; sharding.RULES says where these lie.
-AXES: dict[str, tuple[str, ...]] = {
+LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     'attention/qkv/kernel': ('width', 'qkv', 'heads', 'head_dim'),
     'attention/qkv/bias': ('qkv', 'heads', 'head_dim'),
     '(query|key|value)/kernel': ('width', 'heads', 'head_dim'),
@@ -42,11 +42,11 @@ REMAT: dict[str, Callable | None] = {
 ATTENTION = ('xla', 'cudnn')
 
 
-def axes(path: str, ndim: int) -> tuple[str | None, ...]:
+def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
     """Names the axes of a parameter, or of its part of an optimizer's state; vectors have none."""
     if ndim < 2:
         return (None,) * ndim
-    for end, words in AXES.items():
+    for end, words in LOGICAL_AXES.items():
         if re.search(f'{end}$', path):
             return words
     raise ValueError(f'models/layers: AXES has no row for the parameter {path} with {ndim} axes')
@@ -55,15 +55,15 @@ def axes(path: str, ndim: int) -> tuple[str | None, ...]:
 def cast(params: Any, dtype: Any) -> Any:
     """Rounds kernels and embeddings to the type of arithmetic, once, before they travel."""
     cast = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
-    return sharding.constrain_tree(cast, axes)
+    return sharding.constrain_tree(cast, logical_axes)
 
 
-def row_keys(key: jax.Array, rows: jax.Array | None, count: int) -> jax.Array:
+def row_keys(key: jax.Array, example_index: jax.Array | None, count: int) -> jax.Array:
     """Random keys, one a row of a batch of `count`: what a row draws depends on its number alone,
-    which is its place where no `rows` are given.
+    which is its place where no `example_index` is given.
     """
-    rows = jnp.arange(count) if rows is None else rows
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    index = jnp.arange(count) if example_index is None else example_index
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
@@ -94,7 +94,7 @@ def check_shares(what: str, **shares: float) -> None:
 
 
 class Norm(nn.LayerNorm):
-    """Layer normalisation with float32 statistics, variance as the mean square deviation.
+    """Layer normalization with float32 statistics, variance as the mean square deviation.
 
     Flax's faster E[x^2] - E[x]^2 loses digits, and published checkpoints were trained with the
     other.
@@ -281,7 +281,9 @@ class Transformer(nn.Module):
         params = self.variables['params']
         blocks = [params[f'block_{i}'] for i in range(self.depth)]
         stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *blocks)
-        stacked = sharding.constrain_tree(stacked, lambda path, n: ('layers', *axes(path, n - 1)))
+        stacked = sharding.constrain_tree(
+            stacked, lambda path, n: ('layers', *logical_axes(path, n - 1))
+        )
 
         def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
             params, i = layer

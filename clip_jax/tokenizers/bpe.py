@@ -66,7 +66,7 @@ def _vocabulary() -> tuple[dict[str, int], dict[tuple[str, str], int]]:
 
 @functools.lru_cache(maxsize=2**16)
 def _encode_word(word: str) -> list[int]:
-    """Returns the ids of one word: its bytes, the best-ranked neighbours merged while any are."""
+    """Returns the ids of one word: its bytes, the best-ranked neighbors merged while any are."""
     ids, ranks = _vocabulary()
     parts = [_alphabet()[byte] for byte in word.encode()]
     parts[-1] += _END

@@ -1,7 +1,7 @@
 """Images a second through `clip-jax embed`, next to those of the bare jitted encoder.
 
     python experiments/benchmarks/embed.py
-    python experiments/benchmarks/embed.py --published=ViT-B-32 --images=8192 --batch=256
+    python experiments/benchmarks/embed.py --preset=ViT-B-32 --images=8192 --batch=256
 
 Random weights; random images of the model's size, as arrays in memory, so that input keeps up. The
 bare encoder is called with one batch that lies on the device. `in turn` prepares a batch, then has
@@ -22,9 +22,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from clip_jax import build, cli, embed, sharding
+from clip_jax import build, sharding
+from clip_jax.embeddings import embed
 from clip_jax.models import clip as models
 from clip_jax.pretrained import Clip
+from clip_jax.runtime import environment
 from clip_jax.tokenizers import bpe
 
 # The model of configs/quickstart.py, for which everything but the encoder counts most.
@@ -68,7 +70,7 @@ class Memory:
 def model(published: str, batch: int) -> Clip:
     """A model with random weights on all devices."""
     tokenizer, mesh = bpe.Tokenizer(), sharding.make_mesh()
-    config = {'published': published, 'image': {}, 'text': {}} if published else QUICKSTART
+    config = {'preset': published, 'image': {}, 'text': {}} if published else QUICKSTART
     architecture = build.architecture(config, tokenizer)
     module = build.model(architecture, 'auto')
     variables = jax.device_put(models.init(module, jax.random.key(0)), sharding.replicated(mesh))
@@ -119,14 +121,14 @@ def spread(values: Sequence[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--published', default='', help="as ViT-B-32 (default: quickstart's model)")
+    parser.add_argument('--preset', default='', help="as ViT-B-32 (default: quickstart's model)")
     parser.add_argument('--images', type=int, default=8192)
     parser.add_argument('--batch', type=int, default=128, help='images a device')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--repeats', type=int, default=5)
     args = parser.parse_args()
-    cli.keep_freed_memory()  # as the command does
-    clip = model(args.published, args.batch)
+    environment.keep_freed_memory()  # as the command does
+    clip = model(args.preset, args.batch)
     source = Memory(args.images, clip.preprocess.size)
     options = embed.Options(batch_size=args.batch, threads=args.threads)
     runs = {
@@ -143,7 +145,7 @@ def main() -> None:
     both = found['bare encoder'], found.pop('bare encoder again')
     found['bare encoder'] = [tuple(np.mean(pair, axis=0)) for pair in zip(*both, strict=True)]
     device = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-    name = args.published or 'quickstart'
+    name = args.preset or 'quickstart'
     print(f'\n{name}, {args.images} images, {args.batch} a batch, {device}')
     print('\n| | images a second | of the bare encoder | the same by CPU time |')
     print('|---|---|---|---|')

@@ -26,10 +26,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from clip_jax import cli
 from clip_jax.data import pipeline, transforms
-from clip_jax.data.rows import Augment
+from clip_jax.data.examples import Augment
 from clip_jax.data.sources import Source, open_source
+from clip_jax.runtime import environment
 from clip_jax.tokenizers import bpe
 
 JITTER = {'brightness': 0.4, 'contrast': 0.4, 'saturation': 0.4, 'hue': 0.1}
@@ -81,8 +81,8 @@ def stages(source: Source, n: int, size: int, scale: tuple) -> dict[str, Callabl
         'decode': lambda i: transforms.decode(data[i]),
         PILLOW: lambda i: pillow(data[i], draw(i), size),
         CUT: lambda i: transforms.measure(data[i]) and transforms.cut(data[i], draw(i), size),
-        'colour jitter': lambda i: transforms.colour_jitter(done[i], rng, **JITTER),
-        'tokenise': lambda i: tokenizer(examples[i]['texts'][:1]),
+        'color jitter': lambda i: transforms.color_jitter(done[i], rng, **JITTER),
+        'tokenize': lambda i: tokenizer(examples[i]['texts'][:1]),
     }
 
 
@@ -148,7 +148,7 @@ def in_torch(spec: str, workers: int, args: argparse.Namespace) -> float:
                 args.size, tuple(args.crop_scale), interpolation=vision.InterpolationMode.BICUBIC
             ),
             vision.RandomHorizontalFlip(),
-            vision.PILToTensor(),  # uint8, as ours: normalised on the device
+            vision.PILToTensor(),  # uint8, as ours: normalized on the device
         ]
     )
     shards = sorted(glob.glob(spec.removeprefix('tars:')))
@@ -240,7 +240,7 @@ def main() -> None:
     if args.torch and not args.resize and not args.data.startswith('tars:'):
         parser.error(f'--torch reads tar shards, --data is {args.data}; add --resize to make some')
     cv2.setNumThreads(0)
-    cli.keep_freed_memory()  # as clip-jax train does
+    environment.keep_freed_memory()  # as clip-jax train does
     source, spec = open_source(args.data), args.data
     n = min(args.records, len(source))
     with tempfile.TemporaryDirectory() as folder:

@@ -15,15 +15,20 @@ import statistics
 import time
 
 
-def measure(name: str, implementation: str, batch: int, dim: int, chunk: int, steps: int) -> str:
+def measure(
+    name: str, implementation: str, batch: int, dim: int, block_size: int, steps: int
+) -> str:
     """One row of the table."""
     import jax
     import jax.numpy as jnp
 
-    from clip_jax import build, compiled, sharding
+    from clip_jax import build, sharding
+    from clip_jax.training import hlo
 
     mesh = sharding.make_mesh()
-    loss = build.loss({'name': name, 'implementation': implementation, 'chunk': chunk}, mesh)
+    loss = build.loss(
+        {'name': name, 'implementation': implementation, 'block_size': block_size}, mesh
+    )
     bias = (jnp.float32(-10),) if name == 'sigmoid' else ()
 
     def value(image: jax.Array, text: jax.Array, scale: jax.Array) -> jax.Array:
@@ -38,7 +43,7 @@ def measure(name: str, implementation: str, batch: int, dim: int, chunk: int, st
     scale = jax.device_put(jnp.float32(100), sharding.replicated(mesh))
     program = jax.jit(step).lower(shape, shape, scale).compile()
     scratch = program.memory_analysis().temp_size_in_bytes
-    flops = sum(compiled.flops(jax.make_jaxpr(step)(shape, shape, scale).jaxpr).values())
+    flops = sum(hlo.flops(jax.make_jaxpr(step)(shape, shape, scale).jaxpr).values())
     local = batch // mesh.size
     cells = [name, implementation, mesh.size, f'{batch:,}', f'{scratch / 2**20:,.0f}']
     cells += [f'{scratch / (4 * local * dim):.2f}', f'{scratch / (4 * local * batch):.3f}']
@@ -68,7 +73,7 @@ def main() -> None:
     parser.add_argument('--simulate', type=int, help='so many devices on a CPU')
     parser.add_argument('--batch', type=int, nargs='+', default=[32_768])
     parser.add_argument('--dim', type=int, default=512)
-    parser.add_argument('--chunk', type=int, default=512, help='texts in a tile')
+    parser.add_argument('--block_size', type=int, default=512, help='texts in a tile')
     parser.add_argument('--steps', type=int, default=0)
     parser.add_argument('--losses', nargs='+', default=['softmax', 'sigmoid'])
     parser.add_argument('--implementations', nargs='+', default=['dense', 'gather', 'ring'])
@@ -80,7 +85,7 @@ def main() -> None:
     import jax
 
     print(f'JAX {jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_kind}')
-    print(f'd = {args.dim}, chunk {args.chunk}\n')
+    print(f'd = {args.dim}, block_size {args.block_size}\n')
     print(
         '| loss | implementation | devices | B | scratch MiB | / 4bd | / 4bB | FLOPs / bBd | ms |'
     )
@@ -88,7 +93,7 @@ def main() -> None:
     for batch in args.batch:
         for name in args.losses:
             for implementation in args.implementations:
-                row = measure(name, implementation, batch, args.dim, args.chunk, args.steps)
+                row = measure(name, implementation, batch, args.dim, args.block_size, args.steps)
                 print(row, flush=True)
 
 

@@ -27,9 +27,11 @@ def main() -> None:
     import jax
     from train_step import prepared
 
-    from clip_jax import checkpoint, cli, plan
+    from clip_jax import checkpoint
+    from clip_jax.cli import main
+    from clip_jax.training import plan
 
-    config = cli.read_config([f'--config={args.config}', *changes])
+    config = main.read_config([f'--config={args.config}', *changes])
     step = plan.step_of(config, jax.devices(), config.model.dtype)
     current, batch, program, _ = prepared(step)
     size = sum(x.nbytes for x in jax.tree.leaves(current))

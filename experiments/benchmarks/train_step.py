@@ -45,7 +45,7 @@ def prepared(step: Any) -> tuple[Any, dict[str, Any], Callable, float]:
     """A new state, a random batch, the compiled step of a plan.Step, and how long that took."""
     import jax
 
-    from clip_jax import state
+    from clip_jax.step import state
 
     current = state.create(step.model, step.optimizer, seed=0, mesh=step.mesh)
 
@@ -68,7 +68,7 @@ def in_jax(config: Any, steps: int) -> tuple[list[float], float, float, int]:
     """Seconds of each step, GiB that a device needed, seconds of compilation, FLOPs of a step."""
     import jax
 
-    from clip_jax import plan
+    from clip_jax.training import plan
 
     step = plan.step_of(config, jax.devices(), config.model.dtype)
     current, batch, program, compiling = prepared(step)
@@ -95,7 +95,7 @@ def in_torch(config: Any, steps: int) -> list[float]:
     import torch
 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    model = open_clip.create_model(config.model.published, output_dict=True).to(device)
+    model = open_clip.create_model(config.model.preset, output_dict=True).to(device)
     model.train()
     loss = open_clip.ClipLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.2, fused=True)
@@ -138,7 +138,7 @@ def main() -> None:
     args, changes = parser.parse_known_args()
     import jax
 
-    from clip_jax import cli
+    from clip_jax.cli import main
 
     keys = [word.partition('=')[0] for word in args.vary]
     values = [word.partition('=')[2].split(',') for word in args.vary]
@@ -150,7 +150,7 @@ def main() -> None:
     for chosen in itertools.product(*values):
         words = [f'{key}={value}' for key, value in zip(keys, chosen, strict=True)]
         flags = [f'--config.{word}' for word in words]
-        config = cli.read_config([f'--config={args.config}', *changes, *flags])
+        config = main.read_config([f'--config={args.config}', *changes, *flags])
         seconds, gib, compiling, flops = in_jax(config, args.steps)
         mfu = flops / statistics.median(seconds) / peak
         rest = f'{gib:.2f} | {compiling:.1f}'

@@ -47,7 +47,7 @@ class Attempt:
         self.processes = []
         for i, log in enumerate(self.logs):
             of_this = [*several, f'--process={i}'] if args.processes > 1 else []
-            command = [sys.executable, '-c', 'from clip_jax.cli import main; main()', 'train']
+            command = [sys.executable, '-c', 'from clip_jax.cli.main import main; main()', 'train']
             command += [f'--config={args.config}', f'--workdir={workdir}']
             with log.open('a') as file:
                 self.processes.append(

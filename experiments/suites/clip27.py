@@ -147,7 +147,7 @@ def zeroshot(name: str) -> dict:
     _, test, metric, prompts = SETS[name]
     score = 'top1' if metric == 'accuracy' else metric
     score = ('top1', 'top5') if name == 'kinetics700' else score
-    line = {'eval': 'zeroshot', 'data': test, 'score': score, 'templates': prompts}
+    line = {'type': 'zeroshot', 'data': test, 'score': score, 'templates': prompts}
     if name in CLASSES:
         line['classes'] = CLASSES[name]
     return line | _source(name)
@@ -156,7 +156,7 @@ def zeroshot(name: str) -> dict:
 def linear_probe(name: str) -> dict:
     """The line of a set for the linear probe."""
     train, test, metric, _ = SETS[name]
-    line = {'eval': 'linear_probe', 'data': test, 'train': train, 'metric': metric, 'score': metric}
+    line = {'type': 'linear_probe', 'data': test, 'train': train, 'metric': metric, 'score': metric}
     if name in VALIDATION:
         line['validation'] = VALIDATION[name]
     return line | _source(name)

@@ -22,7 +22,7 @@ import clip_jax
 from clip_jax import convert, lookup, tokenizers
 from clip_jax.convert import _cards, _resblocks, _table, big_vision, huggingface, open_clip
 from clip_jax.data.transforms import Preprocess
-from clip_jax.models import clip, published
+from clip_jax.models import clip, presets
 
 WRITTEN = {
     'open_clip': ['clip', 'eot', 'quick', 'resnet', 'clipa', 'scaled'],
@@ -561,7 +561,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads the peak of memory in /proc')
 def test_an_l14_loads_in_little_memory(tmp_path):
     """Full size, random weights; measured in a process of its own."""
-    model = clip.from_card(published.architecture('ViT-L-14'))
+    model = clip.from_card(presets.architecture('ViT-L-14'))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: rng.random(x.shape, np.float32), clip.shapes(model))
     card = {'model': clip.to_card(model), 'preprocess': Preprocess(224).card, 'tokenizer': None}

@@ -14,7 +14,7 @@ from PIL import Image
 from small_models import made, pieces, words_json
 
 from clip_jax import convert
-from clip_jax.data.transforms import Preprocess, normalise
+from clip_jax.data.transforms import Preprocess, normalize
 from clip_jax.models import clip
 from clip_jax.tokenizers import bpe, huggingface, sentencepiece
 
@@ -137,6 +137,6 @@ def test_open_clip_prepares_images_as_we_do(tmp_path, name):
     for size in ((50, 70), (33, 200), (20, 20)):
         image = Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8))
         ours = Preprocess.from_card(card['preprocess'])
-        here = normalise(jnp.asarray(ours(image)), ours.mean, ours.std)
+        here = normalize(jnp.asarray(ours(image)), ours.mean, ours.std)
         there = transform(image).numpy().transpose(1, 2, 0)
         np.testing.assert_allclose(here, there, atol=1e-6)

@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 from test_source_contract import CAPTIONS, make_embeddings
 
-from clip_jax.data import embeddings
+from clip_jax.data import embedding_store
 
 
 @pytest.fixture
@@ -16,23 +16,23 @@ def folder(tmp_path):
 
 
 def spoil(folder, text: str) -> str:
-    (folder / embeddings.DESCRIPTION).write_text(text)
+    (folder / embedding_store.DESCRIPTION).write_text(text)
     with pytest.raises(ValueError, match='clip-jax embed') as error:
-        embeddings.read_description(folder)
+        embedding_store.read_description(folder)
     with pytest.raises(ValueError) as same:
-        embeddings.Embeddings(str(folder))
+        embedding_store.Embeddings(str(folder))
     assert str(same.value) == str(error.value)
     path, _, message = str(error.value).partition(': ')
-    assert path == str(folder / embeddings.DESCRIPTION)
+    assert path == str(folder / embedding_store.DESCRIPTION)
     return message
 
 
 def test_a_description_is_read(folder):
-    assert embeddings.read_description(folder)['width'] == 8
+    assert embedding_store.read_description(folder)['width'] == 8
 
 
 def test_a_damaged_description_is_named(folder):
-    text = (folder / embeddings.DESCRIPTION).read_text()
+    text = (folder / embedding_store.DESCRIPTION).read_text()
     assert 'no JSON' in spoil(folder, text[: len(text) // 2])
     assert 'a dict was expected, found []' in spoil(folder, '[]')
     assert "it has no 'model'" in spoil(folder, '{}')
@@ -41,7 +41,7 @@ def test_a_damaged_description_is_named(folder):
 
 @pytest.mark.parametrize('name', ['card', 'arithmetic', 'data_options', 'width', 'bad'])
 def test_what_is_missing_is_named(folder, name):
-    description = embeddings.read_description(folder)
+    description = embedding_store.read_description(folder)
     del description[name]
     assert f'it has no {name!r}' in spoil(folder, json.dumps(description))
 
@@ -59,12 +59,12 @@ def test_what_is_missing_is_named(folder, name):
     ],
 )
 def test_a_value_of_another_kind_is_named(folder, name, value):
-    description = embeddings.read_description(folder) | {name: value}
+    description = embedding_store.read_description(folder) | {name: value}
     assert f'{name!r} is {value!r}' in spoil(folder, json.dumps(description))
 
 
 @pytest.mark.parametrize('text', ['{"images": 4, "te', '[]', '{}', '{"bytes": 3}'])
 def test_a_shard_whose_note_is_damaged_is_not_complete(folder, text):
-    assert embeddings.read_note(folder, 0)['images'] == 4
-    embeddings.note_file(folder, 0).write_text(text)
-    assert embeddings.read_note(folder, 0) is None
+    assert embedding_store.read_note(folder, 0)['images'] == 4
+    embedding_store.note_file(folder, 0).write_text(text)
+    assert embedding_store.read_note(folder, 0) is None

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.data import headers, transforms
-from clip_jax.data.bad import KINDS, BadRecord
+from clip_jax.data import transforms
+from clip_jax.data.errors import BAD_RECORD_KINDS, BadRecord
+from clip_jax.data.image import headers
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')
 
@@ -33,7 +34,7 @@ def kind_of(data: bytes) -> str:
     with pytest.raises(BadRecord) as error:
         headers.read(data)
     assert '\n' not in str(error.value)
-    assert error.value.kind in KINDS
+    assert error.value.kind in BAD_RECORD_KINDS
     assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
     return error.value.kind
 

@@ -18,10 +18,12 @@ from etils import epath
 from listed import Listed
 from PIL import Image
 
-from clip_jax import build, lock
-from clip_jax.data import imports, pipeline
-from clip_jax.data.bad import BadRecord, LeftOut
-from clip_jax.data.imports import Import
+from clip_jax import build
+from clip_jax.data import pipeline
+from clip_jax.data.errors import BadRecord, Skipped
+from clip_jax.data.tools import importer
+from clip_jax.data.tools.importer import ImportJob
+from clip_jax.runtime import lock
 
 FLICKR = pathlib.Path(__file__).parents[3] / 'shared' / 'flickr8k'
 
@@ -53,7 +55,7 @@ def write(tmp_path):
             'directory': str(tmp_path),
             'name': 'set',
         } | options
-        return imports.run(Import(lambda: source, **options), threads=threads, beam=beam)
+        return importer.run(ImportJob(lambda: source, **options), threads=threads, beam=beam)
 
     return run
 
@@ -118,7 +120,7 @@ def test_files_do_not_depend_on_threads(write, tmp_path):
 
 def test_fields_have_one_order():
     # Left to themselves, they have another in every process.
-    data = imports._serialized({'image': b'i', 'captions': ['a'], 'label': 3, 'labels': [3]})
+    data = importer._serialized({'image': b'i', 'captions': ['a'], 'label': 3, 'labels': [3]})
     places = [data.index(name) for name in (b'captions', b'image', b'label', b'labels')]
     assert places == sorted(places)
 
@@ -126,18 +128,18 @@ def test_fields_have_one_order():
 def test_a_set_says_what_it_has(write, read):
     pictures = captioned(3)
     write(pictures, name='texts')
-    labelled = [{'image': x['image'], 'label': i} for i, x in enumerate(pictures)]
-    write(Listed(labelled, ['cat', 'dog', 'cow']), name='classes')
-    write(labelled, name='numbers')
-    mixed = [pictures[0], labelled[1], {**pictures[2], 'label': 1}]
+    labeled = [{'image': x['image'], 'label': i} for i, x in enumerate(pictures)]
+    write(Listed(labeled, ['cat', 'dog', 'cow']), name='classes')
+    write(labeled, name='numbers')
+    mixed = [pictures[0], labeled[1], {**pictures[2], 'label': 1}]
     write(mixed, name='mixed')
     assert everything(read(name='texts')) == pictures
-    assert everything(read(name='classes')) == everything(read(name='numbers')) == labelled
+    assert everything(read(name='classes')) == everything(read(name='numbers')) == labeled
     assert read(name='classes').label_names == ['cat', 'dog', 'cow']
     assert read(name='texts').label_names == read(name='numbers').label_names == []
     assert everything(read(name='mixed')) == [
         {**pictures[0], 'label': -1},
-        {**labelled[1], 'texts': []},
+        {**labeled[1], 'texts': []},
         mixed[2],
     ]
 
@@ -176,7 +178,7 @@ def test_what_cannot_be_used_is_left_out_and_listed(write, read, tmp_path):
     ]
     # The second shard has no record that can be used.
     examples = [*good[:3], bad[0], bad[1], *bad[2:], bad[0], *good[3:], broken]
-    found = LeftOut(2, ['a.tar: x'])
+    found = Skipped(2, ['a.tar: x'])
     source = Listed(examples, left_out={'truncated_tar': found})
     summary = write(source, shard_size=4, decode=True)
     assert everything(read()) == good
@@ -234,7 +236,7 @@ def test_larger_images_are_made_smaller_and_others_copied(write, read):
     for i in (0, 1, 4, 5):
         made, original = opened(read()[i]), opened(examples[i])
         expected = original.convert('RGB').resize(made.size, Image.Resampling.BICUBIC)
-        # In grey: JPEG keeps a quarter of the colours.
+        # In gray: JPEG keeps a quarter of the colors.
         difference = np.float32(made.convert('L')) - np.float32(expected.convert('L'))
         assert np.abs(difference).mean() < 2
 
@@ -424,10 +426,10 @@ def test_a_split_can_be_added_later(write, read, tmp_path):
 
 
 def test_other_classes_are_refused(write):
-    labelled = [{**captioned(1)[0], 'label': 0}]
-    write(Listed(labelled, ['cat', 'dog']))
+    labeled = [{**captioned(1)[0], 'label': 0}]
+    write(Listed(labeled, ['cat', 'dog']))
     with pytest.raises(ValueError, match=r'train are 2 \(cat, dog\), those of x:y are 1 \(cow\)'):
-        write(Listed(labelled, ['cow']), split='val')
+        write(Listed(labeled, ['cow']), split='val')
 
 
 @pytest.mark.parametrize(
@@ -463,7 +465,7 @@ def test_a_set_of_others_is_left_alone(write, tmp_path):
 
 
 def test_an_import_travels_without_its_source():
-    job = Import(functools.partial(Listed, captioned(1)), 'x:y', {}, 'there', 'set')
+    job = ImportJob(functools.partial(Listed, captioned(1)), 'x:y', {}, 'there', 'set')
     assert job.shards == 1
     assert 'source' not in vars(pickle.loads(pickle.dumps(job)))
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clip_jax.data.order import Order, Part, shuffled
+from clip_jax.data.shuffle import GlobalShuffle, Part, shuffled
 
 
 @pytest.mark.parametrize('length', [1, 2, 3, 5, 16, 17, 1000, 4097])
@@ -40,7 +40,7 @@ def test_a_place_far_away_in_a_long_permutation_is_found():
 
 
 def test_an_epoch_ends_with_a_batch():
-    order = Order([Part(0, 30, 1.0)], 8, 0)
+    order = GlobalShuffle([Part(0, 30, 1.0)], 8, 0)
     epochs, records = zip(*(order.batch(i) for i in range(6)), strict=True)
     assert np.concatenate(epochs).tolist() == [0] * 24 + [1] * 24
     assert all(len(set(np.concatenate(records[i : i + 3]).tolist())) == 24 for i in (0, 3))
@@ -50,7 +50,7 @@ def test_an_epoch_ends_with_a_batch():
 def test_parts_get_their_share_of_every_stretch(weights):
     ends = [40 * (k + 1) for k in range(len(weights))]
     parts = [Part(end - 40, end, w) for end, w in zip(ends, weights, strict=True)]
-    order = Order(parts, 16, 0)
+    order = GlobalShuffle(parts, 16, 0)
     part = np.concatenate([order.batch(i)[1] for i in range(100)]) // 40
     for k, weight in enumerate(weights):
         expected = np.arange(1, 101) * 16 * weight / sum(weights)
@@ -59,13 +59,13 @@ def test_parts_get_their_share_of_every_stretch(weights):
 
 
 def test_hosts_get_some_of_each_part():
-    order = Order([Part(0, 1000, 1), Part(1000, 2000, 1)], 64, 0)
+    order = GlobalShuffle([Part(0, 1000, 1), Part(1000, 2000, 1)], 64, 0)
     first_half = order.batch(5)[1][:32] >= 1000
     assert 4 < first_half.sum() < 28
 
 
 def test_each_part_has_its_own_epochs():
-    order = Order([Part(0, 10, 1), Part(10, 40, 1)], 4, 0)
+    order = GlobalShuffle([Part(0, 10, 1), Part(10, 40, 1)], 4, 0)
     epochs, records = (np.concatenate(x) for x in zip(*map(order.batch, range(20)), strict=True))
     small, large = records < 10, records >= 10
     assert epochs[small].max() == 3 and epochs[large].max() == 1
@@ -75,4 +75,4 @@ def test_each_part_has_its_own_epochs():
 
 def test_a_batch_too_small_for_its_parts_is_refused():
     with pytest.raises(ValueError, match='batch_size 4 is too small to mix 3 sources'):
-        Order([Part(0, 9, 1)] * 3, 4, 0)
+        GlobalShuffle([Part(0, 9, 1)] * 3, 4, 0)

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from listed import Listed
 from PIL import Image
 
-from clip_jax.data import pipeline, rows, sources
+from clip_jax.data import examples, pipeline, sources
 
 COPIES = 3
 
@@ -62,7 +62,7 @@ def tokenize(texts: list[str]) -> np.ndarray:
 
 def start(source, *, crop_scale=(0.9, 1.0), flip=0.5, **options):
     defaults = {'batch_size': 8, 'seed': 5, 'image_size': 24, 'num_threads': 2}
-    augment = rows.Augment(crop_scale=crop_scale, flip=flip)
+    augment = examples.Augment(crop_scale=crop_scale, flip=flip)
     return pipeline.train_iterator(source, tokenize, augment=augment, **{**defaults, **options})
 
 
@@ -184,7 +184,7 @@ def test_impossible_probabilities_are_refused(flip):
 
 
 def gave_way(batches: dict) -> list[tuple[int, str]]:
-    return rows.troubles(batches['bad'])
+    return examples.bad_records(batches['bad'])
 
 
 def test_a_bad_record_gives_its_place_to_another():
@@ -207,7 +207,7 @@ def test_a_bad_record_gives_its_place_to_another():
 
 def gave_way_twice(batches: dict) -> list[int]:
     """Records that were drawn in place of another and were bad themselves."""
-    return [record for record, _ in rows.troubles(batches['bad'][..., 1:])]
+    return [record for record, _ in examples.bad_records(batches['bad'][..., 1:])]
 
 
 def test_hosts_count_what_one_counts():
@@ -236,38 +236,38 @@ def test_a_source_of_bad_records_alone_is_an_error():
 
 
 def test_another_error_names_the_record():
-    class Mislabelled(Pictures):
+    class Mislabeled(Pictures):
         def __getitem__(self, i: int) -> dict:
             raise ValueError('its label is no number')
 
     with pytest.raises(ValueError, match=r'album: picture \d+: its label is no number'):
-        first(Mislabelled(16), 1)
+        first(Mislabeled(16), 1)
 
 
 def test_what_a_filter_leaves_out_is_replaced_and_counted():
     """Captions are 3 characters long up to picture 9, then 4."""
-    chosen = first(Pictures(32), 4, filter=rows.Filter(min_caption=4))
+    chosen = first(Pictures(32), 4, filter=examples.Filter(min_caption=4))
     assert (chosen['tokens'][..., 0] >= 10).all()
     assert {kind for _, kind in gave_way(chosen)} == {'caption_length'}
     assert {record for record, _ in gave_way(chosen)} == set(range(10))
-    counts = rows.count(chosen['bad'])
-    assert rows.share(counts, 32) == 0  # not wanted is not bad
+    counts = examples.count(chosen['bad'])
+    assert examples.bad_fraction(counts, 32) == 0  # not wanted is not bad
     for wanted, kind in (
-        (rows.Filter(min_side=41), 'small_side'),
-        (rows.Filter(max_caption=2), 'caption_length'),
+        (examples.Filter(min_side=41), 'small_side'),
+        (examples.Filter(max_caption=2), 'caption_length'),
     ):
         with pytest.raises(ValueError, match=kind):
             first(Pictures(16), 1, filter=wanted)
-    with pytest.raises(rows.BadRecord, match=r'90 x 20; max_aspect 4') as error:
-        rows.Filter(max_aspect=4).image(20, 90)
+    with pytest.raises(examples.BadRecord, match=r'90 x 20; max_aspect 4') as error:
+        examples.Filter(max_aspect=4).image(20, 90)
     assert error.value.kind == 'long_aspect'
-    rows.Filter(min_side=20, max_aspect=4.5).image(20, 90)
+    examples.Filter(min_side=20, max_aspect=4.5).image(20, 90)
 
 
 @pytest.mark.parametrize('option', [{'min_side': -1}, {'max_aspect': 0.5}])
 def test_impossible_filters_are_refused(option):
     with pytest.raises(ValueError, match=f'data.filter.{next(iter(option))} is'):
-        rows.Filter(**option)
+        examples.Filter(**option)
 
 
 class Shifted(Pictures):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.data import pixels, transforms
-from clip_jax.data.bad import BadRecord
+from clip_jax.data import transforms
+from clip_jax.data.errors import BadRecord
+from clip_jax.data.image import decoders
 
 
 def encode(image: Image.Image, kind: str = 'PNG', **options) -> bytes:
@@ -20,7 +21,7 @@ def encode(image: Image.Image, kind: str = 'PNG', **options) -> bytes:
 
 
 def photo(height: int = 90, width: int = 120, seed: int = 0) -> Image.Image:
-    """Colours that change slowly, with some noise."""
+    """Colors that change slowly, with some noise."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (6, 8, 3), np.uint8)
     large = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC).astype(int)
@@ -41,11 +42,11 @@ OTHER = photo(seed=1)
 # What must come out equal to Pillow's own conversion, or nearly: JPEG decoders may round.
 WHOLE = {
     'png': encode(photo()),
-    'png grey': encode(photo().convert('L')),
-    'png grey and alpha': encode(with_alpha(photo()).convert('LA')),
+    'png gray': encode(photo().convert('L')),
+    'png gray and alpha': encode(with_alpha(photo()).convert('LA')),
     'png rgba': encode(with_alpha(photo())),
     'png palette': encode(photo().quantize(32)),
-    'png palette with a clear colour': encode(photo().quantize(32), transparency=3),
+    'png palette with a clear color': encode(photo().quantize(32), transparency=3),
     'png palette with alpha': encode(with_alpha(photo()).quantize(32)),
     'png one bit': encode(photo().convert('1')),
     'png animated': encode(photo(), save_all=True, append_images=[OTHER]),
@@ -62,7 +63,7 @@ WHOLE = {
     'tiff': encode(photo(), 'TIFF'),
     'tiff compressed': encode(photo(), 'TIFF', compression='tiff_lzw'),
     'jpeg': encode(photo(), 'JPEG'),
-    'jpeg grey': encode(photo().convert('L'), 'JPEG'),
+    'jpeg gray': encode(photo().convert('L'), 'JPEG'),
     'jpeg progressive': encode(photo(), 'JPEG', progressive=True),
     'jpeg 4:4:4': encode(photo(), 'JPEG', subsampling=0),
     'jpeg 4:2:2': encode(photo(), 'JPEG', subsampling=1),
@@ -101,7 +102,7 @@ def test_cmyk_is_not_shown_inverted():
 
 
 def test_ycck_is_converted_and_not_shown_inverted():
-    # Pillow writes no YCCK. Its YCC are of the colours' inks, which Adobe stores inverted, as
+    # Pillow writes no YCCK. Its YCC are of the colors' inks, which Adobe stores inverted, as
     # Pillow does with what it takes for CMYK; the last byte of Adobe's segment says what it is.
     planes = Image.fromarray(255 - np.asarray(photo())).convert('YCbCr').split()
     planes = [Image.fromarray(255 - np.asarray(plane)) for plane in planes]
@@ -122,13 +123,13 @@ def test_of_sixteen_bits_the_upper_eight_count(channels):
     image = np.asarray(photo())[:, :, :channels]
     got = transforms.decode(sixteen_bits(image[:, :, ::-1]))
     assert np.abs(got.astype(int) - image).max() <= 1
-    grey = Image.fromarray(np.asarray(photo())[:, :, 0].astype(np.uint16) * 256 + 99)
-    got = transforms.decode(encode(grey, 'TIFF'))
+    gray = Image.fromarray(np.asarray(photo())[:, :, 0].astype(np.uint16) * 256 + 99)
+    got = transforms.decode(encode(gray, 'TIFF'))
     np.testing.assert_array_equal(got[:, :, 1], np.asarray(photo())[:, :, 0])
 
 
 def test_odd_subsampling_goes_another_way():
-    # Colour at a third of the columns: libjpeg decodes it, TurboJPEG's interface does not. That the
+    # Color at a third of the columns: libjpeg decodes it, TurboJPEG's interface does not. That the
     # data was written for something else changes what it shows, not whether it is shown.
     data = bytearray(encode(photo(96, 96), 'JPEG', subsampling=0))
     frame = data.index(b'\xff\xc0')
@@ -199,7 +200,7 @@ def test_a_header_that_promises_another_size_is_not_believed():
     assert transforms.measure(gif) == (90, 120)
     header = transforms.headers.read(gif)._replace(width=121)
     with pytest.raises(BadRecord, match=r'120 x 90 pixels, its header says 121 x 90'):
-        pixels.decode(gif, header)
+        decoders.decode(gif, header)
 
 
 def test_decoding_lets_other_threads_run():

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from clip_jax.data import records
-from clip_jax.data.bad import BadRecord
+from clip_jax.data.errors import BadRecord
+from clip_jax.data.tools import scan
 
 IMAGE = np.zeros((20, 30, 3), np.uint8)
 
@@ -18,47 +18,47 @@ def test_results_come_in_order(threads):
         time.sleep((i * 7 % 5) / 2000)
         return i
 
-    assert list(records.in_order(slow, 3, 103, threads=threads)) == [*range(3, 103)]
-    assert list(records.in_order(slow, 3, 103, threads=threads, ahead=50)) == [*range(3, 103)]
-    assert list(records.in_order(slow, 3, 3, threads=threads)) == []
+    assert list(scan.in_order(slow, 3, 103, threads=threads)) == [*range(3, 103)]
+    assert list(scan.in_order(slow, 3, 103, threads=threads, ahead=50)) == [*range(3, 103)]
+    assert list(scan.in_order(slow, 3, 3, threads=threads)) == []
 
 
 def test_threads_work_at_the_same_time():
     # Nobody passes before three are there.
     together = threading.Barrier(3)
-    count = 3 * records.CHUNK
-    found = list(records.in_order(lambda i: together.wait(timeout=20), 0, count, threads=3))
+    count = 3 * scan.CHUNK
+    found = list(scan.in_order(lambda i: together.wait(timeout=20), 0, count, threads=3))
     assert len(found) == count
 
 
 def test_few_results_wait_for_a_slow_reader():
     begun = []
-    results = records.in_order(begun.append, 0, 100_000, threads=2)
+    results = scan.in_order(begun.append, 0, 100_000, threads=2)
     next(results)
     time.sleep(0.1)
-    assert len(begun) <= 2 * 2 * records.CHUNK
+    assert len(begun) <= 2 * 2 * scan.CHUNK
     results.close()
 
 
 def test_as_many_wait_as_are_asked_for():
     begun = []
-    results = records.in_order(begun.append, 0, 100_000, threads=2, ahead=500)
+    results = scan.in_order(begun.append, 0, 100_000, threads=2, ahead=500)
     next(results)
     time.sleep(0.2)
-    assert 400 < len(begun) <= 500 + 2 * records.CHUNK
+    assert 400 < len(begun) <= 500 + 2 * scan.CHUNK
     results.close()
 
 
 def test_an_error_comes_in_its_place():
     def bad(i: int) -> int:
-        if i == 2 * records.CHUNK:
+        if i == 2 * scan.CHUNK:
             raise ValueError('no such record')
         return i
 
     found = []
     with pytest.raises(ValueError, match='no such record'):
-        found.extend(records.in_order(bad, 0, 100_000, threads=2))
-    assert found == [*range(2 * records.CHUNK)]
+        found.extend(scan.in_order(bad, 0, 100_000, threads=2))
+    assert found == [*range(2 * scan.CHUNK)]
 
 
 def test_an_error_ends_what_has_not_begun():
@@ -71,15 +71,15 @@ def test_an_error_ends_what_has_not_begun():
         time.sleep(0.02)
 
     with pytest.raises(ValueError, match='no such record'):
-        list(records.in_order(bad, 0, 100_000, threads=2))
+        list(scan.in_order(bad, 0, 100_000, threads=2))
     # Of four parts that were handed out, one failed and two were under way.
-    assert len(begun) <= 1 + 2 * records.CHUNK
+    assert len(begun) <= 1 + 2 * scan.CHUNK
 
 
 def test_what_training_can_use():
     def kind(**example) -> str:
         with pytest.raises(BadRecord) as error:
-            records.check(example, decode=False)
+            scan.check(example, decode=False)
         return error.value.kind
 
     for example in (
@@ -87,8 +87,8 @@ def test_what_training_can_use():
         {'image': IMAGE, 'label': 0},
         {'image': IMAGE, 'texts': [], 'label': 3},
     ):
-        assert records.check(example, decode=False) is None
-        np.testing.assert_array_equal(records.check(example, decode=True), IMAGE)
+        assert scan.check(example, decode=False) is None
+        np.testing.assert_array_equal(scan.check(example, decode=True), IMAGE)
     assert kind(image=IMAGE) == kind(image=IMAGE, texts=[]) == 'no_caption'
     assert kind(image=IMAGE, texts=[], label=-1) == 'no_caption'
     assert kind(image=b'', texts=['a']) == kind(texts=['a']) == 'empty'
@@ -101,14 +101,14 @@ class Place:
 
 
 def test_a_place_is_named_once():
-    assert records.why(Place(), 4, ValueError('no')) == 'a.tar: 4.jpg: no'
-    assert records.why(Place(), 4, ValueError('a.tar: 4.jpg: no')) == 'a.tar: 4.jpg: no'
+    assert scan.why(Place(), 4, ValueError('no')) == 'a.tar: 4.jpg: no'
+    assert scan.why(Place(), 4, ValueError('a.tar: 4.jpg: no')) == 'a.tar: 4.jpg: no'
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(time, 'monotonic', lambda: clock[0])
-    with records.Progress('read', 1_000_000, 400_000) as progress:
+    with scan.Progress('read', 1_000_000, 400_000) as progress:
         for _ in range(30):
             clock[0] += 1
             progress.advance(1_000)
@@ -122,6 +122,6 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch)
 
 def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
     monkeypatch.setattr('sys.stderr.isatty', lambda: True, raising=False)
-    with records.Progress('read', 10) as progress:
+    with scan.Progress('read', 10) as progress:
         progress.advance(5)
     assert 'read:' in capsys.readouterr().err

@@ -18,10 +18,10 @@ def scenes() -> dict:
     return {split: [shapes.scene(split, i) for i in range(COUNT)] for split in shapes.SPLITS}
 
 
-def test_every_colour_and_every_shape_is_held_out_twice():
+def test_every_color_and_every_shape_is_held_out_twice():
     assert len(set(shapes.HELD_OUT)) == 20
     words = collections.Counter(word for pair in shapes.HELD_OUT for word in pair.split())
-    assert words == dict.fromkeys([*shapes.COLOURS, *shapes.SHAPES], 2)
+    assert words == dict.fromkeys([*shapes.COLORS, *shapes.SHAPES], 2)
 
 
 @pytest.mark.parametrize('split', ['train', 'test', 'test_seen'])
@@ -42,7 +42,7 @@ def test_about_an_eighth_of_the_training_pictures_have_two_objects(scenes):
     assert 0.07 * COUNT < two < 0.19 * COUNT
 
 
-def test_one_caption_of_five_says_more_than_colour_shape_and_relation(scenes):
+def test_one_caption_of_five_says_more_than_color_shape_and_relation(scenes):
     details = [*shapes.SIZES, *shapes.TEXTURES[1:], 'background', 'middle', 'corner', 'at', 'on']
     more = re.compile(r'\b(' + '|'.join(details) + r')\b')
     share = np.mean([bool(more.search(c)) for *_, captions in scenes['train'] for c in captions])
@@ -54,7 +54,7 @@ def test_captions_are_five_and_name_the_main_object(scenes, split):
     for things, _, captions in scenes[split]:
         assert len(set(captions)) == 5
         for caption in captions:
-            assert things[0].colour in caption.split() or f'{things[0].colour},' in caption
+            assert things[0].color in caption.split() or f'{things[0].color},' in caption
             assert things[0].shape in re.findall(r'\w+', caption)
             assert not re.search(r'\ba [aeiou]|\ban [^aeiouh]|[{}]|  ', caption), caption
 
@@ -93,21 +93,21 @@ def test_objects_stand_out_and_do_not_overlap(scenes, split):
 
 
 def test_every_two_objects_have_a_background_that_both_stand_out_from():
-    kinds = itertools.product(shapes.COLOURS, ('plain', 'striped'))
-    things = [shapes.Thing(colour, 'star', texture=texture) for colour, texture in kinds]
+    kinds = itertools.product(shapes.COLORS, ('plain', 'striped'))
+    things = [shapes.Thing(color, 'star', texture=texture) for color, texture in kinds]
     rng = np.random.default_rng(0)
     for pair in itertools.combinations_with_replacement(things, 2):
         tone = shapes._random_backdrop(rng, pair).tone
-        assert shapes.contrast(tone, [thing.colour for thing in pair]) >= shapes.CONTRAST
+        assert shapes.contrast(tone, [thing.color for thing in pair]) >= shapes.CONTRAST
 
 
 @pytest.mark.parametrize('texture', shapes.TEXTURES)
-def test_texture_keeps_the_colour_recognisable(texture):
-    for name, colour in shapes.COLOURS.items():
+def test_texture_keeps_the_color_recognizable(texture):
+    for name, color in shapes.COLORS.items():
         thing = shapes.Thing(name, 'square', size=0.8, texture=texture)
         mean = np.asarray(shapes.draw(thing))[20:44, 20:44].mean((0, 1))
-        others = [shapes.COLOURS[other] for other in shapes.COLOURS if other != name]
-        assert np.linalg.norm(mean - colour) < min(np.linalg.norm(mean - o) for o in others)
+        others = [shapes.COLORS[other] for other in shapes.COLORS if other != name]
+        assert np.linalg.norm(mean - color) < min(np.linalg.norm(mean - o) for o in others)
 
 
 def test_shapes_differ_even_when_small_and_turned():
@@ -128,7 +128,7 @@ def test_an_example_depends_on_split_and_number_alone():
     assert shapes.example('test', 0)['image'] != once[0]['image']
 
 
-def test_pictures_are_small_and_labelled_where_there_is_one_object():
+def test_pictures_are_small_and_labeled_where_there_is_one_object():
     for i in range(20):
         example = shapes.example('train', i)
         things, *_ = shapes.scene('train', i)

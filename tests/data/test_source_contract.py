@@ -12,10 +12,11 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
-from clip_jax import lookup, whole_file
-from clip_jax.data import embeddings
-from clip_jax.data.bad import BadRecord, LeftOut, Missing
+from clip_jax import lookup
+from clip_jax.data import embedding_store
+from clip_jax.data.errors import BadRecord, DataNotFound, Skipped
 from clip_jax.data.sources import open_source
+from clip_jax.runtime import atomic
 
 CAPTIONS = [f'picture {i}' for i in range(6)]
 
@@ -89,7 +90,7 @@ def make_embeddings(path, captions) -> str:
     """Two shards; what is no UTF-8 was left out when it was embedded."""
     usable = [i for i, caption in enumerate(captions) if caption.isascii()]
     for shard, own in enumerate((usable[:4], usable[4:])):
-        embeddings.write_shard(
+        embedding_store.write_shard(
             epath.Path(path),
             shard,
             images=np.stack([row(i) for i in own]),
@@ -115,7 +116,7 @@ def make_embeddings(path, captions) -> str:
         'bad': {'not_utf8': {'count': 1, 'examples': ['p/4']}} if len(usable) < 6 else {},
         'shards': [[4, 4], [len(usable) - 4] * 2],
     }
-    whole_file.write_json(epath.Path(path) / embeddings.DESCRIPTION, description)
+    atomic.write_json(epath.Path(path) / embedding_store.DESCRIPTION, description)
     return f'embeddings:{path}'
 
 
@@ -194,7 +195,7 @@ def test_every_example_has_a_place_of_its_own(source, made):
 
 def test_nothing_of_a_sound_set_is_left_out(source):
     assert isinstance(source.left_out, dict) and not source.left_out
-    assert all(isinstance(found, LeftOut) for found in source.left_out.values())
+    assert all(isinstance(found, Skipped) for found in source.left_out.values())
 
 
 def test_reading_is_the_same_in_threads_and_in_pickled_copies(source):
@@ -221,7 +222,7 @@ def test_an_address_without_anything_is_a_value_error_of_one_line(made):
     path, spec, options = made
     kind = spec.partition(':')[0]
     address = 'none/train' if kind == 'tfds' else f'{path}/none'
-    with pytest.raises(Missing, match='none') as error:
+    with pytest.raises(DataNotFound, match='none') as error:
         open_source(f'{kind}:{address}', **options)
     assert '\n' not in str(error.value)
 
@@ -234,7 +235,7 @@ def test_a_caption_that_is_not_utf8_is_a_bad_record_and_the_others_are_read(made
     source = open_source(spec, **options)
     if kind == 'embeddings':
         assert [source[i]['texts'][0] for i in range(len(source))] == CAPTIONS[:4] + CAPTIONS[5:]
-        assert source.left_out == {'not_utf8': LeftOut(1, ['p/4'])}
+        assert source.left_out == {'not_utf8': Skipped(1, ['p/4'])}
         return
     assert len(source) == 6 and not source.left_out
     read, errors = [], []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.data.bad import BadRecord
+from clip_jax.data.errors import BadRecord
 from clip_jax.data.sources import folder, open_source
 
 

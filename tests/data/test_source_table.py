@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clip_jax.data.bad import BadRecord
+from clip_jax.data.errors import BadRecord
 from clip_jax.data.sources import open_source, table
 
 KINDS = ['csv', 'tsv', 'jsonl', 'parquet']

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.data.bad import BadRecord, LeftOut
+from clip_jax.data.errors import BadRecord, Skipped
 from clip_jax.data.sources import _tar_index, open_source, tars
 from clip_jax.data.sources._tar_index import ROW, Part, Shard
 
@@ -122,7 +122,7 @@ def test_several_numbers_are_several_labels(tmp_path):
     ]
 
 
-def test_members_of_a_sample_need_not_be_neighbours(tmp_path):
+def test_members_of_a_sample_need_not_be_neighbors(tmp_path):
     members = list(samples(0, 3))
     source = tars.source(write(tmp_path / 'a.tar', members[::2] + members[::-1][::2]))
     assert [source[i]['texts'] for i in range(3)] == [['picture 0'], ['picture 1'], ['picture 2']]
@@ -449,7 +449,7 @@ def test_what_can_be_in_no_sample_is_counted(tmp_path):
         'caption_without_image': 1,
         'duplicate_member': 2,
     }
-    assert source.left_out['duplicate_member'] == LeftOut(2, [f'{path}: b.jpg', f'{path}: b.txt'])
+    assert source.left_out['duplicate_member'] == Skipped(2, [f'{path}: b.jpg', f'{path}: b.txt'])
     assert source.left_out['caption_without_image'].examples == [f'{path}: a.txt']
     assert len(source.left_out['unsafe_name'].examples) == 5
     assert source.left_out['unsafe_name'].examples[4] == f"{path}: 'f\\x9bg.png'"
@@ -490,7 +490,7 @@ def test_sizes_that_the_index_cannot_hold_are_refused_or_left_out():
     headers = {0: bytes(block), 512 + (3 << 30): tarfile.TarInfo('b.png').tobuf()}
     read = lambda offset, size: headers.get(offset, bytes(size))  # noqa: E731
     part = _tar_index.scan(Shard('x.tar', 4 << 30, ''), read, {'png': 'image'})
-    assert part.left_out == {'too_large_member': LeftOut(1, ['x.tar: a.png'])}
+    assert part.left_out == {'too_large_member': Skipped(1, ['x.tar: a.png'])}
     assert part.rows['image'].tolist() == [2 + (3 << 30) // 512]
     with pytest.raises(ValueError, match=r'x\.tar.*2 TiB.*Split'):
         _tar_index.scan(Shard('x.tar', 3 << 40, ''), read, {'png': 'image'})

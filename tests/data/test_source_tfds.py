@@ -11,8 +11,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from clip_jax.data import sources
-from clip_jax.data.bad import BadRecord
 from clip_jax.data.datasets import shapes_captions as shapes
+from clip_jax.data.errors import BadRecord
 
 FEW = {'train': 40, 'test': 3, 'test_seen': 3, 'test_heldout': 3}
 JPEG = shapes.example('train', 0)['image']

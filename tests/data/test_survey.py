@@ -8,9 +8,9 @@ import pytest
 from listed import Listed
 from PIL import Image
 
-from clip_jax import plots
-from clip_jax.data import sheet, survey
-from clip_jax.data.bad import BadRecord, LeftOut
+from clip_jax.data.errors import BadRecord, Skipped
+from clip_jax.data.tools import inspection
+from clip_jax.reports import dataset, drawing
 
 
 def encoded(width: int, height: int, mode: str = 'RGB', format: str = 'JPEG', **options) -> bytes:
@@ -24,12 +24,12 @@ TRUNCATED = {'image': encoded(400, 300)[:-200], 'texts': ['a cat']}
 
 
 def inspect(source, sample: int = 2000) -> dict:
-    return survey.inspect(source, sample=sample, threads=2)[0]
+    return inspection.inspect(source, sample=sample, threads=2)[0]
 
 
 def verify(source, *, decode=True, threads=2, out=None) -> tuple[dict, list[str]]:
     said = []
-    report = survey.verify(source, decode=decode, threads=threads, out=out, say=said.append)
+    report = inspection.verify(source, decode=decode, threads=threads, out=out, say=said.append)
     return report, said
 
 
@@ -39,7 +39,7 @@ def verify(source, *, decode=True, threads=2, out=None) -> tuple[dict, list[str]
 def test_numbers_of_images_and_captions():
     turned = Image.Exif()
     turned[0x0112] = 6
-    frames = [Image.new('RGB', (16, 16), colour) for colour in ('red', 'green', 'blue')]
+    frames = [Image.new('RGB', (16, 16), color) for color in ('red', 'green', 'blue')]
     animated = io.BytesIO()
     frames[0].save(animated, 'GIF', save_all=True, append_images=frames[1:])
     source = Listed(
@@ -51,7 +51,7 @@ def test_numbers_of_images_and_captions():
             {'image': animated.getvalue(), 'texts': ['d']},
             {'image': np.zeros((20, 30, 3), np.uint8), 'texts': ['e']},
         ],
-        left_out={'truncated_tar': LeftOut(1, ['a.tar'])},
+        left_out={'truncated_tar': Skipped(1, ['a.tar'])},
     )
     report = inspect(source)
     assert json.loads(json.dumps(report)) == report
@@ -100,7 +100,7 @@ def test_bad_records_of_the_sample_are_named():
     examples = [GOOD, TRUNCATED, BadRecord('not_utf8', 'no text'), OSError('gone')] * 10
     report = inspect(Listed(examples))
     assert report['bad'] == {'truncated': 10, 'not_utf8': 10, 'error': 10}
-    assert len(report['bad_records']) == survey.SAID
+    assert len(report['bad_records']) == inspection.SAID
     assert report['bad_records'][2] == {
         'record': 3,
         'kind': 'error',
@@ -118,13 +118,13 @@ def test_a_sample_is_spread_evenly(count, sample):
             seen.append(i)
             return super().__getitem__(i)
 
-    report, values, pictures = survey.inspect(Seen([GOOD] * count), sample=sample, threads=3)
+    report, values, pictures = inspection.inspect(Seen([GOOD] * count), sample=sample, threads=3)
     assert seen.pop(0) == 0  # before the sample
     assert len(seen) == report['sample'] == len(values['width']) == min(count, sample)
     steps = np.diff([*sorted(seen), count])
     assert steps.min() >= count // min(count, sample)
     assert steps.max() <= -(-count // min(count, sample))
-    assert len(pictures) == min(survey.PICTURES, count, sample)
+    assert len(pictures) == min(inspection.PICTURES, count, sample)
 
 
 def test_a_sample_of_nothing_is_refused():
@@ -169,7 +169,7 @@ def test_without_decoding_the_header_is_judged_alone():
 def test_people_are_told_of_the_first_only(tmp_path):
     report, said = verify(Listed([BadRecord('damaged', 'no')] * 50), out=tmp_path / 'x.jsonl')
     assert report['bad'] == {'damaged': 50}
-    assert len(said) == survey.SAID
+    assert len(said) == inspection.SAID
     assert len((tmp_path / 'x.jsonl').read_text().splitlines()) == 50
 
 
@@ -184,7 +184,7 @@ def test_people_are_told_of_the_first_only(tmp_path):
     ],
 )
 def test_what_a_source_left_out_counts(kinds, usable):
-    source = Listed([GOOD], left_out={kind: LeftOut(1, ['x']) for kind in kinds})
+    source = Listed([GOOD], left_out={kind: Skipped(1, ['x']) for kind in kinds})
     report, _ = verify(source)
     assert report['all_usable'] is usable
     assert [*report['left_out']] == kinds
@@ -194,8 +194,8 @@ def test_what_a_source_left_out_counts(kinds, usable):
 
 
 def draw(source, folder) -> set[str]:
-    report, values, pictures = survey.inspect(source, sample=100, threads=2)
-    sheet.write(folder, {'data': 'x:y', **report}, values, pictures, plots.STYLE)
+    report, values, pictures = inspection.inspect(source, sample=100, threads=2)
+    dataset.write(folder, {'data': 'x:y', **report}, values, pictures, drawing.STYLE)
     return {path.name for path in folder.iterdir()}
 
 
@@ -226,13 +226,15 @@ def test_nothing_to_draw(tmp_path):
 
 
 def test_large_images_are_kept_small_in_the_proportions_they_have():
-    pictures = survey.inspect(Listed([{**GOOD, 'image': encoded(3000, 1500)}]), sample=1, threads=1)
+    pictures = inspection.inspect(
+        Listed([{**GOOD, 'image': encoded(3000, 1500)}]), sample=1, threads=1
+    )
     (picture,) = pictures[2]
     assert picture.image.shape == (160, 320, 3)
 
 
 def test_a_picture_stands_on_its_caption():
-    square = sheet.in_square(np.zeros((2, 4, 3), np.uint8))
+    square = dataset.in_square(np.zeros((2, 4, 3), np.uint8))
     assert square.shape == (4, 4, 3)
     assert (square[:2] == 255).all()
     assert (square[2:] == 0).all()

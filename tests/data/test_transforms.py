@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from clip_jax.data import pixels, transforms
-from clip_jax.data.bad import BadRecord
+from clip_jax.data import transforms
+from clip_jax.data.errors import BadRecord
+from clip_jax.data.image import decoders
 from clip_jax.data.transforms import CLIP_MEAN, CLIP_STD, Box, Preprocess
 
 GOLDEN = pathlib.Path(__file__).parents[3] / 'shared' / 'golden' / 'preprocess'
@@ -60,7 +61,7 @@ def box(crop: np.ndarray) -> np.ndarray:
 
 
 @golden
-def test_shortest_side_and_centre_crop_equal_the_reference_exactly():
+def test_shortest_side_and_center_crop_equal_the_reference_exactly():
     expected = np.load(GOLDEN / 'expected_uint8_crop.npz')
     assert len(expected.files) == 28
     for key in expected.files:
@@ -77,19 +78,19 @@ def test_squash_equals_the_reference():
     for key in expected.files:
         rule, name = key.split('/')
         preprocess = Preprocess(64, 'squash', rule.removesuffix('64'), half, half)
-        got = transforms.normalise(preprocess(GOLDEN / 'images' / name), half, half)
-        # Neighbouring uint8 values are 0.008 apart, so this is equality.
+        got = transforms.normalize(preprocess(GOLDEN / 'images' / name), half, half)
+        # Neighboring uint8 values are 0.008 apart, so this is equality.
         np.testing.assert_allclose(got.transpose(2, 0, 1), expected[key], atol=1e-6, err_msg=key)
 
 
 @golden
-def test_normalised_crops_equal_the_reference_to_the_rounding_of_float16():
+def test_normalized_crops_equal_the_reference_to_the_rounding_of_float16():
     expected = np.load(GOLDEN / 'expected_float16.npz')
     assert len(expected.files) == 28
     for key in expected.files:
         size, name = key.split('/')
         crop = Preprocess(int(size))(GOLDEN / 'images' / name)
-        got = np.asarray(transforms.normalise(crop, CLIP_MEAN, CLIP_STD), np.float16)
+        got = np.asarray(transforms.normalize(crop, CLIP_MEAN, CLIP_STD), np.float16)
         np.testing.assert_array_max_ulp(got.transpose(2, 0, 1), expected[key], 1)
 
 
@@ -107,12 +108,12 @@ def test_the_published_rule_in_small():
 
 def test_palette_images_are_resized_before_they_become_rgb():
     image = Image.fromarray(noise(30, 30)).quantize(16)
-    colours = {tuple(c) for c in np.asarray(image.convert('RGB')).reshape(-1, 3).tolist()}
+    colors = {tuple(c) for c in np.asarray(image.convert('RGB')).reshape(-1, 3).tolist()}
     got = Preprocess(17)(image)
-    assert {tuple(c) for c in got.reshape(-1, 3).tolist()} <= colours
+    assert {tuple(c) for c in got.reshape(-1, 3).tolist()} <= colors
 
 
-def test_conversion_before_resizing_mixes_colours_of_a_palette():
+def test_conversion_before_resizing_mixes_colors_of_a_palette():
     image = Image.fromarray(smooth(30, 30)).quantize(16)
     for rgb in ('before', 'white'):
         np.testing.assert_array_equal(
@@ -131,7 +132,7 @@ def test_transparency_is_dropped_or_laid_on_white():
     assert (white[:10] == 255).all()
 
 
-def test_a_transparent_colour_of_a_palette_is_laid_on_white():
+def test_a_transparent_color_of_a_palette_is_laid_on_white():
     image = Image.fromarray(noise(20, 20)).quantize(4)
     image.info['transparency'] = 2
     white = Preprocess(20, rgb='white')(image)
@@ -177,8 +178,8 @@ def test_paths_bytes_arrays_and_images_are_the_same_to_preprocess(tmp_path):
     assert want.dtype == np.uint8
     for image in (array, data, path, str(path)):
         np.testing.assert_array_equal(Preprocess(32)(image), want)
-    grey = Preprocess(32)(array[:, :, 0])
-    np.testing.assert_array_equal(grey, np.repeat(grey[:, :, :1], 3, axis=2))
+    gray = Preprocess(32)(array[:, :, 0])
+    np.testing.assert_array_equal(gray, np.repeat(gray[:, :, :1], 3, axis=2))
 
 
 def test_preprocess_names_what_it_cannot_read(tmp_path):
@@ -219,10 +220,10 @@ def test_a_card_says_no_more_than_it_must_and_nothing_unknown():
         Preprocess.from_card({'size': 48, 'resample': 3})
 
 
-def test_normalise_makes_float32_of_any_number_of_images():
+def test_normalize_makes_float32_of_any_number_of_images():
     images = noise(6, 5)[None].repeat(2, axis=0)
     want = (images / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
-    got = jax.jit(transforms.normalise, static_argnums=(1, 2))(images, CLIP_MEAN, CLIP_STD)
+    got = jax.jit(transforms.normalize, static_argnums=(1, 2))(images, CLIP_MEAN, CLIP_STD)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -288,8 +289,8 @@ def test_arrays_are_images_too():
     array = noise(20, 30)
     assert transforms.decode(array) is array
     assert transforms.measure(array) == (20, 30)
-    grey = transforms.decode(array[:, :, 0])
-    np.testing.assert_array_equal(grey, np.repeat(array[:, :, :1], 3, axis=2))
+    gray = transforms.decode(array[:, :, 0])
+    np.testing.assert_array_equal(gray, np.repeat(array[:, :, :1], 3, axis=2))
     for wrong in (array.astype(float), array[:, :, :2], array[None]):
         with pytest.raises(ValueError, match='an image array must be uint8'):
             transforms.decode(wrong)
@@ -375,7 +376,7 @@ def test_cutting_is_as_good_as_an_exact_filter(side):
 
 @pytest.mark.parametrize('side', [85, 100, 121, 127, 160, 200, 333])
 def test_shrinking_does_not_alias(side):
-    # Pixels that alternate become grey; without a filter they make patterns (deviation 62).
+    # Pixels that alternate become gray; without a filter they make patterns (deviation 62).
     board = (255 * (np.indices((side, side, 3))[:2].sum(axis=0) % 2)).astype(np.uint8)
     got = whole(board, 64)
     assert got.std() < 17
@@ -384,7 +385,7 @@ def test_shrinking_does_not_alias(side):
 
 @pytest.mark.parametrize('size', [64, 150, 333])
 def test_a_part_is_where_it_should_be(size):
-    # Colours tell the place.
+    # Colors tell the place.
     image = coordinates(250, 250)
     for kind, options in (('PNG', {}), ('JPEG', {'quality': 100, 'subsampling': 0})):
         data = encode(image, kind, **options)
@@ -395,14 +396,14 @@ def test_a_part_is_where_it_should_be(size):
 
 def test_large_jpegs_are_decoded_no_further_than_needed(monkeypatch):
     asked = []
-    decode = pixels.simplejpeg.decode_jpeg
+    decode = decoders.simplejpeg.decode_jpeg
 
     def watched(data, **options):
         image = decode(data, **options)
         asked.append(image.shape[0])
         return image
 
-    monkeypatch.setattr(pixels.simplejpeg, 'decode_jpeg', watched)
+    monkeypatch.setattr(decoders.simplejpeg, 'decode_jpeg', watched)
     data = encode(smooth(401, 601), 'JPEG')
     for size in (400, 130, 65, 30):
         transforms.cut(data, Box(0, 0, 601, 401), size)
@@ -435,11 +436,11 @@ def test_flip_mirrors_as_often_as_asked():
 
 
 def jitter(image: np.ndarray, seed: int = 0, **options) -> np.ndarray:
-    return transforms.colour_jitter(image, np.random.default_rng(seed), **options)
+    return transforms.color_jitter(image, np.random.default_rng(seed), **options)
 
 
 def soft(height: int = 32, width: int = 32) -> np.ndarray:
-    """Colours far enough from black and white that no change of them is cut off."""
+    """Colors far enough from black and white that no change of them is cut off."""
     return (smooth(height, width) * 0.3 + 90).astype(np.uint8)
 
 
@@ -451,11 +452,11 @@ def test_brightness_is_a_uniform_factor():
 
 
 def test_contrast_keeps_the_mean_and_scales_what_differs_from_it():
-    grey = np.repeat(soft()[:, :, :1], 3, axis=2)
+    gray = np.repeat(soft()[:, :, :1], 3, axis=2)
     for i in range(10):
-        got = jitter(grey, i, contrast=0.5)
-        assert abs(got.mean() - grey.mean()) < 1
-    scales = [jitter(grey, i, contrast=0.5).std() / grey.std() for i in range(300)]
+        got = jitter(gray, i, contrast=0.5)
+        assert abs(got.mean() - gray.mean()) < 1
+    scales = [jitter(gray, i, contrast=0.5).std() / gray.std() for i in range(300)]
     assert 0.48 < min(scales) < 0.55
     assert 1.45 < max(scales) < 1.52
 
@@ -498,14 +499,14 @@ def test_jitter_happens_as_often_as_asked_and_follows_from_the_random_numbers():
     np.testing.assert_array_equal(image, soft())  # what was handed in stays as it was
 
 
-def test_grey_is_the_luminance_in_all_channels():
+def test_gray_is_the_luminance_in_all_channels():
     rng = np.random.default_rng(0)
     image = noise(20, 20)
-    got = transforms.grey(image, rng, 1.0)
+    got = transforms.grayscale(image, rng, 1.0)
     want = np.asarray(Image.fromarray(image).convert('L').convert('RGB'))
     np.testing.assert_allclose(got.astype(int), want, atol=1)
-    assert transforms.grey(image, rng, 0.0) is image
-    turned = [transforms.grey(image, rng, 0.2) is not image for _ in range(1000)]
+    assert transforms.grayscale(image, rng, 0.0) is image
+    turned = [transforms.grayscale(image, rng, 0.2) is not image for _ in range(1000)]
     assert 0.15 < np.mean(turned) < 0.25
 
 

@@ -13,7 +13,7 @@ OPTIONS = {'zeroshot': {'templates': ['a {} picture', '{}']}, 'retrieval': {}}
 
 
 class Noise:
-    """Pictures of noise over a colour, two captions of their own and a label each."""
+    """Pictures of noise over a color, two captions of their own and a label each."""
 
     label_names = ['red', 'green', 'blue', 'white', 'grid', 'tint']
 

@@ -77,9 +77,11 @@ def test_images_are_a_sequence():
 
 def test_features_are_asked_for_by_name():
     def encode(images, *, features='embedding'):
-        return rows(images) * (2 if features == 'trunk' else 1)
+        return rows(images) * (2 if features == 'pre_projection' else 1)
 
-    np.testing.assert_array_equal(_embed.records(encode, Toy(5), features='trunk')[0][:, 1], 2)
+    np.testing.assert_array_equal(
+        _embed.records(encode, Toy(5), features='pre_projection')[0][:, 1], 2
+    )
     np.testing.assert_array_equal(_embed.records(encode, Toy(5))[0][:, 1], 1)
 
 
@@ -134,7 +136,7 @@ def test_a_folder_of_embeddings_has_the_rows():
     def encode(images):
         raise AssertionError('nothing is to be embedded')
 
-    for features in ('embedding', 'trunk'):
+    for features in ('embedding', 'pre_projection'):
         found, records = _embed.records(encode, Folder(3), features=features)
         np.testing.assert_array_equal(found, np.full((3, 2), len(features)))
         assert records == [{'label': 1}] * 3

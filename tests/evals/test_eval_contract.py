@@ -8,7 +8,7 @@ import pytest
 
 from clip_jax import lookup
 
-NAMES = ['red', 'green', 'blue', 'white', 'black', 'grey', 'pink']
+NAMES = ['red', 'green', 'blue', 'white', 'black', 'gray', 'pink']
 
 
 class Toy:

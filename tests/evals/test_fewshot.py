@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from labelled import Toy, classes, encode_image, several
+from labeled import Toy, classes, encode_image, several
 from sklearn.linear_model import LogisticRegression
 
 from clip_jax.evals import fewshot

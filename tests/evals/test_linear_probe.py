@@ -7,14 +7,15 @@ import json
 import jax
 import numpy as np
 import pytest
-from labelled import Toy, classes, encode_image, several
+from labeled import Toy, classes, encode_image, several
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from clip_jax import build, cli, pretrained, sharding
+from clip_jax import build, pretrained, sharding
+from clip_jax.cli import main
 from clip_jax.evals import _embed, _logistic, _sweep
-from clip_jax.evals._labelled import held_out
+from clip_jax.evals._labeled import held_out
 from clip_jax.evals.linear_probe import Probe, evaluate
 
 NAMES = ['cat', 'dog', 'bird', 'fish']
@@ -29,7 +30,7 @@ def sets(n=600, **options):
     return Toy(*train, NAMES, 'train'), Toy(*test, NAMES, 'test')
 
 
-def reference(train, C, features='trunk'):
+def reference(train, C, features='pre_projection'):
     rows = encode_image(train.images, features=features).astype(np.float64)
     return LogisticRegression(C=C, tol=1e-9, max_iter=20_000).fit(rows, train.labels)
 
@@ -38,7 +39,7 @@ def steady(report):
     return {k: v for k, v in report.items() if k != 'seconds_of'}
 
 
-@pytest.mark.parametrize('features', ['trunk', 'embedding'])
+@pytest.mark.parametrize('features', ['pre_projection', 'embedding'])
 @pytest.mark.parametrize('C', [0.1, 1.0, 1000.0])
 def test_accuracy_is_that_of_scikit_learn_at_the_same_c(features, C):
     train, test = sets(overlap=2)
@@ -244,7 +245,7 @@ def test_images_without_a_label_do_not_count():
         for x in (train, test)
     ]
     report = probe(*more, C=1)
-    assert (report['unlabelled'], report['unlabelled_for_training']) == (7, 7)
+    assert (report['unlabeled'], report['unlabeled_for_training']) == (7, 7)
     assert report['accuracy'] == expected['accuracy']
     assert report['images'] == 300
     places = [mistake['index'] - 7 for mistake in report['mistakes']]
@@ -375,7 +376,7 @@ TRAIN.name, TEST.name = 'train', 'test'
 LISTS = [[int(k)] for k in TEST.labels]
 
 
-class Unlabelled(Toy):
+class Unlabeled(Toy):
     def __getitem__(self, i):
         return {'image': self.images[i]}
 
@@ -409,7 +410,7 @@ class Unlabelled(Toy):
             "train has images of one class only, 'cat'; expected two or more",
         ),
         (
-            Unlabelled(TRAIN.images, [], NAMES, 'train'),
+            Unlabeled(TRAIN.images, [], NAMES, 'train'),
             TEST,
             {},
             'train has images without a label',
@@ -424,7 +425,7 @@ class Unlabelled(Toy):
             'the training set has one image a class',
         ),
         (TRAIN, TEST, {'metric': 'acuracy'}, "Did you mean 'accuracy'?"),
-        (TRAIN, TEST, {'features': 'trunks'}, "Did you mean 'trunk'?"),
+        (TRAIN, TEST, {'features': 'pre_projections'}, "Did you mean 'pre_projection'?"),
         (TRAIN, TEST, {'metric': 'roc_auc'}, 'roc_auc does not fit test, which has 4 classes'),
         (TRAIN, TEST, {'metric': 'map_11_point'}, 'images have one label each'),
         (
@@ -485,7 +486,7 @@ def test_what_is_wrong_is_said_in_one_line(train, test, options, message, tmp_pa
 @pytest.mark.parametrize(
     ('train', 'test', 'message'),
     [
-        (TRAIN, Unlabelled(TEST.images, [], NAMES, 'test'), 'test has images without a label'),
+        (TRAIN, Unlabeled(TEST.images, [], NAMES, 'test'), 'test has images without a label'),
         (Toy(TEST.images, LISTS, NAMES), Toy(TEST.images, LISTS, NAMES), 'metric accuracy does'),
     ],
 )
@@ -528,14 +529,14 @@ def test_specs_on_the_command_line_are_opened(clip_jax_cli, tiny_run, tiny_tars,
 
 @pytest.mark.parametrize('name', ['linear_probe', 'fewshot'])
 def test_an_empty_class_is_named(capfd, tiny_run, tmp_path, name):
-    for colour, count in ('blue', 4), ('green', 0), ('red', 4):
-        (tmp_path / 'images' / colour).mkdir(parents=True)
+    for color, count in ('blue', 4), ('green', 0), ('red', 4):
+        (tmp_path / 'images' / color).mkdir(parents=True)
         for i in range(count):
-            path = tmp_path / 'images' / colour / f'{i}.png'
-            Image.new('RGB', (24, 24), colour).save(path)
+            path = tmp_path / 'images' / color / f'{i}.png'
+            Image.new('RGB', (24, 24), color).save(path)
     data = [f'--{flag}=folder:{tmp_path}/images' for flag in ('data', 'train')]
     shots = ['--shots=2'] if name == 'fewshot' else []
     with pytest.raises(SystemExit) as end:
-        cli.main(['eval', name, f'--model={tiny_run}', *data, '--C=1', *shots])
+        main.main(['eval', name, f'--model={tiny_run}', *data, '--C=1', *shots])
     assert end.value.code == 0
     assert '\nleft out, as no image has them: green\n' in capfd.readouterr().out

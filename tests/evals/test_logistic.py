@@ -136,7 +136,7 @@ def test_features_that_depend_on_each_other_have_an_optimum(C):
 
 
 def newton(rows, labels, classes, C):
-    """The optimum by damped Newton steps in float64, on centred rows."""
+    """The optimum by damped Newton steps in float64, on centerd rows."""
     center = rows.mean(axis=0, dtype=np.float64)
     x = np.concatenate([rows - center, np.ones((len(rows), 1))], axis=1)
     d = x.shape[1]

@@ -13,7 +13,7 @@ TEMPLATES = ['a {}', 'the {}!', '{} here']
 
 
 class Toy:
-    """A labelled set whose image i is the number i."""
+    """A labeled set whose image i is the number i."""
 
     def __init__(self, labels, label_names=()):
         self.labels, self.label_names = labels, list(label_names)
@@ -31,7 +31,7 @@ class Toy:
         return 'toy'
 
 
-class Unlabelled(Toy):
+class Unlabeled(Toy):
     def __getitem__(self, i):
         return {'image': i}
 
@@ -94,7 +94,7 @@ def test_accuracy_is_that_of_a_loop_over_images_and_classes(seed):
     assert (report['top1'], report['top5']) == (top1, top5)
     assert 0 < top1 < top5 < 1
     assert report['images'] == (labels >= 0).sum()
-    assert report['unlabelled'] == (labels == -1).sum() > 0
+    assert report['unlabeled'] == (labels == -1).sum() > 0
     assert (report['classes'], report['chance']) == (9, 1 / 9)
 
 
@@ -102,8 +102,8 @@ def test_an_image_without_a_class_does_not_count():
     encoders, labels = Encoders(), np.arange(9)
     alone = evaluate(encoders, Toy(labels, NAMES))
     mixed = evaluate(encoders, Toy([*labels, -1, -1], NAMES))
-    assert {**mixed, 'unlabelled': 0} == alone
-    assert mixed['unlabelled'] == 2
+    assert {**mixed, 'unlabeled': 0} == alone
+    assert mixed['unlabeled'] == 2
 
 
 def test_a_perfect_and_a_worst_encoder():
@@ -347,7 +347,7 @@ def test_images_of_several_classes_are_ranked_class_by_class(seed):
     assert [n for _, n, _ in report['per_class']] == targets[:, :8].sum(axis=0).tolist()
     np.testing.assert_allclose([x for _, _, x in report['per_class']], precisions, rtol=1e-12)
     assert (report['images'], report['classes']) == (80, 9)
-    assert report['unlabelled'] == (~targets.any(axis=1)).sum() > 0
+    assert report['unlabeled'] == (~targets.any(axis=1)).sum() > 0
     assert report['chance'] == targets[:, :8].mean()  # of the classes that have a score
     assert 'top1' not in report and 'confusion' not in report
     for mistake in report['mistakes']:
@@ -394,7 +394,7 @@ def _vector(encoders, name):
 @pytest.mark.parametrize(
     ('data', 'options', 'message'),
     [
-        (Unlabelled([0, 1], NAMES), {}, 'toy has images without a label; expected a labelled'),
+        (Unlabeled([0, 1], NAMES), {}, 'toy has images without a label; expected a labeled'),
         (Toy([0, 12, 3], NAMES), {}, 'labels of toy go up to 12, but there are 9 class names'),
         (Toy([0, 2]), {'classes': ['cat', 'dog']}, 'go up to 2, but there are 2 class names'),
         (Toy([0, 1]), {}, 'toy does not name its classes; give a file with one name a line'),
@@ -442,7 +442,7 @@ def test_what_is_wrong_is_said_in_one_line(data, options, message):
 @pytest.mark.parametrize(
     ('data', 'message'),
     [
-        (Unlabelled([0, 1], NAMES), 'toy has images without a label'),
+        (Unlabeled([0, 1], NAMES), 'toy has images without a label'),
         (Toy([0, 0], ['cat']), 'have one name only'),
     ],
 )

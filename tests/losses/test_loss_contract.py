@@ -38,11 +38,11 @@ def pairs(n, d=24, *, seed=0):
     return unit(image), unit(image + 3 * other)
 
 
-@functools.partial(jax.jit, static_argnames=('module', 'implementation', 'mesh', 'chunk'))
-def run(module, implementation, args, mask=None, mesh=None, chunk=512):
+@functools.partial(jax.jit, static_argnames=('module', 'implementation', 'mesh', 'block_size'))
+def run(module, implementation, args, mask=None, mesh=None, block_size=512):
     """((value, metrics), gradients) of the arguments that are not None."""
     fn = functools.partial(
-        module.loss, mask=mask, implementation=implementation, mesh=mesh, chunk=chunk
+        module.loss, mask=mask, implementation=implementation, mesh=mesh, block_size=block_size
     )
     given = tuple(x for x in args if x is not None)
     numbers = tuple(range(len(given)))
@@ -67,7 +67,7 @@ def assert_exact(module, result, image, text, mask=None):
 def test_signature(module, implementation):
     parameters = inspect.signature(module.loss).parameters
     assert [*parameters] == (
-        ['image', 'text', 'scale', 'bias', 'mask', 'implementation', 'mesh', 'axis', 'chunk']
+        ['image', 'text', 'scale', 'bias', 'mask', 'implementation', 'mesh', 'axis', 'block_size']
     )
     assert parameters['implementation'].default in module.IMPLEMENTATIONS
     assert {*module.INIT} == {'init_logit_scale', 'init_logit_bias'}
@@ -94,7 +94,7 @@ def test_value_and_gradients_equal_a_float64_oracle(module, implementation, devi
     image, text = pairs(devices * local)
     mask = np.random.default_rng(1).random(len(image)) < 0.7 if masked else None
     mesh, *rows = on_devices(devices, image, text)
-    result = run(module, implementation, (*rows, SCALE, bias(module)), mask, mesh, chunk=4)
+    result = run(module, implementation, (*rows, SCALE, bias(module)), mask, mesh, block_size=4)
     assert_exact(module, result, image, text, mask)
     if masked:
         left_out = np.asarray(result[1][0])[~mask]
@@ -125,10 +125,10 @@ def test_the_gradient_is_multiplied_by_what_comes_after(module, implementation):
 
 
 @pytest.mark.parametrize(('module', 'implementation'), LOSSES)
-@pytest.mark.parametrize('chunk', [1, 7, 512])
-def test_tiles_on_one_device_change_nothing(module, implementation, chunk):
+@pytest.mark.parametrize('block_size', [1, 7, 512])
+def test_tiles_on_one_device_change_nothing(module, implementation, block_size):
     image, text = pairs(24)
-    result = run(module, implementation, (image, text, SCALE, bias(module)), chunk=chunk)
+    result = run(module, implementation, (image, text, SCALE, bias(module)), block_size=block_size)
     assert_exact(module, result, image, text)
 
 
@@ -177,7 +177,9 @@ def test_bfloat16_rows_are_computed_in_float32(module, implementation):
 def test_accuracy_counts_partners_that_win_and_ties_as_lost(module, implementation):
     image = jnp.eye(4)
     text = image.at[1].set(image[0])  # text 1 looks like text 0, and image 1 has no text
-    _, metrics = module.loss(image, text, jnp.float32(1), implementation=implementation, chunk=3)
+    _, metrics = module.loss(
+        image, text, jnp.float32(1), implementation=implementation, block_size=3
+    )
     # Image 0 ties between texts 0 and 1; images 2 and 3 win; image 1 scores 0 everywhere.
     assert metrics['accuracy/image_to_text'] == 0.5
     # Text 0 finds image 0, text 1 finds image 0 instead of its own, 2 and 3 win.
@@ -193,16 +195,18 @@ def test_wrong_arguments_are_refused(module, implementation):
         loss = functools.partial(module.loss, image, text, SCALE, implementation=implementation)
         with pytest.raises(ValueError, match=r'6 pairs is not a multiple of the 8 devices'):
             loss(mesh=sharding.make_mesh())
-        with pytest.raises(ValueError, match=r'chunk is 0; expected at least 1'):
-            loss(chunk=0)
+        with pytest.raises(ValueError, match=r'block_size is 0; expected at least 1'):
+            loss(block_size=0)
 
 
-def compiled(module, implementation, devices, local, d, chunk=512):
+def compiled(module, implementation, devices, local, d, block_size=512):
     mesh = sharding.make_mesh(jax.devices()[:devices])
     split, same = sharding.over_batch(mesh), sharding.replicated(mesh)
     rows = jax.ShapeDtypeStruct((devices * local, d), jnp.float32, sharding=split)
     scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=same)
-    loss = functools.partial(module.loss, implementation=implementation, mesh=mesh, chunk=chunk)
+    loss = functools.partial(
+        module.loss, implementation=implementation, mesh=mesh, block_size=block_size
+    )
     grad = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
     out = (same, same), (split, split, same)
     return jax.jit(grad, out_shardings=out).lower(rows, rows, scale).compile()
@@ -211,18 +215,18 @@ def compiled(module, implementation, devices, local, d, chunk=512):
 @pytest.mark.usefixtures('optimized')
 @pytest.mark.parametrize('module', [lookup.module('losses', n) for n in lookup.names('losses')])
 def test_memory_and_collectives(module):
-    local, d, chunk = 4096, 768, 256
+    local, d, block_size = 4096, 768, 256
 
     def scratch(*args):
         program = compiled(module, *args)
         return program.memory_analysis().temp_size_in_bytes, program.as_text()
 
-    rows, tile = 4 * local * d, 4 * chunk * local
-    ring, text = scratch('ring', 8, local, d, chunk)
+    rows, tile = 4 * local * d, 4 * block_size * local
+    ring, text = scratch('ring', 8, local, d, block_size)
     assert ring <= 6 * rows + tile
     assert ' all-gather(' not in text and ' all-gather-start(' not in text
     # Whatever the number of devices.
-    assert scratch('ring', 2, local, d, chunk)[0] == pytest.approx(ring, rel=0.01)
+    assert scratch('ring', 2, local, d, block_size)[0] == pytest.approx(ring, rel=0.01)
     gather, text = scratch('gather', 8, local, d)
     assert gather <= 4 * local * 8 * local / 2
     embeddings = [x for x in text.splitlines() if ' all-gather(' in x and f',{d}]' in x]
@@ -237,7 +241,7 @@ def test_arithmetic(module, implementation):
     devices, local, d = 8, 512, 64
     mesh = sharding.make_mesh()
     rows = jax.ShapeDtypeStruct((devices * local, d), jnp.float32)
-    loss = functools.partial(module.loss, implementation=implementation, mesh=mesh, chunk=128)
+    loss = functools.partial(module.loss, implementation=implementation, mesh=mesh, block_size=128)
     grad = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
     jaxpr = jax.make_jaxpr(grad)(rows, rows, jnp.float32(1)).jaxpr
     assert 7.9 < matmul_flops(jaxpr) / (local * (devices * local) * d) < 8.5

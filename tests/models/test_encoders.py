@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax import build, lookup, state
+from clip_jax import build, lookup
 from clip_jax.models import clip, positions
 from clip_jax.models.image import vit
 from clip_jax.models.text import transformer
+from clip_jax.step import state
 
 SMALL = {'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 64}
 IMAGE = {'name': 'vit', 'image_size': 16, 'patch_size': 8, **SMALL}
@@ -84,7 +85,7 @@ def test_published_sizes(variant, text, embed_dim, millions):
     }
     model = build.model(build.architecture(config, Vocabulary()))
     shapes = clip.shapes(model)
-    assert state.count(shapes['params']) == round(millions * 1e6)
+    assert state.count_parameters(shapes['params']) == round(millions * 1e6)
 
 
 def test_the_causal_mask_lets_nothing_of_the_future_through():
@@ -225,7 +226,7 @@ def test_fixed_positions_tell_rows_from_columns_and_are_no_parameters():
     table = np.asarray(positions.sincos2d(3, 16))
     assert table.shape == (9, 16)
     assert np.abs(table[:, None] - table[None]).max(axis=-1)[~np.eye(9, dtype=bool)].min() > 0.1
-    # Neighbours in a row share the row's half, neighbours in a column the column's.
+    # Neighbors in a row share the row's half, neighbors in a column the column's.
     np.testing.assert_array_equal(table[0, 8:], table[1, 8:])
     np.testing.assert_array_equal(table[0, :8], table[3, :8])
     np.testing.assert_allclose(table[1, 0], np.sin(1), rtol=1e-6)

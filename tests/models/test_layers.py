@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax import build, compiled
+from clip_jax import build
 from clip_jax.models import clip, layers
+from clip_jax.training import hlo
 
 MASK = jnp.arange(9)[None, None, None] < jnp.array([5, 9, 1])[:, None, None, None]
 
@@ -60,7 +61,7 @@ def test_all_products_of_both_towers_are_bfloat16_backward_too(image):
     size = fields['image_size']
     batch = jnp.zeros((4, size, size, 3)), jnp.zeros((4, 8), jnp.int32)
     program = jax.make_jaxpr(jax.grad(objective))(variables['params'], buffers, *batch)
-    assert compiled.flops(program.jaxpr).keys() == {'bfloat16'}
+    assert hlo.flops(program.jaxpr).keys() == {'bfloat16'}
 
 
 def test_attention_of_another_device_is_refused():

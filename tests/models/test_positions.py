@@ -25,10 +25,10 @@ def cubic(x: np.ndarray) -> np.ndarray:
 
 
 def matrix(old: int, new: int) -> np.ndarray:
-    """Weights [new, old] of an antialiased bicubic resize, half-pixel centres."""
+    """Weights [new, old] of an antialiased bicubic resize, half-pixel centers."""
     stretch = max(old / new, 1)
-    centres = (np.arange(new) + 0.5) * old / new
-    weights = cubic((np.arange(old) + 0.5 - centres[:, None]) / stretch)
+    centers = (np.arange(new) + 0.5) * old / new
+    weights = cubic((np.arange(old) + 0.5 - centers[:, None]) / stretch)
     return weights / weights.sum(axis=1, keepdims=True)
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from clip_jax import build, state
-from clip_jax.models import clip, published
+from clip_jax import build
+from clip_jax.models import clip, presets
+from clip_jax.step import state
 
 # Counted by open_clip 3.3.0 in its own models of these names.
 PARAMETERS = {
@@ -35,13 +36,13 @@ PARAMETERS = {
 
 @pytest.mark.parametrize('name', PARAMETERS)
 def test_numbers_of_parameters(name):
-    model = clip.from_card(published.architecture(name))
-    assert state.count(clip.shapes(model)['params']) == PARAMETERS[name]
+    model = clip.from_card(presets.architecture(name))
+    assert state.count_parameters(clip.shapes(model)['params']) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize('name', published.names())
+@pytest.mark.parametrize('name', presets.names())
 def test_every_name_is_a_model(name):
-    card = clip.to_card(clip.from_card(published.architecture(name)))
+    card = clip.to_card(clip.from_card(presets.architecture(name)))
     assert card['text']['activation'] == card['image'].get('activation', card['text']['activation'])
     assert (card['text']['activation'] == 'quick_gelu') == name.endswith('-quickgelu')
     assert (card['init_logit_bias'] is not None) == ('SigLIP' in name)
@@ -51,12 +52,12 @@ def test_openai_published_nine():
     """Table 18 and 19 of the paper, and the one at 336 pixels."""
     nine = ['RN50', 'RN101', 'RN50x4', 'RN50x16', 'RN50x64']
     nine += ['ViT-B-32', 'ViT-B-16', 'ViT-L-14', 'ViT-L-14-336']
-    assert {f'{name}-quickgelu' for name in nine} <= set(published.names())
+    assert {f'{name}-quickgelu' for name in nine} <= set(presets.names())
 
 
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(ValueError, match=r"no 'ViT-B-23'\. Did you mean 'ViT-B-32'"):
-        published.architecture('ViT-B-23')
+        presets.architecture('ViT-B-23')
 
 
 class Words:
@@ -68,7 +69,7 @@ class Words:
 def test_a_config_names_one_and_changes_it():
     nothing = {'name': None, 'variant': None}
     config = {
-        'published': 'ViT-B-16-SigLIP',
+        'preset': 'ViT-B-16-SigLIP',
         'image': {**nothing, 'image_size': 64, 'depth': 2},
         'text': {**nothing, 'depth': 1},
         'embed_dim': None,
@@ -84,7 +85,7 @@ def test_a_config_names_one_and_changes_it():
 
 def test_another_encoder_takes_the_place_of_the_named_one():
     config = {
-        'published': 'ViT-B-32',
+        'preset': 'ViT-B-32',
         'image': {'name': 'resnet', 'variant': 'RN50'},
         'text': {'name': None},
     }
@@ -94,6 +95,6 @@ def test_another_encoder_takes_the_place_of_the_named_one():
 
 
 def test_clips_end_token_is_the_tokenizers():
-    config = {'published': 'ViT-B-32', 'image': {}, 'text': {}}
+    config = {'preset': 'ViT-B-32', 'image': {}, 'text': {}}
     text = build.architecture(config, Words())['text']
     assert (text['pool'], text['eot_id']) == ('eot', 3)

@@ -1,4 +1,4 @@
-"""The ResNet's batch normalisation counts as PyTorch's does, over the global batch."""
+"""The ResNet's batch normalization counts as PyTorch's does, over the global batch."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def norm(x, variables=None, *, train):
     return model.apply(variables, x, train=train, mutable=['batch_stats'])
 
 
-def test_training_normalises_by_the_batch_and_keeps_running_statistics():
+def test_training_normalizes_by_the_batch_and_keeps_running_statistics():
     x = jax.random.normal(jax.random.key(1), (6, 2, 2, 3)) * 2 + 5
     y, updated = norm(x, train=True)
     mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))

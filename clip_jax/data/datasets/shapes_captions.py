@@ -1,6 +1,6 @@
-"""The embedded data set: drawn shapes with captions, some colour-shape pairs kept out of training.
+"""The embedded data set: drawn shapes with captions, some color-shape pairs kept out of training.
 
-A model that learns colours and shapes separately also names the pairs that it never saw:
+A model that learns colors and shapes separately also names the pairs that it never saw:
 `test_heldout` measures that. Everything is drawn here, so building the set needs no network.
 """
 
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from clip_jax import lookup
 
-COLOURS = {
+COLORS = {
     'red': (214, 28, 36),
     'orange': (250, 140, 10),
     'yellow': (250, 225, 40),
@@ -42,8 +42,8 @@ SHAPES = (
     'arrow',
     'hourglass',
 )
-PAIRS = [f'{colour} {shape}' for colour in COLOURS for shape in SHAPES]
-# Every colour and every shape is held out exactly twice.
+PAIRS = [f'{color} {shape}' for color in COLORS for shape in SHAPES]
+# Every color and every shape is held out exactly twice.
 HELD_OUT = sorted(PAIRS[10 * i + (i + shift) % 10] for i in range(10) for shift in (0, 4))
 SEEN = [pair for pair in PAIRS if pair not in HELD_OUT]
 
@@ -60,26 +60,26 @@ TONES = [
     for lightness in (0.14, 0.20, 0.48, 0.55, 0.82, 0.90)
     for hue in range(6)
 ]
-# An object's colour is at least this far from its background (Euclidean, RGB of 0 to 255).
+# An object's color is at least this far from its background (Euclidean, RGB of 0 to 255).
 CONTRAST = 100
 INVERSE = {'above': 'below', 'below': 'above', 'to the left of': 'to the right of'}
 INVERSE['to the right of'] = 'to the left of'
 
-# Captions that name colour and shape alone, and captions that say more.
+# Captions that name color and shape alone, and captions that say more.
 SINGLE_PLAIN = (
     'a {pair}',
     'one {pair}',
     'there is a {pair}',
     'a picture of a {pair}',
     'a drawing of a {pair}',
-    'the {shape} is {colour}',
+    'the {shape} is {color}',
 )
 SINGLE_DETAILED = (
     'a {full}',
     'a picture of a {full}',
     'a {full} {where}',
     'a {pair} {where}',
-    'the {shape} {where} is {colour}',
+    'the {shape} {where} is {color}',
     'a {full} on a {ground} background',
     'a {ground} background with a {pair}',
 )
@@ -100,7 +100,7 @@ DOUBLE_DETAILED = (
     'a {full} {relation} a {other_pair} on a {ground} background',
     'a {ground} background with a {pair} {relation} a {other_full}',
 )
-# Of a picture's captions so many are plain: shapes are much harder to learn than colours, and
+# Of a picture's captions so many are plain: shapes are much harder to learn than colors, and
 # captions that can be told apart by size, place and background teach them late.
 CAPTIONS, PLAIN_CAPTIONS = 5, 4
 TWO_OBJECTS = 1 / 8  # share of the pictures
@@ -110,11 +110,11 @@ TWO_OBJECTS = 1 / 8  # share of the pictures
 class Thing:
     """One object of a picture; lengths are shares of the picture's width, angles are in degrees.
 
-    `size` is one of SIZES (less where there are two) or a diameter, `position` the centre (x, y)
+    `size` is one of SIZES (less where there are two) or a diameter, `position` the center (x, y)
     with y downwards; objects without a position are put next to each other.
     """
 
-    colour: str
+    color: str
     shape: str
     size: str | float = 'medium'
     position: tuple[float, float] | None = None
@@ -122,7 +122,7 @@ class Thing:
     rotation: float = 0.0
 
     def __post_init__(self):
-        lookup.check(self.colour, COLOURS, what='colour')
+        lookup.check(self.color, COLORS, what='color')
         lookup.check(self.shape, SHAPES, what='shape')
         lookup.check(self.texture, TEXTURES, what='texture')
         if isinstance(self.size, str):
@@ -134,17 +134,17 @@ class Thing:
     def parse(cls, text: str) -> 'Thing':
         """Makes an object of words such as 'red star' or 'small striped red star'."""
         if len(text.split()) < 2:
-            raise ValueError(f"object {text!r}: expected colour and shape, for example 'red star'.")
-        *extras, colour, shape = text.split()
+            raise ValueError(f"object {text!r}: expected color and shape, for example 'red star'.")
+        *extras, color, shape = text.split()
         for word in extras:
             lookup.check(word, [*SIZES, *TEXTURES], what='size or texture')
         fields = {'size' if word in SIZES else 'texture': word for word in extras}
-        return cls(colour, shape, **fields)
+        return cls(color, shape, **fields)
 
     @property
     def pair(self) -> str:
-        """Colour and shape, the name of the object's class."""
-        return f'{self.colour} {self.shape}'
+        """Color and shape, the name of the object's class."""
+        return f'{self.color} {self.shape}'
 
     @property
     def diameter(self) -> float:
@@ -181,7 +181,7 @@ def draw(
     things = [Thing.parse(t) if isinstance(t, str) else t for t in things]
     backdrop = Backdrop(background) if isinstance(background, str) else background
     if backdrop.tone is None:
-        tone = max(TONES, key=lambda t: contrast(t, [thing.colour for thing in things]))
+        tone = max(TONES, key=lambda t: contrast(t, [thing.color for thing in things]))
         backdrop = dataclasses.replace(backdrop, tone=tone)
     canvas = _paint_backdrop(backdrop, size)
     for i, thing in enumerate(things):
@@ -193,9 +193,9 @@ def draw(
     return Image.fromarray(np.uint8(np.clip(np.rint(canvas), 0, 255)))
 
 
-def contrast(tone: tuple[int, int, int], colours: Sequence[str]) -> float:
-    """Returns the distance in RGB of a background tone from the nearest of the named colours."""
-    return min((math.dist(COLOURS[c], tone) for c in colours), default=0)
+def contrast(tone: tuple[int, int, int], colors: Sequence[str]) -> float:
+    """Returns the distance in RGB of a background tone from the nearest of the named colors."""
+    return min((math.dist(COLORS[c], tone) for c in colors), default=0)
 
 
 def _circle(radius: float, x: float = 0.0) -> np.ndarray:
@@ -254,7 +254,7 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pattern(
-    name: str, size: int, *, period: float, angle: float, centre: Sequence[float], seed: int = 0
+    name: str, size: int, *, period: float, angle: float, center: Sequence[float], seed: int = 0
 ) -> np.ndarray:
     """Each pixel's share of the pattern's second tone, float [size, size]; angle in radians."""
     if name == 'plain':
@@ -262,7 +262,7 @@ def _pattern(
     if name == 'noisy':
         return np.random.default_rng(seed).random((size, size), np.float32)
     x, y = _grid(size)
-    x, y = x - centre[0], y - centre[1]
+    x, y = x - center[0], y - center[1]
     u = x * math.cos(angle) + y * math.sin(angle)
     v = y * math.cos(angle) - x * math.sin(angle)
     wave = 2 * math.pi / period
@@ -279,17 +279,17 @@ def _pattern(
 
 @functools.cache
 def _marks(name: str) -> np.ndarray:
-    """The second colour of a texture: dark marks on light colours, light marks on dark ones."""
-    colour = np.array(COLOURS[name], np.float32)
-    return colour * 0.68 if colour.mean() > 120 else colour + (255 - colour) * 0.35
+    """The second color of a texture: dark marks on light colors, light marks on dark ones."""
+    color = np.array(COLORS[name], np.float32)
+    return color * 0.68 if color.mean() > 120 else color + (255 - color) * 0.35
 
 
 def _paint_thing(thing: Thing, size: int) -> np.ndarray:
-    """The object's colours over the whole picture, not yet cut out, float [size, size, 3]."""
-    colour = np.array(COLOURS[thing.colour], np.float32)
+    """The object's colors over the whole picture, not yet cut out, float [size, size, 3]."""
+    color = np.array(COLORS[thing.color], np.float32)
     angle = math.radians(thing.rotation + 40)
-    weight = _pattern(thing.texture, size, period=0.1, angle=angle, centre=thing.position)
-    return colour + weight[..., None] * (_marks(thing.colour) - colour)
+    weight = _pattern(thing.texture, size, period=0.1, angle=angle, center=thing.position)
+    return color + weight[..., None] * (_marks(thing.color) - color)
 
 
 def _paint_backdrop(backdrop: Backdrop, size: int) -> np.ndarray:
@@ -297,7 +297,7 @@ def _paint_backdrop(backdrop: Backdrop, size: int) -> np.ndarray:
     tone = np.array(backdrop.tone, np.float32)
     angle = math.radians(backdrop.seed % 180)
     weight = _pattern(
-        backdrop.pattern, size, period=0.2, angle=angle, centre=(0.5, 0.5), seed=backdrop.seed
+        backdrop.pattern, size, period=0.2, angle=angle, center=(0.5, 0.5), seed=backdrop.seed
     )
     return tone + 28 * (weight[..., None] - 0.5)
 
@@ -320,14 +320,14 @@ def _random_thing(
 
 
 @functools.cache
-def _fits(colour: str, textured: bool, tone: tuple[int, int, int]) -> bool:
-    """Whether an object of a colour stands out from a background, and the marks on it as well."""
-    marks_fit = math.dist(_marks(colour), tone) >= CONTRAST / 2
-    return contrast(tone, [colour]) >= CONTRAST and (marks_fit or not textured)
+def _fits(color: str, textured: bool, tone: tuple[int, int, int]) -> bool:
+    """Whether an object of a color stands out from a background, and the marks on it as well."""
+    marks_fit = math.dist(_marks(color), tone) >= CONTRAST / 2
+    return contrast(tone, [color]) >= CONTRAST and (marks_fit or not textured)
 
 
 def _random_backdrop(rng: np.random.Generator, things: Sequence[Thing]) -> Backdrop:
-    needs = [(thing.colour, thing.texture != 'plain') for thing in things]
+    needs = [(thing.color, thing.texture != 'plain') for thing in things]
     tone = _pick(rng, [tone for tone in TONES if all(_fits(*need, tone) for need in needs)])
     return Backdrop(_pick(rng, BACKGROUNDS), tone, seed=int(rng.integers(1 << 31)))
 
@@ -396,7 +396,7 @@ def _words(things: Sequence[Thing], backdrop: Backdrop, relation: str) -> dict[s
     brightness = np.mean(backdrop.tone)
     shade = 'dark ' if brightness < 85 else 'light ' if brightness > 170 else ''
     return {
-        'colour': first.colour,
+        'color': first.color,
         'shape': first.shape,
         'pair': first.pair,
         'full': _full_name(first, scale),
@@ -431,14 +431,14 @@ def example(split: str, i: int) -> dict:
     """Returns picture `i` of a split: JPEG bytes, captions, index in PAIRS (-1: two objects)."""
     things, backdrop, captions = scene(split, i)
     file = io.BytesIO()
-    # Full colour resolution (subsampling 0), or small objects lose theirs.
+    # Full color resolution (subsampling 0), or small objects lose theirs.
     draw(things, backdrop).save(file, 'JPEG', quality=90, subsampling=0)
     label = PAIRS.index(things[0].pair) if len(things) == 1 else -1
     return {'image': file.getvalue(), 'captions': captions, 'label': label}
 
 
 class ShapesCaptions(tfds.core.GeneratorBasedBuilder):
-    """Drawn pictures of one or two coloured shapes with 5 captions; a label if there is one."""
+    """Drawn pictures of one or two colored shapes with 5 captions; a label if there is one."""
 
     VERSION = tfds.core.Version('1.0.0')
     RELEASE_NOTES = {'1.0.0': 'First release.'}

@@ -27,15 +27,15 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from clip_jax import lookup
-from clip_jax.data.bad import LeftOut
-from clip_jax.data.order import Part
+from clip_jax.data.errors import Skipped
+from clip_jax.data.shuffle import Part
 
 
 class Source(Protocol):
     """What every kind of storage gives: examples by number."""
 
     label_names: list[str]
-    left_out: dict[str, LeftOut]
+    left_out: dict[str, Skipped]
 
     def __len__(self) -> int: ...
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from clip_jax.data.bad import BadRecord
+from clip_jax.data.errors import BadRecord
 
 
 def texts(stored: Iterable[bytes | None]) -> list[str]:

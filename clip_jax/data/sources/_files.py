@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from clip_jax.data.bad import BadRecord, Missing
-from clip_jax.whole_file import is_remote
+from clip_jax.data.errors import BadRecord, DataNotFound
+from clip_jax.runtime.atomic import is_remote
 
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 # Names that no file can have: too long, or links that lead in a circle.
@@ -73,7 +73,7 @@ def matches(address: str, kind: str) -> list[str]:
     for pattern in expand(address):
         files = _glob(pattern)
         if not files:
-            raise Missing(
+            raise DataNotFound(
                 f'{kind}: no file matches {pattern!r}. {nearest(pattern)} Expected is a path, a '
                 "glob or a range of files, as 'x-*', 'x-{00000..00041}'."
             )

@@ -21,9 +21,9 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from clip_jax.data.bad import LeftOut
+from clip_jax.data.errors import Skipped
 from clip_jax.data.sources import _files
-from clip_jax.data.sources._left_out import EXAMPLES, Ledger
+from clip_jax.data.sources._skipped import EXAMPLES, Ledger
 
 BLOCK = 512  # bytes; headers and data of a tar begin at multiples of it
 # Where the members of a sample are: the block in which their data begins, 0 for one that is absent
@@ -66,7 +66,7 @@ class Part(NamedTuple):
     """What one shard holds."""
 
     rows: np.ndarray  # ROW [samples]
-    left_out: dict[str, LeftOut]
+    left_out: dict[str, Skipped]
     extensions: dict[str, int]
 
 
@@ -384,12 +384,12 @@ def _place(shard: Shard, what: str) -> str:
     return f'{shard.path}: {what if what.isprintable() else repr(what)}'
 
 
-def _merged(all_left_out: Iterable[dict[str, LeftOut]]) -> dict[str, LeftOut]:
-    merged: dict[str, LeftOut] = {}
+def _merged(all_left_out: Iterable[dict[str, Skipped]]) -> dict[str, Skipped]:
+    merged: dict[str, Skipped] = {}
     for left_out in all_left_out:
         for kind, found in left_out.items():
-            count, examples = merged.get(kind, LeftOut(0, []))
-            merged[kind] = LeftOut(count + found.count, (examples + found.examples)[:EXAMPLES])
+            count, examples = merged.get(kind, Skipped(0, []))
+            merged[kind] = Skipped(count + found.count, (examples + found.examples)[:EXAMPLES])
     return merged
 
 
@@ -469,7 +469,7 @@ class _Cache:
         rows, ends = _map(file), np.cumsum([shard['samples'] for shard in known['shards']])
         parts = {}
         for shard, end in zip(known['shards'], ends, strict=True):
-            left_out = {kind: LeftOut(*found) for kind, found in shard['left_out'].items()}
+            left_out = {kind: Skipped(*found) for kind, found in shard['left_out'].items()}
             found = Shard(shard['path'], shard['size'], shard['changed'])
             rows_here = rows[end - shard['samples'] : end]
             parts[found] = Part(rows_here, left_out, shard['extensions'])

@@ -1,6 +1,6 @@
 """Folders that `clip-jax embed` wrote, for evaluations: `embeddings:DIR`."""
 
-from clip_jax.data.embeddings import Embeddings
+from clip_jax.data.embedding_store import Embeddings
 
 
 def source(address: str) -> Embeddings:

@@ -6,9 +6,9 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from clip_jax.data.bad import Missing
+from clip_jax.data.errors import DataNotFound
 from clip_jax.data.sources import _captions, _files
-from clip_jax.data.sources._left_out import Ledger
+from clip_jax.data.sources._skipped import Ledger
 
 _IMAGE_EXTS = ('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'tif', 'tiff')
 _CAPTIONS = '.txt'
@@ -113,7 +113,7 @@ class FolderSource:
                     others.append(name)
         except OSError as error:
             gone = isinstance(error, FileNotFoundError)
-            raise (Missing if gone else ValueError)(
+            raise (DataNotFound if gone else ValueError)(
                 f'{self}: cannot list {folder} ({error.strerror or type(error).__name__}). '
                 f'{_files.nearest(folder)} Give a folder with images, or with a folder a class.'
             ) from error

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 from absl import logging
 
 from clip_jax import lookup
-from clip_jax.data.bad import BadRecord
+from clip_jax.data.errors import BadRecord
 from clip_jax.data.sources import _captions, _files, _table_labels
-from clip_jax.data.sources._left_out import Ledger
+from clip_jax.data.sources._skipped import Ledger
 
 _DEFAULTS = {'text_key': 'caption', 'label_key': 'label'}
 _MARK = codecs.BOM_UTF8

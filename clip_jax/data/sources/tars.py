@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from clip_jax.data.bad import BadRecord, LeftOut, Missing
+from clip_jax.data.errors import BadRecord, DataNotFound, Skipped
 from clip_jax.data.sources import _captions, _files, _tar_index
 from clip_jax.data.sources._tar_index import BLOCK, Index, Read, Shard
 
@@ -61,7 +61,7 @@ class TarSource:
         self._open = functools.lru_cache(_OPEN_SHARDS)(_open)
 
     @property
-    def left_out(self) -> dict[str, LeftOut]:
+    def left_out(self) -> dict[str, Skipped]:
         """What lies in the shards and is in no sample, by kind."""
         return self._index.left_out
 
@@ -235,7 +235,7 @@ def _matches(address: str) -> list[Shard]:
         found = list(pool.map(_remote_shards if remote else _local_shards, patterns))
     for pattern, shards in zip(patterns, found, strict=True):
         if not shards:
-            raise Missing(_no_match(pattern))
+            raise DataNotFound(_no_match(pattern))
     return sorted({shard for shards in found for shard in shards})
 
 

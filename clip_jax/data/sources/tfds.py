@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from clip_jax import lookup
-from clip_jax.data.bad import BadRecord, LeftOut, Missing
+from clip_jax.data.errors import BadRecord, DataNotFound, Skipped
 from clip_jax.data.sources import _captions
 
 INFO_FILE = 'dataset_info.json'
@@ -24,7 +24,7 @@ INFO_FILE = 'dataset_info.json'
 class TfdsSource:
     """Random access to one split of a prepared set; images stay encoded."""
 
-    left_out: dict[str, LeftOut] = {}  # whoever prepared the set has seen to that
+    left_out: dict[str, Skipped] = {}  # whoever prepared the set has seen to that
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ def _folder(root: epath.Path, set_name: str) -> epath.Path:
     versions = _versions(base)
     if not versions:
         place = root / name if (root / name).exists() else root
-        raise Missing(
+        raise DataNotFound(
             f'tfds: no prepared data set in {base}. {_contents(place)} Prepare it with: '
             f'tfds build {set_name} --file_format=array_record --data_dir={root}'
         )

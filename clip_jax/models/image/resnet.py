@@ -74,9 +74,9 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, rows: jax.Array | None = None
+        self, images: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
     ) -> jax.Array:
-        del rows  # nothing here is random
+        del example_index  # nothing here is random
         lookup.check(self.remat, REMAT, what='models/image/resnet: remat')
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         x = Stem(self.width, name='stem', **types)(images, train=train)
@@ -212,7 +212,7 @@ class Conv(nn.Conv):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (arXiv 1502.03167) over all axes but the last, in float32.
+    """Batch normalization (arXiv 1502.03167) over all axes but the last, in float32.
 
     In training by mean and variance of the batch, else by their running averages: `mean` and `var`
     of the collection `batch_stats`, which training updates. In a jitted program arrays are whole,

@@ -127,7 +127,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, rows: jax.Array | None = None
+        self, images: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
     ) -> jax.Array:
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         embedding = nn.initializers.normal(self.width**-0.5)
@@ -151,7 +151,7 @@ class Encoder(nn.Module):
             x = x + table.astype(x.dtype)
         keys = None
         if train and (self.patch_dropout or self.dropout):
-            keys = row_keys(self.make_rng('dropout'), rows, len(x))
+            keys = row_keys(self.make_rng('dropout'), example_index, len(x))
         if train and self.patch_dropout:
             kept = drop_patches(x[:, tokens:], self.patch_dropout, keys)
             x = jnp.concatenate([x[:, :tokens], kept], axis=1)

@@ -82,7 +82,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, *, train: bool = False, rows: jax.Array | None = None
+        self, tokens: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
     ) -> jax.Array:
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         x = Embedding(self.vocab_size, self.width, std=0.02, name='token_embedding', **types)(
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         x = x + positions[: x.shape[1]].astype(x.dtype)
         keys = None
         if train and self.dropout:
-            keys = row_keys(self.make_rng('dropout'), rows, len(x))
+            keys = row_keys(self.make_rng('dropout'), example_index, len(x))
         x = Transformer(
             depth=self.depth,
             heads=self.heads,

@@ -1,0 +1,1 @@
+"""The command line `clip-jax`: one file per command."""

@@ -1,0 +1,1 @@
+"""What `clip-jax data` does: scan, inspect, verify and import a data set."""

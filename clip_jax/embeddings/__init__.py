@@ -1,0 +1,1 @@
+"""Embeddings of a data set on disk: writing a folder of them, and searching in it."""

@@ -1,0 +1,135 @@
+"""The nearest records of a folder of embeddings to a text or an image, without loading it whole."""
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from clip_jax import pretrained
+from clip_jax.data.embedding_store import DESCRIPTION, Embeddings
+from clip_jax.evaluation import encoders
+from clip_jax.pretrained import Clip
+
+BLOCK = 65_536  # rows that are compared at a time
+
+
+class Hit(NamedTuple):
+    """A record of the data that was embedded, and the cosine of its image to the query."""
+
+    score: float
+    where: str  # its place, a path or a shard and a name
+    record: int  # its number in the data
+    texts: list[str]
+    label: int | None
+
+
+def search(
+    folder: str | os.PathLike,
+    query: Any,
+    k: int = 10,
+    *,
+    model: str | os.PathLike | Clip | None = None,
+) -> list[Hit] | list[list[Hit]]:
+    """Returns the `k` records whose images lie nearest to a text or an image, best first; of a list
+    or a tuple of queries, such a list for each.
+
+    A str is a text; a pathlib.Path, a PIL image, encoded bytes or a uint8 array [H, W, 3] is an
+    image. Equal scores stand in the order of the data. The model is the one that wrote the folder
+    (`clip-jax embed`), read where it was then and kept in memory, or `model`. ValueError for a
+    folder that is not complete, has pre_projection features or is of another model.
+    """
+    if k < 1:
+        raise ValueError(f'k is {k}; expected at least 1')
+    many = isinstance(query, (list, tuple))
+    queries = query if many else [query]
+    for one in queries:
+        _check_query(one)
+    source = _opened(os.fspath(folder), _description(os.fspath(folder)))
+    if source.description['features'] != 'embedding':
+        raise ValueError(
+            f'{source}: holds the features {source.description["features"]!r}, which lie in no '
+            'space with texts; write a folder with clip-jax embed --features=embedding'
+        )
+    if not queries:
+        return []
+    scores, places = _nearest(source, _embed(queries, _model(source, model)), k)
+    hits = [
+        [_hit(source, float(score), int(i)) for score, i in zip(*found, strict=True)]
+        for found in zip(scores, places, strict=True)
+    ]
+    return hits if many else hits[0]
+
+
+@functools.lru_cache(4)
+def _opened(folder: str, description: bytes) -> Embeddings:
+    """Opens a folder once, as long as its description stays the same."""
+    return Embeddings(folder)
+
+
+def _description(folder: str) -> bytes:
+    file = epath.Path(folder).expanduser() / DESCRIPTION
+    return file.read_bytes() if file.exists() else b''
+
+
+def _check_query(query: Any) -> None:
+    if isinstance(query, str) and Path(query).suffix and os.path.isfile(query):
+        raise ValueError(
+            f'query {query!r} is the name of a file; give pathlib.Path({query!r}) to search with '
+            'that image'
+        )
+
+
+def _model(source: Embeddings, model: str | os.PathLike | Clip | None) -> Clip:
+    if model is None:
+        return encoders.source_model(source)
+    clip = model if isinstance(model, Clip) else pretrained.load(os.fspath(model), dtype='auto')
+    encoders.check_source_model(clip, source, '' if isinstance(model, Clip) else os.fspath(model))
+    return clip
+
+
+def _embed(queries: Sequence[Any], clip: Clip) -> np.ndarray:
+    """Unit rows [N, D] of texts and images."""
+    rows = np.empty((len(queries), clip.model.embed_dim), np.float32)
+    texts = [i for i, query in enumerate(queries) if isinstance(query, str)]
+    images = [i for i, query in enumerate(queries) if not isinstance(query, str)]
+    rows[texts] = clip.encode_text([queries[i] for i in texts])
+    rows[images] = clip.encode_image([queries[i] for i in images])
+    return rows
+
+
+def _nearest(source: Embeddings, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best cosines [N, k] of a folder's rows and their numbers, some rows at a time."""
+    best = np.full((len(queries), 0), -np.inf, np.float32)
+    numbers = np.zeros((len(queries), 0), np.int64)
+    for first, _, rows in source.blocks():
+        for start in range(0, len(rows), BLOCK):
+            block = np.asarray(rows[start : start + BLOCK], np.float32)
+            lengths = np.linalg.norm(block, axis=1)  # half precision has changed it a little
+            cosines = queries @ block.T / lengths
+            places = np.arange(first + start, first + start + len(block))
+            found = _best(cosines, np.broadcast_to(places, cosines.shape), k)
+            best, numbers = (
+                np.concatenate(both, axis=1) for both in zip((best, numbers), found, strict=True)
+            )
+            best, numbers = _best(best, numbers, k)
+    return best, numbers
+
+
+def _best(scores: np.ndarray, numbers: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k largest of each row, largest first; what is equal stays in its order."""
+    if scores.shape[1] > k:
+        # Nothing below the k-th largest is sorted; of what equals it, the first are kept.
+        least = np.partition(scores, -k, axis=1)[:, -k, None]
+        wanted = (scores >= least).any(axis=0)
+        scores, numbers = scores[:, wanted], numbers[:, wanted]
+    order = np.argsort(-scores, axis=1, kind='stable')[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(numbers, order, 1)
+
+
+def _hit(source: Embeddings, score: float, i: int) -> Hit:
+    record = source.record(i)
+    return Hit(score, record['where'], record['record'], record['texts'] or [], record['label'])

@@ -1,0 +1,206 @@
+"""Labeled sets as rows and targets: training, validation and test set, with the same classes."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from clip_jax.evals import _embed
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The labeled images of a set: rows float32 [N, D], and where in the set each lies.
+
+    `targets` are int [N], or bool [N, K] where an image may have several labels.
+    """
+
+    rows: np.ndarray
+    targets: np.ndarray
+    indices: np.ndarray
+    unlabeled: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def at(self, which: np.ndarray) -> 'Examples':
+        """Returns some of the examples."""
+        return Examples(self.rows[which], self.targets[which], self.indices[which])
+
+    def followed_by(self, others: 'Examples') -> 'Examples':
+        """Returns these and others; their places in a set mean nothing any more."""
+        return Examples(
+            np.concatenate([self.rows, others.rows]),
+            np.concatenate([self.targets, others.targets]),
+            np.concatenate([self.indices, others.indices]),
+            self.unlabeled + others.unlabeled,
+        )
+
+    def one_hot(self, classes: int) -> np.ndarray:
+        """Which classes each image has, bool [N, classes]."""
+        several = self.targets.ndim == 2
+        return self.targets if several else self.targets[:, None] == np.arange(classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A classification: the names of its classes, and its parts 'train', 'test' and, if there is
+    one, 'validation'; `empty` are classes that are named, and of which nothing has an image.
+    """
+
+    names: list[str]
+    empty: list[str]
+    parts: dict[str, Examples]
+
+    @property
+    def several(self) -> bool:
+        """Whether an image may have several labels."""
+        return self.parts['train'].targets.ndim == 2
+
+
+def held_out(targets: np.ndarray, one_in: int) -> np.ndarray:
+    """Chooses one in so many examples of each class for validation, always the same: bool [N].
+
+    `targets` are bool [N, K]. Of two examples or more of a class at least one is chosen; where an
+    image has several classes, the rarest decides.
+    """
+    rng = np.random.default_rng(0)
+    chosen, free = np.zeros(len(targets), bool), np.ones(len(targets), bool)
+    of_class = [targets[:, k] for k in np.argsort(targets.sum(axis=0), kind='stable')]
+    for members in [*of_class, np.ones(len(targets), bool)]:
+        places = rng.permutation(np.flatnonzero(free & members))
+        count = round(len(places) / one_in)
+        if len(places) > 1 and not chosen[members].any():
+            count = max(1, count)
+        chosen[places[:count]] = True
+        free[places] = False
+    return chosen
+
+
+def classes_of(records: Sequence[Mapping[str, Any]], source: Any) -> tuple[list[list[int]], bool]:
+    """Returns the classes of each image in the source's numbers, and whether there may be several;
+    ValueError for an image without a label.
+    """
+    if any('label' not in record and 'labels' not in record for record in records):
+        raise ValueError(f'{source} has images without a label; expected a labeled set')
+    several = any('labels' in record for record in records)
+    labels = [record.get('labels', [record.get('label')]) for record in records]
+    return [[int(k) for k in own if k >= 0] for own in labels], several
+
+
+def several_at_first(*sources: Any) -> bool:
+    """Whether the first image of all the sources may have several labels; ValueError if one has no
+    label. So much is known before anything is embedded.
+    """
+    several = [classes_of(_embed.first(source), source)[1] for source in sources]
+    return all(several)
+
+
+def read(encode_image: Callable, sources: Mapping[str, Any], features: str) -> Task:
+    """Embeds the parts of a classification; its classes are those that have a training image.
+
+    Where two sets name their classes, classes are the same if their names are; else if their
+    numbers are. ValueError if labels do not fit the names, if a class of another part has no
+    training image, or if there is no other class than one.
+    """
+    names = next((list(s.label_names) for s in sources.values() if s.label_names), [])
+    places = {part: _places(source, names) for part, source in sources.items()}
+    rows, labels, several = {}, {}, {}
+    for part, source in sources.items():
+        rows[part], records = _embed.records(encode_image, source, features=features)
+        labels[part], several[part] = classes_of(records, source)
+    if len({*several.values()}) > 1:
+        one, many = sorted(several, key=several.get)[:: len(several) - 1]
+        raise ValueError(
+            f'{sources[many]} has several labels an image and {sources[one]} one; expected alike'
+        )
+    if not any(labels['train']):
+        raise ValueError(f'no image of {sources["train"]} has a label')
+    if not names:
+        names = [str(k) for k in range(1 + max(max(own, default=-1) for own in labels['train']))]
+    for part, source in sources.items():
+        labels[part] = _renumbered(labels[part], source, places[part], names)
+    kept = _kept(labels, sources, names)
+    empty = [name for k, name in enumerate(names) if k not in kept]
+    names = [names[k] for k in kept]
+    if len(names) < 2 and not several['train']:
+        raise ValueError(
+            f'{sources["train"]} has images of one class only, {names[0]!r}; expected two or more'
+        )
+    number = {k: i for i, k in enumerate(kept)}
+    parts = {part: _examples(rows[part], labels[part], number, several[part]) for part in sources}
+    for part, source in sources.items():
+        if not len(parts[part]):
+            raise ValueError(f'no image of {source} has a label')
+    if several['train'] and (everywhere := parts['train'].targets.all(axis=0)).any():
+        raise ValueError(
+            f'every image of {sources["train"]} has the class {names[everywhere.argmax()]!r}; '
+            'expected some without it'
+        )
+    return Task(names, empty, parts)
+
+
+def _places(source: Any, names: list[str]) -> dict[int, str | int]:
+    """Where each label of a source stands in `names`, or its name if it stands nowhere there; {}
+    if the numbers are the same.
+    """
+    if not source.label_names or list(source.label_names) == names:
+        return {}
+    place = {name: k for k, name in enumerate(names)}
+    return {k: place.get(name, name) for k, name in enumerate(source.label_names)}
+
+
+def _renumbered(
+    labels: list[list[int]], source: Any, places: dict[int, str | int], names: list[str]
+) -> list[list[int]]:
+    """The labels as places in `names`; ValueError if one has no place there."""
+    highest = max(max(own, default=-1) for own in labels)
+    count = len(source.label_names) or len(names)
+    if highest >= count:
+        raise ValueError(
+            f'labels of {source} go up to {highest}, but there are {count} classes: '
+            f'{_few(source.label_names or names)}'
+        )
+    if not places:
+        return labels
+    unknown = {places[k] for own in labels for k in own if isinstance(places[k], str)}
+    if unknown:
+        raise ValueError(
+            f'{source} has images of classes that the training set does not name: '
+            f'{_few(sorted(unknown))}; it names {_few(names)}'
+        )
+    return [[places[k] for k in own] for own in labels]
+
+
+def _kept(
+    labels: Mapping[str, list[list[int]]], sources: Mapping[str, Any], names: list[str]
+) -> list[int]:
+    """The classes with a training image; ValueError if another part has an image of another."""
+    found = {part: {k for own in labels[part] for k in own} for part in labels}
+    for part, source in sources.items():
+        missing = [names[k] for k in sorted(found[part] - found['train'])]
+        if missing:
+            raise ValueError(
+                f'{sources["train"]} has no image of {_few(missing)}, but {source} has; each class '
+                'needs at least one training image'
+            )
+    return sorted(found['train'])
+
+
+def _examples(
+    rows: np.ndarray, labels: list[list[int]], number: Mapping[int, int], several: bool
+) -> Examples:
+    if several:
+        targets = np.zeros((len(rows), len(number)), bool)
+        for i, own in enumerate(labels):
+            targets[i, [number[k] for k in own]] = True
+        return Examples(rows, targets, np.arange(len(rows)))
+    labeled = np.flatnonzero([len(own) for own in labels])
+    targets = np.array([number[labels[i][0]] for i in labeled], int)
+    return Examples(rows[labeled], targets, labeled, len(rows) - len(labeled))
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = ', '.join(map(repr, names[:5]))
+    return shown + (f' and {len(names) - 5} more' if len(names) > 5 else '')

@@ -1,0 +1,1 @@
+"""Evaluations around a model: one of them, and suites of many over many checkpoints."""

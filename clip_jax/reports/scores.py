@@ -1,0 +1,155 @@
+"""Numbers of an evaluation's report: by class, of class against class, over an option's values."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+
+from clip_jax.reports import _style
+
+BARS = 40  # of more classes, the best and the worst half as many
+NUMBERED = 16  # classes of a confusion matrix whose cells have room for numbers
+
+
+@_style.shows()
+def per_class(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) -> None:
+    """Draws the score of each class, best first: report['per_class'], [name, examples, score]; of
+    many classes the best and the worst.
+    """
+    rows = sorted(report['per_class'], key=lambda row: -row[2])
+    shown = rows if len(rows) <= BARS else rows[: BARS // 2] + rows[-BARS // 2 :]
+    places = np.arange(len(shown)) + (np.arange(len(shown)) >= BARS // 2) * (len(rows) > BARS)
+    height = max(0.21 * (places[-1] + 1) + _style.HEAD + 0.7, 2.6)
+    figure = _style.new(8.4, height, f'{_style.title(report)} by class', _style.scores(report))
+    axes = figure.add_subplot()
+    mean = float(np.mean([score for _, _, score in rows]))
+    names, counts, values = zip(*shown, strict=True)
+    colors = [_style.BLUE if value >= mean else _style.ORANGE for value in values]
+    axes.barh(places, values, color=colors, height=0.74)
+    axes.axvline(mean, color=_style.INK, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_yticks(places, [_style.short(name, 34) for name in names])
+    axes.set_ylim(places[-1] + 0.7, -0.7)
+    axes.set_xlim(0, 1.13)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.xaxis.set_major_formatter(_style.per_cent)
+    axes.tick_params(axis='y', length=0, labelcolor=_style.INK)
+    axes.grid(axis='y', visible=False)
+    for place, value, count in zip(places, values, counts, strict=True):
+        text = f' {100 * value:.0f} %  of {count:,}'
+        # The dashed line passes behind the words.
+        white = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.3}
+        axes.text(value, place, text, va='center', fontsize=7, color=_style.GRAY, bbox=white)
+    if len(rows) > BARS:
+        axes.text(0.01, BARS // 2, f'… {len(rows) - BARS} more …', va='center', fontsize=8)
+    axes.set_xlabel(f'{_style.score_of_class(report)}; dashed: the mean of all, {100 * mean:.1f} %')
+    _style.save(figure, path)
+
+
+@_style.shows()
+def confusion(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) -> None:
+    """Draws which classes are taken for which: report['confusion'], lines are the right classes."""
+    names = [_style.short(name, 26) for name in report['confusion']['classes']]
+    matrix = np.asarray(report['confusion']['matrix'], float)
+    count, total = len(names), report['confusion'].get('of', len(names))
+    if matrix.shape != (count, count):
+        raise ValueError(f'confusion figure: a matrix {matrix.shape} does not fit {count} classes.')
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    if count < total:
+        what = f'{count} of {total:,} classes: those that are taken for each other most often'
+    else:
+        what = f'{total:,} classes, {int(matrix.sum()):,} images'
+    cell = max(0.2, min(0.5, 7 / count))
+    small = 8.5 if count <= NUMBERED else 7
+    side = cell * count + 0.0085 * small * max(map(len, names)) + 0.5  # with the names of classes
+    figure = _style.new(
+        max(side + 1.4, 6), side + _style.HEAD + 0.1, 'What is taken for what', what
+    )
+    axes = figure.add_subplot()
+    mesh = axes.pcolormesh(share, cmap='Blues', vmin=0, vmax=1, edgecolors='white', linewidth=0.6)
+    axes.set_aspect('equal')
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    middle = np.arange(count) + 0.5
+    axes.set_xticks(middle, names, rotation=90, fontsize=small)
+    axes.set_yticks(middle, names, fontsize=small)
+    axes.tick_params(length=0, labelcolor=_style.INK)
+    axes.set(xlabel='taken for', ylabel='right class')
+    if count <= NUMBERED:
+        _numbers(axes, matrix, share)
+    bar = figure.colorbar(mesh, ax=axes, shrink=0.6, aspect=30, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.yaxis.set_major_formatter(_style.per_cent)
+    bar.set_label('share of a line')
+    _style.save(figure, path)
+
+
+def _numbers(axes: Axes, matrix: np.ndarray, share: np.ndarray) -> None:
+    for i, j in np.argwhere(matrix > 0):
+        color = 'white' if share[i, j] > 0.6 else _style.INK
+        text = f'{int(matrix[i, j])}'
+        axes.text(j + 0.5, i + 0.5, text, ha='center', va='center', fontsize=7, color=color)
+
+
+@_style.shows()
+def sweep(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) -> None:
+    """Draws the score on validation of each C that a linear probe tried: report['sweep'], [C,
+    score]; the C of report['fit'] is marked.
+    """
+    values, scores = zip(*sorted(row[:2] for row in report['sweep']), strict=True)
+    subtitle = f'{len(values)} values tried on the validation split'
+    figure = _style.new(7.4, 3.7 + _style.HEAD, f'{_style.title(report)}: choice of C', subtitle)
+    axes = figure.add_subplot()
+    axes.plot(values, scores, color=_style.BLUE, marker='o', markersize=4)
+    axes.set_xscale('log')
+    axes.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
+    chosen = report.get('fit', {}).get('C')
+    if chosen:
+        axes.axvline(chosen, color=_style.ORANGE, linewidth=1.2)
+        axes.annotate(
+            f'chosen: {chosen:.3g}',
+            (chosen, 0),
+            xytext=(4, 4),
+            xycoords=('data', 'axes fraction'),
+            textcoords='offset points',
+            color=_style.ORANGE,
+        )
+    axes.set(xlabel='C, the inverse of the L2 penalty', ylabel='score on validation')
+    axes.yaxis.set_major_formatter(_style.per_cent)
+    _style.save(figure, path)
+
+
+@_style.shows()
+def shots(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) -> None:
+    """Draws the score over the number of training examples a class: report['shots'], [k, mean,
+    spread, scores of the seeds].
+    """
+    rows = sorted(report['shots'])
+    counts, means, spreads = (np.array([row[i] for row in rows], float) for i in range(3))
+    subtitle = f'{len(rows[0][3])} draws of each size   ·   {_style.scores(report)}'
+    figure = _style.new(7.4, 3.7 + _style.HEAD, f'{_style.title(report)}', subtitle)
+    axes = figure.add_subplot()
+    axes.fill_between(counts, means - spreads, means + spreads, color=_style.SKY, alpha=0.25)
+    axes.plot(counts, means, color=_style.BLUE, marker='o', markersize=5)
+    for count, _, _, scores in rows:
+        axes.plot([count] * len(scores), scores, '.', color=_style.GRAY, markersize=4, alpha=0.7)
+    tops = np.maximum(means + spreads, [max(scores) for *_, scores in rows])
+    for count, top, mean in zip(counts, tops, means, strict=True):
+        axes.annotate(
+            f'{100 * mean:.1f}',
+            (count, top),
+            xytext=(0, 5),
+            textcoords='offset points',
+            ha='center',
+        )
+    axes.set_xscale('log', base=2)
+    axes.set_xticks(counts)
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.yaxis.set_major_formatter(_style.per_cent)
+    axes.margins(y=0.15)
+    axes.set(xlabel='training examples a class', ylabel='mean and spread over draws')
+    _style.save(figure, path)

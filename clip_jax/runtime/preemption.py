@@ -1,0 +1,100 @@
+"""Words from outside that a run is to stop: Ctrl-C, SIGTERM, notices of Google's machines."""
+
+import http.client
+import os
+import signal
+import sys
+import threading
+import urllib.error
+import urllib.request
+from types import FrameType
+from typing import Any
+
+SIGINT, SIGTERM = 130, 143  # exit codes that the shell has for programs ended by these signals
+# https://docs.cloud.google.com/compute/docs/metadata/predefined-metadata-keys: what a machine is
+# told before it is taken away or goes down for maintenance.
+NOTICES = {'preempted': ('TRUE',), 'maintenance-event': ('TERMINATE_ON_HOST_MAINTENANCE',)}
+METADATA_HOST = 'metadata.google.internal'
+WAIT = 300  # seconds after which a question to the metadata server is asked again
+
+
+class StopSignals:
+    """While it is open, a SIGINT, a SIGTERM or a notice of the machine sets `stop`.
+
+    `stop` is 0, TERMINATED (the machine is needed: save and end well) or CTRL_C. A second Ctrl-C
+    interrupts at once, and so does the first as long as `graceful` is not set: there is nothing to
+    save. Nor is there for SIGTERM in a process that is `alone`, which ends with exit code 0.
+    """
+
+    def __init__(self, *, alone: bool) -> None:
+        self.stop, self.graceful = 0, False
+        self._asked = False  # by a Ctrl-C
+        self._alone = alone
+        self._before: dict[int, Any] = {}
+
+    def open(self) -> None:
+        """Takes over the signals, and on Google Cloud listens to the metadata server."""
+        for number in signal.SIGINT, signal.SIGTERM:
+            self._before[number] = signal.signal(number, self._handle)
+        if on_google_cloud():
+            for key, words in NOTICES.items():
+                threading.Thread(target=self._listen, args=(key, words), daemon=True).start()
+
+    def close(self) -> None:
+        """Gives the signals back."""
+        for number, handler in self._before.items():
+            # None: set by other means than Python's, as jax.distributed does.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:
+            self._take(SIGTERM, 'SIGTERM: saving after this step, then ending')
+            if self._alone and not self.graceful:
+                sys.exit(0)
+        elif self._asked or not self.graceful:
+            raise KeyboardInterrupt
+        else:
+            self._asked = True
+            self._take(SIGINT, 'Ctrl-C: saving after this step; once more to stop at once')
+
+    def _take(self, stop: int, text: str) -> None:
+        self.stop = max(self.stop, stop)
+        # Not print: a signal may arrive in the middle of one.
+        os.write(2, f'\n{text}\n'.encode())
+
+    def _listen(self, key: str, words: tuple[str, ...]) -> None:
+        """Waits until a key of the metadata server has one of these values."""
+        last = ''
+        while self._before:
+            try:
+                value, last = _metadata(f'instance/{key}', last)
+            except (OSError, http.client.HTTPException):
+                threading.Event().wait(5)
+                continue
+            if value in words:
+                self._take(SIGTERM, f'this machine is about to go ({key}: {value}): saving')
+                return
+
+
+def on_google_cloud() -> bool:
+    """Whether this machine is one of Google Cloud's."""
+    if os.environ.get('GCE_METADATA_HOST'):
+        return True
+    try:
+        with open('/sys/class/dmi/id/product_name') as file:
+            return file.read().strip() in ('Google', 'Google Compute Engine')
+    except OSError:
+        return False
+
+
+def _metadata(key: str, last: str) -> tuple[str, str]:
+    """Returns a value and its tag, as soon as the tag is not `last` or WAIT seconds have passed."""
+    host = os.environ.get('GCE_METADATA_HOST', METADATA_HOST)
+    wait = f'?wait_for_change=true&timeout_sec={WAIT}&last_etag={last}' if last else ''
+    request = urllib.request.Request(
+        f'http://{host}/computeMetadata/v1/{key}{wait}', headers={'Metadata-Flavor': 'Google'}
+    )
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is no web address
+    with direct.open(request, timeout=WAIT + 60) as answer:
+        return answer.read().decode().strip(), answer.headers.get('ETag', '')

@@ -1,0 +1,1 @@
+"""A training run: setup, loop, evaluations, the run directory, and plans for devices elsewhere."""
