@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from small_training import CARDS, assert_same, batch, on_one_device, setup, steps
+from support.small_training import CARDS, assert_same, batch, on_one_device, setup, steps
 
 from clip_jax import build
 from clip_jax.data import transforms

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import COLORS
+from support.process import COLORS
 
 from clip_jax import build, lookup, sharding
 from clip_jax.data.errors import Skipped

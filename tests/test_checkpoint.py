@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
-from small_training import batch, setup
+from support.small_training import batch, setup
 
 from clip_jax import checkpoint, sharding
 from clip_jax.runtime import atomic, checksums

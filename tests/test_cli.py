@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import environment
 from etils import epath
+from support.process import environment
 
 import clip_jax
 from clip_jax.cli import main

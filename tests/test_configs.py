@@ -4,7 +4,7 @@ import itertools
 import re
 
 import pytest
-from conftest import ROOT
+from support.process import ROOT
 
 from clip_jax import build, sharding
 from clip_jax.cli import main

@@ -16,9 +16,9 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import COLORS, clip_jax_command, environment
 from etils import epath
 from PIL import Image
+from support.process import COLORS, clip_jax_command, environment
 from test_cli import hashes
 from test_hosts import free_port
 

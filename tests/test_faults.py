@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, clip_jax_command, environment
+from support.process import ROOT, clip_jax_command, environment
 from test_interrupts import machine  # noqa: F401
 from test_runs import Process, hashes, rows, training
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_training import CARDS, batch, make_optimizer, setup
+from support.small_training import CARDS, batch, make_optimizer, setup
 
 from clip_jax import build, lookup, sharding
 from clip_jax.step import skip_updates, train_step

@@ -14,8 +14,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, UNOPTIMIZED, clip_jax_command, environment
-from small_training import batch, on_one_device, setup
+from support.process import ROOT, UNOPTIMIZED, clip_jax_command, environment
+from support.small_training import batch, on_one_device, setup
 
 from clip_jax import checkpoint
 from clip_jax.runtime import multihost
@@ -241,7 +241,7 @@ from jax.experimental import multihost_utils
 from clip_jax import checkpoint, hosts
 address, process, folder = sys.argv[1:]
 hosts.initialize(address, 2, int(process), timeout=60)
-from small_training import VIT, batch, setup
+from support.small_training import VIT, batch, setup
 start, step, put = setup(4, fsdp=2)
 checkpoints = checkpoint.Checkpoints(folder, keep=2)
 state = checkpoints.restore(checkpoints.newest()[0], start)
@@ -291,7 +291,7 @@ import numpy as np
 from clip_jax import hosts
 address, process, encoder, loss, out = sys.argv[1:]
 hosts.initialize(address, 2, int(process), timeout=60)
-from small_training import steps
+from support.small_training import steps
 losses, state = steps(4, encoder, loss={'name': loss, 'implementation': 'ring'})
 if hosts.is_first():
     leaves = jax.tree.leaves((state.params, state.buffers))

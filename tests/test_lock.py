@@ -10,8 +10,8 @@ import threading
 import time
 
 import pytest
-from conftest import environment
 from etils import epath
+from support.process import environment
 
 from clip_jax.runtime import lock
 

@@ -6,7 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import ROOT
+from support.process import ROOT
 
 from clip_jax.cli import main
 from clip_jax.training import hlo, plan

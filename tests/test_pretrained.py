@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import pytest
-from conftest import COLORS
 from PIL import Image
+from support.process import COLORS
 
 import clip_jax
 from clip_jax import build, pretrained, prompts, sharding

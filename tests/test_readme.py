@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT
+from support.process import ROOT
 
 from clip_jax.cli import main
 

@@ -41,7 +41,7 @@ def test_what_is_computed_may_not(workdir):
 def test_every_key_that_may_change_is_one_of_the_default_config():
     import sys
 
-    from conftest import ROOT
+    from support.process import ROOT
 
     sys.path.insert(0, str(ROOT / 'configs'))
     try:

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from conftest import clip_jax_command, environment
 from PIL import Image
+from support.process import clip_jax_command, environment
 
 import clip_jax
 from clip_jax import checkpoint, metrics

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_training import (
+from support.small_training import (
     CARD,
     CARDS,
     assert_same,

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import COLORS, ROOT
+from support.process import COLORS, ROOT
 
 from clip_jax import build, lookup, pretrained, prompts
 from clip_jax.cli import main

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_training import CARD, VIT, assert_same, batch, on_one_device, setup, steps
+from support.small_training import CARD, VIT, assert_same, batch, on_one_device, setup, steps
 
 from clip_jax import build, lookup, sharding
 from clip_jax.step import optimizers, state

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import environment
+from support.process import environment
 
 from clip_jax.runtime import watchdog
 

@@ -13,10 +13,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers as library
-import torch_writer as torch
-from conftest import environment
 from safetensors.numpy import load_file, save_file
-from small_models import CLIP, MODELS, VIT, made, pieces, words_json
+from support import torch_writer as torch
+from support.process import environment
+from support.small_models import CLIP, MODELS, VIT, made, pieces, words_json
 
 import clip_jax
 from clip_jax import convert, lookup, tokenizers

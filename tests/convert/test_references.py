@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from small_models import made, pieces, words_json
+from support.small_models import made, pieces, words_json
 
 from clip_jax import convert
 from clip_jax.data.transforms import Preprocess, normalize

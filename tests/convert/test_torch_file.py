@@ -9,7 +9,7 @@ import zipfile
 import ml_dtypes
 import numpy as np
 import pytest
-import torch_writer as torch
+from support import torch_writer as torch
 
 from clip_jax.convert import _pickle, _torch_file
 from clip_jax.convert._table import Array

@@ -13,10 +13,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import environment
 from etils import epath
-from listed import Listed
 from PIL import Image
+from support.listed import Listed
+from support.process import environment
 
 from clip_jax import build
 from clip_jax.data import pipeline

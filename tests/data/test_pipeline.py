@@ -16,8 +16,8 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from listed import Listed
 from PIL import Image
+from support.listed import Listed
 
 from clip_jax.data import examples, pipeline, sources
 

@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from listed import Listed
 from PIL import Image
+from support.listed import Listed
 
 from clip_jax.data.errors import BadRecord, Skipped
 from clip_jax.data.tools import inspection

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from labeled import Toy, classes, encode_image, several
 from sklearn.linear_model import LogisticRegression
+from support.labeled import Toy, classes, encode_image, several
 
 from clip_jax.evals import fewshot
 

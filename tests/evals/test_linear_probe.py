@@ -7,10 +7,10 @@ import json
 import jax
 import numpy as np
 import pytest
-from labeled import Toy, classes, encode_image, several
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from support.labeled import Toy, classes, encode_image, several
 
 from clip_jax import build, pretrained, sharding
 from clip_jax.cli import main

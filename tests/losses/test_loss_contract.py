@@ -6,8 +6,8 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
+from support import oracles
 
 from clip_jax import lookup, sharding
 from clip_jax.models.clip import unit

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tokenizers as library
-from conftest import environment
+from support.process import environment
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from clip_jax.tokenizers import bpe, huggingface

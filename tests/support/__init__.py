@@ -1,0 +1,1 @@
+"""Helpers that several tests share: small models, data and processes."""
