@@ -3,12 +3,14 @@
 __version__ = '0.1.0'
 
 _PUBLIC = {
+    'Preempted': 'clip_jax.runtime.preemption',
     'load': 'clip_jax.pretrained',
+    'train': 'clip_jax.training.loop',
     'Clip': 'clip_jax.pretrained',
     'search': 'clip_jax.embeddings.search',
 }
 
-__all__ = ['Clip', '__version__', 'load', 'search']
+__all__ = ['Clip', 'Preempted', '__version__', 'load', 'search', 'train']
 
 
 def __getattr__(name: str):

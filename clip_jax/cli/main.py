@@ -422,9 +422,15 @@ def _train(args: argparse.Namespace, rest: Sequence[str]) -> int:
     environment.keep_freed_memory()
     config = read_config([f'--config={args.config}', *rest])
     _connect(args)
+    from clip_jax.runtime.preemption import SIGTERM, Preempted
     from clip_jax.training import loop
 
-    return loop.train(config, args.workdir)
+    try:
+        loop.train(config, args.workdir)
+    except Preempted as preempted:
+        # After SIGTERM the machine is needed: what was asked for is done.
+        return 0 if preempted.signal == SIGTERM else preempted.signal
+    return 0
 
 
 def _connect(args: argparse.Namespace) -> None:

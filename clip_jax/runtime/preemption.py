@@ -18,6 +18,18 @@ METADATA_HOST = 'metadata.google.internal'
 WAIT = 300  # seconds after which a question to the metadata server is asked again
 
 
+class Preempted(Exception):
+    """A run was asked to stop; all of its processes stop at the same step, with all saved.
+
+    Args:
+      signal: SIGTERM (also for a notice of the machine) or SIGINT.
+    """
+
+    def __init__(self, signal: int):
+        super().__init__(f'stopped by {"Ctrl-C" if signal == SIGINT else "SIGTERM"}')
+        self.signal = signal
+
+
 class StopSignals:
     """While it is open, a SIGINT, a SIGTERM or a notice of the machine sets `stop`.
 

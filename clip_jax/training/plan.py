@@ -24,7 +24,7 @@ from clip_jax import build, lookup, sharding
 from clip_jax.data import transforms
 from clip_jax.models import clip, layers
 from clip_jax.step import state, train_step
-from clip_jax.training import hlo, loop
+from clip_jax.training import hlo, setup
 
 
 class Chip(NamedTuple):
@@ -188,7 +188,7 @@ class Step(NamedTuple):
 def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
     """Makes the train step of a config for devices, there or not; nothing is put on them."""
     mesh = sharding.make_mesh(devices, **config.mesh)
-    loop.check_batch(config, mesh)
+    setup.check_batch(config.batch_size, config.microbatches, mesh)
     card = _architecture(config)
     model = build.model(card, dtype, **build.execution(config.model))
     optimizer, _ = build.optimizer(config.optimizer, config.total_steps)

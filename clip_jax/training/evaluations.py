@@ -1,0 +1,127 @@
+"""The evaluations of a run: when they are due, their reports, and the scores of each step."""
+
+import dataclasses
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from clip_jax import build, lookup, metrics
+from clip_jax.evaluation import encoders
+from clip_jax.metrics import Writer
+from clip_jax.runtime import atomic, environment, multihost
+from clip_jax.runtime.preemption import Preempted, StopSignals
+from clip_jax.runtime.watchdog import Watchdog
+from clip_jax.step.state import TrainState
+from clip_jax.training.setup import Parts
+
+Reports = dict[str, dict[str, Any]]  # name in config.evals -> report
+
+
+class Evaluations:
+    """Runs what `config.evals` names on the model that is being trained.
+
+    `best` are the scores of `config.checkpoint.best_metric`, by step: `keep_best` reads them.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        resolved: dict[str, Any],
+        parts: Parts,
+        workdir: epath.Path,
+        signals: StopSignals,
+        watchdog: Watchdog,
+    ):
+        self.best: dict[int, float] = {}
+        self._config, self._resolved = config, resolved
+        self._parts, self._workdir = parts, workdir
+        self._signals, self._watchdog = signals, watchdog
+
+    def run(self, state: TrainState) -> Reports:
+        """Runs every evaluation; returns the reports. Preempted if the run should stop."""
+        model = dataclasses.replace(
+            self._parts.clip, variables=state.variables, on_batch=self._on_batch
+        )
+        reports = {}
+        for name, (evaluate, source) in self._parts.evals.items():
+            began = time.monotonic()
+            report = evaluate(model.encode_image, model.encode_text, source)
+            reports[name] = report | {'seconds': time.monotonic() - began}
+        return reports
+
+    def _on_batch(self) -> None:
+        """Resets the watchdog; Preempted if a host was asked to stop."""
+        self._watchdog.doing = 'an evaluation'
+        stop = multihost.all_reduce_max(self._signals.stop)
+        self._watchdog.finished()
+        if stop:
+            raise Preempted(stop)
+
+    def check_best(self, scores: Iterable[str]) -> None:
+        """ValueError if checkpoints are kept by a metric that no evaluation gives."""
+        if self._config.checkpoint.keep_best:
+            metric = self._config.checkpoint.best_metric or ''
+            lookup.check(metric, scores, what='checkpoint.best_metric')
+
+    def write(self, step: int, reports: Reports, writer: Writer) -> dict[str, float]:
+        """Writes the reports of a step to `evals/` and their scores to the metrics; returns the
+        scores.
+        """
+        for name, report in reports.items():
+            entry = self._resolved['evals'][name]
+            options = build.given(entry, 'type', 'data')
+            report = {'data': entry['data'], 'options': options, 'step': step, **report}
+            report |= encoders.provenance(self._parts.clip, [])
+            report |= {'versions': environment.versions()}
+            path = self._workdir / 'evals' / f'{name}.json'
+            if multihost.is_primary():
+                atomic.write_json(path, report)
+        scores = scores_of(reports)
+        writer.write_scalars(step, scores)
+        self._note_best([{'step': step, **scores}])
+        return scores
+
+    def due(self, step: int) -> bool:
+        """Whether the run resumes at a step whose evaluations were cut short: a step is saved
+        before it is evaluated.
+        """
+        config = self._config
+        inside = 0 < step < config.total_steps and step % config.eval_every == 0
+        return bool(
+            config.evals and inside and not multihost.run_on_primary(lambda: self._recorded(step))
+        )
+
+    def _recorded(self, step: int) -> bool:
+        names = tuple(f'{name}/' for name in self._config.evals)
+        lines = metrics.read_jsonl(self._workdir / 'metrics.jsonl')
+        return any(
+            line['step'] == step and any(key.startswith(names) for key in line) for line in lines
+        )
+
+    def recall(self, step: int) -> None:
+        """Reads the scores until a step from the metrics, for `keep_best`; ValueError if the
+        evaluations gave others than `best_metric`.
+        """
+        lines = metrics.read_jsonl(self._workdir / 'metrics.jsonl')
+        lines = [line for line in lines if line['step'] <= step]
+        names = tuple(f'{name}/' for name in self._parts.evals)
+        if scores := {k: v for line in lines for k, v in line.items() if k.startswith(names)}:
+            self.check_best(scores)
+        self._note_best(lines)
+
+    def _note_best(self, lines: list[dict[str, Any]]) -> None:
+        metric = self._config.checkpoint.best_metric
+        self.best |= {line['step']: line[metric] for line in lines if metric in line}
+
+
+def scores_of(reports: Reports) -> dict[str, float]:
+    """The scores of reports, by the names that they have in the metrics."""
+    return {
+        f'{name}/{key}': value
+        for name, report in reports.items()
+        for key, value in report.items()
+        if isinstance(value, float) and key != 'seconds'
+    }

@@ -1,0 +1,183 @@
+"""From a config to all parts of a run. Nothing is written here, and nothing is left open."""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from clip_jax import build, checkpoint, lookup, pretrained, sharding, tokenizers
+from clip_jax.data import examples, pipeline
+from clip_jax.data.sources import Source
+from clip_jax.models import clip
+from clip_jax.pretrained import Clip
+from clip_jax.runtime import multihost
+from clip_jax.step import state
+from clip_jax.step.state import TrainState
+from clip_jax.step.train_step import bind_step, with_stop
+
+
+class Parts(NamedTuple):
+    """The parts of a run, as its config describes them."""
+
+    mesh: Mesh
+    step: Callable  # jitted: (state, batch, stop flags) -> (state, metrics)
+    state: TrainState  # a new one; replaced by that of a checkpoint when the run resumes
+    schedule: optax.Schedule  # step -> learning rate
+    source: Source  # the training data
+    batches: pipeline.TrainIterator  # this host's batches of it
+    clip: Clip  # the model with its card, tokenizer and preprocessing, without variables
+    evals: dict[str, tuple[Callable, Source]]  # name -> the evaluation, the data that it scores
+    resumes: bool  # whether the run directory has a checkpoint
+
+
+def prepare(config: ConfigDict, workdir: Any) -> Parts:
+    """Builds all parts of a run.
+
+    Args:
+      config: the training config, as configs/default.py describes it.
+      workdir: the run directory, an absolute epath.Path. Its newest valid checkpoint, if there is
+        one, provides the card; otherwise `config.init_from` or the config itself does.
+
+    Returns:
+      The parts. All processes call this together.
+
+    Raises:
+      ValueError: a value of the config, the data or a checkpoint is not usable.
+    """
+    _check_counts(config)
+    mesh = sharding.make_mesh(**config.mesh)
+    check_batch(config.batch_size, config.microbatches, mesh)
+    optimizer, schedule = build.optimizer(config.optimizer, config.total_steps)
+    loss = build.loss(config.loss, mesh)
+    augment = examples.Augment(**config.data.augment)
+    filter = examples.Filter(**config.data.filter)
+    source, evals = multihost.primary_first(lambda: _open_data(config))
+    # Not from card.json, which has no checksum.
+    card, variables = checkpoint.newest_card(workdir), None
+    resumes = card is not None
+    if card is None:
+        card, variables = initial_variables(config, source, mesh)
+    execution = build.execution(config.model)
+    model = build.model(card['model'], config.model.dtype, **execution)
+    # Without variables: they change, and a second copy would stay on the devices.
+    model_clip = pretrained.from_card(card, {}, model, mesh)
+    batches = pipeline.train_iterator(
+        source,
+        model_clip.tokenizer,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        image_size=model_clip.preprocess.size,
+        augment=augment,
+        filter=filter,
+        caption=config.data.caption,
+        num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+    )
+    step = bind_step(
+        model,
+        loss,
+        optimizer,
+        mean=model_clip.preprocess.mean,
+        std=model_clip.preprocess.std,
+        microbatches=config.microbatches,
+        spike=config.skip_updates.loss_spike_std,
+    )
+    return Parts(
+        mesh=mesh,
+        step=jax.jit(with_stop(step), donate_argnums=0),
+        state=state.create(model, optimizer, seed=config.seed, mesh=mesh, variables=variables),
+        schedule=schedule,
+        source=source,
+        batches=batches,
+        clip=model_clip,
+        evals=evals,
+        resumes=resumes,
+    )
+
+
+def initial_variables(
+    config: ConfigDict, source: Source, mesh: Mesh
+) -> tuple[dict[str, Any], dict | None]:
+    """Returns the card of a new run, and the variables of `config.init_from` on the devices, or
+    None for random ones.
+    """
+    if not config.init_from:
+        # A vocabulary is trained once.
+        return multihost.run_on_primary(lambda: _card(config, source, {})), None
+    init_card, variables = pretrained.read(config.init_from, mesh)
+    card = _card(config, source, init_card)
+    size = card['model']['image']['image_size']
+    _, variables = clip.with_image_size(init_card['model'], variables, size)
+    wrong = checkpoint.differences(variables, clip.shapes(clip.from_card(card['model'])))
+    if wrong:
+        raise ValueError(
+            f'init_from {config.init_from}: its parameters are not those that config.model '
+            f'describes: {checkpoint.first_of(wrong)}. Set in config.model only what changes no '
+            'parameter, and the image_size'
+        )
+    return card, pretrained.on_devices(variables, mesh)
+
+
+def _card(config: ConfigDict, source: Source, init: dict[str, Any]) -> dict[str, Any]:
+    """The card of a run; `init` is the card of the checkpoint `init_from`, {} without one."""
+    tokenizer = (
+        tokenizers.from_card(init['tokenizer'])
+        if init.get('tokenizer')
+        else build.tokenizer(config.tokenizer, source)
+    )
+    architecture = build.architecture(
+        config.model, tokenizer, init.get('model'), loss=config.loss.name
+    )
+    image_size = architecture['image']['image_size']
+    preprocess = build.preprocess(config.preprocess, image_size, init.get('preprocess'))
+    card = {'model': architecture, 'preprocess': preprocess.card, 'tokenizer': tokenizer.card}
+    return json.loads(json.dumps(card))  # as it will be read back: tuples are lists
+
+
+def _open_data(config: ConfigDict) -> tuple[Source, dict[str, tuple[Callable, Source]]]:
+    """The training data, and the evaluations with theirs."""
+    open_source = functools.partial(build.source, options=config.data.options)
+    evals = {}
+    for name, entry in config.evals.items():
+        for key in ('type', 'data'):
+            lookup.check(key, entry, what=f'config.evals.{name}')
+        own = build.given(entry, 'type', 'data')
+        evaluate = build.evaluation(entry.type, own, config.data.options)
+        evals[name] = evaluate, open_source(entry.data)
+    return open_source(config.data.train), evals
+
+
+def _check_counts(config: ConfigDict) -> None:
+    counts = {name: config[name] for name in ('batch_size', 'microbatches', 'log_every')}
+    skip_updates = config.skip_updates
+    counts |= {'eval_every': config.eval_every}
+    counts |= {'skip_updates.max_consecutive': skip_updates.max_consecutive}
+    counts |= {f'checkpoint.{name}': config.checkpoint[name] for name in ('every', 'keep')}
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f'{name} is {count}; expected at least 1')
+    for name in ('keep_every', 'keep_best'):
+        if config.checkpoint[name] < 0:
+            raise ValueError(f'checkpoint.{name} is {config.checkpoint[name]}; expected 0 or more')
+    if skip_updates.loss_spike_std < 0:
+        raise ValueError(
+            f'skip_updates.loss_spike_std is {skip_updates.loss_spike_std}; expected 0 or more'
+        )
+    lookup.check(config.checkpoint.best_mode, ('max', 'min'), what='checkpoint.best_mode')
+    lookup.check(config.checkpoint.verify, ('all', 'sampled'), what='checkpoint.verify')
+
+
+def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
+    """ValueError if a micro-batch cannot be sharded evenly over the devices of the mesh."""
+    if batch_size % (microbatches * mesh.size):
+        raise ValueError(
+            f'batch_size {batch_size} is not a multiple of microbatches {microbatches} x '
+            f'{mesh.size} devices'
+        )
