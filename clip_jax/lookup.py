@@ -1,4 +1,4 @@
-"""A name in a config -> a module in a plug-in folder, or an error that says what there is."""
+"""Plug-ins by name: a file in one of our folders, or a module of your own by its import path."""
 
 import difflib
 import importlib
@@ -8,15 +8,64 @@ from types import ModuleType
 
 
 def names(folder: str) -> list[str]:
-    """Returns the plug-ins of a folder such as 'losses' or 'models.image', sorted by name."""
+    """Returns the built-in plug-ins of a folder such as 'losses' or 'models.image', sorted."""
     package = importlib.import_module(f'clip_jax.{folder}')
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name[0] != '_')
 
 
-def module(folder: str, name: str) -> ModuleType:
-    """Imports one plug-in of a folder; ValueError with the nearest name if there is none."""
-    check(name, names(folder), what=folder.replace('.', '/'))
-    return importlib.import_module(f'clip_jax.{folder}.{name}')
+def module(folder: str, name: str, *required: str) -> ModuleType:
+    """Imports a plug-in.
+
+    Args:
+        folder: the plug-in folder in clip_jax, such as 'losses' or 'models.image'.
+        name: a file of that folder ('softmax'), or the import path of any other module, which has
+            a dot ('my_package.my_loss').
+        *required: attributes that the caller needs from it.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: if there is no such plug-in (with the nearest name), if it cannot be imported,
+            or if it lacks a required attribute.
+    """
+    if '.' in str(name):
+        found = _import(folder, name)
+    else:
+        if name not in (choices := names(folder)):
+            raise ValueError(
+                f'{_unknown(name, choices, what=_path(folder))} '
+                'Name a module of your own by its import path, such as my_package.my_module.'
+            )
+        found = importlib.import_module(f'clip_jax.{folder}.{name}')
+    return interface(folder, found, *required)
+
+
+def _import(folder: str, path: str) -> ModuleType:
+    try:
+        return importlib.import_module(path)
+    except Exception as error:  # whatever a module raises while it is imported
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise ValueError(
+            f'{_path(folder)}: cannot import {path!r} ({reason}). It must be importable: '
+            'on PYTHONPATH, or beside the config file'
+        ) from error
+
+
+def interface(folder: str, plugin: ModuleType, *required: str) -> ModuleType:
+    """Returns a plug-in that has all `required` attributes; ValueError if it lacks one."""
+    missing = [name for name in required if not hasattr(plugin, name)]
+    if missing:
+        raise ValueError(
+            f'{_path(folder)}: {plugin.__name__} lacks {", ".join(missing)}; '
+            f'see clip_jax/{_path(folder)}/__init__.py for what a plug-in must define'
+        )
+    return plugin
+
+
+def label(folder: str, name: str) -> str:
+    """Returns what messages call a plug-in: 'losses/softmax', or its import path."""
+    return name if '.' in str(name) else f'{_path(folder)}/{name}'
 
 
 def check(name: str, choices: Iterable[str], *, what: str) -> str:
@@ -24,6 +73,14 @@ def check(name: str, choices: Iterable[str], *, what: str) -> str:
     choices = sorted(choices)
     if name in choices:
         return name
+    raise ValueError(_unknown(name, choices, what=what))
+
+
+def _unknown(name: str, choices: list[str], *, what: str) -> str:
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f' Did you mean {near[0]!r}?' if near else ''
-    raise ValueError(f'{what}: there is no {name!r}.{hint} There are: {", ".join(choices)}.')
+    return f'{what}: there is no {name!r}.{hint} There are: {", ".join(choices)}.'
+
+
+def _path(folder: str) -> str:
+    return folder.replace('.', '/')
