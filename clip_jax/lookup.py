@@ -2,15 +2,18 @@
 
 import difflib
 import importlib
+import os
 import pkgutil
 from collections.abc import Iterable
 from types import ModuleType
 
+import clip_jax
+
 
 def names(folder: str) -> list[str]:
     """Returns the built-in plug-ins of a folder such as 'losses' or 'models.image', sorted."""
-    package = importlib.import_module(f'clip_jax.{folder}')
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name[0] != '_')
+    place = os.path.join(os.path.dirname(clip_jax.__file__), *folder.split('.'))
+    return sorted(m.name for m in pkgutil.iter_modules([place]) if m.name[0] != '_')
 
 
 def module(folder: str, name: str, *required: str) -> ModuleType:

@@ -1,8 +1,8 @@
 r"""CLIP ResNet-50 on a TPU v5e-256: arXiv 2103.00020, tables 18 and 19.
 
-    clip-jax train --config=configs/clip_rn50.py --workdir=gs://BUCKET/rn50 --distributed \
+    clip-jax train --config=clip_rn50 --workdir=gs://BUCKET/rn50 --distributed \
         --config.data.train='tars:gs://BUCKET/pairs/*.tar'
-    clip-jax plan --config=configs/clip_rn50.py --topology=v5e:16x16
+    clip-jax plan --config=clip_rn50 --topology=v5e:16x16
 
 32 epochs of 400 million pairs; batch normalization over the whole batch. Not trained by us;
 published: 59.6 % zero-shot on ImageNet (table 11). Planned, not measured (experiments/plans): 4.1

@@ -1,9 +1,9 @@
 r"""OpenCLIP's ViT-H/14 on a TPU v5p-128 (64 chips): arXiv 2212.07143, LAION's
 CLIP-ViT-H-14-laion2B-s32B-b79K.
 
-    clip-jax train --config=configs/clip_vit_h14.py --workdir=gs://BUCKET/h14 --distributed \
+    clip-jax train --config=clip_vit_h14 --workdir=gs://BUCKET/h14 --distributed \
         --config.data.train='tars:gs://BUCKET/pairs/*.tar'
-    clip-jax plan --config=configs/clip_vit_h14.py --topology=v5p:4x4x4
+    clip-jax plan --config=clip_vit_h14 --topology=v5p:4x4x4
 
 32 billion pairs in batches of 79 thousand, as the checkpoint's name says; what is not said there is
 CLIP's (arXiv 2103.00020, table 18). Not trained by us; published: 78.0 % zero-shot on ImageNet

@@ -1,8 +1,8 @@
 r"""CLIP ViT-L/14 on a TPU v6e-256: arXiv 2103.00020, tables 18 and 20.
 
-    clip-jax train --config=configs/clip_vit_l14.py --workdir=gs://BUCKET/l14 --distributed \
+    clip-jax train --config=clip_vit_l14 --workdir=gs://BUCKET/l14 --distributed \
         --config.data.train='tars:gs://BUCKET/pairs/*.tar'
-    clip-jax plan --config=configs/clip_vit_l14.py --topology=v6e:16x16
+    clip-jax plan --config=clip_vit_l14 --topology=v6e:16x16
 
 32 epochs of 400 million pairs. Not trained by us; published: 75.3 % zero-shot on ImageNet (table
 11). Planned, not measured (experiments/plans): 29.9 of 32 GiB a chip, 0.76 s a step without

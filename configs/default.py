@@ -1,6 +1,6 @@
 """Every key of a training config, with its default; other configs say only what differs.
 
-    clip-jax train --config=configs/default.py --workdir=runs/x --config.batch_size=4096
+    clip-jax train --config=default --workdir=runs/x --config.batch_size=4096
 
 A value that is not set (placeholder) leaves the choice to the part that it belongs to. The defaults
 are those of CLIP's ViT-B/32 (arXiv 2103.00020, tables 18 to 20), for one machine's batch.

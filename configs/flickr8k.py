@@ -1,6 +1,6 @@
 r"""CLIP from scratch on 6,000 photographs with five captions each.
 
-    clip-jax train --config=configs/flickr8k.py --workdir=runs/flickr8k \
+    clip-jax train --config=flickr8k --workdir=runs/flickr8k \
         --config.data.train='tars:flickr8k/train-*.tar' \
         --config.evals.retrieval.data='tars:flickr8k/val-*.tar'
 

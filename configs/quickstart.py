@@ -1,6 +1,6 @@
 """A small CLIP on drawn shapes, in minutes on a laptop's CPU.
 
-    clip-jax train --config=configs/quickstart.py --workdir=runs/quickstart
+    clip-jax train --config=quickstart --workdir=runs/quickstart
 
 2 CPU cores, 6 minutes: zeroshot/top1 90.8 %, zeroshot_all/top1 38.5 % (seed 0).
 """

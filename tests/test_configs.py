@@ -7,7 +7,7 @@ import pytest
 from support.process import ROOT
 
 from clip_jax import build, sharding
-from clip_jax.cli import main
+from clip_jax.cli import config_file
 
 PAGES = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
 
@@ -20,7 +20,7 @@ class Vocabulary:
 
 @pytest.mark.parametrize('page', PAGES)
 def test_a_page_describes_a_model_an_optimizer_and_evaluations(page):
-    config = main.read_config([f'--config={ROOT / "configs" / page}'])
+    config = config_file.read(page.removesuffix('.py'))
     assert config.is_locked
     architecture = build.architecture(config.model, Vocabulary())
     build.model(architecture)
@@ -34,7 +34,7 @@ def test_a_page_describes_a_model_an_optimizer_and_evaluations(page):
 @pytest.mark.parametrize('page', PAGES)
 def test_a_page_begins_with_its_command(page):
     text = (ROOT / 'configs' / page).read_text()
-    assert f'clip-jax train --config=configs/{page}' in text.split('"""')[1]
+    assert f'clip-jax train --config={page.removesuffix(".py")} ' in text.split('"""')[1]
 
 
 def test_every_key_of_the_default_has_a_comment():

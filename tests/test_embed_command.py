@@ -123,7 +123,7 @@ def test_the_files_can_be_read_without_clip_jax(folder):
 
 
 def test_files_are_the_same_from_eight_devices(arguments, folder, tmp_path):
-    finish(start(*arguments, f'--out={tmp_path / "x"}', '--workers=5', devices=8))
+    finish(start(*arguments, f'--out={tmp_path / "x"}', '--threads=5', devices=8))
     assert files(tmp_path / 'x') == files(folder)
 
 
@@ -235,7 +235,9 @@ def test_two_processes_write_the_files_of_one(arguments, folder, tmp_path):
     address = f'--coordinator=localhost:{free_port()}'
     out = tmp_path / 'x'
     running = [
-        start(*arguments, f'--out={out}', address, '--processes=2', f'--process={i}', devices=2)
+        start(
+            *arguments, f'--out={out}', address, '--num-processes=2', f'--process-id={i}', devices=2
+        )
         for i in range(2)
     ]
     said = [finish(process) for process in running]
@@ -287,7 +289,7 @@ def test_data_without_a_usable_record_is_an_error(tiny_run, tmp_path, capfd):
 
 def test_half_precision_is_near_and_has_length_1(arguments, folder, tmp_path):
     out = tmp_path / 'x'
-    run(*arguments, f'--out={out}', '--dtype=float16')
+    run(*arguments, f'--out={out}', '--save-dtype=float16')
     assert np.load(out / 'images-00000.npy').dtype == np.float16
     half, full = (open_source(f'embeddings:{path}') for path in (out, folder))
     for ours, theirs in ((half.rows(), full.rows()), (half.texts()[1], full.texts()[1])):
@@ -313,9 +315,10 @@ def test_trunk_features_are_the_rows_before_the_projection(
 
 def test_rows_too_large_for_half_precision_are_an_error(arguments, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(embed, '_text_rows', lambda job, texts: np.full((1, 16), 7e4, np.float32))
-    run(*arguments, f'--out={tmp_path / "x"}', '--dtype=float16', code=1)
+    run(*arguments, f'--out={tmp_path / "x"}', '--save-dtype=float16', code=1)
     assert (
-        'goes up to 70,000, more than float16 holds; give --dtype=float32' in capfd.readouterr().err
+        'goes up to 70,000, more than float16 holds; give --save-dtype=float32'
+        in capfd.readouterr().err
     )
 
 
@@ -353,7 +356,7 @@ def test_other_options_in_a_folder_are_named(arguments, folder, fails, tiny_conf
     before, out = hashes(folder), f'--out={folder}'
     for option, message in (
         ('--features=pre_projection', 'features was embedding, is pre_projection'),
-        ('--dtype=float16', 'dtype was float32, is float16'),
+        ('--save-dtype=float16', 'dtype was float32, is float16'),
         ('--shard-size=20', 'shard_size was 10, is 20'),
         ('--batch-size=5', 'batch_size was 4, is 5'),
         ("--data.text_exts=['x']", "data_options was {}, is {'text_exts': ['x']}"),
@@ -463,14 +466,15 @@ def test_a_folder_stands_where_no_images_are_needed_only(folder, tiny_config, tm
             '--features=pre_projektion',
             "--features: there is no 'pre_projektion'. Did you mean 'pre_projection'?",
         ),
-        ('--dtype=bfloat16', "--dtype: there is no 'bfloat16'. Did you mean 'float16'?"),
+        ('--save-dtype=bfloat16', "--save-dtype: there is no 'bfloat16'."),
+        ('--dtype=float16', "dtype: there is no 'float16'."),
         ('--shard-size=0', '--shard-size is 0; expected at least 1'),
         ('--batch-size=0', '--batch-size is 0; expected at least 1'),
-        ('--workers=0', '--workers is 0; expected at least 1'),
+        ('--threads=0', '--threads is 0; expected at least 1'),
         ('--max-bad-fraction=2', '--max-bad-fraction is 2.0; expected a share'),
         ('--classes=x', 'there is no flag --classes; options of the data are --data.classes'),
         ('--data.text_ext=x', "Did you mean 'text_exts'?"),
-        ('--processes=2', 'belong together'),
+        ('--num-processes=2', '--process-id'),
         ('--data=tars:/no/x.tar', "no file matches '/no/x.tar'"),
         ('--model=/no/run', 'there is no such file or folder'),
     ],

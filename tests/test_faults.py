@@ -124,10 +124,10 @@ def test_a_damaged_checkpoint_is_not_believed(tiny_config, tiny_run, clip_jax_cl
     data.write_bytes(content)
 
     listed = clip_jax_cli('checkpoint', 'list', workdir)
-    assert listed.returncode == 0 and 'newest that is whole: step 12' in listed.stdout  # by sizes
+    assert listed.returncode == 0 and 'newest complete: step 12' in listed.stdout  # by sizes
     checked = clip_jax_cli('checkpoint', 'verify', workdir)
     assert checked.returncode == 1
-    assert 'NOT WHOLE' in checked.stdout and 'newest that is whole: step 8' in checked.stdout
+    assert 'CORRUPT' in checked.stdout and 'newest valid: step 8' in checked.stdout
     assert f'the content of variables/ocdbt.process_0/d/{data.name}' in checked.stdout
     used = clip_jax_cli('checkpoint', 'verify', workdir / 'checkpoints/8')
     assert used.returncode == 0 and 'zeroshot/top1' not in used.stderr

@@ -143,20 +143,20 @@ def test_an_unreachable_coordinator_is_an_error_in_time():
 
 def test_a_process_that_does_not_come_is_named_to_all():
     for said in connect((3, 0), (3, 1), timeout=10):
-        assert 'ERROR --processes is 3, and of these 1 did not come' in said
+        assert 'ERROR --num-processes is 3, and of these 1 did not come' in said
         assert 'in time: process 2' in said
 
 
 def test_different_numbers_of_processes_are_an_error_in_all():
     for said in connect((2, 0), (4, 3)):
-        assert 'ERROR --processes is 2 in process 0 and 4 in process 3' in said
+        assert 'ERROR --num-processes is 2 in process 0 and 4 in process 3' in said
 
 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         (('nonsense', 2, 0), "--coordinator is 'nonsense'; expected HOST:PORT"),
-        (('localhost:1', 2, 2), '--process is 2 of --processes 2; expected 0 to'),
+        (('localhost:1', 2, 2), '--process-id is 2, --num-processes 2; expected 0 to 1'),
     ],
 )
 def test_impossible_arguments_are_refused(arguments, message):
@@ -165,9 +165,9 @@ def test_impossible_arguments_are_refused(arguments, message):
 
 
 def test_a_part_of_the_flags_is_refused(clip_jax_cli, tiny_config, tmp_path):
-    flags = f'--config={tiny_config}', f'--workdir={tmp_path / "x"}', '--processes=2'
+    flags = f'--config={tiny_config}', f'--workdir={tmp_path / "x"}', '--num-processes=2'
     done = clip_jax_cli('train', *flags)
-    assert done.returncode == 1 and 'belong together' in done.stderr
+    assert done.returncode == 1 and '--process-id' in done.stderr
     assert not (tmp_path / 'x').exists()
 
 
@@ -187,8 +187,8 @@ def train(processes: int, devices: int, *arguments: str) -> None:
                 'train',
                 *arguments,
                 f'--coordinator={address}',
-                f'--processes={processes}',
-                f'--process={i}',
+                f'--num-processes={processes}',
+                f'--process-id={i}',
             ),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -196,7 +196,7 @@ def test_a_run_tries_to_import_neither_tensorflow_nor_torch(tiny_config, tmp_pat
     done = run(
         f"""
 import importlib.util, sys
-from clip_jax.cli import main
+from clip_jax.cli.main import main
 try:
     main({arguments!r})
 except SystemExit as end:

@@ -21,7 +21,7 @@ from clip_jax.runtime import atomic
 @pytest.fixture(scope='module')
 def folder(tiny_run, tiny_tars, tmp_path_factory):
     out = tmp_path_factory.mktemp('search') / 'x'
-    small = '--shard-size=10', '--batch-size=4', '--dtype=float16'
+    small = '--shard-size=10', '--batch-size=4', '--save-dtype=float16'
     with pytest.raises(SystemExit):
         main.main(['embed', f'--model={tiny_run}', f'--data={tiny_tars}', f'--out={out}', *small])
     return out

@@ -6,9 +6,8 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from support.process import ROOT
 
-from clip_jax.cli import main
+from clip_jax.cli import config_file
 from clip_jax.training import hlo, plan
 
 
@@ -156,7 +155,7 @@ def chips_of_16_gib(monkeypatch):
 
 
 def a_config(**changes):
-    config = main.read_config([f'--config={ROOT / "configs/clip_vit_b32.py"}'])
+    config = config_file.read('clip_vit_b32')
     config.model.remat = 'none'
     config.update_from_flattened_dict(changes)
     return config
@@ -193,7 +192,7 @@ def test_the_first_remedy_that_helps_is_named(chips_of_16_gib, start, changes):
 
 def test_what_cannot_hold_the_parameters_is_not_compiled(chips_of_16_gib):
     """H/14 has 986 million parameters; with gradients and AdamW's state, 14.7 GiB."""
-    config = main.read_config([f'--config={ROOT / "configs/clip_vit_h14.py"}'])
+    config = config_file.read('clip_vit_h14')
     config.update_from_flattened_dict({'mesh.fsdp': 1, 'batch_size': 8 * 1024})
     planned = plan.Planned('like v5e', jax.devices(), plan.CHIPS['v5e']._replace(hbm_gib=14))
     found, _ = plan.remedy(config, planned, [].append)

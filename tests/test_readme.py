@@ -6,7 +6,7 @@ import shlex
 import pytest
 from support.process import ROOT
 
-from clip_jax.cli import main
+from clip_jax.cli import config_file, main
 
 README = (ROOT / 'README.md').read_text()
 
@@ -36,7 +36,7 @@ def test_commands_name_configs_keys_and_evals_that_exist(command, monkeypatch):
     args, rest = main._parser().parse_known_args(command[1:])
     assert args.command in main.COMMANDS
     if args.command == 'train':
-        config = main.read_config([f'--config={args.config}', *rest])
+        config = config_file.read(args.config, rest)
         assert config.total_steps > 0
     elif args.command == 'eval' and args.name != 'suite':
         assert (ROOT / f'clip_jax/evals/{args.name}.py').exists()

@@ -350,11 +350,11 @@ def test_a_page_that_is_not_there(capfd, tmp_path):
     assert '--suite: there is no file' in capfd.readouterr().err
 
 
-# experiments/suites/clip27.py
+# configs/suites/clip27.py
 
 
 def clip27(*arguments):
-    path = ROOT / 'experiments/suites/clip27.py'
+    path = ROOT / 'configs/suites/clip27.py'
     spec = importlib.util.spec_from_file_location('clip27', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -390,7 +390,7 @@ def test_the_names_of_tfds_are_those_that_it_builds():
 
 
 def test_the_readme_says_which_sets_are_folders():
-    text = (ROOT / 'experiments/suites/README.md').read_text()
+    text = (ROOT / 'configs/suites/README.md').read_text()
     module, _ = clip27()
     for name, (_, test, *_) in module.SETS.items():
         told = test.startswith('folder:') or name in module.CLASSES

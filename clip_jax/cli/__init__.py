@@ -1,1 +1,1 @@
-"""The command line `clip-jax`: one file per command."""
+"""The command line: one file per command; `main` assembles them."""

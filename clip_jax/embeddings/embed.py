@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from clip_jax import lookup, pretrained, sharding
+from clip_jax import build, lookup, pretrained, sharding
 from clip_jax.data import embedding_store
 from clip_jax.data.bad_record_log import FEW
 from clip_jax.data.errors import BadRecord
@@ -44,7 +44,8 @@ class Options:
     """What a folder gets and how."""
 
     features: str = 'embedding'
-    dtype: str = 'float32'  # of the files
+    dtype: str = 'auto'  # computed in: see build.check_dtype
+    save_dtype: str = 'float32'  # of the files
     shard_size: int = 8192  # records of the source
     batch_size: int = 128  # images that a device computes at a time
     max_bad_fraction: float = (
@@ -54,11 +55,12 @@ class Options:
 
     def __post_init__(self):
         lookup.check(self.features, pretrained.FEATURES, what='--features')
-        lookup.check(self.dtype, DTYPES, what='--dtype')
+        build.check_dtype(self.dtype)
+        lookup.check(self.save_dtype, DTYPES, what='--save-dtype')
         for name in ('shard_size', 'batch_size', 'threads'):
             if getattr(self, name) < 1:
-                flag = '--workers' if name == 'threads' else f'--{name.replace("_", "-")}'
-                raise ValueError(f'{flag} is {getattr(self, name)}; expected at least 1')
+                flag = name.replace('_', '-')
+                raise ValueError(f'--{flag} is {getattr(self, name)}; expected at least 1')
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(
                 f'--max-bad-fraction is {self.max_bad_fraction}; expected a share from 0 to 1'
@@ -114,7 +116,8 @@ def run(
     folder = epath.Path(out).expanduser()
     _check_folder(folder, spec, options)
     # Processes do not wait for each other, so that each has a mesh of its own.
-    clip = pretrained.load(model, dtype='auto', mesh=sharding.make_mesh(jax.local_devices()))
+    mesh = sharding.make_mesh(jax.local_devices())
+    clip = pretrained.load(model, dtype=options.dtype, mesh=mesh)
     clip = dataclasses.replace(clip, batch_size=options.batch_size * clip.mesh.size)
     settings = _settings(model, clip, source, options, spec, spec_options)
     job = Job(clip, source, folder, options, settings)
@@ -155,7 +158,7 @@ def _settings(
         'source_records': len(source),
         'label_names': list(source.label_names),  # labels are places in them
         'features': options.features,
-        'dtype': options.dtype,
+        'dtype': options.save_dtype,
         'captions': 'embedded' if texts else 'stored',
         'arithmetic': str(np.dtype(clip.model.dtype)),
         'shard_size': options.shard_size,
@@ -174,7 +177,7 @@ def _check_folder(folder: epath.Path, spec: str, options: Options) -> None:
     file = folder / embedding_store.DESCRIPTION
     if file.exists():
         before = embedding_store.read_description(folder)
-        now = {'data': spec, **{k: getattr(options, k) for k in ('features', 'dtype')}}
+        now = {'data': spec, 'features': options.features, 'dtype': options.save_dtype}
         _check_same(folder, before, now)
         return
     if others := atomic.unexpected_files(folder, lock.name('embed'), file.name):
@@ -341,11 +344,11 @@ def _stored(job: Job, shard: Shard, rows: np.ndarray, what: str) -> np.ndarray:
             'their embeddings are not finite; the model cannot be used'
         )
     with np.errstate(over='ignore'):
-        stored = rows.astype(job.options.dtype)
+        stored = rows.astype(job.options.save_dtype)
     if not np.isfinite(stored).all():
         raise ValueError(
             f'{job.options.features} goes up to {np.abs(rows).max():,.0f}, more than '
-            f'{job.options.dtype} holds; give --dtype=float32, and another --out'
+            f'{job.options.save_dtype} holds; give --save-dtype=float32, and another --out'
         )
     return stored
 

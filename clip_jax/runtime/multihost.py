@@ -33,7 +33,7 @@ def initialize(coordinator: str, processes: int, process: int, *, timeout: int) 
         raise ValueError(f'--coordinator is {coordinator!r}; expected HOST:PORT of process 0')
     if processes < 1 or not 0 <= process < processes:
         raise ValueError(
-            f'--process is {process} of --processes {processes}; expected 0 to processes - 1'
+            f'--process-id is {process}, --num-processes {processes}; expected 0 to {processes - 1}'
         )
     deadline = time.monotonic() + timeout
     if process == 0:
@@ -81,13 +81,13 @@ def _gather(port: int, processes: int, deadline: float) -> None:
                 found[process] = connection
                 if count != processes:
                     raise ValueError(
-                        f'--processes is {processes} in process 0 and {count} in process '
+                        f'--num-processes is {processes} in process 0 and {count} in process '
                         f'{process}; expected the same number in all'
                     )
         except TimeoutError:
             missing = sorted({*range(1, processes)} - {*found})
             error = ValueError(
-                f'--processes is {processes}, and of these {len(missing)} did not come to port '
+                f'--num-processes is {processes}, and of these {len(missing)} did not come to port '
                 f'{port} in time: process {", ".join(map(str, missing[:8]))}'
             )
             _tell(found, str(error))

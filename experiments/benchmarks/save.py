@@ -28,10 +28,10 @@ def main() -> None:
     from train_step import prepared
 
     from clip_jax import checkpoint
-    from clip_jax.cli import main
+    from clip_jax.cli import config_file
     from clip_jax.training import plan
 
-    config = main.read_config([f'--config={args.config}', *changes])
+    config = config_file.read(args.config, changes)
     step = plan.step_of(config, jax.devices(), config.model.dtype)
     current, batch, program, _ = prepared(step)
     size = sum(x.nbytes for x in jax.tree.leaves(current))

@@ -138,7 +138,7 @@ def main() -> None:
     args, changes = parser.parse_known_args()
     import jax
 
-    from clip_jax.cli import main
+    from clip_jax.cli import config_file
 
     keys = [word.partition('=')[0] for word in args.vary]
     values = [word.partition('=')[2].split(',') for word in args.vary]
@@ -150,7 +150,7 @@ def main() -> None:
     for chosen in itertools.product(*values):
         words = [f'{key}={value}' for key, value in zip(keys, chosen, strict=True)]
         flags = [f'--config.{word}' for word in words]
-        config = main.read_config([f'--config={args.config}', *changes, *flags])
+        config = config_file.read(args.config, [*changes, *flags])
         seconds, gib, compiling, flops = in_jax(config, args.steps)
         mfu = flops / statistics.median(seconds) / peak
         rest = f'{gib:.2f} | {compiling:.1f}'

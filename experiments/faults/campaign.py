@@ -43,10 +43,10 @@ class Attempt:
         workdir.parent.mkdir(parents=True, exist_ok=True)
         self.logs = [workdir.with_suffix(f'.{i}.log') for i in range(args.processes)]
         self.starts = [log.stat().st_size if log.exists() else 0 for log in self.logs]
-        several = [f'--coordinator=localhost:{port}', f'--processes={args.processes}']
+        several = [f'--coordinator=localhost:{port}', f'--num-processes={args.processes}']
         self.processes = []
         for i, log in enumerate(self.logs):
-            of_this = [*several, f'--process={i}'] if args.processes > 1 else []
+            of_this = [*several, f'--process-id={i}'] if args.processes > 1 else []
             command = [sys.executable, '-c', 'from clip_jax.cli.main import main; main()', 'train']
             command += [f'--config={args.config}', f'--workdir={workdir}']
             with log.open('a') as file:

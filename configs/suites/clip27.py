@@ -1,7 +1,7 @@
 """The 27 data sets of the CLIP paper, zero-shot and with linear probes (arXiv 2103.00020, table 9).
 
-    clip-jax eval suite --suite=experiments/suites/clip27.py --model=runs/a --out=suites/a
-    clip-jax eval suite --suite=experiments/suites/clip27.py:zeroshot --model=ViT-B-32.pt
+    clip-jax eval suite --suite=clip27 --model=runs/a --out=suites/a
+    clip-jax eval suite --suite=clip27:zeroshot --model=ViT-B-32.pt
 
 Those that TFDS builds are read from there, the others from `data/NAME/train` and `data/NAME/test`,
 with a sub-folder a class. README.md says what to put there, and where this differs from the paper.

@@ -1,0 +1,199 @@
+"""Flags and arguments that several commands share."""
+
+import argparse
+import ast
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from clip_jax.cli import _help
+
+SPEC = 'tfds:NAME/SPLIT, tars:GLOB, table:FILE or folder:DIR'
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    summary: str,
+    examples: str,
+    *,
+    details: Callable[[argparse.Namespace], str] | None = None,
+) -> argparse.ArgumentParser:
+    """Adds a command and returns its parser.
+
+    Args:
+        commands: what `ArgumentParser.add_subparsers` returned.
+        name: the word on the command line.
+        summary: one line for the list of commands and for the command's own help.
+        examples: the text below the flags, as written.
+        details: returns a text that `--help` prints last, given the arguments before `--help`.
+    """
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=not details,
+    )
+    if details:
+        text = 'show this help message and exit'
+        parser.add_argument('-h', '--help', action=_help.Help, details=details, help=text)
+    return parser
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds --config and the line about --config.KEY."""
+    parser.add_argument(
+        '--config',
+        required=True,
+        metavar='NAME or FILE[:ARG]',
+        help='a config that comes with clip_jax, such as quickstart, or a Python file',
+    )
+    parser.add_argument(
+        '--config.KEY', metavar='VALUE', help='override a config value: --config.batch_size=64'
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Adds --threads."""
+    parser.add_argument(
+        '--threads',
+        type=int,
+        metavar='N',
+        help='threads that read and decode (default: one per CPU)',
+    )
+
+
+def threads(args: argparse.Namespace) -> int:
+    """Returns the number of threads that --threads asks for; ValueError if it is below 1."""
+    count = os.cpu_count() or 1 if args.threads is None else args.threads
+    if count < 1:
+        raise ValueError(f'--threads is {count}; expected at least 1')
+    return count
+
+
+def add_processes(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that connect several processes."""
+    several = parser.add_argument_group('several processes, one per host')
+    several.add_argument(
+        '--distributed',
+        action='store_true',
+        help='on a TPU pod slice, under SLURM or Open MPI: processes find each other',
+    )
+    several.add_argument(
+        '--coordinator', metavar='HOST:PORT', help='elsewhere: the address of process 0'
+    )
+    several.add_argument('--num-processes', type=int, metavar='N', help='the number of processes')
+    several.add_argument(
+        '--process-id', type=int, metavar='I', help='the number of this process, from 0'
+    )
+    several.add_argument(
+        '--distributed-timeout',
+        type=int,
+        default=300,
+        metavar='SECONDS',
+        help='how long to wait for the other processes at the start (default: 300)',
+    )
+
+
+def connect(args: argparse.Namespace) -> None:
+    """Connects the processes of a run, if there are several."""
+    explicit = args.coordinator, args.num_processes, args.process_id
+    given = [x is not None for x in explicit]
+    if any(given) and (args.distributed or not all(given)):
+        raise ValueError(
+            '--coordinator, --num-processes and --process-id must be given together, and without '
+            '--distributed'
+        )
+    if args.distributed:
+        import jax
+
+        try:
+            jax.distributed.initialize(initialization_timeout=args.distributed_timeout)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f'--distributed: {last_line(error)}; expected a TPU pod slice, SLURM or Open MPI; '
+                'elsewhere give --coordinator, --num-processes and --process-id'
+            ) from error
+    elif all(given):
+        from clip_jax.runtime import multihost
+
+        multihost.initialize(*explicit, timeout=args.distributed_timeout)
+
+
+def last_line(error: Exception) -> str:
+    """Returns the last line of an error message: those above it are context."""
+    return str(error).strip().splitlines()[-1]
+
+
+def refuse(rest: Sequence[str]) -> None:
+    """ValueError if there are arguments that the command does not know."""
+    if rest:
+        raise ValueError(f'there is no flag {rest[0]!r}')
+
+
+def check_overrides(rest: Sequence[str], flag: str = 'config') -> None:
+    """ValueError if an argument is not of the form --config.key=value."""
+    for argument in rest:
+        if not argument.startswith(f'--{flag}.') or '=' not in argument:
+            raise ValueError(f'there is no flag {argument!r}; expected --{flag}.key=value')
+
+
+def assignments(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yields key and value of each `--key=value`; a value that is a Python literal (a number, a
+    list, ...) is evaluated, any other is a string.
+    """
+    for argument in arguments:
+        key, equals, value = argument.partition('=')
+        if not key.startswith('--') or not equals:
+            raise ValueError(f'there is no flag {argument!r}; expected --option=value')
+        try:
+            yield key[2:], ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            yield key[2:], value
+
+
+def split_options(rest: Sequence[str], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the options `--option=value`, and those named `--PREFIX.option=value`."""
+    options, prefixed = {}, {}
+    for key, value in assignments(rest):
+        own = key.startswith(f'{prefix}.')
+        (prefixed if own else options)[key.removeprefix(f'{prefix}.')] = value
+    return options, prefixed
+
+
+def by_kind(
+    spec: str, options: Mapping[str, Any], prefix: str = ''
+) -> dict[str, Mapping[str, Any]]:
+    """Returns options of data by the kind of source that SPEC names.
+
+    ValueError if there are some and SPEC is a mixture of several kinds.
+    """
+    found = kinds(spec)
+    if options and len(found) > 1:
+        name = next(iter(options))
+        raise ValueError(
+            f'--{prefix}{name}: SPEC names several kinds of sources ({", ".join(found)}), and it '
+            'is not clear which one the option is for'
+        )
+    return dict.fromkeys(found, options)
+
+
+def kinds(spec: str) -> list[str]:
+    """Returns the kinds of sources that SPEC names."""
+    from clip_jax.data import sources
+
+    return sources.kinds(spec)
+
+
+def local_path(out: str | None) -> pathlib.Path | None:
+    """Returns the path that --out names; ValueError if it is not on this machine."""
+    if not out:
+        return None
+    from clip_jax.runtime import atomic
+
+    atomic.check_local(out, '--out')
+    return pathlib.Path(out).expanduser()

@@ -1,0 +1,194 @@
+"""`clip-jax data`: inspects, verifies and imports data sets."""
+
+import argparse
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from clip_jax.cli import _console, _flags, _help
+
+SUMMARY = 'inspect or verify a data set, or import it into TFDS'
+EXAMPLES = """\
+examples:
+  clip-jax data inspect 'tars:flickr8k/train-*.tar' --out=inspected
+  clip-jax data verify table:pairs.parquet --out=bad.jsonl
+  clip-jax data import 'tars:flickr8k/train-*.tar' prepared --name=flickr8k --size=256
+See also clip-jax data inspect --help, and so on."""
+INSPECT = 'statistics and sample images of a data set'
+INSPECT_EXAMPLES = """\
+examples:
+  clip-jax data inspect 'tars:flickr8k/train-*.tar'
+  clip-jax data inspect folder:photographs --sample=500 --out=inspected
+  clip-jax data inspect table:pairs.csv --text_key=title
+Options of the source are given as --option=value. inspect.json, histograms.png and
+contact_sheet.png are written to --out."""
+VERIFY = 'read every record of a data set and list the bad ones'
+VERIFY_EXAMPLES = """\
+examples:
+  clip-jax data verify 'tars:flickr8k/*.tar'
+  clip-jax data verify table:pairs.parquet --out=bad.jsonl --no-decode
+Options of the source are given as --option=value. The exit code is 0 if every record is usable, 1
+otherwise. A record needs a caption or a label, though training needs captions; files that are not
+images are ignored."""
+IMPORT = 'write a data set in the format of TFDS (ArrayRecord)'
+IMPORT_EXAMPLES = """\
+examples:
+  clip-jax data import 'tars:flickr8k/train-*.tar' prepared --name=flickr8k
+  clip-jax data import 'tars:flickr8k/val-*.tar' prepared --name=flickr8k --split=val
+  clip-jax data import table:pairs.parquet prepared --name=pairs --size=256 --threads=16
+  clip-jax data import 'tars:/shared/*.tar' /shared/prepared --name=web \\
+      --beam-runner=DirectRunner --beam.direct_running_mode=multi_processing
+Options of the source are given as --option=value, those of the runner as --beam.option=value.
+The same command resumes an interrupted import. To train on the data set, give
+--config.data.train=tfds:NAME/SPLIT --config.data.options.tfds.data_dir=DIR."""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser of `clip-jax`."""
+    data = _flags.add_command(commands, 'data', SUMMARY, EXAMPLES)
+    actions = data.add_subparsers(dest='action', required=True, metavar='inspect | verify | import')
+    add_action = functools.partial(_flags.add_command, actions, details=_details)
+    inspect = add_action('inspect', INSPECT, INSPECT_EXAMPLES)
+    verify = add_action('verify', VERIFY, VERIFY_EXAMPLES)
+    write = add_action('import', IMPORT, IMPORT_EXAMPLES)
+    for action in inspect, verify, write:
+        action.add_argument('spec', metavar='SPEC', help=_flags.SPEC)
+    inspect.add_argument('--out', metavar='DIR', help='a new folder for statistics and figures')
+    inspect.add_argument(
+        '--sample',
+        type=int,
+        default=2000,
+        metavar='N',
+        help='inspect N evenly spaced records (default: 2000)',
+    )
+    verify.add_argument('--out', metavar='FILE', help='list all bad records in this JSONL file')
+    verify.add_argument(
+        '--decode',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='decode every image (default), or read only image headers',
+    )
+    _add_import(write)
+    for action in inspect, verify, write:
+        _flags.add_threads(action)
+
+
+def _details(args: argparse.Namespace) -> str:
+    """The part of the help that depends on the data."""
+    if args.spec:
+        return _help.source_options(_flags.kinds(args.spec), '--')
+    return f'kinds of sources (SPEC --help lists the options):\n{_help.plugins("data.sources")}'
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('dir', metavar='DIR', help='the folder of data sets (data_dir of TFDS)')
+    parser.add_argument('--name', required=True, help='the name of the data set')
+    parser.add_argument('--split', default='train', help='the split (default: train)')
+    parser.add_argument(
+        '--size',
+        type=int,
+        default=0,
+        metavar='N',
+        help='downsample images whose shorter side exceeds N pixels (default: copy all bytes)',
+    )
+    parser.add_argument(
+        '--quality',
+        type=int,
+        default=95,
+        metavar='Q',
+        help='JPEG quality of downsampled images (default: 95)',
+    )
+    parser.add_argument(
+        '--decode', action='store_true', help='decode every image, to skip corrupt ones'
+    )
+    parser.add_argument(
+        '--shard-size',
+        type=int,
+        default=10_000,
+        metavar='N',
+        help='records per file (default: 10000)',
+    )
+    parser.add_argument('--beam-runner', metavar='NAME', help='write with Apache Beam')
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Inspects, verifies or imports; returns the exit code."""
+    options, beam_options = _flags.split_options(rest, 'beam')
+    if args.action != 'import':
+        options |= {f'beam.{key}': value for key, value in beam_options.items()}
+    threads = _flags.threads(args)
+    from clip_jax import build
+    from clip_jax.data import sources
+
+    weights = {weight for weight, _ in sources.split(args.spec)}
+    if args.action == 'import' and len(weights) > 1:
+        raise ValueError(f'{args.spec}: weights are for training; import writes each record once')
+    of_kind = _flags.by_kind(args.spec, options)
+    open_source = functools.partial(build.source, args.spec, of_kind)
+    if args.action == 'import':
+        return _import(args, open_source, options, beam_options, threads)
+    out = _flags.local_path(args.out)
+    if out and out.exists():
+        raise ValueError(f'--out: {out} exists; name a new one')
+    if args.action == 'inspect':
+        return _inspect(args, open_source(), out, threads)
+    from clip_jax.data.tools import inspection
+
+    report = inspection.verify(
+        open_source(), decode=args.decode, threads=threads, out=out, say=print
+    )
+    _console.show({'data': args.spec, **report})
+    return 0 if report['all_usable'] else 1
+
+
+def _inspect(args: argparse.Namespace, source: Any, out: pathlib.Path | None, threads: int) -> int:
+    from clip_jax.data.tools import inspection
+
+    report, values, pictures = inspection.inspect(source, sample=args.sample, threads=threads)
+    report = {'data': args.spec, 'threads': threads, **report}
+    _console.show(report)
+    if out:
+        from clip_jax.reports import dataset, drawing
+
+        out.mkdir(parents=True)
+        (out / 'inspect.json').write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
+        dataset.write(out, report, values, pictures, drawing.STYLE)
+        print(f'in {out}: {", ".join(sorted(p.name for p in out.iterdir()))}')
+    return 0
+
+
+def _import(
+    args: argparse.Namespace,
+    open_source: Callable[[], Any],
+    options: dict[str, Any],
+    beam_options: dict[str, Any],
+    threads: int,
+) -> int:
+    if beam_options and not args.beam_runner:
+        raise ValueError(
+            '--beam.OPTION: expected --beam-runner too, such as --beam-runner=DirectRunner'
+        )
+    from clip_jax.data.tools import importer
+
+    job = importer.ImportJob(
+        open_source,
+        spec=args.spec,
+        options=options,
+        directory=args.dir,
+        name=args.name,
+        split=args.split,
+        size=args.size,
+        quality=args.quality,
+        shard_size=args.shard_size,
+        decode=args.decode,
+    )
+    beam = (args.beam_runner, beam_options) if args.beam_runner else None
+    summary = importer.run(job, threads=threads, beam=beam)
+    _console.show({'data': args.spec, **summary})
+    print(
+        f'train on it: --config.data.train=tfds:{args.name}/{args.split} '
+        f'--config.data.options.tfds.data_dir={args.dir}'
+    )
+    return 0

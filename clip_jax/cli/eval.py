@@ -1,0 +1,130 @@
+"""`clip-jax eval`: scores a model on a data set."""
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clip_jax import lookup
+from clip_jax.cli import _console, _flags, _help, suite
+from clip_jax.runtime import environment
+
+SUMMARY = 'evaluate a model on a data set, or several models on many'
+EXAMPLES = """\
+examples:
+  clip-jax eval zeroshot --model=runs/quickstart --data=tfds:shapes_captions/test_heldout \\
+      --templates=shapes
+  clip-jax eval retrieval --model=runs/flickr8k --data='tars:flickr8k/val-*.tar' \\
+      --out=report.json
+  clip-jax eval retrieval --data=embeddings:embedded/flickr8k
+  clip-jax eval linear_probe --model=runs/flickr8k --data=folder:pets/test \\
+      --train=folder:pets/train --save=probe.npz
+  clip-jax eval suite --suite=clip27 --model=runs/a --model=runs/b --out=suites/a-and-b
+Options of the evaluation are given as --option=value; clip-jax eval NAME --help lists them. Options
+of the data are given as --data.option=value, overrides of a suite as --suite.key=value. --model can
+be left out if --data is a folder of embeddings. The same command resumes an interrupted suite; its
+exit code is 0 if at least one task ran and none failed."""
+SUITE = 'suite'
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser of `clip-jax`."""
+    parser = _flags.add_command(commands, 'eval', SUMMARY, EXAMPLES, details=_details)
+    parser.add_argument(
+        'name',
+        metavar='NAME',
+        help='an evaluation (clip-jax eval --help lists them), the import path of your own, or '
+        f'{SUITE}',
+    )
+    parser.add_argument(
+        '--model',
+        action='append',
+        metavar='PATH',
+        help='a run directory or a checkpoint of any known layout; a suite takes several',
+    )
+    parser.add_argument('--data', metavar='SPEC', help=f'{_flags.SPEC}; or embeddings:DIR')
+    parser.add_argument(
+        '--suite',
+        metavar='NAME or FILE[:ARG]',
+        help='a suite that comes with clip_jax, such as clip27, or a Python file',
+    )
+    parser.add_argument(
+        '--dtype',
+        default='auto',
+        metavar='TYPE',
+        help='compute dtype: auto (default: bfloat16 on accelerators), float32 or bfloat16',
+    )
+    parser.add_argument(
+        '--out', metavar='FILE', help='write the report to this JSON file; for a suite, a folder'
+    )
+
+
+def _details(args: argparse.Namespace) -> str:
+    """The part of the help that depends on the evaluation and the data."""
+    if not args.name:
+        return f'evaluations:\n{_help.plugins("evals")}'
+    if args.name == SUITE:
+        return suite.HELP
+    evaluate = lookup.module('evals', args.name, 'evaluate').evaluate
+    parts = [f'options of {args.name}:\n{_help.options(evaluate, own=3)}']
+    if args.data:
+        parts.append(_help.source_options(_flags.kinds(args.data), '--data.'))
+    return '\n\n'.join(parts)
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Evaluates; returns the exit code."""
+    if args.name == SUITE:
+        return suite.run(args, rest)
+    if '.' not in args.name:
+        lookup.check(args.name, [*lookup.names('evals'), SUITE], what='evals')
+    models = args.model or []
+    if not args.data or args.suite or len(models) > 1:
+        raise ValueError(
+            f'{args.name}: expected --data=SPEC, one --model=PATH and no --suite; for several '
+            f'models or evaluations use clip-jax eval {SUITE}'
+        )
+    options, source_options = _flags.split_options(rest, 'data')
+    out = _flags.local_path(args.out)
+    from clip_jax import build, pretrained
+    from clip_jax.evaluation import encoders
+    from clip_jax.reports import files
+
+    build.check_dtype(args.dtype)
+    if out:
+        files.check(out)
+    began = time.monotonic()
+    of_kind = _flags.by_kind(args.data, source_options, 'data.')
+    evaluate = build.evaluation(args.name, options, of_kind, embeddings=True)
+    source = build.source(args.data, of_kind, embeddings=True)
+    model = models[0] if models else None
+    sources = [source, *evaluate.sources.values()]
+    encoders.check_model(model, sources)
+    clip = pretrained.load(model, dtype=args.dtype) if model else None
+    encode_image, encode_text = encoders.encoders_for(
+        clip, sources, path=model or '', dtype=args.dtype
+    )
+    report = {'model': model, 'data': args.data, 'data_options': source_options, 'options': options}
+    report |= evaluate(encode_image, encode_text, source)
+    report |= encoders.provenance(encoders.model_used(clip, encode_text), sources)
+    report |= {'seconds': time.monotonic() - began, 'versions': environment.versions()}
+    _show(report)
+    if out:
+        path, *figures = files.write(report, out, build.image_loader(of_kind))
+        print(f'report: {path}')
+        if figures:
+            print(f'figures in {figures[0].parent}: {", ".join(p.name for p in figures)}')
+    return 0
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    for key, value in report.items():
+        if isinstance(value, (int, float)):
+            digits = ',' if isinstance(value, int) else '.4f' if 1e-3 <= value <= 1 else '.4g'
+            print(f'{key:28} {value:{digits}}')
+    if 'C' in report.get('fit', {}):
+        print(f'{"C":28} {report["fit"]["C"]:.4g}')
+    if missing := report.get('classes_without_images'):
+        print('left out, as no image has them:', _console.one_line(missing))
+    if 'probe' in report:
+        print(f'probe: {report["probe"]}')

@@ -1,0 +1,74 @@
+"""`clip-jax plot`: figures and an HTML report of a run, or of several compared."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from clip_jax.cli import _flags
+
+SUMMARY = 'draw the figures of a run and write its HTML report, or compare several runs'
+EXAMPLES = """\
+examples:
+  clip-jax plot --workdir=runs/quickstart
+  clip-jax plot --workdir=runs/a --workdir=runs/b --out=compare.html
+  clip-jax plot --report=pets.json --report=flowers.json --out=reports.html
+The report is a single HTML file with the figures in it."""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser of `clip-jax`."""
+    parser = _flags.add_command(commands, 'plot', SUMMARY, EXAMPLES)
+    parser.add_argument(
+        '--workdir',
+        action='append',
+        metavar='DIR',
+        help='a run directory; given several times, runs are compared',
+    )
+    parser.add_argument(
+        '--report',
+        action='append',
+        metavar='FILE',
+        help='a report of clip-jax eval to include; can be given several times',
+    )
+    parser.add_argument(
+        '--out',
+        metavar='FILE.html',
+        help='the HTML report (default, for one run: DIR/plots/index.html)',
+    )
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Draws; returns the exit code."""
+    _flags.refuse(rest)
+    workdirs, given = ([*map(os.path.expanduser, x or ())] for x in (args.workdir, args.report))
+    out = _flags.local_path(args.out)
+    if not workdirs and not given:
+        raise ValueError('expected --workdir=DIR, or --report=FILE and --out=FILE.html')
+    if not out and len(workdirs) != 1:
+        raise ValueError('--out: expected a file to write, such as --out=compare.html')
+    if out and (out.suffix != '.html' or out.exists()):
+        raise ValueError(f'--out: {out}: expected a new name that ends in .html')
+    from etils import epath
+
+    from clip_jax import build
+    from clip_jax.reports import drawing, html_report
+    from clip_jax.runtime import atomic
+
+    if out:
+        atomic.check_place(out, '--out')
+    runs = html_report.read_runs(workdirs)
+    sections = [html_report.report_file_section(path) for path in given]
+    if len(runs) == 1:
+        workdir = epath.Path(workdirs[0])
+        load_images = build.image_loader(runs[0].config['data']['options'])
+        figures = drawing.write_run(workdir, load_images)
+        for path in (path for paths in figures.values() for path in paths):
+            print(path)
+        text = html_report.run_page(runs[0], figures, drawing.reports(workdir / 'evals'), sections)
+        out = out or workdir / 'plots' / 'index.html'
+    else:
+        text = html_report.compare_page(runs, sections)
+    atomic.write(out, text)
+    print(out)
+    return 0

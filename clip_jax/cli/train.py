@@ -1,0 +1,45 @@
+"""`clip-jax train`: trains a model, or resumes its run."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from clip_jax.cli import _flags, config_file
+from clip_jax.runtime import environment
+
+SUMMARY = 'train a model from a config file, or resume its run'
+EXAMPLES = """\
+examples:
+  clip-jax train --config=quickstart --workdir=runs/quickstart
+  clip-jax train --config=quickstart --workdir=runs/longer --config.total_steps=2000
+  clip-jax train --config=my_config.py --workdir=runs/mine
+  clip-jax train --config=quickstart --workdir=runs/two --coordinator=localhost:8476 \\
+      --num-processes=2 --process-id=0   # the same with --process-id=1 in another terminal
+The same command resumes an interrupted run from its last checkpoint. The exit code is 0 if the run
+is complete or was preempted (SIGTERM) and saved, 130 after Ctrl-C, 75 if a step took longer than
+config.step_timeout."""
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser of `clip-jax`."""
+    parser = _flags.add_command(commands, 'train', SUMMARY, EXAMPLES)
+    _flags.add_config(parser)
+    parser.add_argument('--workdir', required=True, metavar='DIR', help='the run directory')
+    _flags.add_processes(parser)
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Trains; returns the exit code."""
+    _flags.check_overrides(rest)
+    environment.keep_freed_memory()
+    config = config_file.read(args.config, rest)
+    _flags.connect(args)
+    from clip_jax.runtime.preemption import SIGTERM, Preempted
+    from clip_jax.training import loop
+
+    try:
+        loop.train(config, args.workdir)
+    except Preempted as preempted:
+        # SIGTERM asks for exactly this: to save and exit.
+        return 0 if preempted.signal == SIGTERM else preempted.signal
+    return 0
