@@ -109,7 +109,7 @@ def one_name(tmp_path) -> Path:
         ('model.image.widht=8', "--config.model.image: there is no 'widht'. Did you mean 'width'?"),
         (
             'optimizer.lr=1',
-            "--config.optimizer: there is no 'lr'. There are: b1, b2, grad_clip_norm, ",
+            "--config.optimizer: there is no 'lr'. There are: b1, b2, eps, ",
         ),
         ('evals.zeroshot.clases=all', "Did you mean 'classes'?"),
         ('evals.more.type=zeroshot', "--config.evals: there is no 'more'. There are: retrieval"),
