@@ -14,8 +14,9 @@ from clip_jax import lookup
 from clip_jax.data import sources
 from clip_jax.data.embedding_store import Embeddings
 from clip_jax.data.errors import BadRecord
+from clip_jax.data.image.upright import decode
+from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import open_source
-from clip_jax.data.transforms import Preprocess, decode
 from clip_jax.models import clip, layers, presets
 from clip_jax.step import optimizers
 

@@ -18,8 +18,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, tokenizers
+from clip_jax.data.preprocess import Preprocess, normalize
 from clip_jax.data.tools.scan import in_order
-from clip_jax.data.transforms import Preprocess, normalize
 from clip_jax.models import clip
 from clip_jax.models.clip import CLIP, shapes, unit
 

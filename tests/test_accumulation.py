@@ -8,7 +8,7 @@ import pytest
 from support.small_training import CARDS, assert_same, batch, on_one_device, setup, steps
 
 from clip_jax import build
-from clip_jax.data import transforms
+from clip_jax.data import preprocess
 from clip_jax.losses import softmax
 
 SLOW = pytest.mark.slow
@@ -37,8 +37,8 @@ def test_parts_of_a_batch_are_normalized_by_themselves():
     embed = jax.jit(functools.partial(build.model(card).apply, train=True, mutable='batch_stats'))
     variables, rows = current.variables, {'image': np.zeros((32, 16)), 'text': np.zeros((32, 16))}
     for i in range(4):
-        part = transforms.normalize(
-            data['image'][i::4], mean=transforms.CLIP_MEAN, std=transforms.CLIP_STD
+        part = preprocess.normalize(
+            data['image'][i::4], mean=preprocess.CLIP_MEAN, std=preprocess.CLIP_STD
         )
         (image, text, scale, _), new = embed(variables, part, data['tokens'][i::4])
         rows['image'][i::4], rows['text'][i::4] = image, text

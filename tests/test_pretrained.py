@@ -16,7 +16,7 @@ from support.process import COLORS
 
 import clip_jax
 from clip_jax import build, pretrained, prompts, sharding
-from clip_jax.data.transforms import normalize
+from clip_jax.data.preprocess import normalize
 from clip_jax.models.clip import unit
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from clip_jax import lookup
 from clip_jax.convert import _cards, _table
 from clip_jax.convert._table import Row
-from clip_jax.data.transforms import Preprocess
+from clip_jax.data.preprocess import Preprocess
 
 _NUMBER = re.compile(r'(?<=block_)\d+|(?<=\.)\d+(?=\.)')  # of a block
 EXPECTED = (

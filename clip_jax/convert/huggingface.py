@@ -25,7 +25,7 @@ from clip_jax.convert._table import (
     out_of_heads,
     row,
 )
-from clip_jax.data.transforms import CLIP_MEAN, CLIP_STD
+from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD
 
 CONFIG = 'config.json'
 SAFETENSORS = 'model.safetensors'

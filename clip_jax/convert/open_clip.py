@@ -29,7 +29,7 @@ from clip_jax.convert._table import (
     out_of_heads,
     row,
 )
-from clip_jax.data.transforms import CLIP_MEAN, CLIP_STD
+from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD
 
 Fields = Mapping[str, Any]
 

@@ -13,7 +13,7 @@ from absl import logging
 
 from clip_jax.convert import _cards, _resblocks, _tokenizer_files, _torch_file
 from clip_jax.convert._table import Array
-from clip_jax.data.transforms import CLIP_MEAN, CLIP_STD
+from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD
 
 HEAD_WIDTH = 64
 OTHERS = ('open_clip_config.json', 'config.json')  # with one of them a file is not OpenAI's

@@ -9,8 +9,8 @@ BAD_RECORD_KINDS = (
     'not_an_image',  # bytes of no known image format
     'truncated',  # the image ends before its end
     'damaged',  # a decoder refuses it
-    'too_small',  # a side of fewer than transforms.MIN_SIDE pixels
-    'too_large',  # more than transforms.MAX_PIXELS pixels, said by the header; not decoded
+    'too_small',  # a side of fewer than image.headers.MIN_SIDE pixels
+    'too_large',  # more than image.headers.MAX_PIXELS pixels, said by the header; not decoded
     'no_caption',
     'not_utf8',  # the caption is no text
     'small_side',  # this and what follows: left out by a filter of the config, not bad

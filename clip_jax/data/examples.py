@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.data import transforms
+from clip_jax.data.augment import Augment
 from clip_jax.data.errors import BAD_RECORD_KINDS, FILTERED, BadRecord
+from clip_jax.data.image import upright
 from clip_jax.data.sources import Source
 
 _OF_THREAD = threading.local()
+# The rules by which one of several captions is taken.
+CAPTION_RULES = ('random', 'first', 'longest')
 TRIES = 32  # records in a row that may be bad or filtered out before a run stops
 
 
@@ -46,59 +49,6 @@ class Filter:
             lengths = ', '.join(str(len(text)) for text in texts[:5])
             raise BadRecord('caption_length', f'captions of {lengths} characters')
         return wanted
-
-
-@dataclasses.dataclass(frozen=True)
-class Augment:
-    """How a training image is changed at random."""
-
-    crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the area that stays
-    flip: float = 0.0  # probabilities, here and below
-    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    color_jitter_prob: float = 0.8
-    grayscale: float = 0.0
-
-    def __post_init__(self):
-        scale = self.crop_scale
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(
-                f'crop_scale {tuple(scale)} is not a pair of shares of the area, as (0.5, 1)'
-            )
-        for name in ('flip', 'color_jitter_prob', 'grayscale'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'{name} {getattr(self, name)} is not a probability from 0 to 1')
-        jitter = self.color_jitter
-        if len(jitter) != 4 or not all(0 <= x <= 1 for x in jitter) or jitter[3] > 0.5:
-            raise ValueError(
-                f'color_jitter {tuple(jitter)} is not brightness, contrast and saturation from 0 '
-                'to 1 and hue from 0 to 0.5'
-            )
-
-    def __call__(
-        self,
-        data: bytes | np.ndarray,
-        shape: tuple[int, int],
-        rng: np.random.Generator,
-        out: np.ndarray,
-    ) -> None:
-        """Makes `out`, uint8 [size, size, 3], of an encoded image of a known (height, width)."""
-        box = transforms.random_box(rng, *shape, scale=self.crop_scale)
-        image = transforms.flip(transforms.cut(data, box, len(out), out=out), rng, self.flip)
-        if any(self.color_jitter):
-            brightness, contrast, saturation, hue = self.color_jitter
-            image = transforms.color_jitter(
-                image,
-                rng,
-                brightness=brightness,
-                contrast=contrast,
-                saturation=saturation,
-                hue=hue,
-                p=self.color_jitter_prob,
-            )
-        if self.grayscale:
-            image = transforms.grayscale(image, rng, self.grayscale)
-        if image is not out:
-            out[:] = image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,12 +94,23 @@ class ExampleMaker:
     def _row(self, record: int, rng: np.random.Generator, image: np.ndarray) -> str:
         example = self.source[record]
         texts = self.filter.captions(example.get('texts', ()))
-        text = transforms.choose_text(texts, rng, self.caption)
+        text = choose_caption(texts, rng, self.caption)
         data = example.get('image', b'')
-        shape = transforms.measure(data)
+        shape = upright.measure(data)
         self.filter.image(*shape)
         self.augment(data, shape, rng, image)
         return text
+
+
+def choose_caption(texts: Sequence[str], rng: np.random.Generator, rule: str = 'random') -> str:
+    """Returns one of the texts by a rule of CAPTION_RULES; of 'random', all are equally likely.
+    BadRecord if there is none.
+    """
+    if not texts:
+        raise BadRecord('no_caption', 'no text belongs to this image')
+    if rule == 'longest':
+        return max(texts, key=len)
+    return texts[0 if rule == 'first' else rng.integers(len(texts))]
 
 
 def _generator(seed: int, record: int, epoch: int) -> np.random.Generator:

@@ -19,8 +19,8 @@ import numpy as np
 from absl import flags
 
 from clip_jax import lookup
-from clip_jax.data import transforms
-from clip_jax.data.examples import TRIES, Augment, ExampleMaker, Filter, bad_records
+from clip_jax.data.augment import Augment
+from clip_jax.data.examples import CAPTION_RULES, TRIES, ExampleMaker, Filter, bad_records
 from clip_jax.data.shuffle import GlobalShuffle
 from clip_jax.data.sources import Source, parts_of
 
@@ -65,7 +65,7 @@ def train_iterator(
         seed=seed,
         augment=augment,
         filter=filter,
-        caption=lookup.check(caption, transforms.CAPTIONS, what='data.caption'),
+        caption=lookup.check(caption, CAPTION_RULES, what='data.caption'),
         parts=tuple((part.start, part.stop) for part in parts),
     )
     return TrainIterator(

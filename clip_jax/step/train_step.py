@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 
 from clip_jax import sharding
-from clip_jax.data import transforms
+from clip_jax.data import preprocess
 from clip_jax.models import layers
 from clip_jax.step import grad_cache, skip_updates
 from clip_jax.step.state import TrainState
@@ -110,7 +110,7 @@ def bind_step(
         model=model,
         loss=loss,
         optimizer=optimizer,
-        normalize=functools.partial(transforms.normalize, mean=mean, std=std),
+        normalize=functools.partial(preprocess.normalize, mean=mean, std=std),
         microbatches=microbatches,
         spike=spike,
     )

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from clip_jax import build, lookup, sharding
-from clip_jax.data import transforms
+from clip_jax.data import preprocess
 from clip_jax.models import clip, layers
 from clip_jax.step import state, train_step
 from clip_jax.training import hlo, setup
@@ -196,8 +196,8 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
         model,
         build.loss(config.loss, mesh),
         optimizer,
-        mean=transforms.CLIP_MEAN,
-        std=transforms.CLIP_STD,
+        mean=preprocess.CLIP_MEAN,
+        std=preprocess.CLIP_STD,
         microbatches=config.microbatches,
         spike=config.skip_updates.loss_spike_std,
     )

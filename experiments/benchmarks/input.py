@@ -26,8 +26,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from clip_jax.data import pipeline, transforms
-from clip_jax.data.examples import Augment
+from clip_jax.data import augment, pipeline
+from clip_jax.data.augment import Augment
+from clip_jax.data.image import upright
 from clip_jax.data.sources import Source, open_source
 from clip_jax.runtime import environment
 from clip_jax.tokenizers import bpe
@@ -43,7 +44,7 @@ def write_shards(source: Source, folder: str, size: tuple[int, int], quality: in
         with tarfile.open(f'{folder}/{shard:05d}.tar', 'w') as tar:
             for i in range(shard, n, SHARDS):
                 example = source[i]
-                image = Image.fromarray(transforms.decode(example['image']))
+                image = Image.fromarray(upright.decode(example['image']))
                 file = io.BytesIO()
                 image.resize(size, Image.Resampling.LANCZOS).save(file, 'JPEG', quality=quality)
                 texts = '\n'.join(example['texts']).encode()
@@ -54,7 +55,7 @@ def write_shards(source: Source, folder: str, size: tuple[int, int], quality: in
     return f'tars:{folder}/*.tar'
 
 
-def pillow(data: bytes, box: transforms.Box, size: int) -> np.ndarray:
+def pillow(data: bytes, box: augment.Box, size: int) -> np.ndarray:
     """What torchvision does with a JPEG: decode all, cut out, resize with an antialiased filter."""
     image = Image.open(io.BytesIO(data)).convert('RGB')
     left, top, width, height = box
@@ -67,21 +68,21 @@ def stages(source: Source, n: int, size: int, scale: tuple) -> dict[str, Callabl
     rng = np.random.default_rng(0)
     examples = [source[i] for i in range(n)]
     data = [example['image'] for example in examples]
-    shapes = [transforms.measure(one) for one in data]
-    done = [pillow(data[0], transforms.random_box(rng, *shapes[0]), size)] * n
+    shapes = [upright.measure(one) for one in data]
+    done = [pillow(data[0], augment.random_box(rng, *shapes[0]), size)] * n
     tokenizer = bpe.Tokenizer()
 
-    def draw(i: int) -> transforms.Box:
-        return transforms.random_box(rng, *shapes[i], scale=scale)
+    def draw(i: int) -> augment.Box:
+        return augment.random_box(rng, *shapes[i], scale=scale)
 
     return {
         'read': lambda i: source[i],
-        'measure': lambda i: transforms.measure(data[i]),
+        'measure': lambda i: upright.measure(data[i]),
         'decode, Pillow': lambda i: Image.open(io.BytesIO(data[i])).convert('RGB'),
-        'decode': lambda i: transforms.decode(data[i]),
+        'decode': lambda i: upright.decode(data[i]),
         PILLOW: lambda i: pillow(data[i], draw(i), size),
-        CUT: lambda i: transforms.measure(data[i]) and transforms.cut(data[i], draw(i), size),
-        'color jitter': lambda i: transforms.color_jitter(done[i], rng, **JITTER),
+        CUT: lambda i: upright.measure(data[i]) and augment.resized_crop(data[i], draw(i), size),
+        'color jitter': lambda i: augment.color_jitter(done[i], rng, **JITTER),
         'tokenize': lambda i: tokenizer(examples[i]['texts'][:1]),
     }
 
@@ -92,8 +93,8 @@ def difference(source: Source, n: int, size: int, scale: tuple) -> np.ndarray:
     found = []
     for i in range(n):
         data = source[i]['image']
-        box = transforms.random_box(rng, *transforms.measure(data), scale=scale)
-        ours = transforms.cut(data, box, size).astype(int)
+        box = augment.random_box(rng, *upright.measure(data), scale=scale)
+        ours = augment.resized_crop(data, box, size).astype(int)
         found.append(np.abs(ours - pillow(data, box, size)).mean())
     return np.array(found)
 
@@ -249,7 +250,7 @@ def main() -> None:
             spec = write_shards(source, folder, (width, height), args.quality, n)
             source = open_source(spec)
         length = statistics.mean(len(source[i]['image']) for i in range(n))
-        height, width = transforms.measure(source[0]['image'])
+        height, width = upright.measure(source[0]['image'])
         print(f'{n:,} images, {width} x {height}, {length / 1e3:,.1f} kB, to {args.size}\n')
         rates = per_core(source, n, args)
         apart = difference(source, min(n, 500), args.size, tuple(args.crop_scale))

@@ -21,7 +21,7 @@ from support.small_models import CLIP, MODELS, VIT, made, pieces, words_json
 import clip_jax
 from clip_jax import convert, lookup, tokenizers
 from clip_jax.convert import _cards, _resblocks, _table, big_vision, huggingface, open_clip
-from clip_jax.data.transforms import Preprocess
+from clip_jax.data.preprocess import Preprocess
 from clip_jax.models import clip, presets
 
 WRITTEN = {

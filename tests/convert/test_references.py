@@ -14,7 +14,7 @@ from PIL import Image
 from support.small_models import made, pieces, words_json
 
 from clip_jax import convert
-from clip_jax.data.transforms import Preprocess, normalize
+from clip_jax.data.preprocess import Preprocess, normalize
 from clip_jax.models import clip
 from clip_jax.tokenizers import bpe, huggingface, sentencepiece
 

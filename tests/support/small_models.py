@@ -9,7 +9,7 @@ import numpy as np
 import sentencepiece
 import tokenizers as library
 
-from clip_jax.data.transforms import Preprocess
+from clip_jax.data.preprocess import Preprocess
 from clip_jax.models import clip
 
 SMALL = {'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 52}

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from clip_jax import build, lookup, sharding
-from clip_jax.data import transforms
+from clip_jax.data import preprocess
 from clip_jax.models import clip
 from clip_jax.step import optimizers, state
 from clip_jax.step.train_step import bind_step
@@ -61,8 +61,8 @@ def setup(
             model,
             build.loss(loss, mesh),
             optimizer,
-            mean=transforms.CLIP_MEAN,
-            std=transforms.CLIP_STD,
+            mean=preprocess.CLIP_MEAN,
+            std=preprocess.CLIP_STD,
             microbatches=microbatches,
         )
     )

@@ -11,7 +11,8 @@ from PIL import Image
 
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.image import headers
-from clip_jax.data.image.headers import Header, cut_off, one_line
+from clip_jax.data.image.headers import Header, cut_off
+from clip_jax.runtime.messages import one_line
 
 
 def decode(

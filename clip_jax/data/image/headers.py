@@ -8,6 +8,7 @@ from typing import NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from clip_jax.data.errors import BadRecord
+from clip_jax.runtime.messages import one_line
 
 MIN_SIDE = 2  # pixels; what has fewer is a tracking pixel or a broken download
 # A few bytes can promise any number of pixels. Forty million take 120 MB, and are more than most
@@ -162,11 +163,6 @@ def _by_pillow(data: bytes) -> Header:
         raise BadRecord('damaged', f'not a readable image: {reason}') from error
     check_size(height, width)
     return Header(kind, height, width, orientation if orientation in range(1, 9) else 1)
-
-
-def one_line(error: Exception) -> str:
-    """Says what a decoder says in one line."""
-    return ' '.join(str(error).split()) or type(error).__name__
 
 
 @functools.cache

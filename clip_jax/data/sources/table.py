@@ -1,35 +1,21 @@
 """Rows of CSV, TSV, JSONL and Parquet files, an image and its captions a row: `table:FILE`."""
 
-import codecs
-import contextlib
-import csv
-import dataclasses
-import functools
-import io
-import json
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
-import pyarrow.parquet as pq
 from absl import logging
 
 from clip_jax import lookup
 from clip_jax.data.errors import BadRecord
-from clip_jax.data.sources import _captions, _files, _table_labels
+from clip_jax.data.sources import _captions, _files, _table_labels, _table_readers
 from clip_jax.data.sources._skipped import Ledger
+from clip_jax.data.sources._table_readers import Cache, Columns, Rows, StoredImages
 
-_DEFAULTS = {'text_key': 'caption', 'label_key': 'label'}
-_MARK = codecs.BOM_UTF8
-_BLOCK = 1 << 23  # bytes of a JSONL file that are parsed together
-# Images of Parquet files are decoded a row group at a time; groups that stay in memory.
-_CACHE_BYTES = 512 << 20
 _LARGE_GROUP = 32 << 20
 
 
@@ -58,44 +44,6 @@ def source(
     return TableSource(address, paths, columns, os.path.expanduser(root), label_separator)
 
 
-class Columns(NamedTuple):
-    """The names of the columns that hold image, captions and label."""
-
-    image: str
-    texts: tuple[str, ...]
-    label: str
-
-    def there(self, names: Sequence[str], path: str) -> list[str]:
-        """Those of a table with columns `names`; ValueError if one is missing that must be there.
-
-        Captions and labels may be missing under their default names.
-        """
-        wanted = {self.image: 'image_key'}
-        wanted |= dict.fromkeys(self.texts, 'text_key') | {self.label: 'label_key'}
-        for name, option in wanted.items():
-            if name != _DEFAULTS.get(option):
-                lookup.check(name, names, what=f'{path}: {option}')
-        return [name for name in wanted if name in names]
-
-
-@dataclasses.dataclass
-class _Rows:
-    """Rows that were read together: a file, or a part of one."""
-
-    path: str
-    count: int
-    # Absent if the file does not have them. Strings are bytes here, which may not be UTF-8.
-    columns: dict[str, 'pa.ChunkedArray | _StoredImages']
-    first: int = 0  # rows before these in the file
-    skipped: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
-    class_names: list[str] = dataclasses.field(default_factory=list)
-
-    def number(self, k: int) -> int:
-        """The number of row k in its file, from 1; `skipped` are rows left out, from 0."""
-        before = self.skipped - np.arange(len(self.skipped))
-        return self.first + k + int(np.searchsorted(before, k, side='right')) + 1
-
-
 class TableSource:
     """Rows of tables by number, kept in Arrow's buffers; safe in threads, and can be pickled."""
 
@@ -104,9 +52,9 @@ class TableSource:
         self.left_out = Ledger()
         self._address, self._paths, self._columns, self._root = address, paths, columns, root
         self._separator = separator
-        read = _READERS[_ending(paths, address)]
-        images = _Cache(_CACHE_BYTES)
-        self._parts: list[_Rows] = []
+        read = _table_readers.READERS[_ending(paths, address)]
+        images = Cache(_table_readers.CACHE_BYTES)
+        self._parts: list[Rows] = []
         for path in paths:
             try:
                 self._parts += read(path, columns, self.left_out, images)
@@ -148,18 +96,18 @@ class TableSource:
     def __str__(self) -> str:
         return f'table:{self._address}'
 
-    def _place(self, i: int) -> tuple[_Rows, int]:
+    def _place(self, i: int) -> tuple[Rows, int]:
         number = int(np.searchsorted(self._ends, i, side='right'))
         part = self._parts[number]
         return part, int(i - self._ends[number]) + part.count
 
-    def _image(self, part: _Rows, k: int) -> bytes:
+    def _image(self, part: Rows, k: int) -> bytes:
         value = part.columns[self._columns.image][k].as_py()
         if isinstance(value, dict):
             if value.get('bytes') is not None:
                 return value['bytes']
             value = value.get('path')
-        elif isinstance(part.columns[self._columns.image], _StoredImages) and value is not None:
+        elif isinstance(part.columns[self._columns.image], StoredImages) and value is not None:
             return value
         path = os.fsdecode(value or b'').strip()
         if not path or '\0' in path:
@@ -205,219 +153,12 @@ def _ending(paths: list[str], address: str) -> str:
             "those of one kind, as 'x-*.csv'."
         )
     (ending,) = endings
-    return lookup.check(ending, _READERS, what=f'table:{address}: ending')
+    return lookup.check(ending, _table_readers.READERS, what=f'table:{address}: ending')
 
 
-# Readers: a file's rows. What does not parse goes to the ledger, images to read later to the cache.
-
-
-def _read_csv(
-    path: str, columns: Columns, ledger: Ledger, images: '_Cache', *, delimiter: str = ','
-) -> list[_Rows]:
-    skipped = []
-
-    def skip(row: pyarrow.csv.InvalidRow) -> str:
-        skipped.append(row.number - 2)  # counted from 1, and the header is 1
-        ledger.add('unparsable_row', f'{path}: row {row.number - 1}')
-        return 'skip'
-
-    wanted = columns.there(_header(path, delimiter), path)
-    with _files.open_file(path) as file:
-        # pyarrow fails on a row to skip that is not UTF-8. As Latin-1 all bytes are characters.
-        encoding = 'utf-8' if _is_utf8(file) else 'latin-1'
-        file.seek(0)
-        file.seek(len(_MARK) if file.read(len(_MARK)) == _MARK else 0)
-        names = {name: name.encode().decode(encoding) for name in wanted}
-        convert = pyarrow.csv.ConvertOptions(
-            include_columns=[names[name] for name in wanted],
-            column_types={names[name]: pa.binary() for name in wanted},
-        )
-        # With threads rows would have no numbers. One reads a gigabyte in seconds.
-        read = pyarrow.csv.ReadOptions(use_threads=False, encoding=encoding)
-        parse = pyarrow.csv.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip
-        )
-        table = pyarrow.csv.read_csv(file, read, parse, convert)
-    arrays = {name: table[names[name]] for name in wanted}
-    if encoding == 'latin-1':
-        arrays = {name: _as_stored(array) for name, array in arrays.items()}
-    return [_Rows(path, len(table), arrays, 0, np.array(skipped, np.int64))]
-
-
-def _header(path: str, delimiter: str) -> list[str]:
-    """The names of columns. Not from pyarrow's open_csv, whose thread reads on in the same file."""
-    with _files.open_file(path) as file:
-        text = io.TextIOWrapper(file, 'utf-8-sig', errors='replace', newline='')
-        try:
-            names = next(filter(None, csv.reader(text, delimiter=delimiter)), None)
-        except csv.Error as error:
-            raise ValueError(f'{path}: cannot be read ({error}). Write it again.') from error
-    if names is None:
-        raise ValueError(f'{path}: is empty; expected the names of columns in its first line.')
-    return names
-
-
-def _is_utf8(file: BinaryIO) -> bool:
-    decoder = codecs.getincrementaldecoder('utf-8')()
-    try:
-        while block := file.read(1 << 20):
-            decoder.decode(block)
-        decoder.decode(b'', final=True)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _as_stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Returns the bytes of the file where they were read as Latin-1."""
-    chunks = [
-        [data.decode().encode('latin-1') for data in chunk.to_pylist()] for chunk in column.chunks
-    ]
-    return pa.chunked_array([pa.array(chunk, pa.binary()) for chunk in chunks], pa.binary())
-
-
-def _read_jsonl(path: str, columns: Columns, ledger: Ledger, images: '_Cache') -> list[_Rows]:
-    parts, names, first = [], set(), 0
-    with _files.open_file(path) as file:
-        for block in _blocks(file):
-            lines = block.count(b'\n') + (not block.endswith(b'\n'))
-            if not first and block.lstrip().startswith(b'['):
-                raise ValueError(
-                    f'{path}: begins with a list; expected is one object a line. Write it again, '
-                    "for example with: jq -c '.[]'"
-                )
-            start = _first_objects(block)
-            table, skipped = _parse_block(block, columns, start), []
-            # Blank lines would shift the numbers of rows.
-            if table is None or len(table) != lines:
-                table, skipped = _parse_lines(block, columns, f'{path}: row', first, ledger)
-            names.update(*start)
-            names.update(name for name in table.column_names if table[name].null_count < len(table))
-            arrays = {name: table[name] for name in table.column_names}
-            parts.append(_Rows(path, len(table), arrays, first, np.array(skipped, np.int64)))
-            first += lines
-    if any(part.count for part in parts):
-        there = columns.there(sorted(names), path)
-        for part in parts:
-            part.columns = {name: part.columns[name] for name in there}
-    return parts
-
-
-def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    """Yields a file in blocks of whole lines, without a byte order mark."""
-    block = file.read(_BLOCK).removeprefix(_MARK)
-    while block:
-        yield block + file.readline()
-        block = file.read(_BLOCK)
-
-
-def _first_objects(block: bytes) -> list[dict[str, Any]]:
-    """The objects among the first lines of a block."""
-    found = []
-    for line in block.split(b'\n', 100)[:100]:
-        with contextlib.suppress(ValueError, RecursionError):
-            found += [row for row in [json.loads(line)] if isinstance(row, dict)]
-    return found
-
-
-def _parse_block(block: bytes, columns: Columns, start: list[dict[str, Any]]) -> pa.Table | None:
-    """Parses lines that have all columns in the types of the first; None if some do not."""
-    types = {columns.image: pa.binary(), columns.label: pa.binary()}
-    types |= dict.fromkeys(columns.texts, pa.binary())
-    for name in types:
-        for row in start:
-            value = row.get(name)
-            first = value[0] if isinstance(value, list) and value else value
-            whole = name == columns.label and isinstance(first, int)
-            if isinstance(value, list):
-                types[name] = pa.list_(pa.int64() if whole else pa.binary())
-            elif whole:
-                types[name] = pa.int64()
-    parse = pyarrow.json.ParseOptions(
-        explicit_schema=pa.schema(types.items()), unexpected_field_behavior='ignore'
-    )
-    try:
-        return pyarrow.json.read_json(pa.BufferReader(block), parse_options=parse)
-    except pa.ArrowInvalid:
-        return None
-
-
-def _parse_lines(
-    block: bytes, columns: Columns, where: str, first: int, ledger: Ledger
-) -> tuple[pa.Table, list[int]]:
-    """Parses line by line; also returns the numbers, from 0 in the block, of those left out."""
-    rows, skipped = [], []
-    for number, line in enumerate(block.removesuffix(b'\n').split(b'\n')):
-        try:
-            rows.append(_parse_line(line, columns))
-        except (ValueError, RecursionError):
-            skipped.append(number)
-            if line.strip():
-                ledger.add('unparsable_row', f'{where} {first + number + 1}')
-    lists = any(isinstance(row[columns.label], list) for row in rows)
-    for row in rows if lists else ():
-        label = row[columns.label]
-        row[columns.label] = label if isinstance(label, list) else [label]
-    types = {columns.image: pa.binary()}
-    types[columns.label] = pa.list_(pa.binary()) if lists else pa.binary()
-    types |= dict.fromkeys(columns.texts, pa.list_(pa.binary()))
-    return pa.Table.from_pylist(rows, pa.schema(types.items())), skipped
-
-
-def _parse_line(line: bytes, columns: Columns) -> dict[str, Any]:
-    """Parses one line of a .jsonl file; ValueError if it is no object or has values of other types.
-
-    Bytes that are not UTF-8 stay as they are: whether they matter is seen when the row is read.
-    """
-    row = json.loads(line.decode('utf-8', 'surrogateescape'))
-    if not isinstance(row, dict):
-        raise ValueError
-    label = row.get(columns.label)
-    label = [*map(_as_text, label)] if isinstance(label, list) else _as_text(label)
-    texts = {name: row.get(name) for name in columns.texts}
-    parsed = {columns.image: _encoded(row.get(columns.image)), columns.label: label}
-    for name, text in texts.items():
-        several = text if isinstance(text, list) else [text]
-        parsed[name] = [_encoded(one) for one in several]
-    return parsed
-
-
-def _as_text(label: Any) -> bytes | None:
-    """A label of JSON as it would stand in CSV."""
-    number = isinstance(label, int | float) and not isinstance(label, bool)
-    return _encoded(str(label) if number else label)
-
-
-def _encoded(text: str | None) -> bytes | None:
-    if text is None:
-        return None
-    if not isinstance(text, str):
-        raise ValueError
-    try:
-        return text.encode('utf-8', 'surrogateescape')
-    except UnicodeEncodeError:  # half a surrogate pair, written as \ud800
-        return text.encode('utf-8', 'surrogatepass')
-
-
-def _read_parquet(path: str, columns: Columns, ledger: Ledger, images: '_Cache') -> list[_Rows]:
-    with _files.open_file(path) as file, pq.ParquetFile(file) as table:
-        schema, metadata = table.schema_arrow, table.metadata
-        names = columns.there(schema.names, path)
-        stored = _holds_images(schema.field(columns.image), path)
-        in_memory = [name for name in names if name != columns.image or not stored]
-        read = table.read(in_memory)
-    arrays = {}
-    for name in in_memory:
-        is_text = name == columns.image or name in columns.texts
-        arrays[name] = _as_bytes(read[name], f'{path}: {name!r}') if is_text else read[name]
-    if stored:
-        arrays[columns.image] = _StoredImages(path, metadata, columns.image, images)
-    return [_Rows(path, metadata.num_rows, arrays, class_names=_class_names(schema, columns.label))]
-
-
-def _warn_of_large_groups(source: TableSource, parts: list[_Rows], image: str) -> None:
+def _warn_of_large_groups(source: TableSource, parts: list[Rows], image: str) -> None:
     stored = [part.columns[image] for part in parts]
-    largest = max((s.largest for s in stored if isinstance(s, _StoredImages)), default=0)
+    largest = max((s.largest for s in stored if isinstance(s, StoredImages)), default=0)
     if largest > _LARGE_GROUP:
         logging.warning(
             '%s: has row groups of %d MB, and one is decoded for each image that is read in random '
@@ -427,122 +168,7 @@ def _warn_of_large_groups(source: TableSource, parts: list[_Rows], image: str) -
         )
 
 
-_READERS = {
-    '.csv': _read_csv,
-    '.tsv': functools.partial(_read_csv, delimiter='\t'),
-    '.jsonl': _read_jsonl,
-    '.parquet': _read_parquet,
-}
-
-
-def _holds_images(field: pa.Field, path: str) -> bool:
-    """Whether a column of a Parquet file has encoded images; False if it has paths."""
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    if _is_string(kind):
-        return False
-    names = {inner.name for inner in kind} if pa.types.is_struct(kind) else ()
-    if _is_binary(kind) or 'bytes' in names:
-        return True
-    raise ValueError(
-        f'{path}: image_key: column {field.name!r} holds {kind}; expected paths, encoded images, '
-        "or both in fields 'bytes' and 'path'. Choose another column."
-    )
-
-
-def _as_bytes(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
-    """Returns strings, or lists of strings, as bytes: without a copy, and without a check."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    inner = kind.value_type if _table_labels.is_list(kind) else kind
-    if not (_is_string(inner) or _is_binary(inner) or pa.types.is_null(inner)):
-        raise ValueError(
-            f'{what}: is a column of {kind}; expected strings or lists of strings. Choose another.'
-        )
-    return column.cast(
-        pa.large_list(pa.large_binary()) if _table_labels.is_list(kind) else pa.large_binary()
-    )
-
-
-def _is_string(kind: pa.DataType) -> bool:
-    checks = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
-    return any(check(kind) for check in checks)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    checks = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view
-    return any(check(kind) for check in checks)
-
-
-def _class_names(schema: pa.Schema, label: str) -> list[str]:
-    """The names of classes that Hugging Face's datasets note in the files they write."""
-    try:
-        noted = json.loads((schema.metadata or {})[b'huggingface'])
-        return [str(name) for name in noted['info']['features'][label]['names']]
-    except (KeyError, TypeError, ValueError):
-        return []
-
-
-class _StoredImages:
-    """The images of one Parquet file, by row, decoded a row group at a time."""
-
-    def __init__(self, path: str, metadata: pq.FileMetaData, name: str, cache: '_Cache'):
-        self._path, self._metadata, self._name, self._cache = path, metadata, name, cache
-        groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
-        self._ends = np.cumsum([group.num_rows for group in groups], dtype=np.int64)
-        self.largest = max((group.total_byte_size for group in groups), default=0)
-
-    def __getitem__(self, k: int) -> pa.Scalar:
-        group = int(np.searchsorted(self._ends, k, side='right'))
-        read = functools.partial(self._read, group)
-        return self._cache.get((self._path, group), read)[k - int(self._ends[group])]
-
-    def _read(self, group: int) -> pa.ChunkedArray:
-        try:
-            with _files.open_file(self._path) as file:
-                table = pq.ParquetFile(file, metadata=self._metadata)
-                return table.read_row_group(group, [self._name])[self._name]
-        except (pa.ArrowException, OSError) as error:
-            if getattr(error, 'errno', None):
-                raise  # A disk that fails says nothing about the record.
-            reason = str(error).splitlines()[0][:200]
-            raise BadRecord('damaged', f'{self._path}: row group {group}: {reason}') from error
-
-
-class _Cache:
-    """What was read last, up to a number of bytes; threads that want the same wait for one read."""
-
-    def __init__(self, limit: int):
-        self._limit = limit
-        self._lock = threading.Lock()
-        self._futures: dict[Any, Future] = {}  # the one used last is the last
-
-    def get(self, key: Any, read: Callable[[], pa.ChunkedArray]) -> pa.ChunkedArray:
-        with self._lock:
-            future = self._futures.pop(key, None)
-            is_new = future is None
-            future = self._futures[key] = Future() if is_new else future
-        if is_new:
-            try:
-                future.set_result(read())
-            except BaseException as error:
-                future.set_exception(error)
-            self._shrink()
-        return future.result()
-
-    def _shrink(self) -> None:
-        with self._lock:
-            done = {key: future for key, future in self._futures.items() if future.done()}
-            for key in [key for key, future in done.items() if future.exception()]:
-                del self._futures[key], done[key]
-            total = sum(future.result().nbytes for future in done.values())
-            for key in list(done)[:-1]:
-                if total <= self._limit:
-                    break
-                total -= self._futures.pop(key).result().nbytes
-
-
-def _texts(part: _Rows, k: int, names: Sequence[str]) -> list[str]:
+def _texts(part: Rows, k: int, names: Sequence[str]) -> list[str]:
     found = []
     for name in names:
         if name in part.columns:

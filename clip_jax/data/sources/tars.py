@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from clip_jax.data.errors import BadRecord, DataNotFound, Skipped
-from clip_jax.data.sources import _captions, _files, _tar_index
-from clip_jax.data.sources._tar_index import BLOCK, Index, Read, Shard
+from clip_jax.data.sources import _captions, _files, _tar_format, _tar_index
+from clip_jax.data.sources._tar_format import BLOCK, Read
+from clip_jax.data.sources._tar_index import Index, Shard
 
 # Below the usual limit of 1,024 open files per process.
 _OPEN_SHARDS = 512
@@ -90,7 +91,7 @@ class TarSource:
     def where(self, i: int) -> str:
         """Says in which shard and under which name image `i` is stored."""
         shard, (image, *_, head, _) = self._index[i]
-        name = _tar_index.name_in(self._read(shard, image - head, head * BLOCK))
+        name = _tar_format.name_in(self._read(shard, image - head, head * BLOCK))
         return f'{shard}: {name or f"image at byte {image * BLOCK}"}'
 
     def __str__(self) -> str:

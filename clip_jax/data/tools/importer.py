@@ -26,8 +26,8 @@ from etils import epath
 from PIL import Image
 
 from clip_jax import lookup
-from clip_jax.data import transforms
 from clip_jax.data.errors import BadRecord
+from clip_jax.data.image import upright
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, Progress, check, in_order, labels_of, why
 from clip_jax.runtime import atomic, lock
@@ -371,11 +371,11 @@ def _encoded(image: bytes | np.ndarray, size: int, quality: int) -> bytes:
     """The bytes to store: those that there are or, of an image whose shorter side is above `size`
     (if not 0), a JPEG of that size.
     """
-    if size and min(transforms.measure(image)) > size:
-        return _resized(transforms.decode(image), size, quality)
+    if size and min(upright.measure(image)) > size:
+        return _resized(upright.decode(image), size, quality)
     if isinstance(image, np.ndarray):
         file = io.BytesIO()
-        Image.fromarray(transforms.decode(image)).save(file, 'PNG')
+        Image.fromarray(upright.decode(image)).save(file, 'PNG')
         return file.getvalue()
     return image
 

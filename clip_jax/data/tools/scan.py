@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from clip_jax.data import transforms
 from clip_jax.data.errors import BadRecord
+from clip_jax.data.image import upright
 from clip_jax.data.sources import Source
 
 CHUNK = 8  # records that a thread takes at a time
@@ -33,8 +33,8 @@ def check(example: Mapping[str, Any], *, decode: bool) -> np.ndarray | None:
     if not example.get('texts') and not labels_of(example):
         raise BadRecord('no_caption', 'neither a caption nor a label')
     image = example.get('image', b'')
-    transforms.measure(image)
-    return transforms.decode(image) if decode else None
+    upright.measure(image)
+    return upright.decode(image) if decode else None
 
 
 def labels_of(example: Mapping[str, Any]) -> list[int]:

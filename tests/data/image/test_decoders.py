@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.data import transforms
+from clip_jax.data import augment
 from clip_jax.data.errors import BadRecord
-from clip_jax.data.image import decoders
+from clip_jax.data.image import decoders, headers, upright
 
 
 def encode(image: Image.Image, kind: str = 'PNG', **options) -> bytes:
@@ -78,27 +78,27 @@ def test_every_format_is_decoded_as_pillow_does(name):
     data = WHOLE[name]
     with Image.open(io.BytesIO(data)) as image:
         want = np.asarray(image.convert('RGB')).astype(int)
-    got = transforms.decode(data)
+    got = upright.decode(data)
     assert got.dtype == np.uint8
     assert got.shape == want.shape
-    assert transforms.measure(data) == want.shape[:2]
+    assert upright.measure(data) == want.shape[:2]
     assert np.abs(got - want).max() <= (3 if 'jpeg' in name else 0)
 
 
 @pytest.mark.parametrize('name', WHOLE)
 def test_parts_are_those_of_the_whole(name):
     data = WHOLE[name]
-    box = transforms.Box(11, 7, 101, 80)
+    box = augment.Box(11, 7, 101, 80)
     for size in (20, 64, 112):
-        got = transforms.cut(data, box, size).astype(int)
-        want = transforms.cut(transforms.decode(data), box, size)
+        got = augment.resized_crop(data, box, size).astype(int)
+        want = augment.resized_crop(upright.decode(data), box, size)
         assert np.abs(got - want).mean() < 2
 
 
 def test_cmyk_is_not_shown_inverted():
     data = WHOLE['jpeg cmyk']
     assert b'Adobe' in data
-    assert np.abs(transforms.decode(data).astype(int) - np.asarray(photo())).mean() < 3
+    assert np.abs(upright.decode(data).astype(int) - np.asarray(photo())).mean() < 3
 
 
 def test_ycck_is_converted_and_not_shown_inverted():
@@ -113,7 +113,7 @@ def test_ycck_is_converted_and_not_shown_inverted():
     data[adobe + 11] = 2
     with Image.open(io.BytesIO(data)) as image:
         want = np.asarray(image.convert('RGB')).astype(int)
-    got = transforms.decode(bytes(data))
+    got = upright.decode(bytes(data))
     assert np.abs(got - want).mean() < 1
     assert np.abs(got.astype(int) - np.asarray(photo())).mean() < 3
 
@@ -121,10 +121,10 @@ def test_ycck_is_converted_and_not_shown_inverted():
 @pytest.mark.parametrize('channels', [1, 3])
 def test_of_sixteen_bits_the_upper_eight_count(channels):
     image = np.asarray(photo())[:, :, :channels]
-    got = transforms.decode(sixteen_bits(image[:, :, ::-1]))
+    got = upright.decode(sixteen_bits(image[:, :, ::-1]))
     assert np.abs(got.astype(int) - image).max() <= 1
     gray = Image.fromarray(np.asarray(photo())[:, :, 0].astype(np.uint16) * 256 + 99)
-    got = transforms.decode(encode(gray, 'TIFF'))
+    got = upright.decode(encode(gray, 'TIFF'))
     np.testing.assert_array_equal(got[:, :, 1], np.asarray(photo())[:, :, 0])
 
 
@@ -136,15 +136,15 @@ def test_odd_subsampling_goes_another_way():
     assert data[frame + 11] == 0x11
     data[frame + 11] = 0x31
     want = np.asarray(Image.open(io.BytesIO(data)))
-    np.testing.assert_array_equal(transforms.decode(bytes(data)), want)
+    np.testing.assert_array_equal(upright.decode(bytes(data)), want)
 
 
 def error_of(data: bytes) -> BadRecord:
     with pytest.raises(BadRecord) as error:
-        transforms.decode(data)
+        upright.decode(data)
     assert '\n' not in str(error.value)
     with pytest.raises(BadRecord) as again:
-        transforms.cut(data, transforms.Box(0, 0, 50, 50), 16)
+        augment.resized_crop(data, augment.Box(0, 0, 50, 50), 16)
     assert again.value.kind == error.value.kind
     return error.value
 
@@ -165,17 +165,15 @@ def test_a_jpeg_whose_end_was_mended_is_noticed():
 @pytest.mark.parametrize('name', ['jpeg', 'png', 'webp', 'gif', 'bmp', 'tiff'])
 def test_bytes_after_the_end_do_no_harm(name):
     data = WHOLE[name]
-    np.testing.assert_array_equal(
-        transforms.decode(data + b'\r\nmore of it'), transforms.decode(data)
-    )
+    np.testing.assert_array_equal(upright.decode(data + b'\r\nmore of it'), upright.decode(data))
 
 
 def test_rubbish_between_segments_does_no_harm():
     data = WHOLE['jpeg']
-    want = transforms.decode(data)
+    want = upright.decode(data)
     tables, end = data.index(b'\xff\xdb'), len(data) - 2
     for at in (tables, end):
-        got = transforms.decode(data[:at] + b'\0\1\2' + data[at:])
+        got = upright.decode(data[:at] + b'\0\1\2' + data[at:])
         assert np.abs(got.astype(int) - want).max() <= 3
     # With it, too, an early end is noticed.
     assert error_of(data[:tables] + b'\0\1\2' + data[tables : end // 2]).kind == 'truncated'
@@ -197,20 +195,20 @@ def test_damage_is_noticed():
 
 def test_a_header_that_promises_another_size_is_not_believed():
     gif = WHOLE['gif']
-    assert transforms.measure(gif) == (90, 120)
-    header = transforms.headers.read(gif)._replace(width=121)
+    assert upright.measure(gif) == (90, 120)
+    header = headers.read(gif)._replace(width=121)
     with pytest.raises(BadRecord, match=r'120 x 90 pixels, its header says 121 x 90'):
         decoders.decode(gif, header)
 
 
 def test_decoding_lets_other_threads_run():
     data = encode(photo(1500, 2000), 'JPEG', quality=95)
-    box = transforms.Box(0, 0, 2000, 1500)
+    box = augment.Box(0, 0, 2000, 1500)
     done = threading.Event()
 
     def work() -> None:
         for _ in range(10):
-            transforms.cut(data, box, 700)
+            augment.resized_crop(data, box, 700)
         done.set()
 
     thread = threading.Thread(target=work)

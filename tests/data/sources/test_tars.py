@@ -22,10 +22,10 @@ import pytest
 from PIL import Image
 
 from clip_jax.data.errors import BadRecord, Skipped
-from clip_jax.data.sources import _tar_index, open_source, tars
+from clip_jax.data.sources import _tar_format, _tar_index, open_source, tars
 from clip_jax.data.sources._tar_index import ROW, Part, Shard
 
-FLICKR = pathlib.Path(__file__).parents[3] / 'shared' / 'flickr8k'
+FLICKR = pathlib.Path(__file__).parents[4] / 'shared' / 'flickr8k'
 
 
 @pytest.fixture(autouse=True)
@@ -254,13 +254,13 @@ def random_tar(rng: random.Random) -> bytes:
     return file.getvalue()
 
 
-def walk(data: bytes) -> tuple[list[_tar_index.Member], str]:
+def walk(data: bytes) -> tuple[list[_tar_format.Member], str]:
     """The members of a tar, and the kind of damage at which the walk ended."""
     members = []
     try:
-        for member in _tar_index.members(lambda at, size: data[at : at + size], len(data)):
+        for member in _tar_format.members(lambda at, size: data[at : at + size], len(data)):
             members.append(member)
-    except _tar_index.Unreadable as stop:
+    except _tar_format.Unreadable as stop:
         return members, stop.kind
     return members, ''
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from clip_jax.data.errors import BadRecord
-from clip_jax.data.sources import open_source, table
+from clip_jax.data.sources import _table_readers, open_source, table
 
 KINDS = ['csv', 'tsv', 'jsonl', 'parquet']
 
@@ -395,7 +395,9 @@ def test_a_row_may_be_of_another_length_and_not_utf8(album):
 
 
 def test_broken_lines_of_json_are_left_out_and_counted(album, monkeypatch):
-    monkeypatch.setattr(table, '_BLOCK', 300)  # so that blocks are many, and some of them are sound
+    monkeypatch.setattr(
+        _table_readers, '_BLOCK', 300
+    )  # so that blocks are many, and some of them are sound
     broken = {
         3: '{"image": "images/3.png", "caption": "x"',
         4: 'hello',
@@ -432,7 +434,7 @@ def test_lines_of_json_may_have_values_of_several_types_and_lack_some(album, mon
     ]
     want = [['a'], ['b', 'c'], [], []], [3, -1, 4, 5]
     for block in (1, 1 << 20):
-        monkeypatch.setattr(table, '_BLOCK', block)
+        monkeypatch.setattr(_table_readers, '_BLOCK', block)
         source = table.source(write(album / 'a.jsonl', lines))
         got = examples(source)
         assert ([e['texts'] for e in got], [e['label'] for e in got]) == want
@@ -530,21 +532,21 @@ def test_strings_of_every_arrow_type(album, kind):
 def test_each_row_group_is_read_once_for_all_threads_and_few_stay(album, monkeypatch):
     path = stored_images(album / 'a.parquet', count=80, group=8)
     read, lock = [], threading.Lock()
-    plain = table._StoredImages._read
+    plain = _table_readers.StoredImages._read
 
     def counting(self, group):
         with lock:
             read.append(group)
         return plain(self, group)
 
-    monkeypatch.setattr(table._StoredImages, '_read', counting)
+    monkeypatch.setattr(_table_readers.StoredImages, '_read', counting)
     source = table.source(path)
     assert read == []  # nothing is decoded when a table is opened
     with ThreadPoolExecutor(8) as pool:
         images = list(pool.map(lambda i: source[i]['image'], [*range(80), *range(80)]))
     assert images == 2 * [png(i) for i in range(80)]
     assert sorted(read) == list(range(10))
-    monkeypatch.setattr(table, '_CACHE_BYTES', 1)
+    monkeypatch.setattr(_table_readers, 'CACHE_BYTES', 1)
     source = table.source(path)
     read.clear()
     for i in (0, 7, 8, 0):  # one group stays, even if it is large

@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from clip_jax.data import sources
 from clip_jax.data.datasets import shapes_captions as shapes
 from clip_jax.data.errors import BadRecord
+from clip_jax.data.shapes import PAIRS
 
 FEW = {'train': 40, 'test': 3, 'test_seen': 3, 'test_heldout': 3}
 JPEG = shapes.example('train', 0)['image']
@@ -94,7 +95,7 @@ def test_records_are_the_examples_of_the_set(train):
         assert stored['image'] == example['image']
         assert stored['texts'] == example['captions']
         assert stored['label'] == example['label']
-    assert train.label_names == shapes.PAIRS
+    assert train.label_names == PAIRS
 
 
 def test_what_is_read_has_plain_types(train):

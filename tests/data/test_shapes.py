@@ -8,7 +8,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from clip_jax.data.datasets import shapes_captions as shapes
+from clip_jax.data import shapes
+from clip_jax.data.datasets.shapes_captions import ShapesCaptions
 
 COUNT = 300
 
@@ -163,7 +164,7 @@ def test_draw_refuses_sizes_in_pixels_and_unknown_backgrounds():
 
 
 def test_the_builder_stores_the_examples_in_order(tmp_path):
-    builder = shapes.ShapesCaptions(data_dir=tmp_path)
+    builder = ShapesCaptions(data_dir=tmp_path)
     few = tfds.download.DownloadConfig(max_examples_per_split=20)
     builder.download_and_prepare(download_config=few)
     builder = tfds.builder_from_directory(builder.data_dir)

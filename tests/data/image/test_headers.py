@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.data import transforms
 from clip_jax.data.errors import BAD_RECORD_KINDS, BadRecord
-from clip_jax.data.image import headers
+from clip_jax.data.image import headers, upright
+from clip_jax.data.preprocess import Preprocess
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'JPEG2000')
 
@@ -44,7 +44,7 @@ def kind_of(data: bytes) -> str:
 def test_sizes_are_those_of_the_picture(kind, size):
     data = encode(picture(*size), kind)
     assert headers.read(data).upright == (size[1], size[0])
-    assert transforms.decode(data).shape == (size[1], size[0], 3)
+    assert upright.decode(data).shape == (size[1], size[0], 3)
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
@@ -168,7 +168,7 @@ def test_bombs_are_refused_by_their_header_and_at_once():
     data = bomb(9000)
     assert 230_000 < len(data) < 240_000
     assert kind_of(data) == 'too_large'
-    for use in (transforms.measure, transforms.decode, transforms.Preprocess(224)):
+    for use in (upright.measure, upright.decode, Preprocess(224)):
         seconds = []
         for _ in range(5):
             start = time.perf_counter()

@@ -25,7 +25,7 @@ from clip_jax.data.tools import importer
 from clip_jax.data.tools.importer import ImportJob
 from clip_jax.runtime import lock
 
-FLICKR = pathlib.Path(__file__).parents[3] / 'shared' / 'flickr8k'
+FLICKR = pathlib.Path(__file__).parents[4] / 'shared' / 'flickr8k'
 
 
 def encoded(width: int, height: int, format: str = 'JPEG', seed: int = 0, **options) -> bytes:
@@ -322,7 +322,7 @@ print(moments, {'tensorflow', 'torch'} & {*sys.modules})
 
 
 def test_a_killed_import_goes_on_and_ends_as_one_that_was_not(tiny_tars, tmp_path):
-    tests = pathlib.Path(__file__).parents[1]
+    tests = pathlib.Path(__file__).parents[2]
     path = os.pathsep.join(map(str, (environment()['PYTHONPATH'], tests, tests / 'data')))
     done = subprocess.run(
         [sys.executable, '-c', KILLED, tiny_tars, str(tmp_path)],
