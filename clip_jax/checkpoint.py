@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from clip_jax import sharding
 from clip_jax.runtime import atomic, checksums, multihost
+from clip_jax.runtime.messages import first_few
 from clip_jax.step.state import TrainState
 
 FOLDER = 'checkpoints'
@@ -404,8 +405,7 @@ def differences(found: Any, expected: Any) -> list[str]:
 
 def first_of(wrong: Sequence[str], count: int = 6) -> str:
     """The first few of many things that are wrong, in one line."""
-    more = f'; and {len(wrong) - count} more' if len(wrong) > count else ''
-    return '; '.join(wrong[:count]) + more
+    return first_few(wrong, count, separator='; ')
 
 
 def _without_shardings() -> ocp.PyTreeCheckpointHandler:

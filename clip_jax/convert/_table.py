@@ -9,6 +9,8 @@ import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
 
+from clip_jax.runtime.messages import first_few
+
 SHOWN = 20  # names of one kind of problem in an error
 
 
@@ -203,5 +205,4 @@ def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
 
 
 def _listed(names: list[str]) -> str:
-    more = f', and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
-    return ', '.join(names[:SHOWN]) + more
+    return first_few(names, SHOWN)

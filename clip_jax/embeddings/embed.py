@@ -28,9 +28,11 @@ from clip_jax.data.bad_record_log import FEW
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.examples import describe_counts
 from clip_jax.data.sources import Source
-from clip_jax.data.tools.scan import ERRORS, Progress, in_order, why
+from clip_jax.data.tools.scan import ERRORS, in_order, why
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import atomic, environment, lock, multihost
+from clip_jax.runtime.messages import first_few
+from clip_jax.runtime.progress import Progress
 
 DTYPES = ('float32', 'float16')
 EXAMPLES = 5  # places that the description names for each kind of bad records
@@ -182,7 +184,7 @@ def _check_folder(folder: epath.Path, spec: str, options: Options) -> None:
         return
     if others := atomic.unexpected_files(folder, lock.name('embed'), file.name):
         raise ValueError(
-            f'--out: {folder} holds other things ({", ".join(others[:5])}); name a new folder'
+            f'--out: {folder} holds other things ({first_few(others)}); name a new folder'
         )
 
 

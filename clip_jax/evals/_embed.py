@@ -1,11 +1,11 @@
 """Encoders over a data set: embeddings in the order of the records."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+
+from clip_jax.runtime.progress import Progress
 
 CHUNK = 1024  # texts at a time; the encoder cuts them into batches of its own
 # Images at a time. The encoder prepares them ahead of the devices, and starts anew with each call.
@@ -24,10 +24,10 @@ def records(
         return finite(data.rows(features), 'images'), data.records()
     wanted = {} if features == 'embedding' else {'features': features}
     rows, others = [], []
-    with _bar(len(data), unit='img') as bar:
+    with Progress('images', len(data), unit='images', log=False, delay=1) as progress:
         for start in range(0, len(data), IMAGES):
             chunk = range(start, min(start + IMAGES, len(data)))
-            images = _Images(data, chunk, bar.update)
+            images = _Images(data, chunk, progress.advance)
             try:
                 rows.append(encode_image(images, **wanted))
             except ValueError:
@@ -102,17 +102,11 @@ def chunks(items: Sequence, *, unit: str, size: int = 0) -> Iterator[Sequence]:
     is.
     """
     size = size or CHUNK
-    with _bar(len(items), unit=unit, size=size) as bar:
+    with Progress(unit, len(items), unit=unit, log=False, delay=1) as progress:
         for start in range(0, len(items), size):
             chunk = items[start : start + size]
             yield chunk
-            bar.update(len(chunk))
-
-
-def _bar(total: int, *, unit: str, size: int = CHUNK) -> tqdm:
-    # A bar only where there is something to wait for.
-    hidden = total <= size or not sys.stderr.isatty()
-    return tqdm(total=total, unit=unit, leave=False, disable=hidden)
+            progress.advance(len(chunk))
 
 
 def _raise_for_the_bad_one(encode_image: Callable, data: Any, indices: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.evals import _embed
+from clip_jax.runtime.messages import first_few
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,5 +203,4 @@ def _examples(
 
 
 def _few(names: Sequence[str]) -> str:
-    shown = ', '.join(map(repr, names[:5]))
-    return shown + (f' and {len(names) - 5} more' if len(names) > 5 else '')
+    return first_few([*map(repr, names)])

@@ -1,11 +1,9 @@
 """The sweep for the strength of a probe's penalty (arXiv 2103.00020, appendix A.3)."""
 
-import sys
 from collections.abc import Callable
 
-from tqdm import tqdm
-
 from clip_jax.evals._logistic import Fit
+from clip_jax.runtime.progress import Progress
 
 LOWEST, HIGHEST = -6, 6  # of log10 C
 PER_DECADE = 8
@@ -22,17 +20,17 @@ def sweep(
     """
     found: dict[int, tuple[Fit, float]] = {}
     last = (HIGHEST - LOWEST) * PER_DECADE
-    with tqdm(unit='fit', leave=False, disable=not sys.stderr.isatty()) as bar:
+    with Progress(unit='fits', log=False) as progress:
 
         def visit(step: int) -> None:
             if step in found or not 0 <= step <= last:
                 return
             near = min(found, key=lambda other: abs(other - step), default=None)
             C = 10.0 ** (LOWEST + step / PER_DECADE)
-            bar.set_description(f'C = {C:.2g}')
+            progress.describe(f'C = {C:.2g}')
             made = fit(C, None if near is None else found[near][0])
             found[step] = made, score(made)
-            bar.update()
+            progress.advance()
 
         for step in range(0, last + 1, FIRST):
             visit(step)

@@ -3,17 +3,16 @@
 """
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from clip_jax.evals import _labeled, _sweep
 from clip_jax.evals._labeled import Examples, Task
 from clip_jax.evals._logistic import Fit, Regression
 from clip_jax.evals._probe import METRICS, Probe, check_metric, check_options
+from clip_jax.runtime.progress import Progress
 
 SHOTS = (1, 2, 4, 8, 16)
 
@@ -62,8 +61,7 @@ def evaluate(
     if C is None and validation is not None:
         swept = functools.partial(score, part=task.parts['validation'])
     scores, chosen = ({k: [] for k in shots} for _ in range(2))
-    hidden = not sys.stderr.isatty()
-    with tqdm(total=seeds * len(shots), unit='probe', leave=False, disable=hidden) as bar:
+    with Progress('probes', seeds * len(shots), unit='probes', log=False) as progress:
         for seed in range(seeds):
             places, rank = _few_of_each(task.parts['train'].targets, shots[-1], seed)
             few = task.parts['train'].at(places)
@@ -76,7 +74,7 @@ def evaluate(
                 fit = _fit(fit_some, C, swept)
                 scores[k].append(score(fit, task.parts['test']))
                 chosen[k].append(fit.C)
-                bar.update()
+                progress.advance()
     means = {k: float(np.mean(own)) for k, own in scores.items()}
     return {
         **{f'{metric}@{k}': mean for k, mean in means.items()},

@@ -19,6 +19,7 @@ from clip_jax.data.errors import DataNotFound
 from clip_jax.evaluation import encoders
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import atomic, environment
+from clip_jax.runtime.messages import one_line
 
 DONE, MISSING, FAILED = 'done', 'missing', 'failed'
 
@@ -184,11 +185,11 @@ def _result(
             atomic.write_json(file, report)
         return Result(DONE, _score(line, report)), f' ({seconds:,.0f} s)'
     except DataNotFound as error:
-        return Result(MISSING, message=_one_line(error)), ''
+        return Result(MISSING, message=one_line(error)), ''
     except Exception as error:  # of any type: the other lines are to run
         if os.environ.get('CLIP_JAX_TRACEBACK'):
             raise
-        return Result(FAILED, message=_one_line(error)), ''
+        return Result(FAILED, message=one_line(error)), ''
 
 
 def _evaluate(line: Task, clip: Clip) -> dict[str, Any]:
@@ -220,10 +221,6 @@ def _score(line: Task, report: Mapping[str, Any]) -> float:
 
 def _is_share(value: float | None) -> bool:
     return isinstance(value, float) and value <= 1
-
-
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split()) or type(error).__name__
 
 
 def _table(

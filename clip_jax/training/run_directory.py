@@ -8,6 +8,7 @@ from etils import epath
 
 from clip_jax.data import examples
 from clip_jax.runtime import atomic, lock, multihost
+from clip_jax.runtime.messages import first_few
 
 # What may differ when a run goes on: it says how and where something is computed or kept, not what.
 FREE = (
@@ -49,10 +50,9 @@ def finished(workdir: epath.Path, resolved: dict[str, Any]) -> bool:
         ) from None
     changed = _changes(there, resolved)
     if wrong := [key for key in changed if not _is_free(key)]:
-        shown = [f'{k} is {changed[k][0]} there, {changed[k][1]} here' for k in wrong[:3]]
-        more = f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''
+        shown = [f'{k} is {changed[k][0]} there, {changed[k][1]} here' for k in wrong]
         raise ValueError(
-            f'{workdir}: holds a run of another config ({"; ".join(shown)}{more}); '
+            f'{workdir}: holds a run of another config ({first_few(shown, 3, separator="; ")}); '
             'expected the same config, or another --workdir'
         )
     for key, (old, new) in changed.items():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from etils import epath
-from test_source_contract import CAPTIONS, make_embeddings
+from support.sources import CAPTIONS, make_embeddings
 
 from clip_jax.data import embedding_store
 

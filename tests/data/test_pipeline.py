@@ -482,7 +482,7 @@ import sys
 sys.path[:0] = {[str(path) for path in sys.path]!r}
 import jax
 from test_pipeline import Pictures, by_data, start
-from clip_jax.data import pipeline, rows, sources
+from clip_jax.data import pipeline, sources
 host = start(Pictures(50))
 batches = pipeline.to_device(start(Pictures(50)), by_data())
 for _ in range(3):

@@ -18,9 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from etils import epath
 from PIL import Image
-from support.process import COLORS, clip_jax_command, environment
-from test_cli import hashes
-from test_hosts import free_port
+from support.files import hashes
+from support.process import COLORS, clip_jax_command, environment, free_port
 
 import clip_jax
 from clip_jax import build

@@ -1,6 +1,7 @@
 """Eight simulated devices in this process, and the environment of processes that tests start."""
 
 import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -42,3 +43,9 @@ def environment(devices: int = 1, *, alone: bool = True) -> dict[str, str]:
     # Programs from the cache for several devices wait for each other for ever (jax 0.10.2).
     cache = CACHE if alone and devices == 1 else {}
     return {**os.environ, **cache, 'PYTHONPATH': path, 'XLA_FLAGS': flags, UNOPTIMIZED: '0'}
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.create_server(('localhost', 0)) as server:
+        return server.getsockname()[1]

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from clip_jax.data.errors import BadRecord, DataNotFound
 from clip_jax.runtime.atomic import is_remote
+from clip_jax.runtime.messages import first_few
 
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 # Names that no file can have: too long, or links that lead in a circle.
@@ -123,8 +124,7 @@ def listing(folder: str) -> Iterator[tuple[str, str]]:
 def contents(folder: str) -> str:
     """A sentence on what a folder holds, for error messages."""
     names = sorted(name for name, _ in listing(folder))
-    shown = ', '.join(names[:8]) + (f', … ({len(names)} in all)' if len(names) > 8 else '')
-    return f'The folder {folder!r} holds: {shown or "nothing"}.'
+    return f'The folder {folder!r} holds: {first_few(names, 8) or "nothing"}.'
 
 
 def nearest(pattern: str) -> str:

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import re
-import sys
 import time
 import uuid
 import zlib
@@ -19,12 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
 from clip_jax.data.errors import Skipped
 from clip_jax.data.sources import _files, _tar_format
 from clip_jax.data.sources._skipped import EXAMPLES, Ledger
 from clip_jax.data.sources._tar_format import BLOCK, Member, Read, Unreadable
+from clip_jax.runtime.progress import track
 
 # Where the members of a sample are: the block in which their data begins, 0 for one that is absent
 # (block 0 is always a header), and bytes. `head` is how many blocks before the image's data its
@@ -43,7 +42,6 @@ _LARGEST_SHARD = BLOCK << 32  # bytes that block numbers of 32 bits reach
 _LARGEST_MEMBER = 0x7FFFF000  # bytes; what a single read returns at most
 _LARGEST_LABEL = 0xFFFF  # bytes; of a longer one so many are read, which are no number either
 _SCANS = 16  # shards at a time; they wait for the disk or the network most of the time
-_REPORT = 10  # seconds between lines in the log
 _SAVE = 300  # seconds of work that an interruption can cost
 
 _MAGIC = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'\x28\xb5\x2f\xfd': 'zstd'}
@@ -266,25 +264,9 @@ def _scan_all(
 
     # One shard that is refused ends it: what is left of the map is then cancelled.
     with ThreadPoolExecutor(_SCANS) as pool:
-        yield from _with_progress(pool.map(scan_one, shards), len(shards))
-
-
-def _with_progress(parts: Iterable[Part], total: int) -> Iterator[Part]:
-    """Passes parts on; shows how far it is, in a bar on a terminal and otherwise in the log."""
-    if sys.stderr.isatty():
-        yield from tqdm(parts, 'Indexing', total, leave=False, unit=' shards', delay=1)
-        return
-    start = reported = time.monotonic()
-    for done, part in enumerate(parts, 1):
-        yield part
-        now = time.monotonic()
-        if now - reported >= _REPORT:
-            reported, rate = now, done / (now - start)
-            minutes = (total - done) / rate / 60
-            logging.info(
-                'Indexed %d of %d tar shards, %.1f a second, %.0f minutes left.',
-                *(done, total, rate, minutes),
-            )
+        yield from track(
+            pool.map(scan_one, shards), 'Indexing', len(shards), unit='shards', delay=1
+        )
 
 
 class _Cache:

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict
 
 from clip_jax import lookup
 from clip_jax.data.errors import BadRecord, DataNotFound, Skipped
 from clip_jax.data.sources import _captions
+from clip_jax.runtime.messages import one_line
 
 INFO_FILE = 'dataset_info.json'
 
@@ -52,7 +54,7 @@ class TfdsSource:
         try:
             record = self._records[i]
         except RuntimeError as error:  # ArrayRecord's checksums do not fit
-            raise BadRecord('damaged', ' '.join(str(error).split())) from error
+            raise BadRecord('damaged', one_line(error)) from error
         parsed = self._parse(record)
         example = {what: _at(parsed, key) for what, key in self._keys.items()}
         if 'texts' in example:
@@ -206,7 +208,7 @@ def _keys(
     """What is in which feature; only texts and labels under their default names may be missing."""
     import tensorflow_datasets as tfds
 
-    stored = _flat(features.get_serialized_info())
+    stored = flatten_dict(features.get_serialized_info(), sep='/')
     images = [key for key in features if isinstance(features[key], tfds.features.Image)]
     others = {key: info for key, info in stored.items() if key not in images}
     texts = [
@@ -231,12 +233,3 @@ def _keys(
                 f'{", ".join(choices) or "none"}. All: {", ".join(stored)}.'
             )
     return keys
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """Joins the keys of nested dicts with slashes."""
-    flat = {}
-    for key, value in tree.items():
-        inner = isinstance(value, Mapping)
-        flat |= _flat(value, f'{prefix}{key}/') if inner else {prefix + key: value}
-    return flat

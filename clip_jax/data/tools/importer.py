@@ -29,8 +29,10 @@ from clip_jax import lookup
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.image import upright
 from clip_jax.data.sources import Source
-from clip_jax.data.tools.scan import ERRORS, Progress, check, in_order, labels_of, why
+from clip_jax.data.tools.scan import ERRORS, check, in_order, labels_of, why
 from clip_jax.runtime import atomic, lock
+from clip_jax.runtime.messages import first_few
+from clip_jax.runtime.progress import Progress
 
 VERSION = '1.0.0'
 DESCRIPTION = 'Images with captions, written by clip-jax data import.'
@@ -185,7 +187,7 @@ def run(job: ImportJob, *, threads: int, beam: tuple[str, Mapping[str, Any]] | N
             _run_on_beam(job, missing, pipeline)
         else:
             to_do = sum(len(job.range(shard)) for shard in missing)
-            with Progress('import', total, total - to_do) as progress:
+            with Progress('import', total, done=total - to_do) as progress:
                 for shard in missing:
                     job.write_shard(shard, threads=threads, advance=progress.advance)
         summary = _complete(job)
@@ -203,15 +205,13 @@ def _check_set(job: ImportJob) -> None:
         )
     for split, other in others.items():
         names = other['label_names']
-        if split != job.split and names and job.source.label_names not in ([], names):
+        own = job.source.label_names
+        if split != job.split and names and own not in ([], names):
             raise ValueError(
-                f'{job.folder}: the classes of its split {split} are {_few(names)}, those of '
-                f'{job.spec} are {_few(job.source.label_names)}; choose another name'
+                f'{job.folder}: the classes of its split {split} are {len(names)} '
+                f'({first_few(names)}), those of {job.spec} are {len(own)} ({first_few(own)}); '
+                'choose another name'
             )
-
-
-def _few(names: list[str]) -> str:
-    return f'{len(names)} ({", ".join(names[:4])}{", …" if len(names) > 4 else ""})'
 
 
 def _check_settings(job: ImportJob) -> None:

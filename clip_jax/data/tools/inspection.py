@@ -18,7 +18,8 @@ from PIL import ExifTags, Image
 from clip_jax import lookup
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.sources import Source
-from clip_jax.data.tools.scan import ERRORS, Progress, check, in_order, labels_of, why
+from clip_jax.data.tools.scan import ERRORS, check, in_order, labels_of, why
+from clip_jax.runtime.progress import Progress
 
 CONTEXT = 77  # tokens of a text that CLIP reads
 PART = 256  # records in memory at a time

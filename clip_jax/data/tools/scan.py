@@ -1,22 +1,17 @@
-"""Every record of a source once: read by threads, given in order, checked, with the time left."""
+"""Reads every record of a source once: in threads, in order, and checked."""
 
 import collections
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.image import upright
 from clip_jax.data.sources import Source
 
 CHUNK = 8  # records that a thread takes at a time
-LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
 # What reading a record may raise; of these, BadRecord (a ValueError) alone lets a run go on.
 ERRORS = (ValueError, RuntimeError, OSError)
@@ -72,43 +67,3 @@ def in_order(
         finally:
             # Whoever stops early waits for what has begun only.
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-class Progress:
-    """Says on stderr how many records are done, how fast, and how long the others will take: a bar
-    on a terminal, elsewhere a line now and then.
-    """
-
-    def __init__(self, what: str, total: int, done: int = 0):
-        self._what, self._total, self._first, self.done = what, total, done, done
-        self._begun = self._said = time.monotonic()
-        self._bar = None
-        if sys.stderr.isatty():
-            self._bar = tqdm(desc=what, total=total, initial=done, unit=' records', leave=False)
-
-    def __enter__(self) -> 'Progress':
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    @property
-    def rate(self) -> float:
-        """Records a second since the start, without those that were done before."""
-        return (self.done - self._first) / max(1e-9, time.monotonic() - self._begun)
-
-    def advance(self, count: int = 1) -> None:
-        """Counts records that are done."""
-        self.done += count
-        if self._bar is not None:
-            self._bar.update(count)
-        elif time.monotonic() - self._said >= LINE_EVERY:
-            self._said = time.monotonic()
-            left = timedelta(seconds=round((self._total - self.done) / self.rate))
-            print(
-                f'{self._what}: {self.done:,} of {self._total:,} records, {self.rate:,.0f} a '
-                f'second, {left} left',
-                file=sys.stderr,
-                flush=True,
-            )

@@ -1,132 +1,16 @@
 """Every file of data/sources keeps what the folder promises: tested the moment it exists."""
 
 import inspect
-import io
 import pickle
-import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from etils import epath
-from PIL import Image
+from support.sources import CAPTIONS, MAKERS, png, row
 
 from clip_jax import lookup
-from clip_jax.data import embedding_store
 from clip_jax.data.errors import BadRecord, DataNotFound, Skipped
 from clip_jax.data.sources import open_source
-from clip_jax.runtime import atomic
-
-CAPTIONS = [f'picture {i}' for i in range(6)]
-
-
-def png(shade: int) -> bytes:
-    file = io.BytesIO()
-    Image.new('RGB', (4, 3), (shade, 0, 0)).save(file, 'PNG')
-    return file.getvalue()
-
-
-def make_tars(path, captions) -> str:
-    with tarfile.open(path / 'a.tar', 'w') as tar:
-        for i, caption in enumerate(captions):
-            for ext, data in ('png', png(i)), ('txt', caption), ('cls', b'%d' % (i % 2)):
-                member = tarfile.TarInfo(f'{i}.{ext}')
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-    return f'tars:{path}/a.tar'
-
-
-def make_table(path, captions) -> str:
-    lines = [b'image,caption,label']
-    for i, caption in enumerate(captions):
-        (path / f'{i}.png').write_bytes(png(i))
-        lines.append(b'%d.png,%b,%d' % (i, caption, i % 2))
-    (path / 'a.csv').write_bytes(b'\n'.join(lines))
-    return f'table:{path}/a.csv'
-
-
-def make_folder(path, captions) -> str:
-    for i, caption in enumerate(captions):
-        folder = path / ('odd' if i % 2 else 'even')
-        folder.mkdir(exist_ok=True)
-        (folder / f'{i}.png').write_bytes(png(i))
-        (folder / f'{i}.txt').write_bytes(caption)
-    return f'folder:{path}'
-
-
-class Pictures(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version('1.0.0')
-    captions: list[bytes]
-
-    def _info(self):
-        features = {
-            'image': tfds.features.Image(),
-            'captions': tfds.features.Text(),
-            'label': tfds.features.ClassLabel(names=['even', 'odd']),
-        }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager):
-        return {'train': self._generate_examples()}
-
-    def _generate_examples(self):
-        for i, caption in enumerate(self.captions):
-            yield i, {'image': png(i), 'captions': caption, 'label': i % 2}
-
-
-def make_tfds(path, captions) -> str:
-    Pictures.captions = captions
-    Pictures(data_dir=path, file_format='array_record').download_and_prepare()
-    return 'tfds:pictures/train'
-
-
-def row(shade: int) -> np.ndarray:
-    """What stands for picture `shade` in a folder of embeddings."""
-    return np.eye(8, dtype=np.float32)[shade]
-
-
-def make_embeddings(path, captions) -> str:
-    """Two shards; what is no UTF-8 was left out when it was embedded."""
-    usable = [i for i, caption in enumerate(captions) if caption.isascii()]
-    for shard, own in enumerate((usable[:4], usable[4:])):
-        embedding_store.write_shard(
-            epath.Path(path),
-            shard,
-            images=np.stack([row(i) for i in own]),
-            texts=np.stack([row(i) for i in own]),
-            records=[
-                {'record': i, 'where': f'p/{i}', 'label': i % 2, 'texts': [captions[i].decode()]}
-                for i in own
-            ],
-            bad=[],
-        )
-    description = {
-        'complete': True,
-        'model': '/no/model',
-        'card': {},
-        'arithmetic': 'float32',
-        'fingerprint': 'f',
-        'data': 'folder:p',
-        'data_options': {},
-        'features': 'embedding',
-        'dtype': 'float32',
-        'width': 8,
-        'label_names': ['even', 'odd'],
-        'bad': {'not_utf8': {'count': 1, 'examples': ['p/4']}} if len(usable) < 6 else {},
-        'shards': [[4, 4], [len(usable) - 4] * 2],
-    }
-    atomic.write_json(epath.Path(path) / embedding_store.DESCRIPTION, description)
-    return f'embeddings:{path}'
-
-
-MAKERS = {
-    'tars': make_tars,
-    'table': make_table,
-    'folder': make_folder,
-    'tfds': make_tfds,
-    'embeddings': make_embeddings,
-}
 
 
 def make(kind: str, path, captions: list[bytes]) -> tuple[str, dict]:

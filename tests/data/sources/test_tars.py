@@ -24,6 +24,7 @@ from PIL import Image
 from clip_jax.data.errors import BadRecord, Skipped
 from clip_jax.data.sources import _tar_format, _tar_index, open_source, tars
 from clip_jax.data.sources._tar_index import ROW, Part, Shard
+from clip_jax.runtime import progress
 
 FLICKR = pathlib.Path(__file__).parents[4] / 'shared' / 'flickr8k'
 
@@ -838,14 +839,13 @@ def test_a_large_cached_index_opens_at_once_and_takes_24_bytes_a_sample(tmp_path
         assert (image, size) == (i % each * 64 + 1, 30_000)
 
 
-def test_progress_is_logged_where_there_is_no_terminal(three_shards, monkeypatch):
+def test_progress_of_a_long_scan_is_logged(three_shards, monkeypatch):
     lines = []
-    monkeypatch.setattr(_tar_index, '_REPORT', 0)
-    monkeypatch.setattr(_tar_index.logging, 'info', lambda text, *args: lines.append(text % args))
+    monkeypatch.setattr(progress, 'LOG_EVERY', 0)
+    monkeypatch.setattr(progress.logging, 'info', lambda text, *args: lines.append(text % args))
     tars.source(f'{three_shards}/x-*.tar')
     assert len(lines) == 3
-    assert lines[-1].startswith('Indexed 3 of 3 tar shards, ')
-    assert lines[-1].endswith(' a second, 0 minutes left.')
+    assert lines[-1].startswith('Indexing: 3 of 3 shards, ')
 
 
 @pytest.fixture

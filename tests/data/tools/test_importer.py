@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import io
 import json
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
+from support.files import hashes
 from support.listed import Listed
 from support.process import environment
 
@@ -72,14 +72,6 @@ def read(tmp_path):
 
 def everything(source) -> list[dict]:
     return [source[i] for i in range(len(source))]
-
-
-def hashes(folder: pathlib.Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob('*'))
-        if path.is_file()
-    }
 
 
 @pytest.mark.parametrize('shard_size', [1, 7, 10_000])
@@ -273,10 +265,11 @@ KILLED = """
 import itertools, os, pathlib, signal, sys
 import tensorflow_datasets
 from array_record.python import array_record_module
-from clip_jax.data import imports, sources
-from test_imports import hashes
+from clip_jax.data import sources
+from clip_jax.data.tools import importer
+from support.files import hashes
 
-imports._serializer()  # what takes long is done once
+importer._serializer()  # what takes long is done once
 spec, folder = sys.argv[1:]
 
 def counted(function, left):
@@ -295,10 +288,10 @@ def run(directory, files=-1, records=-1):
     class Writer(array_record_module.ArrayRecordWriter):
         write = counted(array_record_module.ArrayRecordWriter.write, itertools.count(records, -1))
     array_record_module.ArrayRecordWriter = Writer
-    job = imports.Import(
+    job = importer.ImportJob(
         lambda: sources.open_source(spec), spec, {}, directory, 'set', size=24, shard_size=32
     )
-    imports.run(job, threads=2)
+    importer.run(job, threads=2)
     os._exit(0)
 
 assert run(f'{folder}/clean') == 0
@@ -323,7 +316,7 @@ print(moments, {'tensorflow', 'torch'} & {*sys.modules})
 
 def test_a_killed_import_goes_on_and_ends_as_one_that_was_not(tiny_tars, tmp_path):
     tests = pathlib.Path(__file__).parents[2]
-    path = os.pathsep.join(map(str, (environment()['PYTHONPATH'], tests, tests / 'data')))
+    path = os.pathsep.join(map(str, (environment()['PYTHONPATH'], tests)))
     done = subprocess.run(
         [sys.executable, '-c', KILLED, tiny_tars, str(tmp_path)],
         capture_output=True,

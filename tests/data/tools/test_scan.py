@@ -103,25 +103,3 @@ class Place:
 def test_a_place_is_named_once():
     assert scan.why(Place(), 4, ValueError('no')) == 'a.tar: 4.jpg: no'
     assert scan.why(Place(), 4, ValueError('a.tar: 4.jpg: no')) == 'a.tar: 4.jpg: no'
-
-
-def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
-    clock = [100.0]
-    monkeypatch.setattr(time, 'monotonic', lambda: clock[0])
-    with scan.Progress('read', 1_000_000, 400_000) as progress:
-        for _ in range(30):
-            clock[0] += 1
-            progress.advance(1_000)
-    # 400,000 were done before; they say nothing about the rate.
-    assert capsys.readouterr().err.splitlines() == [
-        'read: 410,000 of 1,000,000 records, 1,000 a second, 0:09:50 left',
-        'read: 420,000 of 1,000,000 records, 1,000 a second, 0:09:40 left',
-        'read: 430,000 of 1,000,000 records, 1,000 a second, 0:09:30 left',
-    ]
-
-
-def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
-    monkeypatch.setattr('sys.stderr.isatty', lambda: True, raising=False)
-    with scan.Progress('read', 10) as progress:
-        progress.advance(5)
-    assert 'read:' in capsys.readouterr().err
