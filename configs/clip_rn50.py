@@ -4,9 +4,9 @@ r"""CLIP ResNet-50 on a TPU v5e-256: arXiv 2103.00020, tables 18 and 19.
         --config.data.train='tars:gs://BUCKET/pairs/*.tar'
     clip-jax plan --config=clip_rn50 --topology=v5e:16x16
 
-32 epochs of 400 million pairs; batch normalization over the whole batch. Not trained by us;
+32 epochs of 400 million pairs; batch normalization over the global batch. Not trained by us;
 published: 59.6 % zero-shot on ImageNet (table 11). Planned, not measured (experiments/plans): 4.1
-of 16 GiB a chip, 0.21 s a step without collectives, 16 % MFU.
+of 16 GiB per chip, 0.21 s per step without collectives, 16 % MFU.
 """
 
 import default

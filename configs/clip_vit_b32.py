@@ -5,7 +5,7 @@ r"""CLIP ViT-B/32 on a TPU v5e-256: arXiv 2103.00020, tables 18 and 20.
     clip-jax plan --config=clip_vit_b32 --topology=v5e:16x16
 
 32 epochs of 400 million pairs. Not trained by us; published: 63.2 % zero-shot on ImageNet (table
-11). Planned, not measured (experiments/plans): 5.9 of 16 GiB a chip, 0.16 s a step without
+11). Planned, not measured (experiments/plans): 5.9 of 16 GiB per chip, 0.16 s per step without
 collectives, 18 % MFU.
 """
 

@@ -5,9 +5,9 @@ CLIP-ViT-H-14-laion2B-s32B-b79K.
         --config.data.train='tars:gs://BUCKET/pairs/*.tar'
     clip-jax plan --config=clip_vit_h14 --topology=v5p:4x4x4
 
-32 billion pairs in batches of 79 thousand, as the checkpoint's name says; what is not said there is
+32 billion pairs in batches of 79 thousand, from the name of the checkpoint; all other values are
 CLIP's (arXiv 2103.00020, table 18). Not trained by us; published: 78.0 % zero-shot on ImageNet
-(open_clip's README). Planned, not measured (experiments/plans): 93.4 of 95 GiB a chip, 13.8 s a
+(open_clip's README). Planned, not measured (experiments/plans): 93.4 of 95 GiB per chip, 13.8 s per
 step without collectives, 22 % MFU.
 """
 

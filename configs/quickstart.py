@@ -1,4 +1,4 @@
-"""A small CLIP on drawn shapes, in minutes on a laptop's CPU.
+"""A small CLIP on drawn shapes: minutes on the CPU of a laptop.
 
     clip-jax train --config=quickstart --workdir=runs/quickstart
 
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
 
     c.data.train = 'tfds:shapes_captions/train'
     c.data.num_threads = 2
-    c.data.augment.crop_scale = (1.0, 1.0)  # the whole picture: a crop would cut off shapes
+    c.data.augment.crop_scale = (1.0, 1.0)  # no crop: it would cut off shapes
 
     c.tokenizer.name = 'sentencepiece'
     c.tokenizer.vocab_size = 320
@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
         'data': 'tfds:shapes_captions/test_heldout',
         'templates': 'shapes',
     }
-    c.evals.zeroshot = ConfigDict({**heldout, 'classes': 'present'})  # pairs never seen in training
-    c.evals.zeroshot_all = ConfigDict({**heldout, 'classes': 'all'})  # among seen pairs as well
+    c.evals.zeroshot = ConfigDict({**heldout, 'classes': 'present'})  # only held-out pairs
+    c.evals.zeroshot_all = ConfigDict({**heldout, 'classes': 'all'})  # classes of training too
     c.evals.retrieval = ConfigDict({'type': 'retrieval', 'data': 'tfds:shapes_captions/test'})
     return c.lock()

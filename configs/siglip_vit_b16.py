@@ -1,13 +1,13 @@
 r"""SigLIP ViT-B/16 on a TPU v5e-256: arXiv 2303.15343, with the optimizer that arXiv 2502.14786
-(section 2.5) gives for its successor.
+(section 2.5) gives for SigLIP 2.
 
     clip-jax train --config=siglip_vit_b16 --workdir=gs://BUCKET/siglip --distributed \
         --config.data.train='tars:gs://BUCKET/pairs/*.tar'
     clip-jax plan --config=siglip_vit_b16 --topology=v5e:16x16
 
-40 billion pairs; the vocabulary is trained on your captions, in place of the published one of as
-many pieces. Not trained by us. Planned, not measured (experiments/plans): 10.5 of 16
-GiB a chip, 0.42 s a step without collectives, 21 % MFU.
+40 billion pairs. The vocabulary is trained on your captions, with the size of the published one.
+Not trained by us. Planned, not measured (experiments/plans): 10.5 of 16 GiB per chip, 0.42 s per
+step without collectives, 21 % MFU.
 """
 
 import default
