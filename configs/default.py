@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     c.total_steps = 100_000  # updates; the learning rate reaches 0 at the last
     c.log_every = 50  # steps between lines of metrics
     c.eval_every = 5_000  # steps between evaluations; also at the start and at the end
+    c.figures = True  # draw curves and examples into plots/ at the end of the run
     # Watchdog: seconds that two consecutive steps (or evaluation batches) may take, including saves
     # and compilation. After that the stacks of all threads are printed and the process exits with
     # code 75. 0: no limit.

@@ -1,6 +1,7 @@
 """Eight simulated devices for every test in this process, and small data that tests share."""
 
 import io
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -9,10 +10,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.process import COLORS, ROOT, clip_jax_command, environment  # before JAX
+from support.process import (  # before JAX
+    COLORS,
+    ROOT,
+    SCRATCH,
+    cache_only_programs_of_one_device,
+    clip_jax_command,
+    environment,
+    use_one_device_by_default,
+)
+from support.runs import command
 
 # Files that take minutes come first, so that no process of the tests waits long for the other.
 LONG = ('test_hosts', 'test_runs', 'test_faults', 'test_sharding', 'test_cli', 'test_checkpoint')
+
+
+def pytest_configure() -> None:
+    cache_only_programs_of_one_device()
+    use_one_device_by_default()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, 'workerinput'):  # the workers of pytest-xdist end before
+        shutil.rmtree(SCRATCH, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,7 +84,7 @@ def get_config():
     c.data.augment.flip = 0.5
     c.tokenizer.update(name='sentencepiece', vocab_size=40, context_length=12)
     c.model.preset, c.model.embed_dim = '', 16
-    small = dict(width=32, depth=2, heads=2, mlp_dim=64)
+    small = dict(width=32, depth=1, heads=2, mlp_dim=64)
     c.model.image.update(image_size=16, patch_size=8, patch_dropout=0.25, **small)
     c.model.text.update(**small)
     c.optimizer.update(learning_rate=3e-3, warmup_steps=2)
@@ -105,10 +125,10 @@ def clip_jax_cli():
 
 
 @pytest.fixture(scope='session')
-def tiny_run(tiny_config, clip_jax_cli, tmp_path_factory) -> Path:
+def tiny_run(tiny_config, tmp_path_factory) -> Path:
     """The run directory of `tiny_config`, trained to its end through the command line."""
     workdir = tmp_path_factory.mktemp('runs') / 'tiny'
-    done = clip_jax_cli('train', f'--config={tiny_config}', f'--workdir={workdir}')
+    done = command('train', f'--config={tiny_config}', f'--workdir={workdir}')
     assert done.returncode == 0, done.stderr
     return workdir
 

@@ -10,9 +10,10 @@ import subprocess
 import sys
 
 import pytest
+from support.files import hashes
 from support.process import ROOT, clip_jax_command, environment
+from support.runs import FAST, Process, command, rows, train, training
 from test_interrupts import machine  # noqa: F401
-from test_runs import Process, hashes, rows, training
 
 import clip_jax
 from clip_jax import checkpoint
@@ -33,8 +34,8 @@ def assert_complete_and_same(workdir, tiny_run):
     )
 
 
-def finish(workdir, config, clip_jax_cli, *changes):
-    done = clip_jax_cli('train', f'--config={config}', f'--workdir={workdir}', *changes)
+def finish(workdir, config, *changes):
+    done = train(config, workdir, *changes)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -47,7 +48,7 @@ def test_sigterm_saves_and_ends_well(tiny_config, tiny_run, tmp_path):
     end = process.end()
     assert end.code == 0
     assert 3 <= end.saved == end.steps[-1] <= 6
-    assert f'stopped at step {end.saved} of 12; saved in {workdir}' in end.out
+    assert f'stopped at step {end.saved} of 12, saved in {workdir}' in end.out
     assert 'SIGTERM: saving after this step' in end.err and 'Traceback' not in end.err
     assert not (workdir / 'summary.json').exists() and not (workdir / 'training.lock').exists()
     assert Process(workdir, tiny_config).end().code == 0
@@ -75,14 +76,12 @@ def test_a_notice_of_the_machine_does_the_same(machine, tiny_config, tmp_path): 
     assert 2 <= end.saved < STEPS and f'stopped at step {end.saved} of 12' in end.out
 
 
-def test_a_second_training_on_the_same_directory_is_refused(
-    tiny_config, tiny_run, clip_jax_cli, tmp_path
-):
+def test_a_second_training_on_the_same_directory_is_refused(tiny_config, tiny_run, tmp_path):
     workdir = tmp_path / 'run'
     first = Process(workdir, tiny_config)
     first.until('step  1/12')
     changes = '--config.eval_every=1', '--config.checkpoint.every=5'
-    second = clip_jax_cli('train', f'--config={tiny_config}', f'--workdir={workdir}', *changes)
+    second = command('train', f'--config={tiny_config}', f'--workdir={workdir}', *changes)
     assert second.returncode == 1
     (line,) = second.stderr.splitlines()
     assert f'{workdir}: another training writes there' in line
@@ -91,9 +90,7 @@ def test_a_second_training_on_the_same_directory_is_refused(
     assert_complete_and_same(workdir, tiny_run)
 
 
-def test_an_evaluation_that_was_cut_short_is_made_up_for(
-    tiny_config, tiny_run, clip_jax_cli, tmp_path
-):
+def test_an_evaluation_that_was_cut_short_is_made_up_for(tiny_config, tiny_run, tmp_path):
     """As after a kill in the evaluation of step 8, which is saved before."""
     workdir = tmp_path / 'run'
     shutil.copytree(tiny_run, workdir)
@@ -104,17 +101,17 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(
     (workdir / 'metrics.jsonl').write_text(text)
     before = hashes(workdir / 'checkpoints')
     best = '--config.checkpoint.keep_best=1', '--config.checkpoint.best_metric=zeroshot/top_1'
-    refused = clip_jax_cli('train', f'--config={tiny_config}', f'--workdir={workdir}', *best)
+    refused = command('train', f'--config={tiny_config}', f'--workdir={workdir}', *best)
     assert refused.returncode == 1 and "best_metric: there is no 'zeroshot/top_1'" in refused.stderr
     assert hashes(workdir / 'checkpoints') == before
-    done = finish(workdir, tiny_config, clip_jax_cli)
-    assert 'goes on at step 8 of 12' in done.stdout
+    done = finish(workdir, tiny_config)
+    assert 'resumes from step 8 of 12' in done.stdout
     assert_complete_and_same(workdir, tiny_run)
     found = [x['step'] for x in rows(workdir) if 'zeroshot/top1' in x]
     assert found == [x['step'] for x in rows(tiny_run) if 'zeroshot/top1' in x]
 
 
-def test_a_damaged_checkpoint_is_not_believed(tiny_config, tiny_run, clip_jax_cli, tmp_path):
+def test_a_damaged_checkpoint_is_not_believed(tiny_config, tiny_run, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(tiny_run, workdir)
     (workdir / 'summary.json').unlink()
@@ -123,45 +120,43 @@ def test_a_damaged_checkpoint_is_not_believed(tiny_config, tiny_run, clip_jax_cl
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
 
-    listed = clip_jax_cli('checkpoint', 'list', workdir)
+    listed = command('checkpoint', 'list', workdir)
     assert listed.returncode == 0 and 'newest complete: step 12' in listed.stdout  # by sizes
-    checked = clip_jax_cli('checkpoint', 'verify', workdir)
+    checked = command('checkpoint', 'verify', workdir)
     assert checked.returncode == 1
     assert 'CORRUPT' in checked.stdout and 'newest valid: step 8' in checked.stdout
     assert f'the content of variables/ocdbt.process_0/d/{data.name}' in checked.stdout
-    used = clip_jax_cli('checkpoint', 'verify', workdir / 'checkpoints/8')
+    used = command('checkpoint', 'verify', workdir / 'checkpoints/8')
     assert used.returncode == 0 and 'zeroshot/top1' not in used.stderr
 
-    done = finish(workdir, tiny_config, clip_jax_cli)
-    assert 'not whole, kept as *.damaged: step 12: the content of variables' in done.stdout
-    assert 'goes on at step 8 of 12' in done.stdout
+    done = finish(workdir, tiny_config)
+    assert 'corrupt, kept as *.damaged: step 12: the content of variables' in done.stdout
+    assert 'resumes from step 8 of 12' in done.stdout
     assert_complete_and_same(workdir, tiny_run)
     assert next((workdir / 'checkpoints/12.damaged').rglob(data.name)).read_bytes() == content
-    listed = clip_jax_cli('checkpoint', 'list', workdir)
-    assert 'no step: set aside' in listed.stdout
+    listed = command('checkpoint', 'list', workdir)
+    assert 'no step' in listed.stdout
     assert 'loss' in listed.stdout and 'zeroshot/top1' in listed.stdout
 
 
-def test_what_is_wrong_with_checkpoint_commands_is_one_line(clip_jax_cli, tmp_path):
+def test_what_is_wrong_with_checkpoint_commands_is_one_line(tmp_path):
     for arguments, message in (
         (('list', tmp_path), 'no checkpoint found'),
         (('verify', tmp_path / 'none'), 'no such file or folder'),
         (('list', tmp_path, '--sampled'), "no flag '--sampled'"),
     ):
-        done = clip_jax_cli('checkpoint', *arguments)
+        done = command('checkpoint', *arguments)
         (line,) = done.stderr.splitlines()
         assert done.returncode == 1 and message in line
 
 
-def test_a_run_that_no_longer_learns_stops_and_keeps_its_checkpoint(
-    tiny_config, clip_jax_cli, tmp_path
-):
+def test_a_run_that_no_longer_learns_stops_and_keeps_its_checkpoint(tiny_config, tmp_path):
     workdir, flags = (
         tmp_path / 'run',
         ('optimizer.learning_rate=1e30', 'skip_updates.max_consecutive=3'),
     )
     flags = [f'--config.{flag}' for flag in (*flags, 'checkpoint.every=1', 'eval_every=50')]
-    done = clip_jax_cli('train', f'--config={tiny_config}', f'--workdir={workdir}', *flags)
+    done = command('train', f'--config={tiny_config}', f'--workdir={workdir}', *flags)
     assert done.returncode == 1
     line = done.stderr.splitlines()[-1]
     assert '3 updates in a row' in line and 'the newest checkpoint is of step' in line
@@ -181,11 +176,11 @@ def test_a_full_disk_is_one_line_and_harms_nothing(tiny_config, tiny_run, tmp_pa
     shutil.rmtree(workdir / 'checkpoints/12')
     (workdir / 'summary.json').unlink()
     before = hashes(workdir / 'checkpoints')
-    command = clip_jax_command('train', f'--config={tiny_config}', f'--workdir={workdir}')
+    arguments = clip_jax_command('train', f'--config={tiny_config}', f'--workdir={workdir}', FAST)
     said = []
     for limit in (workdir / 'card.json').stat().st_size // 1024 + 1, 16:
         done = subprocess.run(
-            ['bash', '-c', f'ulimit -f {limit} && exec "$@"', 'bash', *command],
+            ['bash', '-c', f'ulimit -f {limit} && exec "$@"', 'bash', *arguments],
             capture_output=True,
             text=True,
             env=environment(),
@@ -194,7 +189,7 @@ def test_a_full_disk_is_one_line_and_harms_nothing(tiny_config, tiny_run, tmp_pa
         assert done.returncode == 1 and 'Traceback' not in done.stderr
         said.append(done.stderr.splitlines()[-1])
     assert 'the checkpoint of step 12 could not be written' in said[0] and 'step 8' in said[0]
-    assert f'{workdir}: File too large; the checkpoints there are unharmed' in said[1]
+    assert f'{workdir}: File too large; its checkpoints are intact' in said[1]
     now = hashes(workdir / 'checkpoints')
     assert {k: v for k, v in now.items() if 'unsealed' not in k} == before
     assert checkpoint.find(workdir).name == '8'

@@ -2,48 +2,26 @@
 changes nothing.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from support.files import hashes
 from support.process import clip_jax_command, environment
+from support.runs import End, Process, command, rows, summary, train, training
 
 import clip_jax
-from clip_jax import checkpoint, metrics
+from clip_jax import checkpoint
 
 STEPS = 12
 MEASURED = {'loss', 'accuracy/image_to_text', 'grad_norm', 'logit_scale', 'learning_rate'}
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob('*') if path.is_file())
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def rows(workdir: Path) -> list[dict]:
-    path = workdir / 'metrics.jsonl'
-    return metrics.read_jsonl(path) if path.exists() else []
-
-
-def training(workdir: Path) -> list[dict]:
-    """What training computed at each step, without what depends on the clock."""
-    clock = {'pairs_per_second', 'input_wait'}
-    found = [row for row in rows(workdir) if 'loss' in row]
-    return [{k: v for k, v in row.items() if k not in clock} for row in found]
-
-
-def summary(workdir: Path) -> dict:
-    return json.loads((workdir / 'summary.json').read_text())
 
 
 # What a run leaves
@@ -131,9 +109,9 @@ def test_training_learns(tiny_run):
 # What other commands make of it
 
 
-def test_the_same_command_again_changes_nothing(tiny_run, tiny_config, clip_jax_cli):
+def test_the_same_command_again_changes_nothing(tiny_run, tiny_config):
     before = hashes(tiny_run)
-    done = clip_jax_cli('train', f'--config={tiny_config}', f'--workdir={tiny_run}')
+    done = command('train', f'--config={tiny_config}', f'--workdir={tiny_run}')
     assert (done.returncode, done.stderr) == (0, '')
     assert 'this run is complete (12 steps); nothing to do' in done.stdout
     assert f'zeroshot/top1 {summary(tiny_run)["zeroshot/top1"]:.4f}' in ' '.join(
@@ -143,10 +121,10 @@ def test_the_same_command_again_changes_nothing(tiny_run, tiny_config, clip_jax_
 
 
 def test_an_evaluation_afterwards_finds_the_same_numbers(
-    tiny_run, tiny_config, tiny_tars, clip_jax_cli, tmp_path
+    tiny_run, tiny_config, tiny_tars, tmp_path
 ):
     before = hashes(tiny_run)
-    done = clip_jax_cli(
+    done = command(
         'eval',
         'zeroshot',
         f'--model={tiny_run}',
@@ -167,24 +145,21 @@ def test_an_evaluation_afterwards_finds_the_same_numbers(
 # A run that begins from a checkpoint
 
 
-def begin(clip_jax_cli, config, workdir, path, *changes, steps=2):
+def begin(config, workdir, path, *changes, steps=2):
     """Trains a few steps from a checkpoint."""
     more = f'init_from={path}', f'total_steps={steps}', 'optimizer.warmup_steps=1', *changes
-    flags = [f'--config.{change}' for change in more]
-    return clip_jax_cli('train', f'--config={config}', f'--workdir={workdir}', *flags)
+    return train(config, workdir, *more)
 
 
 @pytest.mark.parametrize(
     'layout', ['clip_jax', 'open_clip', pytest.param('huggingface', marks=pytest.mark.slow)]
 )
-def test_a_run_begins_with_the_weights_of_a_checkpoint(
-    tiny_run, tiny_config, clip_jax_cli, tmp_path, layout
-):
+def test_a_run_begins_with_the_weights_of_a_checkpoint(tiny_run, tiny_config, tmp_path, layout):
     path, workdir = tiny_run, tmp_path / 'run'
     if layout != 'clip_jax':
         path = tmp_path / 'exported'
-        assert clip_jax_cli('convert', tiny_run, path, f'--layout={layout}').returncode == 0
-    done = begin(clip_jax_cli, tiny_config, workdir, path)
+        assert command('convert', tiny_run, path, f'--layout={layout}').returncode == 0
+    done = begin(tiny_config, workdir, path)
     assert done.returncode == 0, done.stderr
     first = next(row for row in rows(workdir) if 'zeroshot/top1' in row)
     assert first['step'] == 0 and first['zeroshot/top1'] == summary(tiny_run)['zeroshot/top1']
@@ -197,12 +172,12 @@ def test_a_run_begins_with_the_weights_of_a_checkpoint(
 
 
 def test_a_run_goes_on_with_larger_images_and_needs_its_origin_no_more(
-    tiny_run, tiny_config, clip_jax_cli, tmp_path
+    tiny_run, tiny_config, tmp_path
 ):
     origin, workdir = tmp_path / 'origin', tmp_path / 'run'
     shutil.copytree(tiny_run, origin)
     change = 'model.image.image_size=24'
-    done = begin(clip_jax_cli, tiny_config, workdir, origin, change)
+    done = begin(tiny_config, workdir, origin, change)
     assert done.returncode == 0, done.stderr
     assert clip_jax.load(workdir).model.image.image_size == 24
 
@@ -211,7 +186,7 @@ def test_a_run_goes_on_with_larger_images_and_needs_its_origin_no_more(
     (workdir / 'summary.json').unlink()
     (workdir / 'card.json').write_text('{"model": "damaged"}')
     before = training(workdir)
-    again = begin(clip_jax_cli, tiny_config, workdir, origin, change)
+    again = begin(tiny_config, workdir, origin, change)
     assert again.returncode == 0, again.stderr
     assert training(workdir) == before
 
@@ -219,9 +194,9 @@ def test_a_run_goes_on_with_larger_images_and_needs_its_origin_no_more(
     shutil.rmtree(origin)
     card = (workdir / 'card.json').read_text()
     (workdir / 'card.json').write_text(card.replace('24', '25'))
-    again = begin(clip_jax_cli, tiny_config, workdir, origin, change)
+    again = begin(tiny_config, workdir, origin, change)
     assert again.returncode == 0, again.stderr
-    assert 'goes on at step 2 of 2' in again.stdout
+    assert 'resumes from step 2 of 2' in again.stdout
     assert (workdir / 'card.json').read_text() == card
 
 
@@ -248,26 +223,24 @@ def test_the_compiled_step_is_found_again(tiny_config, tiny_run, clip_jax_cli, t
     assert before and {*programs.glob('jit_train_step-*-cache')} == before
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(
-    tiny_run, tiny_config, clip_jax_cli, tmp_path
-):
-    done = begin(clip_jax_cli, tiny_config, tmp_path / 'run', tiny_run, 'model.text.mlp_dim=32')
+def test_a_checkpoint_of_another_architecture_is_refused(tiny_run, tiny_config, tmp_path):
+    done = begin(tiny_config, tmp_path / 'run', tiny_run, 'model.text.mlp_dim=32')
     assert done.returncode == 1 and not (tmp_path / 'run').exists()
     (line,) = done.stderr.splitlines()
     assert (
         'params/text/transformer/block_0/mlp/in/bias is float32 (64,), expected float32 (32,)'
         in line
     )
-    done = begin(clip_jax_cli, tiny_config, tmp_path / 'run', tmp_path / 'none')
+    done = begin(tiny_config, tmp_path / 'run', tmp_path / 'none')
     assert done.returncode == 1 and 'no such file or folder' in done.stderr
 
 
-def test_figures_can_be_drawn_again(tiny_run, clip_jax_cli):
+def test_figures_can_be_drawn_again(tiny_run):
     before = hashes(tiny_run)
     figures = [tiny_run / name for name in summary(tiny_run)['figures']]
     for figure in figures:
         figure.unlink()
-    done = clip_jax_cli('plot', f'--workdir={tiny_run}')
+    done = command('plot', f'--workdir={tiny_run}')
     assert (done.returncode, done.stderr) == (0, '')
     page = tiny_run / 'plots' / 'index.html'
     assert {Path(line) for line in done.stdout.split()} == {*figures, page}
@@ -277,57 +250,6 @@ def test_figures_can_be_drawn_again(tiny_run, clip_jax_cli):
 
 
 # Stopped and taken up again
-
-
-class Process:
-    """A `clip-jax train` that can be stopped; its output goes to files."""
-
-    def __init__(self, workdir: Path, config: Path, *more: str, **options):
-        # Evaluating at each step takes time, so that a signal arrives between two steps, and
-        # changes nothing in training. Checkpoints are written at 5 and 10.
-        changes = '--config.eval_every=1', '--config.checkpoint.every=5', *more
-        flags = f'--config={config}', f'--workdir={workdir}', *changes
-        self.workdir, self.began = workdir, time.monotonic()
-        self.out, self.err = workdir.with_suffix('.out'), workdir.with_suffix('.err')
-        with self.out.open('w') as out, self.err.open('w') as err:
-            self.process = subprocess.Popen(
-                clip_jax_command('train', *flags),
-                stdout=out,
-                stderr=err,
-                env=environment(),
-                **options,
-            )
-
-    def until(self, text: str) -> None:
-        """Waits until there is a text in stderr; AssertionError if the process ends before."""
-        end = time.monotonic() + 200
-        while text not in self.err.read_text():
-            assert self.process.poll() is None, self.err.read_text()
-            assert time.monotonic() < end, self.err.read_text()
-            time.sleep(0.005)
-
-    def interrupt(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-
-    def end(self) -> 'End':
-        """Waits for the end of the process and says what there is then."""
-        code, seconds = self.process.wait(200), time.monotonic() - self.began
-        steps = [row['step'] for row in training(self.workdir)]
-        saved = [int(path.name) for path in (self.workdir / 'checkpoints').iterdir()]
-        return End(
-            code, seconds, steps, max(saved, default=0), self.out.read_text(), self.err.read_text()
-        )
-
-
-class End(NamedTuple):
-    """What a process left: exit code, wall time, logged steps, newest checkpoint, its output."""
-
-    code: int
-    seconds: float
-    steps: list[int]
-    saved: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope='module')
@@ -363,7 +285,7 @@ def ends(workdir, tiny_config) -> list[End]:
 def test_what_was_killed_before_its_first_checkpoint_starts_again(ends):
     killed, soft, *_ = ends
     assert (killed.code, killed.steps[0], killed.saved) == (-signal.SIGKILL, 1, 0)
-    assert 'goes on at step' not in soft.out
+    assert 'resumes from step' not in soft.out
     assert soft.steps == list(range(1, len(soft.steps) + 1))
 
 
@@ -371,14 +293,14 @@ def test_ctrl_c_saves_and_stops(ends, workdir):
     soft = ends[1]
     assert soft.code == 130
     assert 2 <= soft.saved == soft.steps[-1] < STEPS
-    assert f'stopped at step {soft.saved} of 12; saved in {workdir}' in soft.out
+    assert f'stopped at step {soft.saved} of 12, saved in {workdir}' in soft.out
     assert 'saving after this step' in soft.err
     assert 'Traceback' not in soft.err
 
 
 def test_ctrl_c_twice_stops_at_once(ends):
     _, soft, hard, _ = ends
-    assert f'goes on at step {soft.saved} of 12' in hard.out
+    assert f'resumes from step {soft.saved} of 12' in hard.out
     assert 'stopped at step' not in hard.out
     assert (hard.code, hard.err.splitlines()[-1]) == (130, 'interrupted')
     assert 'Traceback' not in hard.err
@@ -389,7 +311,7 @@ def test_ctrl_c_twice_stops_at_once(ends):
 def test_the_run_goes_on_at_the_last_checkpoint(ends, workdir):
     last = ends[-1]
     assert last.code == 0, last.err
-    assert 'goes on at step 5 of 12' in last.out
+    assert 'resumes from step 5 of 12' in last.out
     assert (last.steps, last.saved) == (list(range(1, STEPS + 1)), STEPS)
     assert [r['step'] for r in rows(workdir) if 'zeroshot/top1' in r] == list(range(STEPS + 1))
     assert (workdir / 'summary.json').exists()

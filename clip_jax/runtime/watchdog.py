@@ -48,7 +48,9 @@ class Watchdog:
             now = time.monotonic()
             with self._lock:
                 self._deadline, self._finished = self._finished + self._seconds, now
-            faulthandler.dump_traceback_later(max(self._deadline - now, 0) + GRACE, exit=True)
+            faulthandler.dump_traceback_later(
+                max(self._deadline - now, 0) + GRACE, exit=True, file=sys.__stderr__
+            )
 
     def stop(self) -> None:
         """Watches no more."""

@@ -16,7 +16,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from clip_jax import build, checkpoint, metrics
-from clip_jax.reports import drawing
 from clip_jax.runtime import environment, lock, multihost
 from clip_jax.runtime.preemption import Preempted, StopSignals
 from clip_jax.runtime.watchdog import Watchdog
@@ -268,7 +267,7 @@ def _summarize(
     """Draws the figures and writes `summary.json`: the run is complete."""
     outputs = loop.outputs
     outputs.writer.flush()
-    drawn = drawing.write_all(workdir, build.image_loader(config.data.options))
+    drawn = _draw(config, workdir) if config.figures else []
     lines = [line for line in metrics.read_jsonl(workdir / 'metrics.jsonl') if 'loss' in line]
     loss = lines[-1]['loss'] if lines else math.nan  # somebody removed them
     rates = [line['pairs_per_second'] for line in lines] or [0.0]
@@ -289,6 +288,13 @@ def _summarize(
         'figures': [str(path.relative_to(workdir)) for path in drawn],
     }
     run_directory.write_json(workdir / 'summary.json', summary)
+
+
+def _draw(config: ConfigDict, workdir: epath.Path) -> list[epath.Path]:
+    # matplotlib takes a third of the time of all imports, and is needed here alone.
+    from clip_jax.reports import drawing
+
+    return drawing.write_all(workdir, build.image_loader(config.data.options))
 
 
 def _summary(workdir: epath.Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ FREE = (
     'log_every',
     'eval_every',
     'evals',
+    'figures',
     'checkpoint',
     'skip_updates',
     'step_timeout',

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
-from test_runs import summary, training
+from support.runs import summary, training
 
 GOOD = 60
 
@@ -145,7 +145,7 @@ def test_a_run_that_goes_on_counts_as_one_that_never_stopped(
         'train', *arguments, '--config.data.max_bad_fraction=0.5', f'--workdir={again}'
     )
     assert ended.returncode == 0, ended.stderr
-    assert 'goes on at step 8 of 12' in ended.stdout
+    assert 'resumes from step 8 of 12' in ended.stdout
     assert summary(again)['bad_records'] == summary(workdir)['bad_records']
     assert listed(again) == listed(workdir)
     assert training(again) == training(workdir)

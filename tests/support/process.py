@@ -5,6 +5,9 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 # Before any test imports JAX: one CPU passes for eight devices, in this process only.
 SIMULATED = '--xla_force_host_platform_device_count=8'
@@ -14,14 +17,16 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # so is what asks for the fixture `optimized`.
 UNOPTIMIZED = 'JAX_DISABLE_MOST_OPTIMIZATIONS'
 os.environ.setdefault(UNOPTIMIZED, '1')
-# Indices of tars of these tests are of no use to anybody afterwards.
-os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(prefix='clip_jax-tests-')
-# Programs that tests start find what an earlier one compiled: many train the same small model.
+# Caches of these tests are removed afterwards; the workers of pytest-xdist share them.
+SCRATCH = os.environ.get('CLIP_JAX_TESTS') or tempfile.mkdtemp(prefix='clip_jax-tests-')
+os.environ['CLIP_JAX_TESTS'] = os.environ['XDG_CACHE_HOME'] = SCRATCH
+# A program is compiled once by all processes of the tests: many train the same small model.
 CACHE = {
-    'JAX_COMPILATION_CACHE_DIR': os.path.join(os.environ['XDG_CACHE_HOME'], 'compiled'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_COMPILATION_CACHE_DIR': os.path.join(SCRATCH, 'compiled'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
     'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
 }
+os.environ.update(CACHE)
 
 ROOT = Path(__file__).parents[2]
 COLORS = {'red': (210, 30, 30), 'green': (30, 160, 40), 'blue': (40, 50, 200), 'white': (240,) * 3}
@@ -33,19 +38,52 @@ def clip_jax_command(*arguments: str) -> list[str]:
 
 
 def environment(devices: int = 1, *, alone: bool = True) -> dict[str, str]:
-    """The environment for programs that tests start: this checkout first, so many CPU devices; one
-    that trains `alone` finds what others have compiled.
+    """The environment for programs that tests start: this checkout first, this many CPU devices;
+    one that trains `alone` finds what others have compiled.
     """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
     flags = os.environ['XLA_FLAGS'].replace(SIMULATED, '').strip()
     if devices > 1:
         flags = f'{flags} --xla_force_host_platform_device_count={devices}'
-    # Programs from the cache for several devices wait for each other for ever (jax 0.10.2).
-    cache = CACHE if alone and devices == 1 else {}
-    return {**os.environ, **cache, 'PYTHONPATH': path, 'XLA_FLAGS': flags, UNOPTIMIZED: '0'}
+    env = {**os.environ, 'PYTHONPATH': path, 'XLA_FLAGS': flags}
+    # See cache_only_programs_of_one_device.
+    return env if alone and devices == 1 else {k: v for k, v in env.items() if k not in CACHE}
 
 
 def free_port() -> int:
     """A TCP port that nothing listens on."""
     with socket.create_server(('localhost', 0)) as server:
         return server.getsockname()[1]
+
+
+def cache_only_programs_of_one_device() -> None:
+    """Keeps programs of several devices out of the compilation cache of this process: read from
+    it, they wait for each other without end (jax 0.10.2).
+    """
+    from jax._src import compiler
+
+    key_of = compiler._get_cache_key
+
+    def key_of_one(options: Any, backend: Any, computation: Any, devices: Any, *rest: Any) -> Any:
+        several = np.size(devices) > 1
+        return None if several else key_of(options, backend, computation, devices, *rest)
+
+    compiler._get_cache_key = key_of_one
+
+
+def use_one_device_by_default() -> None:
+    """Makes the default mesh one of one device: programs for eight take long to compile. Tests of
+    several devices name them, or give the mesh an axis.
+    """
+    import jax
+
+    from clip_jax import sharding
+
+    make_mesh = sharding.make_mesh
+
+    def make(devices: Any = None, **axes: int) -> jax.sharding.Mesh:
+        if devices is None and all(size == 1 for size in axes.values()):
+            devices = jax.local_devices()[:1]
+        return make_mesh(devices, **axes)
+
+    sharding.make_mesh = make
