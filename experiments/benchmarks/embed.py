@@ -4,11 +4,12 @@
     python experiments/benchmarks/embed.py --preset=ViT-B-32 --images=8192 --batch=256
 
 Random weights; random images of the model's size, as arrays in memory, so that input keeps up. The
-bare encoder is called with one batch that lies on the device. `in turn` prepares a batch, then has
-it computed, then takes its rows. `embed` goes from records to files, these included. All take
-turns; numbers are medians over --repeats turns, with the slowest and fastest, and ratios are
-medians of those within a turn. The bare encoder runs before and after the others in each turn, and
-counts as the mean of both. Where the device is the CPU, CPU time tells more on a busy machine.
+bare encoder is called with one batch that is already on the device. `one after the other` prepares
+a batch, computes it, then fetches its embeddings. `embed` goes from records to files, files
+included. All alternate; numbers are medians over --repeats turns, with the slowest and fastest, and
+ratios are medians of those within a turn. The bare encoder runs before and after the others in each
+turn, and counts as the mean of both. Where the device is the CPU, CPU time says more on a busy
+machine.
 """
 
 import argparse
@@ -133,7 +134,7 @@ def main() -> None:
     options = embed.Options(batch_size=args.batch, threads=args.threads)
     runs = {
         'bare encoder': lambda: bare(clip, source),
-        'in turn': lambda: in_turn(clip, source, args.threads),
+        'one after the other': lambda: in_turn(clip, source, args.threads),
         'embed': lambda: through_embed(clip, source, options),
         'bare encoder again': lambda: bare(clip, source),
     }

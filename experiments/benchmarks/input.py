@@ -35,7 +35,7 @@ from clip_jax.tokenizers import bpe
 
 JITTER = {'brightness': 0.4, 'contrast': 0.4, 'saturation': 0.4, 'hue': 0.1}
 SHARDS = 8
-PILLOW, CUT = 'decode, crop and resize, Pillow', 'measure, draw, cut'
+PILLOW, CUT = 'decode, crop and resize, Pillow', 'read header, draw crop, decode and resize'
 
 
 def write_shards(source: Source, folder: str, size: tuple[int, int], quality: int, n: int) -> str:

@@ -60,8 +60,8 @@ def main() -> None:
     ratios = [x / y for x, y in zip(turns[True], turns[False], strict=True)]
     with_save, without = (statistics.median(seconds[x]) for x in (True, False))
     print(
-        '| config | batch | state, MB | ms a step without | with | ratio | whole turns, ratio | '
-        'a save lets wait, ms |'
+        '| config | batch | state, MB | ms a step without | with | ratio | complete turns, ratio | '
+        'blocked by a save, ms |'
     )
     print('|---|---|---|---|---|---|---|---|')
     print(

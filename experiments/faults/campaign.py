@@ -4,7 +4,7 @@
 
 Trains once undisturbed and once while things happen to it, both as several processes on this
 machine, and compares every loss and the last parameters bit by bit. Prints a Markdown table; exits
-with 1 if anything is not as it should be. Further `--config.key=value` go to `clip-jax train`.
+with 1 if anything is not as expected. Further `--config.key=value` go to `clip-jax train`.
 """
 
 import argparse
@@ -200,7 +200,7 @@ def kill(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, st
     yield f'kill -9, {count} times ({shown})', f'run ended with {codes}', not any(codes)
     if ends:
         yield 'processes left alone end', f'in at most {max(ends):.1f} s', max(ends) < PATIENCE / 2
-    yield 'losses and parameters', 'equal to the last bit', same(workdir, expected)
+    yield 'losses and parameters', 'bit-exact', same(workdir, expected)
 
 
 def term(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, str, bool]]:
@@ -225,7 +225,7 @@ def term(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, st
             ok,
         )
     codes = Attempt(args, workdir).wait()
-    yield 'losses and parameters', 'equal to the last bit', same(workdir, expected)
+    yield 'losses and parameters', 'bit-exact', same(workdir, expected)
 
 
 def freeze(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, str, bool]]:
@@ -254,11 +254,11 @@ def freeze(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, 
             alive and {*codes} <= {HUNG, -signal.SIGABRT} and stacks and seconds <= limit,
         )
     codes = Attempt(args, workdir).wait()
-    yield 'losses and parameters', 'equal to the last bit', same(workdir, expected)
+    yield 'losses and parameters', 'bit-exact', same(workdir, expected)
 
 
 def second(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, str, bool]]:
-    """A second training on the directory of a running one is refused; the first goes on."""
+    """A second training on the directory of a running one is refused; the first continues."""
     expected, workdir = straight(args), args.workdir / 'shared'
     attempt = Attempt(args, workdir)
     attempt.until(lambda: attempt.step() > 0)
@@ -271,12 +271,12 @@ def second(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, 
     yield 'a second training', f'exit codes {codes}: {line}', all(codes) and 'another' in line
     codes = attempt.wait()
     yield 'the first', f'exit codes {codes}', not any(codes)
-    yield 'losses and parameters', 'equal to the last bit', same(workdir, expected)
+    yield 'losses and parameters', 'bit-exact', same(workdir, expected)
 
 
 def damage(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, str, bool]]:
-    """Every kind of damage to the newest checkpoint of a real run is found, an older one is taken,
-    and nothing is deleted.
+    """Every kind of damage to the newest checkpoint of a real run is detected, an older checkpoint
+    is used, and nothing is deleted.
     """
     from clip_jax import checkpoint
 
@@ -305,7 +305,7 @@ def damage(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, 
         os.truncate(path, rng.randrange(path.stat().st_size))
 
     def found(make: Callable[[pathlib.Path], None]) -> tuple[bool, str]:
-        """Whether damage to a fresh copy is found by a restore, which takes the older step."""
+        """Whether damage to a fresh copy is detected by a restore, which uses the older step."""
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(expected, copy)
         folder = copy / f'checkpoints/{newest}'
@@ -316,20 +316,20 @@ def damage(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, 
         checkpoints.close()
         aside = copy / f'checkpoints/{newest}.damaged'
         kept = aside.exists() and sorted(p.relative_to(aside) for p in aside.rglob('*')) == there
-        return step == older and kept, why.get(newest, ['not found'])[0]
+        return step == older and kept, why.get(newest, ['not detected'])[0]
 
     every = {
         'one flipped bit': flip,
         '64 bytes of zeros': zero,
         'cut short': cut,
-        'gone': os.remove,
+        'a missing file': os.remove,
     }
     for what, change in every.items():
         right = [
             found(lambda folder, path=path, change=change: change(folder / path))[0]
             for path in (p.relative_to(expected / f'checkpoints/{newest}') for p in kinds.values())
         ]
-        text = f'found and step {older} taken in {sum(right)} of {len(right)} kinds of files'
+        text = f'detected, and step {older} used, in {sum(right)} of {len(right)} kinds of files'
         yield what, text, all(right)
 
     def empty(folder: pathlib.Path) -> None:
@@ -349,7 +349,7 @@ def damage(args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[str, 
     }
     for what, change in others.items():
         right, why = found(change)
-        yield what, f'found ({why}), step {older} taken', right
+        yield what, f'detected ({why}), step {older} used', right
 
 
 CAMPAIGNS = {
@@ -378,7 +378,7 @@ def main() -> None:
         for what, result, right in CAMPAIGNS[name](args, random.Random(args.seed)):
             rows.append((what, result, right))
             print(f'{"ok   " if right else "WRONG"} {what}: {result}', flush=True)
-    print('\n| what happened | result | as it should be |\n|---|---|---|')
+    print('\n| event | result | as expected |\n|---|---|---|')
     for what, result, right in rows:
         print(f'| {what} | {result} | {"yes" if right else "**no**"} |')
     sys.exit(not all(right for _, _, right in rows))

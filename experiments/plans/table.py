@@ -8,7 +8,7 @@ COLUMNS = (
     'topology',
     'batch',
     'mesh',
-    'parts, remat, loss',
+    'microbatches, remat, loss',
     'GiB a chip',
     'of these scratch',
     'at peak s',
