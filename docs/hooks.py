@@ -14,6 +14,7 @@ ADDED = (
     'experiments/*/*.png',
     'experiments/*/*.py',
     'configs/**/*.py',
+    'configs/suites/README.md',
     'colabs/*.ipynb',
     'CONTRIBUTING.md',
     'CHANGELOG.md',
@@ -36,7 +37,7 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """Rewrites links between docs/ and the rest of the repository."""
-    if page.file.src_uri == 'CONTRIBUTING.md' or page.file.src_uri.startswith('experiments/'):
+    if page.file.src_uri.startswith(('CONTRIBUTING', 'experiments/', 'configs/')):
         return re.sub(r'\]\(((?:\.\./)*)docs/', r'](\1', markdown)
     up = '../' * page.file.src_uri.count('/')
     return _OUTSIDE.sub(lambda found: f']({up}{found[1]}', markdown)
