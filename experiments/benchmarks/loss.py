@@ -70,10 +70,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--simulate', type=int, help='so many devices on a CPU')
+    parser.add_argument('--simulate', type=int, help='number of simulated CPU devices')
     parser.add_argument('--batch', type=int, nargs='+', default=[32_768])
     parser.add_argument('--dim', type=int, default=512)
-    parser.add_argument('--block_size', type=int, default=512, help='texts in a tile')
+    parser.add_argument('--block-size', type=int, default=512, help='texts in a tile')
     parser.add_argument('--steps', type=int, default=0)
     parser.add_argument('--losses', nargs='+', default=['softmax', 'sigmoid'])
     parser.add_argument('--implementations', nargs='+', default=['dense', 'gather', 'ring'])
