@@ -24,8 +24,6 @@ TOKENIZER_CAPTIONS = 1_000_000  # a vocabulary does not get better from more
 # Where neither the config nor what it names says it.
 IMAGE = {'name': 'vit', 'image_size': 224}
 TEXT = {'name': 'transformer'}
-# Options of evaluations that name data.
-SPECS = ('train', 'validation')
 # Fields that an encoder keeps when another takes its place.
 SHARED = ('image_size', 'vocab_size', 'context_length', 'eot_id')
 
@@ -242,48 +240,3 @@ def preprocess(
     for name in config:
         lookup.check(name, fields, what='preprocess: field')
     return Preprocess.from_card({**(base or {}), **given(config), 'size': image_size})
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """evals/NAME with its options: (encode_image, encode_text, source) -> report."""
-
-    name: str
-    evaluate: Callable[..., dict[str, Any]]
-    sources: Mapping[str, Any]  # the other data sets that it reads, by option
-
-    def __call__(self, encode_image: Callable, encode_text: Callable, data: Any) -> dict[str, Any]:
-        report = {'type': self.name, **self.evaluate(encode_image, encode_text, data)}
-        left_out = {
-            f'{source}: {kind}': found.count
-            for source in (data, *self.sources.values())
-            for kind, found in getattr(source, 'left_out', {}).items()
-        }
-        return report | ({'left_out': left_out} if left_out else {})
-
-
-def check_evaluation(name: str, options: Mapping[str, Any]) -> None:
-    """ValueError if evals/NAME does not take one of the options, or lacks one."""
-    bind(lookup.module('evals', name).evaluate, given(options), what=f'evals/{name}', own=3)
-
-
-def evaluation(
-    name: str,
-    options: Mapping[str, Any],
-    source_options: Mapping[str, Mapping[str, Any]] | None = None,
-    *,
-    embeddings: bool = False,
-) -> Evaluation:
-    """Returns evals/NAME with its options; those of SPECS are opened, with the options of their
-    kinds of source, and may be folders of embeddings if the caller says so.
-    """
-    check_evaluation(name, options)  # before anything is opened
-    function, options = lookup.module('evals', name).evaluate, given(options)
-    sources = {}
-    for option in SPECS:
-        if option in options:
-            spec = options[option]
-            if not isinstance(spec, str):
-                raise ValueError(f'evals/{name}: {option} is {spec!r}; expected a data SPEC')
-            sources[option] = source(spec, source_options or {}, embeddings=embeddings)
-    return Evaluation(name, functools.partial(function, **{**options, **sources}), sources)

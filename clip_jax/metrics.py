@@ -225,14 +225,6 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
-def is_score(key: str) -> bool:
-    """Whether a number of this name is a share that an evaluation found, the more the better."""
-    group, _, name = key.rpartition('/')
-    # What training counts in groups; what a report has besides, to say how its scores came about.
-    counted = group in ('', 'accuracy', 'bad_records', 'skipped')
-    return not counted and name not in ('chance', 'median_rank')
-
-
 def duration(seconds: float) -> str:
     """Returns a time span for people: '4.2 s', '2 min 13 s', '3 h 05 min', '2 d 04 h'."""
     if seconds < 10:

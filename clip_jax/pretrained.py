@@ -25,6 +25,7 @@ from clip_jax.models.clip import CLIP, shapes, unit
 
 FEATURES = ('embedding', 'pre_projection')
 THREADS = min(32, (os.cpu_count() or 1) + 4)  # they also wait for disks and networks
+KNOWN_CLASSES = 64  # lists of classes whose embeddings a model keeps
 AHEAD = 2  # batches of images that are prepared while devices work on others
 
 
@@ -44,6 +45,9 @@ class Clip:
     mesh: Mesh
     batch_size: int = 256
     on_batch: Callable[[], Any] | None = None  # called before each batch, in the caller's thread
+    _known_classes: dict[tuple, np.ndarray] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def encode_image(self, images: Any, *, features: str = 'embedding') -> np.ndarray:
         """Embeds images (PIL images, paths, encoded bytes, uint8 arrays [H, W, 3]; one or many):
@@ -121,10 +125,24 @@ class Clip:
         """
         if isinstance(labels, str) or not len(labels):
             raise ValueError(f'labels {labels!r}: expected a list of at least one name')
-        classes = prompts.class_vectors(self.encode_text, labels, prompts.templates(templates))
+        classes = self._class_embeddings(tuple(labels), prompts.templates(templates))
         scale = np.exp(np.asarray(self.variables['params']['logit_scale'], np.float32))
         logits = scale * self.encode_image(images) @ classes.T
         return np.asarray(jax.nn.softmax(logits, axis=-1))
+
+    def _class_embeddings(
+        self, labels: tuple[str, ...], templates: prompts.Templates
+    ) -> np.ndarray:
+        """Embeds classes, or returns what they were at one of the last calls."""
+        prompts.check_classes(labels, templates)
+        key = tuple(tuple(prompts.filled(label, templates)) for label in labels)
+        found = self._known_classes.pop(key, None)
+        if found is None:
+            found = prompts.class_embeddings(self.encode_text, labels, templates)
+        self._known_classes[key] = found  # the last used come last
+        if len(self._known_classes) > KNOWN_CLASSES:
+            del self._known_classes[next(iter(self._known_classes))]
+        return found
 
     def _rows(self, forward: Callable, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yields the rows of each batch, padded to one of a few sizes, so that few are compiled.

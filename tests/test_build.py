@@ -10,7 +10,6 @@ import pytest
 from support.process import COLORS
 
 from clip_jax import build, lookup, sharding
-from clip_jax.data.errors import Skipped
 from clip_jax.models import clip
 
 IMAGE = {'name': 'vit', 'variant': 'B/16', 'image_size': 32}
@@ -323,79 +322,3 @@ def test_of_much_data_only_a_part_spread_over_it_is_read(monkeypatch):
 def test_a_wrong_tokenizer_says_what_is_wrong(config, message):
     with pytest.raises(ValueError, match=message):
         build.tokenizer(config, Captions(10, 1))
-
-
-def encode(things):
-    return np.eye(70, dtype=np.float32)[: len([*things])]  # reads them all
-
-
-def test_an_evaluation_gets_its_options_that_are_set(tiny_tars):
-    source = build.source(tiny_tars, {})
-    options = {'classes': list(COLORS), 'templates': None}
-    report = build.evaluation('zeroshot', options)(encode, encode, source)
-    assert (report['type'], report['classes'], report['images']) == ('zeroshot', 4, 64)
-
-
-@pytest.mark.parametrize(
-    ('name', 'options', 'message'),
-    [
-        ('zero_shot', {}, r"evals: there is no 'zero_shot'\. Did you mean 'zeroshot'\?"),
-        ('_embed', {}, r"evals: there is no '_embed'"),
-        ('zeroshot', {'class': 'all'}, r"evals/zeroshot: option: .*Did you mean 'classes'\?"),
-        ('retrieval', {'templates': 'plain'}, r"evals/retrieval: option: .*no 'templates'"),
-        ('zeroshot', {'data': 'tars:x'}, r"evals/zeroshot: option: there is no 'data'"),
-    ],
-)
-def test_a_wrong_evaluation_says_what_is_wrong(name, options, message):
-    with pytest.raises(ValueError, match=message):
-        build.evaluation(name, options)
-
-
-def test_options_of_an_evaluation_that_are_specs_are_opened(tiny_tars):
-    path = tiny_tars.partition(':')[2]
-    options = {'train': tiny_tars, 'validation': f'tars:{path}', 'C': 2}
-    evaluation = build.evaluation('linear_probe', options, {'tars': {'label_ext': 'cls'}})
-    assert set(evaluation.sources) == {'train', 'validation'}
-    assert [len(source) for source in evaluation.sources.values()] == [64, 64]
-    data = evaluation.sources['train']
-
-    def encode(images, *, features):
-        rng = np.random.default_rng(0)
-        return rng.normal(size=(len(images), 5)).astype(np.float32)
-
-    report = evaluation(encode, None, data)
-    assert (report['type'], report['fit']['C'], report['images']) == ('linear_probe', 2, 64)
-    assert not build.evaluation('retrieval', {}).sources
-    assert 'left_out' not in report
-
-
-class Incomplete(str):
-    """A source that could not make records of all that lay there."""
-
-    left_out = {'empty': Skipped(3, ['x']), 'truncated': Skipped(1, ['y'])}
-
-
-def test_a_report_says_what_of_its_data_was_left_out():
-    train, test = Incomplete('tars:train'), Incomplete('tars:test')
-    report = build.Evaluation('retrieval', lambda *_: {'images': 5}, {'train': train})
-    expected = {
-        f'tars:{part}: {kind}': count
-        for part in ('train', 'test')
-        for kind, count in (('empty', 3), ('truncated', 1))
-    }
-    assert report(None, None, test)['left_out'] == expected
-
-
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        ({}, 'evals/linear_probe: train must be given'),
-        ({'train': 5}, 'evals/linear_probe: train is 5; expected a data SPEC'),
-        ({'train': 'tars:/no/such.tar'}, "no file matches '/no/such.tar'"),
-        ({'train': 'tars:/no/such.tar', 'metrics': 'x'}, "Did you mean 'metric'?"),
-    ],
-)
-def test_a_wrong_spec_of_an_evaluation_says_what_is_wrong(options, message):
-    with pytest.raises(ValueError) as error:
-        build.evaluation('linear_probe', options)
-    assert message in str(error.value)

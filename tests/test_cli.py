@@ -230,7 +230,7 @@ def test_an_unreadable_picture_in_the_evaluation_data_is_named(train, bad_tar):
 
 def test_class_names_that_are_all_the_same(train, one_name):
     line = train(f'evals.zeroshot.classes={one_name}')
-    assert "have one name only, 'red'" in line
+    assert "are named 'red'" in line
 
 
 def test_a_run_of_another_config_stays_as_it_is(line, tiny_config, tiny_run):
@@ -278,7 +278,7 @@ def test_data_that_cannot_be_evaluated(evaluate, bad_tar, one_name):
     assert "no file matches '/no/x.tar'" in evaluate('zeroshot', data='tars:/no/x.tar')
     assert 'not of the form KIND:ADDRESS' in evaluate('zeroshot', data='/no/x.tar')
     assert 'does not name its classes' in evaluate('zeroshot')
-    assert "one name only, 'red'" in evaluate('zeroshot', f'--classes={one_name}')
+    assert "are named 'red'" in evaluate('zeroshot', f'--classes={one_name}')
     few = '--classes=["red", "green"]'
     assert 'classes is an empty list' in evaluate('zeroshot', '--classes=[]')
     json_file = one_name.with_suffix('.json')
@@ -337,14 +337,16 @@ def test_a_report_is_written(capfd, tiny_run, tiny_tars, tmp_path):
     printed = capfd.readouterr()
     assert (end.value.code, printed.err) == (0, '')
     report = json.loads(out.read_text())
-    assert f'recall@10      {report["text_to_image/recall@10"]:.4f}' in printed.out
+    assert (
+        f'recall@10      {report["scores"]["text_to_image/recall@10"]["value"]:.4f}' in printed.out
+    )
     assert (
         f'report: {out}\nfigures in {out.parent}/report: similarity.png, queries.png' in printed.out
     )
     assert {path.name for path in out.parent.iterdir()} == {'report', 'report.json'}
     assert (report['model'], report['data'], report['options']) == (str(tiny_run), tiny_tars, {})
-    assert (report['arithmetic'], report['device']) == ('float32', 'cpu')
-    assert report['data_options'] == {} and 'left_out' not in report
+    assert (report['compute_dtype'], report['device']) == ('float32', 'cpu')
+    assert report['data_options'] == report['left_out'] == {}
 
 
 def test_options_of_data_are_those_of_a_mixture_and_stand_in_the_report(
@@ -360,8 +362,8 @@ def test_options_of_data_are_those_of_a_mixture_and_stand_in_the_report(
         main.main(['eval', 'retrieval', *arguments, '--data.text_exts=["txt"]'])
     assert end.value.code == 0
     report = json.loads(out.read_text())
-    assert report['data_options'] == {'text_exts': ['txt']}
-    assert report['arithmetic'] == 'bfloat16'
+    assert report['data_options'] == {'tars': {'text_exts': ['txt']}}
+    assert report['compute_dtype'] == 'bfloat16'
     assert "dtype: there is no 'half'" in evaluate('retrieval', '--dtype=half')
     assert report['versions']['jax'] and report['seconds'] > 0
 
@@ -533,6 +535,10 @@ def test_checkpoints_are_verified_without_their_numbers(capfd, tmp_path):
     checksums.write(epath.Path(step))
     lines = tmp_path / 'metrics.jsonl'
     lines.write_text('{"step": 3, "loss": 2.5, "zs/top1": 0.5, "skipped/spike": 1}\n')
+    score = {'value': 0.5, 'better': 'higher', 'unit': 'fraction'}
+    report = {'type': 'zeroshot', 'data': 'folder:x', 'scores': {'top1': score}}
+    (tmp_path / 'evals').mkdir()
+    (tmp_path / 'evals' / 'zs.json').write_text(json.dumps(report))
     assert 'loss 2.5, zs/top1 0.5\n' in verify(capfd, tmp_path, 0).out
     lines.write_text('{"step": 1}\n{"st\n{"step": 3, "loss": 2.5}\n')
     out, err = verify(capfd, tmp_path, 0)
@@ -544,8 +550,8 @@ def test_checkpoints_are_verified_without_their_numbers(capfd, tmp_path):
 
 
 def test_a_plot_needs_a_run(line, tmp_path):
-    assert f'{tmp_path}: no run directory' in line('plot', f'--workdir={tmp_path}')
-    assert 'no run directory' in line('plot', f'--workdir={tmp_path / "none"}')
+    assert f'{tmp_path}: not a run directory' in line('plot', f'--workdir={tmp_path}')
+    assert 'not a run directory' in line('plot', f'--workdir={tmp_path / "none"}')
     assert "there is no flag '--dpi=3'" in line('plot', f'--workdir={tmp_path}', '--dpi=3')
 
 
@@ -585,9 +591,9 @@ def test_what_a_page_needs(line, tiny_run, tmp_path):
     below = f'--out={tmp_path / "x.json" / "x.html"}'
     assert f'{tmp_path / "x.json"} is no folder' in line('plot', '--report=/no/x.json', below)
     assert 'expected different ones' in line('plot', here, here, out)
-    assert 'no report of an eval' in line('plot', here, f'--report={tmp_path / "x.json"}', out)
-    assert 'there is no such file' in line('plot', '--report=/no/x.json', out)
-    assert 'no run directory' in line('plot', here, f'--workdir={tmp_path}', out)
+    assert 'not a report of an eval' in line('plot', here, f'--report={tmp_path / "x.json"}', out)
+    assert '/no/x.json: no such file' in line('plot', '--report=/no/x.json', out)
+    assert 'not a run directory' in line('plot', here, f'--workdir={tmp_path}', out)
 
 
 # the program
@@ -676,7 +682,7 @@ def test_a_traceback_can_be_asked_for(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main.main(['plot', f'--workdir={tmp_path}'])
     said = capsys.readouterr().err
-    assert ended.value.code == 1 and said.startswith('Traceback') and 'no run directory' in said
+    assert ended.value.code == 1 and said.startswith('Traceback') and 'run directory' in said
 
 
 FAULTS = """

@@ -8,6 +8,7 @@ from support.process import ROOT
 
 from clip_jax import build, sharding
 from clip_jax.cli import config_file
+from clip_jax.evaluation import evaluate
 
 PAGES = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
 
@@ -28,7 +29,7 @@ def test_a_page_describes_a_model_an_optimizer_and_evaluations(page):
     build.loss(config.loss, sharding.make_mesh())
     build.preprocess(config.preprocess, architecture['image']['image_size'])
     for options in config.evals.values():
-        build.evaluation(options.type, build.given(options, 'type', 'data'))
+        evaluate.check_options(options.type, build.given(options, 'type', 'data'))
 
 
 @pytest.mark.parametrize('page', PAGES)

@@ -250,15 +250,6 @@ def test_progress_of_a_resumed_run_counts_from_where_it_began():
     assert second.endswith(' 128 images/s  49 min 40 s left')
 
 
-@pytest.mark.parametrize('key', ['zeroshot/top1', 'retrieval/image_to_text/recall@5', 'lp/roc_auc'])
-def test_scores_are_told_from_other_numbers(key):
-    assert metrics.is_score(key)
-    group = key.rpartition('/')[0]
-    others = 'loss', 'accuracy/image_to_text', 'skipped/spike', 'bad_records/empty'
-    of_evaluations = (f'{group}/{name}' for name in ('chance', 'median_rank'))
-    assert not any(map(metrics.is_score, (*others, *of_evaluations)))
-
-
 def test_progress_gives_each_group_of_an_evaluation_a_line():
     writer, stream = progress(Clock())
     writer.write_scalars(

@@ -15,7 +15,7 @@ from PIL import Image
 from support.process import COLORS
 
 import clip_jax
-from clip_jax import build, pretrained, prompts, sharding
+from clip_jax import build, lookup, pretrained, prompts, sharding
 from clip_jax.data.preprocess import normalize
 from clip_jax.models.clip import unit
 
@@ -218,13 +218,35 @@ def test_scores_depend_neither_on_devices_nor_on_batches(clip, source, devices, 
     def scores(model):
         parts = model.encode_image, model.encode_text, source
         options = {'classes': list(COLORS), 'templates': ['a {} picture', 'something {}']}
-        reports = (
-            build.evaluation('zeroshot', options)(*parts),
-            build.evaluation('retrieval', {})(*parts),
-        )
-        return [{k: v for k, v in r.items() if isinstance(v, float)} for r in reports]
+        zeroshot = lookup.module('evals', 'zeroshot').evaluate(*parts, **options)
+        return zeroshot['scores'], lookup.module('evals', 'retrieval').evaluate(*parts)['scores']
 
     assert scores(on_devices(clip, devices, batch_size)) == scores(clip)
+
+
+def test_a_model_embeds_the_same_classes_once(clip, pictures, monkeypatch):
+    monkeypatch.setattr(pretrained, 'KNOWN_CLASSES', 2)
+    calls = []
+
+    def counting(texts):
+        calls.append(list(texts))
+        return clip.tokenizer(texts)
+
+    model = dataclasses.replace(clip, tokenizer=counting)
+    first = model.classify(pictures[:2], ['red', 'blue'])
+    np.testing.assert_array_equal(model.classify(pictures[:2], ['red', 'blue']), first)
+    assert len(calls) == 1
+    np.testing.assert_allclose(model.classify(pictures[:2], ['blue', 'red']), first[:, ::-1])
+    model.classify(pictures[:2], ['red', 'blue'])
+    assert len(calls) == 2
+    model.classify(pictures[:2], ['green', 'red'])  # drops the pair that was used least recently
+    model.classify(pictures[:2], ['red', 'blue'])
+    assert len(calls) == 3
+    model.classify(pictures[:2], ['blue', 'red'])
+    assert len(calls) == 4
+    # A copy, as training makes for every evaluation, has other variables.
+    dataclasses.replace(model).classify(pictures[:2], ['red', 'blue'])
+    assert len(calls) == 5
 
 
 def test_few_sizes_are_compiled(clip, pictures, caplog):

@@ -66,16 +66,17 @@ def _metrics_by_step(path: 'epath.Path') -> dict[int | None, str]:
     does not make the checkpoints invalid.
     """
     from clip_jax import metrics
+    from clip_jax.reports import files
 
     steps: dict[int, dict[str, float]] = {}
     try:
+        scores = files.scores(files.read_folder(path.parent / 'evals'))
         for row in metrics.read_jsonl(path) if path.exists() else ():
             steps.setdefault(row['step'], {}).update(row)
     except (ValueError, OSError) as error:
         print(f'metrics are not shown: {error}', file=sys.stderr)
+        return {}
     return {
-        step: ', '.join(
-            f'{k} {v:.4g}' for k, v in row.items() if k == 'loss' or metrics.is_score(k)
-        )
+        step: ', '.join(f'{k} {v:.4g}' for k, v in row.items() if k == 'loss' or k in scores)
         for step, row in steps.items()
     }

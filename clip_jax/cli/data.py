@@ -150,11 +150,11 @@ def _inspect(args: argparse.Namespace, source: Any, out: pathlib.Path | None, th
     report = {'data': args.spec, 'threads': threads, **report}
     _console.show(report)
     if out:
-        from clip_jax.reports import dataset, drawing
+        from clip_jax.reports import dataset
 
         out.mkdir(parents=True)
         (out / 'inspect.json').write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
-        dataset.write(out, report, values, pictures, drawing.STYLE)
+        dataset.write(out, report, values, pictures)
         print(f'in {out}: {", ".join(sorted(p.name for p in out.iterdir()))}')
     return 0
 

@@ -1,13 +1,11 @@
 """`clip-jax eval`: scores a model on a data set."""
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_jax import lookup
 from clip_jax.cli import _console, _flags, _help, suite
-from clip_jax.runtime import environment
 
 SUMMARY = 'evaluate a model on a data set, or several models on many'
 EXAMPLES = """\
@@ -86,31 +84,20 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         )
     options, source_options = _flags.split_options(rest, 'data')
     out = _flags.local_path(args.out)
-    from clip_jax import build, pretrained
-    from clip_jax.evaluation import encoders
+    from clip_jax import build
+    from clip_jax.evaluation import evaluate
     from clip_jax.reports import files
 
-    build.check_dtype(args.dtype)
     if out:
         files.check(out)
-    began = time.monotonic()
     of_kind = _flags.by_kind(args.data, source_options, 'data.')
-    evaluate = build.evaluation(args.name, options, of_kind, embeddings=True)
-    source = build.source(args.data, of_kind, embeddings=True)
     model = models[0] if models else None
-    sources = [source, *evaluate.sources.values()]
-    encoders.check_model(model, sources)
-    clip = pretrained.load(model, dtype=args.dtype) if model else None
-    encode_image, encode_text = encoders.encoders_for(
-        clip, sources, path=model or '', dtype=args.dtype
-    )
-    report = {'model': model, 'data': args.data, 'data_options': source_options, 'options': options}
-    report |= evaluate(encode_image, encode_text, source)
-    report |= encoders.provenance(encoders.model_used(clip, encode_text), sources)
-    report |= {'seconds': time.monotonic() - began, 'versions': environment.versions()}
+    report = evaluate.run(args.name, options, args.data, of_kind, model=model, dtype=args.dtype)
     _show(report)
     if out:
-        path, *figures = files.write(report, out, build.image_loader(of_kind))
+        from clip_jax.reports import drawing
+
+        path, *figures = drawing.write_with_figures(report, out, build.image_loader(of_kind))
         print(f'report: {path}')
         if figures:
             print(f'figures in {figures[0].parent}: {", ".join(p.name for p in figures)}')
@@ -118,13 +105,10 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _show(report: Mapping[str, Any]) -> None:
-    for key, value in report.items():
-        if isinstance(value, (int, float)):
-            digits = ',' if isinstance(value, int) else '.4f' if 1e-3 <= value <= 1 else '.4g'
-            print(f'{key:28} {value:{digits}}')
-    if 'C' in report.get('fit', {}):
-        print(f'{"C":28} {report["fit"]["C"]:.4g}')
-    if missing := report.get('classes_without_images'):
-        print('left out, as no image has them:', _console.one_line(missing))
-    if 'probe' in report:
-        print(f'probe: {report["probe"]}')
+    """Prints scores, counts and the facts that are set."""
+    for name, score in report['scores'].items():
+        form = '.4f' if score['unit'] == 'fraction' else ',.6g'
+        print(f'{name:28} {score["value"]:{form}}')
+    facts = {k: v for k, v in report['info'].items() if v not in ('', [])}
+    for name, value in {**report['counts'], **facts, 'seconds': report['seconds']}.items():
+        print(f'{name:28} {_console.one_line(value)}')

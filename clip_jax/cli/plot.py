@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from etils import epath
 
     from clip_jax import build
-    from clip_jax.reports import drawing, html_report
+    from clip_jax.reports import drawing, files, html_report
     from clip_jax.runtime import atomic
 
     if out:
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         figures = drawing.write_run(workdir, load_images)
         for path in (path for paths in figures.values() for path in paths):
             print(path)
-        text = html_report.run_page(runs[0], figures, drawing.reports(workdir / 'evals'), sections)
+        reports = files.read_folder(workdir / 'evals')
+        text = html_report.run_page(runs[0], figures, reports, sections)
         out = out or workdir / 'plots' / 'index.html'
     else:
         text = html_report.compare_page(runs, sections)

@@ -11,7 +11,7 @@ from etils import epath
 
 from clip_jax import pretrained
 from clip_jax.data.embedding_store import DESCRIPTION, Embeddings
-from clip_jax.evaluation import encoders
+from clip_jax.embeddings import source_model
 from clip_jax.pretrained import Clip
 
 BLOCK = 65_536  # rows that are compared at a time
@@ -85,9 +85,11 @@ def _check_query(query: Any) -> None:
 
 def _model(source: Embeddings, model: str | os.PathLike | Clip | None) -> Clip:
     if model is None:
-        return encoders.source_model(source)
+        return source_model.source_model(source)
     clip = model if isinstance(model, Clip) else pretrained.load(os.fspath(model), dtype='auto')
-    encoders.check_source_model(clip, source, '' if isinstance(model, Clip) else os.fspath(model))
+    source_model.check_source_model(
+        clip, source, '' if isinstance(model, Clip) else os.fspath(model)
+    )
     return clip
 
 

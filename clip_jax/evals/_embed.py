@@ -1,24 +1,35 @@
-"""Encoders over a data set: embeddings in the order of the records."""
+"""Embeddings of a data set, in the order of its records."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from clip_jax.data.sources import Source
 from clip_jax.runtime.progress import Progress
 
-CHUNK = 1024  # texts at a time; the encoder cuts them into batches of its own
-# Images at a time. The encoder prepares them ahead of the devices, and starts anew with each call.
+CHUNK = 1024  # texts per call of the encoder, which splits them into batches
+# Images per call of the encoder, which prefetches within a call only.
 IMAGES = 8192
 
 
 def records(
-    encode_image: Callable, data: Any, *, features: str = 'embedding'
+    encode_image: Callable, data: Source, *, features: str = 'embedding'
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Reads a data set once: the rows [N, D] of its images, of unit length unless other `features`
-    are asked for, and the records without their images.
+    """Embeds the images of a data set, which is read once.
 
-    A folder of embeddings has the rows.
+    A folder of embeddings returns its own.
+
+    Args:
+        encode_image: images -> embeddings, float32 [N, D].
+        data: the data set.
+        features: 'embedding', of unit length, or 'pre_projection'.
+
+    Returns:
+        The embeddings, float32 [N, D], and the records without their images.
+
+    Raises:
+        ValueError: a record cannot be used, or an embedding is not finite.
     """
     if hasattr(data, 'rows'):
         return finite(data.rows(features), 'images'), data.records()
@@ -37,8 +48,8 @@ def records(
     return finite(np.concatenate(rows), 'images'), others
 
 
-def first(data: Any) -> list[dict[str, Any]]:
-    """The first record of a data set; none if it cannot be read, which is said when all are."""
+def first(data: Source) -> list[dict[str, Any]]:
+    """Returns the first record of a data set, or nothing if it is bad: reading all reports that."""
     try:
         return [data[0]]
     except ValueError:
@@ -46,12 +57,12 @@ def first(data: Any) -> list[dict[str, Any]]:
 
 
 class _Images(Sequence):
-    """The images of some records, read when the encoder asks for them, in its threads; the rest of
-    each record is kept.
+    """The images of some records, read lazily in the encoder's threads; the rest of each record is
+    kept.
     """
 
     def __init__(
-        self, data: Any, indices: Sequence[int], advance: Callable[[], Any] = lambda: None
+        self, data: Source, indices: Sequence[int], advance: Callable[[], Any] = lambda: None
     ):
         self._rest: list[dict[str, Any] | None] = [None] * len(indices)
         self._data, self._indices, self._advance = data, indices, advance
@@ -69,7 +80,7 @@ class _Images(Sequence):
         return image
 
     def rest(self) -> list[dict[str, Any]]:
-        """The records without their images; those that nobody has asked for are read now."""
+        """Returns the records without their images; reads those that were not read yet."""
         for k, record in enumerate(self._rest):
             if record is None:
                 self[k]
@@ -77,7 +88,7 @@ class _Images(Sequence):
 
 
 def texts(encode_text: Callable, captions: Sequence[str]) -> np.ndarray:
-    """Embeds texts: unit rows [len(captions), D] in their order; equal texts get equal rows."""
+    """Returns the unit-length embeddings of texts, [N, D]; equal texts have equal embeddings."""
     # An encoder may round the same text differently in batches of different sizes.
     place = {caption: k for k, caption in enumerate(dict.fromkeys(captions))}
     rows = np.concatenate([encode_text(chunk) for chunk in chunks(list(place), unit='txt')])
@@ -85,9 +96,7 @@ def texts(encode_text: Callable, captions: Sequence[str]) -> np.ndarray:
 
 
 def finite(rows: np.ndarray, what: str) -> np.ndarray:
-    """Returns the rows; ValueError if some hold NaN or infinity, with which no rank means
-    anything.
-    """
+    """Returns embeddings; ValueError if some are not finite, since they cannot be ranked."""
     wrong = np.count_nonzero(~np.isfinite(rows).all(axis=1))
     if wrong:
         raise ValueError(
@@ -98,9 +107,7 @@ def finite(rows: np.ndarray, what: str) -> np.ndarray:
 
 
 def chunks(items: Sequence, *, unit: str, size: int = 0) -> Iterator[Sequence]:
-    """Cuts a sequence into pieces of `size` items (0: CHUNK); on a terminal a bar shows how far it
-    is.
-    """
+    """Splits a sequence into chunks of `size` items (0: CHUNK), with a progress bar."""
     size = size or CHUNK
     with Progress(unit, len(items), unit=unit, log=False, delay=1) as progress:
         for start in range(0, len(items), size):
@@ -109,8 +116,8 @@ def chunks(items: Sequence, *, unit: str, size: int = 0) -> Iterator[Sequence]:
             progress.advance(len(chunk))
 
 
-def _raise_for_the_bad_one(encode_image: Callable, data: Any, indices: Sequence[int]) -> None:
-    """Raises the error of a chunk again, with the first record that causes it, found by halves."""
+def _raise_for_the_bad_one(encode_image: Callable, data: Source, indices: Sequence[int]) -> None:
+    """Raises the error of a chunk again, naming the first bad record, which bisection finds."""
     while indices:
         half = indices[: (len(indices) + 1) // 2]
         try:

@@ -1,4 +1,4 @@
-"""Labeled sets as rows and targets: training, validation and test set, with the same classes."""
+"""Labeled data sets as features and targets: train, validation and test sets of one task."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -6,48 +6,57 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.data.sources import Source
 from clip_jax.evals import _embed
 from clip_jax.runtime.messages import first_few
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """The labeled images of a set: rows float32 [N, D], and where in the set each lies.
+    """The labeled images of a data set.
 
-    `targets` are int [N], or bool [N, K] where an image may have several labels.
+    Attributes:
+        features: float32 [N, D].
+        targets: int [N], or bool [N, K] if an image may have several labels.
+        indices: of the images in the data set, int [N].
+        unlabeled: number of images without a label, which are left out.
     """
 
-    rows: np.ndarray
+    features: np.ndarray
     targets: np.ndarray
     indices: np.ndarray
     unlabeled: int = 0
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.features)
 
     def at(self, which: np.ndarray) -> 'Examples':
         """Returns some of the examples."""
-        return Examples(self.rows[which], self.targets[which], self.indices[which])
+        return Examples(self.features[which], self.targets[which], self.indices[which])
 
     def followed_by(self, others: 'Examples') -> 'Examples':
-        """Returns these and others; their places in a set mean nothing any more."""
+        """Returns these examples and others; `indices` are then meaningless."""
         return Examples(
-            np.concatenate([self.rows, others.rows]),
+            np.concatenate([self.features, others.features]),
             np.concatenate([self.targets, others.targets]),
             np.concatenate([self.indices, others.indices]),
             self.unlabeled + others.unlabeled,
         )
 
     def one_hot(self, classes: int) -> np.ndarray:
-        """Which classes each image has, bool [N, classes]."""
+        """Returns the classes of each image, bool [N, classes]."""
         several = self.targets.ndim == 2
         return self.targets if several else self.targets[:, None] == np.arange(classes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A classification: the names of its classes, and its parts 'train', 'test' and, if there is
-    one, 'validation'; `empty` are classes that are named, and of which nothing has an image.
+    """A classification task.
+
+    Attributes:
+        names: of the classes.
+        empty: classes that the data sets name, but have no image of.
+        parts: 'train', 'test' and, optional, 'validation'.
     """
 
     names: list[str]
@@ -61,10 +70,17 @@ class Task:
 
 
 def held_out(targets: np.ndarray, one_in: int) -> np.ndarray:
-    """Chooses one in so many examples of each class for validation, always the same: bool [N].
+    """Chooses validation examples, one in `one_in` of each class, always the same.
 
-    `targets` are bool [N, K]. Of two examples or more of a class at least one is chosen; where an
-    image has several classes, the rarest decides.
+    Of a class with two examples or more at least one is chosen. An image of several classes counts
+    for the rarest.
+
+    Args:
+        targets: the classes of each example, bool [N, K].
+        one_in: the inverse of the fraction.
+
+    Returns:
+        Which examples are chosen, bool [N].
     """
     rng = np.random.default_rng(0)
     chosen, free = np.zeros(len(targets), bool), np.ones(len(targets), bool)
@@ -79,42 +95,54 @@ def held_out(targets: np.ndarray, one_in: int) -> np.ndarray:
     return chosen
 
 
-def classes_of(records: Sequence[Mapping[str, Any]], source: Any) -> tuple[list[list[int]], bool]:
-    """Returns the classes of each image in the source's numbers, and whether there may be several;
-    ValueError for an image without a label.
+def classes_of(
+    records: Sequence[Mapping[str, Any]], source: Source
+) -> tuple[list[list[int]], bool]:
+    """Returns the labels of each image, and whether an image may have several; ValueError for an
+    image without a label.
     """
     if any('label' not in record and 'labels' not in record for record in records):
-        raise ValueError(f'{source} has images without a label; expected a labeled set')
+        raise ValueError(f'{source} has images without a label; expected a labeled data set')
     several = any('labels' in record for record in records)
     labels = [record.get('labels', [record.get('label')]) for record in records]
     return [[int(k) for k in own if k >= 0] for own in labels], several
 
 
-def several_at_first(*sources: Any) -> bool:
-    """Whether the first image of all the sources may have several labels; ValueError if one has no
-    label. So much is known before anything is embedded.
+def several_at_first(*sources: Source) -> bool:
+    """Returns whether images may have several labels, from the first image of each source; this is
+    checked before anything is embedded. ValueError if one has no label.
     """
     several = [classes_of(_embed.first(source), source)[1] for source in sources]
     return all(several)
 
 
-def read(encode_image: Callable, sources: Mapping[str, Any], features: str) -> Task:
-    """Embeds the parts of a classification; its classes are those that have a training image.
+def read(encode_image: Callable, sources: Mapping[str, Source], features: str) -> Task:
+    """Embeds the parts of a classification task, whose classes are those with a training image.
 
-    Where two sets name their classes, classes are the same if their names are; else if their
-    numbers are. ValueError if labels do not fit the names, if a class of another part has no
-    training image, or if there is no other class than one.
+    Classes of two data sets are matched by name if both name them, otherwise by number.
+
+    Args:
+        encode_image: images -> features, float32 [N, D].
+        sources: the data sets 'train', 'test' and, optional, 'validation'.
+        features: 'embedding' or 'pre_projection'.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: labels do not fit the names, a class of another part has no training image, or
+            there is only one class.
     """
     names = next((list(s.label_names) for s in sources.values() if s.label_names), [])
     places = {part: _places(source, names) for part, source in sources.items()}
-    rows, labels, several = {}, {}, {}
+    embedded, labels, several = {}, {}, {}
     for part, source in sources.items():
-        rows[part], records = _embed.records(encode_image, source, features=features)
+        embedded[part], records = _embed.records(encode_image, source, features=features)
         labels[part], several[part] = classes_of(records, source)
     if len({*several.values()}) > 1:
         one, many = sorted(several, key=several.get)[:: len(several) - 1]
         raise ValueError(
-            f'{sources[many]} has several labels an image and {sources[one]} one; expected alike'
+            f'{sources[many]} has several labels per image, {sources[one]} one; expected the same'
         )
     if not any(labels['train']):
         raise ValueError(f'no image of {sources["train"]} has a label')
@@ -130,21 +158,23 @@ def read(encode_image: Callable, sources: Mapping[str, Any], features: str) -> T
             f'{sources["train"]} has images of one class only, {names[0]!r}; expected two or more'
         )
     number = {k: i for i, k in enumerate(kept)}
-    parts = {part: _examples(rows[part], labels[part], number, several[part]) for part in sources}
+    parts = {
+        part: _examples(embedded[part], labels[part], number, several[part]) for part in sources
+    }
     for part, source in sources.items():
         if not len(parts[part]):
             raise ValueError(f'no image of {source} has a label')
     if several['train'] and (everywhere := parts['train'].targets.all(axis=0)).any():
         raise ValueError(
             f'every image of {sources["train"]} has the class {names[everywhere.argmax()]!r}; '
-            'expected some without it'
+            'expected images without it'
         )
     return Task(names, empty, parts)
 
 
-def _places(source: Any, names: list[str]) -> dict[int, str | int]:
-    """Where each label of a source stands in `names`, or its name if it stands nowhere there; {}
-    if the numbers are the same.
+def _places(source: Source, names: list[str]) -> dict[int, str | int]:
+    """The index in `names` of each label of a source, or its name if it is not in there; {} if
+    numbers are the same.
     """
     if not source.label_names or list(source.label_names) == names:
         return {}
@@ -153,9 +183,9 @@ def _places(source: Any, names: list[str]) -> dict[int, str | int]:
 
 
 def _renumbered(
-    labels: list[list[int]], source: Any, places: dict[int, str | int], names: list[str]
+    labels: list[list[int]], source: Source, places: dict[int, str | int], names: list[str]
 ) -> list[list[int]]:
-    """The labels as places in `names`; ValueError if one has no place there."""
+    """The labels as indices into `names`; ValueError if one is not in there."""
     highest = max(max(own, default=-1) for own in labels)
     count = len(source.label_names) or len(names)
     if highest >= count:
@@ -175,9 +205,9 @@ def _renumbered(
 
 
 def _kept(
-    labels: Mapping[str, list[list[int]]], sources: Mapping[str, Any], names: list[str]
+    labels: Mapping[str, list[list[int]]], sources: Mapping[str, Source], names: list[str]
 ) -> list[int]:
-    """The classes with a training image; ValueError if another part has an image of another."""
+    """The classes with a training image; ValueError if another part has images of others."""
     found = {part: {k for own in labels[part] for k in own} for part in labels}
     for part, source in sources.items():
         missing = [names[k] for k in sorted(found[part] - found['train'])]
@@ -190,16 +220,16 @@ def _kept(
 
 
 def _examples(
-    rows: np.ndarray, labels: list[list[int]], number: Mapping[int, int], several: bool
+    features: np.ndarray, labels: list[list[int]], number: Mapping[int, int], several: bool
 ) -> Examples:
     if several:
-        targets = np.zeros((len(rows), len(number)), bool)
+        targets = np.zeros((len(features), len(number)), bool)
         for i, own in enumerate(labels):
             targets[i, [number[k] for k in own]] = True
-        return Examples(rows, targets, np.arange(len(rows)))
+        return Examples(features, targets, np.arange(len(features)))
     labeled = np.flatnonzero([len(own) for own in labels])
     targets = np.array([number[labels[i][0]] for i in labeled], int)
-    return Examples(rows[labeled], targets, labeled, len(rows) - len(labeled))
+    return Examples(features[labeled], targets, labeled, len(features) - len(labeled))
 
 
 def _few(names: Sequence[str]) -> str:

@@ -176,141 +176,162 @@ class Regression:
 
 
 class _Problem(NamedTuple):
-    rows: jax.Array  # [parts, n, D], standardized
-    targets: jax.Array  # int [parts, n] or bool [parts, n, K]
-    weight: jax.Array  # [parts, n]: 1, or 0 for rows that do not count
-    penalty: jax.Array  # [D]: of the half squared weights
-    prior: jax.Array  # [K]: intercepts
+    x: jax.Array  # features [parts, n, D], standardized
+    y: jax.Array  # targets, int [parts, n] or bool [parts, n, K]
+    weight: jax.Array  # of each example [parts, n]: 1, or 0 for padding and what is held out
+    penalty: jax.Array  # [D]: of half the squared weights
+    prior: jax.Array  # [K]: intercepts of the model without features
 
 
 class _State(NamedTuple):
     step: jax.Array
-    place: jax.Array  # [D + 1, K], weights and intercepts in the new coordinates
+    u: jax.Array  # [D + 1, K]: weights and intercepts in the preconditioned coordinates
     w: jax.Array  # [D, K]
     b: jax.Array  # [K]
-    logits: jax.Array  # [parts, n, K]
-    value: jax.Array  # one step before
-    memory: Any  # of L-BFGS
-    stalled: jax.Array
-    far: jax.Array  # from the optimum
+    z: jax.Array  # logits [parts, n, K]
+    value: jax.Array  # the objective, one step before
+    lbfgs: Any
+    stalled: jax.Array  # steps in a row without progress
+    converged: jax.Array
 
 
 @functools.cache
 def _program(mesh: Mesh, softmax: bool) -> Callable:
-    """The compiled solver of a mesh; each device has its parts of the rows, and all have the
-    rest.
-    """
-    batch, whole = PartitionSpec(sharding.RULES['batch']), PartitionSpec()
-    problem = _Problem(batch, batch, batch, whole, whole)
-    axes = mesh.axis_names
-    solve = functools.partial(_solve, softmax=softmax, axes=axes)
+    """The compiled solver of a mesh; examples are sharded, everything else is replicated."""
+    sharded, replicated = PartitionSpec(sharding.RULES['batch']), PartitionSpec()
+    problem = _Problem(sharded, sharded, sharded, replicated, replicated)
+    solve = functools.partial(_solve, softmax=softmax, axes=mesh.axis_names)
     return jax.jit(
         jax.shard_map(
             solve,
             mesh=mesh,
-            in_specs=(problem, whole, whole, whole, whole, whole),
-            out_specs=whole,
-            check_vma=False,  # sums are gathered and added in order: not seen to be equal
+            in_specs=(problem, *[replicated] * 5),
+            out_specs=replicated,
+            check_vma=False,  # sums are gathered and added: JAX does not see that they are equal
         ),
-        out_shardings=NamedSharding(mesh, whole),
+        out_shardings=NamedSharding(mesh, replicated),
     )
 
 
-def _solve(
-    problem: _Problem,
-    basis: jax.Array,
-    unit: jax.Array,
-    w: jax.Array,
-    b: jax.Array,
-    limit: jax.Array,
-    *,
-    softmax: bool,
-    axes: tuple[str, ...],
-) -> tuple[jax.Array, ...]:
-    """L-BFGS (Liu and Nocedal 1989) with an exact line search, which needs no pass over the
-    rows.
+class _Objective:
+    """The mean cross-entropy plus the penalty: J(w, b) = mean(loss) + sum(penalty w^2) / 2.
+
+    Gradients are those of the preconditioned coordinates u, where w = P u[:-1], b = p u[-1].
     """
-    rows, targets, weight, penalty, prior = problem
-    link = _Softmax(targets, b.shape[0]) if softmax else _Sigmoid(targets)
-    direction = optax.scale_by_lbfgs(MEMORY)
-    total = functools.partial(_total, axes=axes)
-    count = total(weight.sum(axis=1))
 
-    def mean(each: jax.Array) -> jax.Array:
-        return total((each * weight).sum(axis=1)) / count
+    def __init__(
+        self, problem: _Problem, P: jax.Array, p: jax.Array, *, softmax: bool, axes: tuple[str, ...]
+    ):
+        self.problem, self.P, self.p = problem, P, p
+        self.link = _Softmax(problem.y, len(problem.prior)) if softmax else _Sigmoid(problem.y)
+        self.total = functools.partial(_total, axes=axes)
+        self.count = self.total(problem.weight.sum(axis=1))
 
-    def logits(w: jax.Array, b: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda part: _dot(part, w), rows) + b
+    def mean(self, values: jax.Array) -> jax.Array:
+        """The weighted mean of a number per example, [parts, n]."""
+        return self.total((values * self.problem.weight).sum(axis=1)) / self.count
 
-    def evaluate(w: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        loss, residual = link.loss(z)
-        residual = residual * weight[..., None]
-        # Of the two ways round, the one that is quick on CPU.
-        by_w = total(jax.lax.map(lambda part: _dot(part[1].T, part[0]), (rows, residual))).T
-        by_b = total(residual.sum(axis=1))
-        value = mean(loss) + jnp.sum(penalty[:, None] * w * w) / 2
-        by_w = by_w / count + penalty[:, None] * w
-        return value, jnp.concatenate([_dot(basis.T, by_w), unit * by_b[None] / count])
+    def logits(self, w: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda part: _dot(part, w), self.problem.x) + b
 
-    def search(
-        z: jax.Array, dz: jax.Array, w: jax.Array, dw: jax.Array, slope: jax.Array
+    def loss(self, z: jax.Array) -> jax.Array:
+        """The mean cross-entropy at logits z."""
+        return self.mean(self.link.loss(z)[0])
+
+    def regularizer(self, w: jax.Array) -> jax.Array:
+        return jnp.sum(self.problem.penalty[:, None] * w * w) / 2
+
+    def value_and_gradient(self, w: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """J at weights w with logits z, and its gradient with respect to u."""
+        loss, residual = self.link.loss(z)
+        residual = residual * self.problem.weight[..., None]
+        # Of the two orders of this product, the one that is fast on CPU.
+        products = jax.lax.map(lambda part: _dot(part[1].T, part[0]), (self.problem.x, residual))
+        dw, db = self.total(products).T, self.total(residual.sum(axis=1))
+        value = self.mean(loss) + self.regularizer(w)
+        dw = dw / self.count + self.problem.penalty[:, None] * w
+        return value, jnp.concatenate([_dot(self.P.T, dw), self.p * db[None] / self.count])
+
+    def minimize_on_line(
+        self, z: jax.Array, dz: jax.Array, w: jax.Array, dw: jax.Array, slope: jax.Array
     ) -> jax.Array:
-        """Finds the lowest point of the line, on which the objective is convex: Newton's steps,
-        halved where they leave the bracket.
+        """The step t that minimizes the convex J(w + t dw), whose slope at 0 is `slope`.
+
+        Newton's method; where it leaves the bracket [low, high], bisection.
         """
-        linear = jnp.sum(penalty[:, None] * w * dw)
-        quadratic = jnp.sum(penalty[:, None] * dw * dw)
+        linear = jnp.sum(self.problem.penalty[:, None] * w * dw)
+        quadratic = jnp.sum(self.problem.penalty[:, None] * dw * dw)
 
         def narrow(carry: tuple) -> tuple:
             k, _, t, low, high, _ = carry
-            first, second = link.along(z + t * dz, dz)
-            first = mean(first) + linear + t * quadratic
+            first, second = self.link.along(z + t * dz, dz)
+            first = self.mean(first) + linear + t * quadratic
             low, high = jnp.where(first < 0, t, low), jnp.where(first < 0, high, t)
-            newton = t - first / (mean(second) + quadratic)
+            newton = t - first / (self.mean(second) + quadratic)
             middle = jnp.where(jnp.isfinite(high), (low + high) / 2, 4 * t)
             inside = (newton > low) & (newton < jnp.minimum(high, 10 * t))
             return k + 1, t, jnp.where(inside, newton, middle), low, high, first
 
-        def rough(carry: tuple) -> jax.Array:
+        def inexact(carry: tuple) -> jax.Array:
             k, *_, first = carry
             return (k < 30) & (jnp.abs(first) > 0.1 * jnp.abs(slope))
 
         zero, one, infinity = map(jnp.float32, (0, 1, jnp.inf))
-        return jax.lax.while_loop(rough, narrow, (0, zero, one, zero, infinity, slope))[1]
+        return jax.lax.while_loop(inexact, narrow, (0, zero, one, zero, infinity, slope))[1]
 
-    def advance(state: _State) -> _State:
-        value, gradient = evaluate(state.w, state.logits)
-        uphill, memory = direction.update(gradient, state.memory, state.place)
-        slope = -jnp.sum(gradient * uphill)
-        # What the features explain may be little, and is then found no less exactly.
-        far = -slope / 2 > TOLERANCE * jnp.minimum(value, without - value)
+
+def _solve(
+    problem: _Problem,
+    P: jax.Array,
+    p: jax.Array,
+    w: jax.Array,
+    b: jax.Array,
+    max_steps: jax.Array,
+    *,
+    softmax: bool,
+    axes: tuple[str, ...],
+) -> tuple[jax.Array, ...]:
+    """L-BFGS (Liu and Nocedal 1989) in preconditioned coordinates, with an exact line search: it
+    works on logits, and needs no pass over the features.
+
+    Returns weights, intercepts, the objective, the number of steps, and whether it converged.
+    """
+    objective = _Objective(problem, P, p, softmax=softmax, axes=axes)
+    lbfgs = optax.scale_by_lbfgs(MEMORY)
+
+    def step(state: _State) -> _State:
+        value, gradient = objective.value_and_gradient(state.w, state.z)
+        ascent, memory = lbfgs.update(gradient, state.lbfgs, state.u)  # H g
+        slope = -jnp.sum(gradient * ascent)
+        # Half the squared Newton decrement estimates J - min J. What features explain of the loss
+        # may be little, and is found with the same relative accuracy.
+        improvable = -slope / 2 > TOLERANCE * jnp.minimum(value, loss_of_prior - value)
         worse = value >= state.value * (1 - 1e-7)
         stalled = jnp.where(worse, state.stalled + 1, 0)
-        dw, db = -_dot(basis, uphill[:-1]), -unit * uphill[-1]
-        dz = logits(dw, db)
-        t = search(state.logits, dz, state.w, dw, slope)
+        dw, db = -_dot(P, ascent[:-1]), -p * ascent[-1]
+        dz = objective.logits(dw, db)
+        t = objective.minimize_on_line(state.z, dz, state.w, dw, slope)
         return _State(
             state.step + 1,
-            state.place - t * uphill,
+            state.u - t * ascent,
             state.w + t * dw,
             state.b + t * db,
-            state.logits + t * dz,
+            state.z + t * dz,
             value,
             memory,
             stalled,
-            far & (stalled < STALLED),
+            ~improvable | (stalled >= STALLED),
         )
 
-    z = logits(w, b)
-    without = mean(link.loss(jnp.broadcast_to(prior, z.shape))[0])
-    place = jnp.zeros((len(w) + 1, len(b)))  # the new coordinates begin where the fit does
+    z = objective.logits(w, b)
+    loss_of_prior = objective.loss(jnp.broadcast_to(problem.prior, z.shape))
+    u = jnp.zeros((len(w) + 1, len(b)))  # the coordinates are relative to where the fit starts
     zero, infinity = jnp.int32(0), jnp.float32(jnp.inf)
-    begin = _State(zero, place, w, b, z, infinity, direction.init(place), zero, jnp.bool_(True))
-    end = jax.lax.while_loop(lambda state: state.far & (state.step < limit), advance, begin)
-    # Once more from the weights: in the logits of the loop, rounding has added up.
-    value = mean(link.loss(logits(end.w, end.b))[0])
-    value += jnp.sum(penalty[:, None] * end.w * end.w) / 2
-    return end.w, end.b, value, end.step, ~end.far
+    state = _State(zero, u, w, b, z, infinity, lbfgs.init(u), zero, jnp.bool_(False))
+    end = jax.lax.while_loop(lambda s: ~s.converged & (s.step < max_steps), step, state)
+    # From the weights again: the logits of the loop have accumulated rounding errors.
+    value = objective.loss(objective.logits(end.w, end.b)) + objective.regularizer(end.w)
+    return end.w, end.b, value, end.step, end.converged
 
 
 class _Softmax:

@@ -1,4 +1,4 @@
-"""A fitted linear probe: what it says of features, how that is scored, and its file."""
+"""A fitted linear probe: its predictions, its metrics, and its file."""
 
 import dataclasses
 import io
@@ -12,31 +12,37 @@ from typing import Any
 import numpy as np
 
 from clip_jax import lookup
+from clip_jax.data.sources import Source
 from clip_jax.evals import _scores
 from clip_jax.evals._labeled import Examples, Task
 from clip_jax.evals._logistic import Fit
 from clip_jax.runtime import atomic, multihost
 
 FEATURES = ('pre_projection', 'embedding')
-# Name -> (logits [N, K], examples) -> number. arXiv 2103.00020, table 9, says which is whose.
+# Name -> (logits [N, K], examples) -> number. Table 9 of arXiv 2103.00020 has that of each set.
 METRICS: dict[str, Callable[[np.ndarray, Examples], float]] = {
     'accuracy': lambda z, x: _scores.accuracy(z.argmax(axis=1), x.targets),
     'mean_per_class': lambda z, x: _scores.mean_per_class(z.argmax(axis=1), x.targets, z.shape[1]),
     'map_11_point': lambda z, x: _scores.map_11_point(z, x.targets),
     'roc_auc': lambda z, x: _scores.roc_auc(z[:, 1] - z[:, 0], x.targets == 1),
 }
-ROWS = 8192  # multiplied in float64 at a time
+CHUNK = 8192  # examples that are multiplied in float64 at a time
 KEYS = ('weights', 'bias', 'about')
 COUNTS = ('max_iterations', 'seeds')
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A linear classifier of frozen features, float64 `weights` [D, K] and `bias` [K].
+    """A linear classifier of frozen features.
 
-    `features` says of which: rows of `clip.encode_image(images, features=probe.features)`. Where
-    `several`, an image may belong to any number of classes. `fingerprint` is that of the model,
-    '' if it is not known. Two classes without `several` have opposite weights.
+    Attributes:
+        weights: float64 [D, K]; of two classes, they are opposite.
+        bias: float64 [K].
+        classes: names of the K classes.
+        features: what it is applied to: `clip.encode_image(images, features=probe.features)`.
+        several: whether an image may belong to any number of classes.
+        C: the inverse of the regularization strength.
+        fingerprint: of the model, '' if unknown.
     """
 
     weights: np.ndarray
@@ -49,31 +55,33 @@ class Probe:
 
     @classmethod
     def of(cls, fit: Fit, classes: list[str], **about: Any) -> 'Probe':
-        """Makes a probe of a fit; of two classes a binary one becomes both columns."""
+        """Makes a probe from a fit; the one column of a binary fit becomes two."""
         weights, bias = fit.weights, fit.bias
         if len(bias) == 1 and len(classes) == 2:
             weights, bias = np.concatenate([-weights, weights], axis=1) / 2, np.r_[-bias, bias] / 2
         return cls(weights, bias, list(classes), C=fit.C, **about)
 
     def scores(self, features: np.ndarray) -> np.ndarray:
-        """Logits [N, K] of features [N, D], float64."""
+        """Returns logits, float64 [N, K], of features [N, D]."""
         features = np.atleast_2d(features)
         if features.shape[1] != len(self.weights):
             raise ValueError(
-                f'features are {features.shape[1]} wide; this probe was fitted on {self.features} '
-                f'features of width {len(self.weights)}'
+                f'features have width {features.shape[1]}; this probe was fitted on '
+                f'{self.features} features of width {len(self.weights)}'
             )
-        starts = range(0, len(features), ROWS)
-        blocks = [features[i : i + ROWS].astype(np.float64) @ self.weights for i in starts]
+        starts = range(0, len(features), CHUNK)
+        blocks = [features[i : i + CHUNK].astype(np.float64) @ self.weights for i in starts]
         return np.concatenate([np.zeros((0, len(self.bias))), *blocks]) + self.bias
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """The class of each row, int [N], as places in `classes`; where `several`, bool [N, K]."""
+        """Returns the class of each example, an index into `classes`, int [N]; if `several`, bool
+        [N, K].
+        """
         scores = self.scores(features)
         return scores > 0 if self.several else scores.argmax(axis=1)
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """The probability of each class [N, K]; rows sum to 1 unless `several`."""
+        """Returns the probability of each class, [N, K]; they sum to 1 unless `several`."""
         scores = self.scores(features)
         if self.several:
             return np.exp(-np.logaddexp(0, -scores))
@@ -81,7 +89,7 @@ class Probe:
         return scores / scores.sum(axis=1, keepdims=True)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the probe to a file, as a whole or not at all; it replaces one that is there."""
+        """Writes the probe to a file, atomically; replaces another probe."""
         path = check_place(path)
         if not multihost.is_primary():
             return
@@ -98,12 +106,10 @@ class Probe:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> 'Probe':
-        """Reads a probe that was saved; nothing in the file is executed. ValueError if it is
-        none.
-        """
+        """Reads a saved probe; nothing in the file is executed. ValueError if it is not one."""
         path = pathlib.Path(path).expanduser()
         if not path.is_file():
-            raise ValueError(f'{path}: there is no such file; expected a saved linear probe (.npz)')
+            raise ValueError(f'{path}: no such file; expected a saved linear probe (.npz)')
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 weights, bias, about = (arrays[key] for key in KEYS)
@@ -117,8 +123,8 @@ class Probe:
 
 
 def check_place(path: str | os.PathLike) -> pathlib.Path:
-    """Returns where a probe may be saved; ValueError if something else lies there, or if nothing
-    can be written there.
+    """Returns the path for a probe; ValueError if another file exists there, or if it is not
+    writable.
     """
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise ValueError(f'save is {path!r}; expected the name of a file')
@@ -129,38 +135,38 @@ def check_place(path: str | os.PathLike) -> pathlib.Path:
         try:
             Probe.load(path)
         except ValueError as error:
-            raise ValueError(f'save: {path} exists and is no probe; name a new file') from error
+            raise ValueError(f'save: {path} exists and is not a probe; name a new file') from error
     return path
 
 
 def check_options(what: str, *, features: str, metric: str, **numbers: float | None) -> None:
-    """ValueError if an option is not of those that there are, or no number above 0."""
+    """Raises ValueError for an unknown feature or metric, or a number that is not above 0."""
     lookup.check(features, FEATURES, what=f'{what}: features')
     lookup.check(metric, METRICS, what=f'{what}: metric')
     for name, value in numbers.items():
         kind = (int,) if name in COUNTS else (int, float)
         right = isinstance(value, kind) and not isinstance(value, bool) and 0 < value < np.inf
         if value is not None and not right:
-            a = 'whole number' if name in COUNTS else 'number'
-            raise ValueError(f'{what}: {name} is {value!r}; expected a {a} above 0')
+            a = 'an integer' if name in COUNTS else 'a number'
+            raise ValueError(f'{what}: {name} is {value!r}; expected {a} above 0')
 
 
-def check_metric(metric: str, task: Task, sources: Mapping[str, Any]) -> None:
-    """ValueError if a classification, whose parts are from these sources, cannot be scored so."""
+def check_metric(metric: str, task: Task, sources: Mapping[str, Source]) -> None:
+    """Raises ValueError if a metric does not fit a task, whose parts come from `sources`."""
     check_labels(metric, sources['test'], several=task.several)
     if metric != 'roc_auc':
         return
     if len(task.names) != 2:
         raise ValueError(
             f'metric roc_auc does not fit {sources["test"]}, which has {len(task.names)} classes; '
-            'it is that of two'
+            'expected two'
         )
     for part, source in sources.items():
         check_both(task.parts[part], task.names, source)
 
 
-def check_labels(metric: str, source: Any, *, several: bool) -> None:
-    """ValueError if a metric is not for sets whose images have one label, or several."""
+def check_labels(metric: str, source: Source, *, several: bool) -> None:
+    """Raises ValueError if a metric does not fit images with one label, or with several."""
     if several != (metric == 'map_11_point'):
         many = 'several labels' if several else 'one label'
         fit = 'map_11_point' if several else ', '.join(m for m in METRICS if m != 'map_11_point')
@@ -170,10 +176,10 @@ def check_labels(metric: str, source: Any, *, several: bool) -> None:
 
 
 def check_both(examples: Examples, names: Sequence[str], what: Any) -> None:
-    """ValueError if examples are all of one class of two."""
+    """Raises ValueError if all examples belong to one of the two classes."""
     (found, *others) = np.unique(examples.targets)
     if not others:
         raise ValueError(
             f'metric roc_auc does not fit {what}, all of whose images have the class '
-            f'{names[found]!r}; it needs some of both'
+            f'{names[found]!r}; it needs both'
         )

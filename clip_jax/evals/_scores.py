@@ -1,16 +1,16 @@
-"""Metrics of classifiers, as functions of NumPy arrays; counted in whole numbers, so exact."""
+"""Metrics of classifiers on NumPy arrays, computed exactly from integer counts."""
 
 import numpy as np
 
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """The share of the classes `predicted`, int [N], that are those of `labels`, int [N]."""
+    """Returns the fraction of predicted classes, int [N], that equal the labels, int [N]."""
     predicted, labels = _pair(predicted, labels)
     return int(np.sum(predicted == labels)) / len(labels)
 
 
 def mean_per_class(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
-    """The accuracy within each class, averaged over the classes that some label names."""
+    """Returns the mean of the accuracies of all classes that have examples."""
     right, count = per_class(predicted, labels, classes)
     return float(np.mean(right[count > 0] / count[count > 0]))
 
@@ -18,7 +18,7 @@ def mean_per_class(predicted: np.ndarray, labels: np.ndarray, classes: int) -> f
 def per_class(
     predicted: np.ndarray, labels: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How many examples of each class are predicted right, and how many it has: int [classes]."""
+    """Returns the number of correct predictions and of examples of each class, int [classes]."""
     predicted, labels = _pair(predicted, labels)
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
@@ -30,20 +30,25 @@ def per_class(
 
 
 def map_11_point(scores: np.ndarray, targets: np.ndarray) -> float:
-    """Mean average precision of PASCAL VOC 2007: the best precision at a recall of at least 0, 0.1,
-    … 1, averaged; then the mean over classes that have an example.
+    """Returns the mean average precision of PASCAL VOC 2007 (Everingham et al., IJCV 88, 2010,
+    section 4.2): the best precision at recalls of at least 0, 0.1, ..., 1, averaged; then the mean
+    over classes with an example. Tied examples share a threshold.
 
-    `scores` [N, C], `targets` bool [N, C]. A threshold lets in all examples that tie, or none, as
-    in all of the curves here. Everingham et al., IJCV 88, 2010, section 4.2.
+    Args:
+        scores: [N, C].
+        targets: bool [N, C].
     """
     return float(np.nanmean(average_precisions(scores, targets, points=11)))
 
 
 def average_precisions(scores: np.ndarray, targets: np.ndarray, *, points: int = 0) -> np.ndarray:
-    """The average precision of each class, [C]: precision at each threshold, weighted by the recall
-    that it adds; NaN for one without an example. `scores` [N, C], `targets` bool [N, C].
+    """Returns the average precision of each class, [C]: the precision at each threshold, weighted
+    by the increase in recall. NaN for a class without an example.
 
-    `points`: at so many values of recall, as in `map_11_point`; 0: at all thresholds.
+    Args:
+        scores: [N, C].
+        targets: bool [N, C].
+        points: number of recall levels, as in `map_11_point`; 0 for all thresholds.
     """
     scores, targets = _pair(scores, targets, dimensions=2)
     if not targets.any():
@@ -55,7 +60,7 @@ def average_precisions(scores: np.ndarray, targets: np.ndarray, *, points: int =
         if points:
             # The best precision at this recall or a higher one.
             best = np.maximum.accumulate(precision[::-1])[::-1]
-            # recall >= i / (points - 1), in whole numbers
+            # recall >= i / (points - 1), in integers
             needed = np.arange(points) * right[-1]
             found[k] = best[np.searchsorted(right * (points - 1), needed)].mean()
         else:
@@ -64,8 +69,12 @@ def average_precisions(scores: np.ndarray, targets: np.ndarray, *, points: int =
 
 
 def roc_auc(scores: np.ndarray, targets: np.ndarray) -> float:
-    """The area under the ROC curve: the share of pairs of a positive and a negative example whose
-    positive one has the higher score; a tie counts half. `scores` [N], `targets` bool [N].
+    """Returns the area under the ROC curve: the fraction of pairs of a positive and a negative
+    example in which the positive has the higher score; ties count half.
+
+    Args:
+        scores: [N].
+        targets: bool [N].
     """
     scores, targets = _pair(scores, targets)
     positives = int(targets.sum())
@@ -73,18 +82,18 @@ def roc_auc(scores: np.ndarray, targets: np.ndarray) -> float:
     if not positives or not negatives:
         raise ValueError(
             f'scores: {positives} positive and {negatives} negative examples; the area under the '
-            'ROC curve needs some of both'
+            'ROC curve needs both'
         )
     right, admitted = _curve(scores, targets)
     new_right, new_wrong = np.diff(right, prepend=0), np.diff(admitted - right, prepend=0)
-    # Negatives that come at a threshold lie below all positives before them, and tie with its own.
+    # Negatives at a threshold are below the positives of higher ones, and tie with its own.
     twice = np.sum(new_wrong * (2 * (right - new_right) + new_right))
     return int(twice) / (2 * positives * negatives)
 
 
 def _curve(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At each different score, from the highest: how many positive examples, and how many in all,
-    have at least that score.
+    """Returns, for each distinct score from the highest, the number of positives and of examples
+    with at least that score.
     """
     order = np.argsort(-scores, kind='stable')
     falling = scores[order]
@@ -95,13 +104,13 @@ def _curve(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _pair(
     values: np.ndarray, truths: np.ndarray, *, dimensions: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both as arrays; ValueError if they are empty, of different shapes or not finite."""
+    """Returns both as arrays; ValueError if they are empty, not finite or of different shapes."""
     values, truths = np.asarray(values), np.asarray(truths)
     if values.shape != truths.shape or values.ndim != dimensions or not values.size:
         raise ValueError(
-            f'scores: arrays of the shapes {values.shape} and {truths.shape}; expected two alike, '
-            f'of {dimensions} dimension(s) and not empty'
+            f'scores: arrays of shapes {values.shape} and {truths.shape}; expected equal shapes, '
+            f'{dimensions} dimension(s), not empty'
         )
     if not np.isfinite(values).all():
-        raise ValueError('scores: some are not finite; they have no order')
+        raise ValueError('scores: some are not finite, so they cannot be ranked')
     return values, truths

@@ -1,10 +1,9 @@
-"""Cosine similarities without rounding, and how many of them are large.
+"""Exact cosine similarities, and counts of those above a threshold.
 
-Rows are rounded to multiples of 2^-26: by less than 1e-8, where encoders are off by 1e-7. Products
-of two such numbers are multiples of 2^-52, and sums of products of unit rows stay between -2 and 2,
-so that float64 holds every partial sum exactly. Whatever the order in which a library adds, in
-blocks of any size and on any device, the same rows give the same similarity to the last bit, and
-equal rows tie. A sum in float32 depends on all of that.
+Embeddings are rounded to multiples of 2^-26, by less than 1e-8; encoders have errors of 1e-7.
+Products of two such numbers are multiples of 2^-52, and dot products of unit vectors stay between
+-2 and 2, so that float64 holds every partial sum exactly. Equal embeddings then tie, and a
+similarity is the same bit for bit in any block size, summation order and device, unlike in float32.
 """
 
 import contextlib
@@ -17,13 +16,13 @@ import numpy as np
 from clip_jax.evals import _embed
 
 GRID = float(2**26)
-COLUMNS = 8192  # of a tile of similarities; as high as a chunk of rows
+COLUMNS = 8192  # of a tile of the similarity matrix
 GPU_ROWS = 8192
 
 
 def on_grid(rows: np.ndarray) -> np.ndarray:
-    """Returns unit rows [N, D], float32, rounded so that their similarities are exact; ValueError
-    if their length is not 1.
+    """Rounds unit-length embeddings, float32 [N, D], so that their similarities are exact;
+    ValueError if their length is not 1.
     """
     rows = np.array(rows, np.float32)
     rows *= GRID
@@ -32,21 +31,21 @@ def on_grid(rows: np.ndarray) -> np.ndarray:
     lengths = np.sqrt(np.einsum('nd,nd->n', rows, rows))
     if len(rows) and np.abs(lengths - 1).max() > 0.01:
         wrong = lengths[np.abs(lengths - 1).argmax()]
-        raise ValueError(f'evals: embeddings of length {wrong:.4g}; expected rows of length 1')
+        raise ValueError(f'evals: embeddings of length {wrong:.4g}; expected length 1')
     return rows
 
 
 def matrix(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """The similarities of all rows [N, D] and columns [M, D] of `on_grid`: float64 [N, M]."""
+    """Returns the similarities, float64 [N, M], of embeddings [N, D] and [M, D] of `on_grid`."""
     return rows.astype(np.float64) @ columns.astype(np.float64).T
 
 
 def of_pairs(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """The similarities of each row with the column of its place: float64 [N]."""
+    """Returns the similarities of pairs, float64 [N], of embeddings [N, D] and [N, D]."""
     found = np.empty(len(rows))
     for start in range(0, len(rows), COLUMNS):
         part = slice(start, start + COLUMNS)
-        # As exact as `matrix`: a product is the same number here and there.
+        # As exact as `matrix`, hence equal to it.
         found[part] = np.einsum('nd,nd->n', rows[part], columns[part], dtype=np.float64)
     return found
 
@@ -54,10 +53,19 @@ def of_pairs(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 def count_at_least(
     rows: np.ndarray, columns: np.ndarray, of_rows: np.ndarray, of_columns: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each row, how many columns are at least as similar as `of_rows` says, int [N]; and for
-    each column, how many rows are, int [M].
+    """Counts large similarities by row and by column.
 
-    The matrix is made tile by tile, on a GPU if there is one (in float64, which TPUs lack).
+    The matrix is computed in tiles, on a GPU if there is one (in float64, which TPUs lack).
+
+    Args:
+        rows: embeddings [N, D] of `on_grid`.
+        columns: embeddings [M, D] of `on_grid`.
+        of_rows: thresholds [N].
+        of_columns: thresholds [M].
+
+    Returns:
+        For each row, the number of columns with at least the row's threshold, int [N]; and for each
+        column, the number of rows with at least the column's, int [M].
     """
     over_rows, over_columns = np.zeros(len(rows), np.int64), np.zeros(len(columns), np.int64)
     with _counter() as (count, size):
@@ -73,7 +81,7 @@ def count_at_least(
 
 @contextlib.contextmanager
 def _counter() -> Iterator[tuple]:
-    """What counts in a tile, and how many rows it has; on CPU NumPy is faster than XLA."""
+    """The function that counts in a tile, and the tile's rows; on CPU NumPy is faster than XLA."""
     if jax.default_backend() != 'gpu':
         yield _count, _embed.CHUNK
         return

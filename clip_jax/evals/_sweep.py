@@ -1,4 +1,4 @@
-"""The sweep for the strength of a probe's penalty (arXiv 2103.00020, appendix A.3)."""
+"""The search for the regularization of a probe (CLIP, arXiv 2103.00020, appendix A.3)."""
 
 from collections.abc import Callable
 
@@ -7,16 +7,23 @@ from clip_jax.runtime.progress import Progress
 
 LOWEST, HIGHEST = -6, 6  # of log10 C
 PER_DECADE = 8
-FIRST = 2 * PER_DECADE  # steps between those that are tried first
+FIRST = 2 * PER_DECADE  # grid points between the first values
 
 
 def sweep(
     fit: Callable[[float, Fit | None], Fit], score: Callable[[Fit], float]
 ) -> list[tuple[Fit, float]]:
-    """Searches 96 steps of C from 1e-6 to 1e6 for the best score: first seven values, two decades
-    apart, then on either side of the best, at half the distance each time, down to a step.
+    """Searches a grid of C, 8 points per decade from 1e-6 to 1e6, for the highest score.
 
-    `fit(C, start)` may begin at an earlier fit. Returns what was tried with its score, by rising C.
+    Seven values two decades apart come first; then both neighbors of the best, at half the distance
+    each time, down to the grid.
+
+    Args:
+        fit: (C, an earlier fit to start from or None) -> fit.
+        score: the score of a fit.
+
+    Returns:
+        The fits with their scores, by rising C.
     """
     found: dict[int, tuple[Fit, float]] = {}
     last = (HIGHEST - LOWEST) * PER_DECADE
@@ -44,7 +51,7 @@ def sweep(
 
 
 def best(tried: list[tuple[Fit, float]]) -> Fit:
-    """The fit with the highest score; of equal ones, the one with the strongest penalty."""
+    """Returns the fit with the highest score; of equal ones, the most regularized."""
     return tried[_best(dict(enumerate(tried)))][0]
 
 

@@ -1,5 +1,5 @@
-"""Few-shot linear probe: logistic regression on the features of a few images a class (arXiv
-2103.00020, section 3.1.3 and figure 6).
+"""Few-shot linear probe: logistic regression on a few images per class (CLIP, arXiv 2103.00020,
+section 3.1.3 and figure 6).
 """
 
 import functools
@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.evals import _labeled, _sweep
+from clip_jax.data.sources import Source
+from clip_jax.evals import _labeled, _sweep, score
 from clip_jax.evals._labeled import Examples, Task
 from clip_jax.evals._logistic import Fit, Regression
 from clip_jax.evals._probe import METRICS, Probe, check_metric, check_options
@@ -20,10 +21,10 @@ SHOTS = (1, 2, 4, 8, 16)
 def evaluate(
     encode_image: Callable,
     encode_text: Callable,
-    data: Any,
+    data: Source,
     *,
-    train: Any,
-    validation: Any = None,
+    train: Source,
+    validation: Source | None = None,
     shots: int | Sequence[int] = SHOTS,
     seeds: int = 5,
     features: str = 'pre_projection',
@@ -31,15 +32,31 @@ def evaluate(
     C: float | None = None,
     max_iterations: int = 1000,
 ) -> dict[str, Any]:
-    """Returns METRIC@k for each k of `shots`: the `metric` on the test set `data` of logistic
-    regression on k images of each class of `train`, the mean over so many random choices of them.
+    """Fits linear probes on k training images of each class, for each k of `shots`.
 
-    A seed chooses the same images each time, and those of a smaller k among those of a larger one.
-    C is found for each choice by linear_probe's sweep, where there is a set `validation`; else it
-    is the given one, or 1. `features`, `metric` and `max_iterations` are those of linear_probe.
-    'shots' in the report has the standard deviation over seeds, too.
+    A seed always draws the same images; those of a smaller k are among those of a larger one.
 
-    ValueError if a class has fewer training images than the most of `shots`.
+    Args:
+        encode_image: images -> features, float32 [N, D].
+        encode_text: not used.
+        data: the test set.
+        train: the training set.
+        validation: the set on which C is chosen for each draw, as linear_probe does.
+        shots: numbers of training images per class.
+        seeds: number of random draws of each size.
+        features: as in linear_probe.
+        metric: as in linear_probe.
+        C: the inverse of the regularization strength, 1 by default; with a validation set, the
+            best one by default.
+        max_iterations: of L-BFGS, for each fit.
+
+    Returns:
+        The report. Scores: METRIC@k, the mean over draws; `shots` has the standard deviation and
+        every draw.
+
+    Raises:
+        ValueError: a class has fewer training images than the largest of `shots`, or the data sets
+            do not fit each other.
     """
     what = 'evals/fewshot'
     numbers = {'C': C, 'max_iterations': max_iterations, 'seeds': seeds}
@@ -53,52 +70,56 @@ def evaluate(
     check_metric(metric, task, sources)
     _check_enough(task, shots[-1], train)
 
-    def score(fit: Fit, part: Examples) -> float:
+    def metric_on(fit: Fit, part: Examples) -> float:
         probe = Probe.of(fit, task.names, features=features)
-        return METRICS[metric](probe.scores(part.rows), part)
+        return METRICS[metric](probe.scores(part.features), part)
 
     swept = None
     if C is None and validation is not None:
-        swept = functools.partial(score, part=task.parts['validation'])
+        swept = functools.partial(metric_on, part=task.parts['validation'])
     scores, chosen = ({k: [] for k in shots} for _ in range(2))
     with Progress('probes', seeds * len(shots), unit='probes', log=False) as progress:
         for seed in range(seeds):
             places, rank = _few_of_each(task.parts['train'].targets, shots[-1], seed)
             few = task.parts['train'].at(places)
-            # Of one size for every k and seed: compiled once.
-            regression = Regression(few.rows, few.targets, len(task.names))
+            # The same size for every k and seed, so that it is compiled once.
+            regression = Regression(few.features, few.targets, len(task.names))
             for k in shots:
                 fit_some = functools.partial(
                     regression.fit, among=rank < k, max_iterations=max_iterations
                 )
                 fit = _fit(fit_some, C, swept)
-                scores[k].append(score(fit, task.parts['test']))
+                scores[k].append(metric_on(fit, task.parts['test']))
                 chosen[k].append(fit.C)
                 progress.advance()
     means = {k: float(np.mean(own)) for k, own in scores.items()}
     return {
-        **{f'{metric}@{k}': mean for k, mean in means.items()},
-        'images': len(task.parts['test']),
-        'unlabeled': task.parts['test'].unlabeled,
-        'classes': len(task.names),
-        'classes_without_images': task.empty,
-        'features': features,
-        'width': task.parts['train'].rows.shape[1],
-        'seeds': seeds,
+        'scores': {f'{metric}@{k}': score(mean) for k, mean in means.items()},
+        'counts': {
+            'images': len(task.parts['test']),
+            'unlabeled': task.parts['test'].unlabeled,
+            'classes': len(task.names),
+            'seeds': seeds,
+        },
+        'info': {
+            'features': features,
+            'width': task.parts['train'].features.shape[1],
+            'classes_without_images': task.empty,
+        },
         'shots': [[k, means[k], float(np.std(own)), own] for k, own in scores.items()],
         'C_of_shots': [[k, own] for k, own in chosen.items()],
     }
 
 
 def _fit(fit: Callable[..., Fit], C: float | None, score: Callable[[Fit], float] | None) -> Fit:
-    """The fit at C, or where it scores best."""
+    """The fit at C, or with a score the best one."""
     if score is None:
         return fit(1.0 if C is None else C)
     return _sweep.best(_sweep.sweep(lambda C, start: fit(C, start=start), score))
 
 
 def _few_of_each(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """So many random places of each class, and the rank of each place in its class."""
+    """Draws `count` examples of each class; returns their indices, and their ranks in the class."""
     rng = np.random.default_rng(seed)
     classes = range(labels.max() + 1)
     places = [rng.permutation(np.flatnonzero(labels == k))[:count] for k in classes]
@@ -106,26 +127,26 @@ def _few_of_each(labels: np.ndarray, count: int, seed: int) -> tuple[np.ndarray,
 
 
 def _checked(shots: int | Sequence[int]) -> list[int]:
-    """The numbers of images a class, rising."""
+    """Returns the numbers of images per class, rising; ValueError if they are none."""
     several = [shots] if isinstance(shots, int) else shots
     right = isinstance(several, Sequence) and all(type(k) is int and k > 0 for k in several)
     if not right or not len(several):
         raise ValueError(
-            f'evals/fewshot: shots is {shots!r}; expected whole numbers above 0, as {list(SHOTS)}'
+            f'evals/fewshot: shots is {shots!r}; expected integers above 0, such as {list(SHOTS)}'
         )
     return sorted({*several})
 
 
-def _check_one_label(data: Any, *, several: bool) -> None:
+def _check_one_label(data: Source, *, several: bool) -> None:
     if several:
-        raise ValueError(f'evals/fewshot: {data} has several labels an image; expected one')
+        raise ValueError(f'evals/fewshot: {data} has several labels per image; expected one')
 
 
-def _check_enough(task: Task, most: int, train: Any) -> None:
+def _check_enough(task: Task, most: int, train: Source) -> None:
     counts = np.bincount(task.parts['train'].targets, minlength=len(task.names))
     least = int(counts.argmin())
     if counts[least] < most:
         raise ValueError(
-            f'evals/fewshot: {train} has {counts[least]} images of {task.names[least]!r}, and '
-            f'shots asks for {most} of each class; the most that it has of all is {counts[least]}'
+            f'evals/fewshot: {train} has {counts[least]} images of {task.names[least]!r}; expected '
+            f'{most} of each class, or shots of at most {counts[least]}'
         )

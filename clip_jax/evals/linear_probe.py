@@ -1,4 +1,4 @@
-"""Linear probe: logistic regression on the frozen features of images (arXiv 2103.00020, section 3.2
+"""Linear probe: logistic regression on frozen image features (CLIP, arXiv 2103.00020, section 3.2
 and appendix A.3).
 """
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.evals import _labeled, _scores, _sweep, _tables
+from clip_jax.data.sources import Source
+from clip_jax.evals import _labeled, _scores, _sweep, _tables, score
 from clip_jax.evals._labeled import Examples, Task
 from clip_jax.evals._logistic import Regression
 from clip_jax.evals._probe import (
@@ -22,33 +23,47 @@ from clip_jax.evals._probe import (
     check_place,
 )
 
-VALIDATION = 5  # one in so many training images, where there is no validation set
+VALIDATION = 5  # one in 5 training images is for validation, if there is no validation set
 
 
 def evaluate(
     encode_image: Callable,
     encode_text: Callable,
-    data: Any,
+    data: Source,
     *,
-    train: Any,
-    validation: Any = None,
+    train: Source,
+    validation: Source | None = None,
     features: str = 'pre_projection',
     metric: str = 'accuracy',
     C: float | None = None,
     max_iterations: int = 1000,
     save: str | None = None,
 ) -> dict[str, Any]:
-    """Returns the `metric` on the test set `data` of logistic regression on the set `train`.
+    """Fits a linear probe on a training set and scores it on a test set.
 
-    `features`: 'pre_projection', the image encoder's output before the projection, or
-    'embedding'. `metric`:
-    'accuracy', 'mean_per_class', 'roc_auc' (two classes), or 'map_11_point' (several labels an
-    image: one binary regression a class). The C of the penalty, as scikit-learn has it, is the best
-    of 96 steps from 1e-6 to 1e6 on the set `validation`, or else on a fifth of `train`, always the
-    same; with it all of both is fitted. Or it is the given one. `save` is the file (.npz) for the
-    fitted Probe.
+    Without a given C, the best of 96 values from 1e-6 to 1e6 is chosen on the validation set, or on
+    a fifth of the training set, always the same; then all of both is fitted. Images with the label
+    -1 are left out and counted.
 
-    Images with the label -1 are left out, and counted. ValueError for sets that do not fit.
+    Args:
+        encode_image: images -> features, float32 [N, D].
+        encode_text: not used.
+        data: the test set.
+        train: the training set.
+        validation: the validation set.
+        features: 'pre_projection', the output of the image encoder before the projection, or
+            'embedding'.
+        metric: 'accuracy', 'mean_per_class', 'roc_auc' (two classes), or 'map_11_point' (several
+            labels per image: a binary regression for each class).
+        C: the inverse of the regularization strength, as scikit-learn has it.
+        max_iterations: of L-BFGS, for each fit.
+        save: file (.npz) for the fitted Probe.
+
+    Returns:
+        The report; its score is the metric.
+
+    Raises:
+        ValueError: an option is wrong, or the data sets do not fit each other.
     """
     numbers = {'C': C, 'max_iterations': max_iterations}
     check_options('evals/linear_probe', features=features, metric=metric, **numbers)
@@ -64,7 +79,7 @@ def evaluate(
     seconds.append(time.monotonic())
 
     examples, held_out = _fitted(task, split=C is None)
-    regression = Regression(examples.rows, examples.targets, len(task.names))
+    regression = Regression(examples.features, examples.targets, len(task.names))
     fit_some = functools.partial(regression.fit, max_iterations=max_iterations)
     probe_of = functools.partial(
         Probe.of,
@@ -77,10 +92,10 @@ def evaluate(
     if C is None:
         validated = examples.at(held_out)
         if metric == 'roc_auc':
-            check_both(validated, task.names, f'a fifth of {train}, on which C is to be chosen')
+            check_both(validated, task.names, f'a fifth of {train}, on which C is chosen')
         tried = _sweep.sweep(
             lambda C, start: fit_some(C, among=~held_out, start=start),
-            lambda fit: METRICS[metric](probe_of(fit).scores(validated.rows), validated),
+            lambda fit: METRICS[metric](probe_of(fit).scores(validated.features), validated),
         )
         start = _sweep.best(tried)
         C = start.C
@@ -88,23 +103,30 @@ def evaluate(
     fit = fit_some(C, start=start)
     probe = probe_of(fit)
     seconds.append(time.monotonic())
-    report = _scored(probe, task, metric)
     if save is not None:
         probe.save(save)
-        report['probe'] = save
     embed, sweep, refit = np.diff(seconds).round(3).tolist()
-    return report | {
-        'features': features,
-        'width': examples.rows.shape[1],
-        'training_images': len(examples) - int(held_out.sum()),
-        'validation_images': int(held_out.sum()),
-        'unlabeled': task.parts['test'].unlabeled,
-        'unlabeled_for_training': examples.unlabeled,
-        'classes': len(task.names),
-        'classes_without_images': task.empty,
-        'sweep': [[one.C, score] for one, score in tried],
-        'fit': {
+    scores, tables = _scored(probe, task, metric)
+    return {
+        'scores': scores,
+        'counts': {
+            'images': len(task.parts['test']),
+            'unlabeled': task.parts['test'].unlabeled,
+            'training_images': len(examples) - int(held_out.sum()),
+            'validation_images': int(held_out.sum()),
+            'unlabeled_for_training': examples.unlabeled,
+            'classes': len(task.names),
+        },
+        'info': {
+            'features': features,
+            'width': examples.features.shape[1],
             'C': fit.C,
+            'classes_without_images': task.empty,
+            **({'probe': save} if save is not None else {}),
+        },
+        **tables,
+        'sweep': [[one.C, value] for one, value in tried],
+        'fit': {
             'iterations': fit.iterations,
             'iterations_of_sweep': sum(one.iterations for one, _ in tried),
             'converged': all(one.converged for one in [fit, *(one for one, _ in tried)]),
@@ -115,7 +137,7 @@ def evaluate(
 
 
 def _fitted(task: Task, *, split: bool) -> tuple[Examples, np.ndarray]:
-    """All that the last fit sees, and which of it, bool [N], the sweep is to be scored on."""
+    """Returns the examples of the last fit, and which of them validate C, bool [N]."""
     train, validation = task.parts['train'], task.parts.get('validation')
     if validation is not None:
         examples = train.followed_by(validation)
@@ -125,32 +147,32 @@ def _fitted(task: Task, *, split: bool) -> tuple[Examples, np.ndarray]:
     held_out = _labeled.held_out(train.one_hot(len(task.names)), VALIDATION)
     if not held_out.any():
         raise ValueError(
-            'evals/linear_probe: the training set has one image a class, and none to choose C by; '
+            'evals/linear_probe: the training set has one image per class, none to choose C with; '
             'give a validation set, or a C'
         )
     return train, held_out
 
 
-def _scored(probe: Probe, task: Task, metric: str) -> dict[str, Any]:
-    """The score on the test set, and what is right and wrong class by class."""
+def _scored(probe: Probe, task: Task, metric: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scores on the test set, and tables by class."""
     test, names = task.parts['test'], task.names
-    logits = probe.scores(test.rows)
-    report = {metric: METRICS[metric](logits, test), 'images': len(test)}
+    logits = probe.scores(test.features)
+    scores = {metric: score(METRICS[metric](logits, test))}
     if task.several:
         values = _scores.average_precisions(logits, test.targets, points=11)
         counts = test.targets.sum(axis=0)
-        return report | {'per_class': _tables.per_class(names, counts, values)}
+        return scores, {'per_class': _tables.per_class(names, counts, values)}
     guess = logits.argmax(axis=1)
     right, counts = _scores.per_class(guess, test.targets, len(names))
-    return report | {
+    return scores, {
         'per_class': _tables.per_class(names, counts, right / np.maximum(counts, 1)),
         'confusion': _tables.confusion(guess, test.targets, names),
-        'mistakes': _mistakes(probe.probabilities(test.rows), test, names),
+        'mistakes': _mistakes(probe.probabilities(test.features), test, names),
     }
 
 
 def _mistakes(probability: np.ndarray, test: Examples, names: list[str]) -> list[dict[str, Any]]:
-    """The images that are taken for another class with the greatest confidence."""
+    """The misclassified images with the greatest confidence."""
     guess, places = probability.argmax(axis=1), np.arange(len(test))
     own, highest = probability[places, test.targets], probability[places, guess]
     worst = _tables.most_confident(guess != test.targets, highest - own)

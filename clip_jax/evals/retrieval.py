@@ -1,13 +1,12 @@
-"""Retrieval: from an image to its captions among all captions, and back (arXiv 2103.00020, table
-13).
-"""
+"""Retrieval of captions by images and of images by captions (CLIP, arXiv 2103.00020, table 13)."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from clip_jax.evals import _embed, _similarity
+from clip_jax.data.sources import Source
+from clip_jax.evals import _embed, _similarity, score
 
 AT = (1, 5, 10)
 EXAMPLES = 10
@@ -15,13 +14,23 @@ QUERIES = 6  # of each direction
 RESULTS = 5
 
 
-def evaluate(encode_image: Callable, encode_text: Callable, data: Any) -> dict[str, Any]:
-    """Returns recall at 1, 5 and 10 and the median rank (1 is best) in both directions, over all
-    images and all their captions.
+def evaluate(encode_image: Callable, encode_text: Callable, data: Source) -> dict[str, Any]:
+    """Ranks all captions for each image, and all images for each caption.
 
-    From an image, a hit is any of its own captions among the first k; from a caption, its own
-    image. What ties with the right one counts as ranked before it. Of an even number of ranks the
-    median is the lower of the middle two.
+    For an image, any of its captions is a positive; for a caption, its image is. Ties count as
+    ranked before the positive. The median of an even number of ranks is the lower middle one.
+
+    Args:
+        encode_image: images -> unit-length embeddings, float32 [N, D].
+        encode_text: texts -> unit-length embeddings, float32 [N, D].
+        data: a data set with captions.
+
+    Returns:
+        The report. Scores: recall at 1, 5 and 10 and the median rank (1 is best), in both
+        directions.
+
+    Raises:
+        ValueError: a record has no caption.
     """
     image, records = _embed.records(encode_image, data)
     for i, record in enumerate(records):
@@ -33,29 +42,32 @@ def evaluate(encode_image: Callable, encode_text: Callable, data: Any) -> dict[s
     text = _similarity.on_grid(_embed.texts(encode_text, captions))
 
     to_text, to_image = _ranks(image, text, owner)
-    report = {f'image_to_text/recall@{k}': float(np.mean(to_text <= k)) for k in AT}
-    report |= {f'text_to_image/recall@{k}': float(np.mean(to_image <= k)) for k in AT}
-    report |= {'image_to_text/median_rank': _median(to_text)}
-    report |= {'text_to_image/median_rank': _median(to_image)}
-    report |= {'images': len(data), 'texts': len(captions)}
-    return report | {
+    both = {'image_to_text': to_text, 'text_to_image': to_image}
+    scores = {
+        f'{way}/recall@{k}': score(np.mean(ranks <= k)) for way, ranks in both.items() for k in AT
+    }
+    scores |= {
+        f'{way}/median_rank': score(_median(ranks), better='lower', unit='rank')
+        for way, ranks in both.items()
+    }
+    return {
+        'scores': scores,
+        'counts': {'images': len(data), 'texts': len(captions)},
         'similarity': _sample(image, text, owner, captions),
         'queries': _queries(image, text, owner, captions, to_text, to_image),
     }
 
 
 def _ranks(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks (1 is best) of each image's best caption among all texts, and of each text's image
-    among all images.
-    """
+    """Returns the rank (1 is best) of each image's best caption, and of each caption's image."""
     own = np.concatenate(
         [_similarity.of_pairs(image[owner[part]], text[part]) for part in _parts(len(text))]
     )
     best = np.full(len(image), -np.inf)
     np.maximum.at(best, owner, own)
     over_images, over_texts = _similarity.count_at_least(image, text, best, own)
-    # Similarities are exact: what is counted has the right one, and all of an image's captions that
-    # tie with its best.
+    # Similarities are exact. The count includes the positive, and all of an image's captions that
+    # tie with its best one.
     mine = np.bincount(owner[own == best[owner]], minlength=len(image))
     return over_images - mine + 1, over_texts
 
@@ -69,9 +81,7 @@ def _parts(count: int) -> list[slice]:
 
 
 def _sample(image: np.ndarray, text: np.ndarray, owner: np.ndarray, captions: list[str]) -> dict:
-    """The similarity matrix of a few images spread over the set with one caption each, for the
-    figure.
-    """
+    """The similarity matrix of a few images spread over the data set with a caption each."""
     chosen = _spread(len(image), EXAMPLES)
     first = np.searchsorted(owner, chosen)
     return {
@@ -89,8 +99,8 @@ def _queries(
     to_text: np.ndarray,
     to_image: np.ndarray,
 ) -> dict[str, list[dict[str, Any]]]:
-    """A few queries of each direction, spread over the set, with their rank and what is nearest:
-    (caption or number of an image, cosine, whether it is right).
+    """A few queries of each direction, with their rank and the nearest results: (caption or index
+    of an image, cosine, whether it is a positive).
     """
     images, texts = _spread(len(image), QUERIES), _spread(len(text), QUERIES)
     found: dict[str, list[dict[str, Any]]] = {'image_to_text': [], 'text_to_image': []}
@@ -107,7 +117,7 @@ def _queries(
 
 
 def _nearest(cosines: np.ndarray) -> list[tuple[int, float]]:
-    """The RESULTS highest cosines with their places, highest first."""
+    """The RESULTS highest cosines with their indices, highest first."""
     places = np.argsort(-cosines, kind='stable')[:RESULTS]
     return [(int(k), round(float(cosines[k]), 4)) for k in places]
 

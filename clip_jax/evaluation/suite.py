@@ -1,4 +1,4 @@
-"""A page of evaluations over one or several checkpoints: one report a line and one table."""
+"""Benchmark suites: a config file of tasks, run over one or several checkpoints, as one table."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,8 @@ from typing import Any
 from clip_jax import build, lookup, pretrained, prompts
 from clip_jax.data import sources
 from clip_jax.data.errors import DataNotFound
-from clip_jax.evaluation import encoders
+from clip_jax.embeddings import source_model
+from clip_jax.evaluation import encoders, evaluate
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import atomic, environment
 from clip_jax.runtime.messages import one_line
@@ -26,31 +27,33 @@ DONE, MISSING, FAILED = 'done', 'missing', 'failed'
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One evaluation of a suite; `scores` names the numbers of its report whose mean is the score,
-    by default the first.
+    """One evaluation of a suite.
+
+    Attributes:
+        name: name of the task, and of its report's file.
+        type: name of the evaluation, a file of evals/.
+        data: SPEC of the data set to score.
+        scores: names of the report's scores whose mean is shown; the headline if empty.
+        source: options of each kind of source.
+        options: options of the evaluation.
     """
 
     name: str
     type: str
     data: str
     scores: Sequence[str]
-    source: Mapping[str, Mapping[str, Any]]  # options of each kind of source
-    options: Mapping[str, Any]  # of the evaluation
+    source: Mapping[str, Mapping[str, Any]]
+    options: Mapping[str, Any]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the report depends on, besides the checkpoint and `text_hash`."""
-        settings = {
-            'type': self.type,
-            'data': self.data,
-            'source': {kind: build.given(own) for kind, own in self.source.items()},
-            'options': dict(self.options),
-        }
-        return json.loads(json.dumps(settings))
+        """What the report depends on, besides the checkpoint and `text_hash`, as JSON holds it."""
+        found = evaluate.settings(self.type, self.options, self.data, self.source)
+        return json.loads(json.dumps(found))
 
     def text_hash(self) -> str:
-        """A hash of the class names and templates that the options name, as they are now in their
-        files and prompt sets; '' if the evaluation has none.
+        """Returns a hash of the class names and templates that the options name, as their files
+        and prompt sets are now; '' if the evaluation has none.
         """
         parameters = inspect.signature(lookup.module('evals', self.type).evaluate).parameters
         if 'templates' not in parameters:
@@ -69,49 +72,61 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of a line and a checkpoint; a value that is no share is an int, or above 1."""
+    """The outcome of one task for one checkpoint: a score, or why there is none."""
 
     state: str
-    value: float | None = None
+    score: Mapping[str, Any] | None = None  # value, better, unit
     message: str = ''
+
+    @property
+    def value(self) -> float | None:
+        return self.score['value'] if self.score else None
 
 
 def tasks(page: Mapping[str, Any]) -> list[Task]:
-    """Reads a page: `lines`, by name, each with 'eval', 'data' and the options of that evaluation;
-    'score' and 'source', options of its source, if it needs them; and `options` of each kind of
-    source for all lines.
+    """Reads the tasks of a suite.
 
-    ValueError for an unknown evaluation or option.
+    Args:
+        page: the config: `tasks` by name, each with 'type', 'data', the options of that evaluation
+            and, optional, 'score' and 'source' (options of its source); and `options` of each kind
+            of source, for all tasks.
+
+    Returns:
+        The tasks.
+
+    Raises:
+        ValueError: an unknown key, evaluation or option, or no tasks.
     """
     for key in page:
-        lookup.check(key, ('lines', 'options'), what='suite')
-    if not page.get('lines'):
-        raise ValueError('suite: the page has no lines; expected lines by name, each with an eval')
-    return [_task(name, dict(line), page) for name, line in page['lines'].items()]
+        lookup.check(key, ('tasks', 'options'), what='suite')
+    if not page.get('tasks'):
+        raise ValueError('suite: the config has no tasks; expected tasks by name, each with a type')
+    return [_task(name, dict(task), page) for name, task in page['tasks'].items()]
 
 
-def _task(name: str, line: dict[str, Any], page: Mapping[str, Any]) -> Task:
-    what = f'suite: line {name}'
+def _task(name: str, task: dict[str, Any], page: Mapping[str, Any]) -> Task:
+    what = f'suite: task {name}'
     if not re.fullmatch(r'[\w.-]+', name):
-        raise ValueError(f'{what}: a name is letters, digits and _ . - only: files are named by it')
-    line = build.given(line)
+        raise ValueError(f'{what}: expected a name of letters, digits and _ . -, which files allow')
+    task = build.given(task)
     for key in ('type', 'data'):
-        lookup.check(key, line, what=what)
-    evaluation, data = line.pop('type'), line.pop('data')
-    scores, own = line.pop('score', ()), line.pop('source', {})
+        lookup.check(key, task, what=what)
+    evaluation, data = task.pop('type'), task.pop('data')
+    scores, own = task.pop('score', ()), task.pop('source', {})
     options = {k: dict(v) for k, v in page.get('options', {}).items()}
     for kind in sources.kinds(data):
         options[kind] = {**options.get(kind, {}), **own}
-    if 'save' in line:
+    if 'save' in task:
         raise ValueError(
-            f'{what}: save: every checkpoint would replace it; clip-jax eval {evaluation} saves one'
+            f'{what}: save: each checkpoint would overwrite the file; use clip-jax eval '
+            f'{evaluation}'
         )
     try:
-        build.check_evaluation(evaluation, line)
+        evaluate.check_options(evaluation, task)
     except ValueError as error:
         raise ValueError(f'{what}: {error}') from None
     scores = (scores,) if isinstance(scores, str) else tuple(scores)
-    return Task(name, evaluation, data, scores, options, line)
+    return Task(name, evaluation, data, scores, options, task)
 
 
 def run(
@@ -122,13 +137,24 @@ def run(
     say: Callable[[str], None],
     dtype: str = 'auto',
 ) -> tuple[dict[str, Any], bool]:
-    """Runs all lines over all checkpoints, in the arithmetic `dtype`: returns the table, and
-    whether something ran and nothing failed.
+    """Runs all tasks for all checkpoints.
 
-    In `out` each report is a file, `CHECKPOINT/LINE.json`. What is there of the same checkpoint and
-    settings is not run again.
+    A report in `out` of the same checkpoint and settings is read, and the task is not run again.
+
+    Args:
+        page: the suite's config (see `tasks`).
+        models: paths of the checkpoints.
+        out: folder for the reports, `CHECKPOINT/TASK.json`; None for none.
+        say: takes a line of progress.
+        dtype: compute dtype: 'auto', 'float32' or 'bfloat16'.
+
+    Returns:
+        The table, and whether some task ran and none failed.
+
+    Raises:
+        ValueError: the config is wrong, or a path holds no checkpoint.
     """
-    suite, begun = tasks(page), time.monotonic()
+    suite, began = tasks(page), time.monotonic()
     slugs = [_slug(model) for model in models]
     if len({*slugs}) < len(slugs):
         raise ValueError(f'--model: {", ".join(models)}: expected different checkpoints')
@@ -140,21 +166,20 @@ def run(
         identity = {
             'model': model,
             'fingerprint': pretrained.fingerprint(clip.variables),
-            'card_hash': encoders.card_hash(clip.card),
-            'arithmetic': encoders.compute_dtype(clip),
+            'card_hash': source_model.card_hash(clip.card),
+            'compute_dtype': encoders.compute_dtype(clip),
         }
         column = []
-        for k, line in enumerate(suite, start=1 + number * len(suite)):
-            file = out / slug / f'{line.name}.json' if out else None
-            result, how = _result(line, clip, identity, file)
+        for k, task in enumerate(suite, start=1 + number * len(suite)):
+            file = out / slug / f'{task.name}.json' if out else None
+            result, how = _result(task, clip, identity, file)
             column.append(result)
-            value = result.value
-            shown = f'{value:.4f}' if _is_share(value) else result.message or f'{value:,}'
-            say(f'[{k}/{len(suite) * len(models)}] {line.name}, {model}: {shown}{how}')
+            shown = _shown(result.score) if result.score else result.message
+            say(f'[{k}/{len(suite) * len(models)}] {task.name}, {model}: {shown}{how}')
         results.append(column)
         del clip  # before the next one needs the memory
     table = _table(suite, models, results)
-    table |= {'versions': environment.versions(), 'seconds': time.monotonic() - begun}
+    table |= {'versions': environment.versions(), 'seconds': time.monotonic() - began}
     states = [result.state for column in results for result in column]
     return table, FAILED not in states and DONE in states
 
@@ -171,38 +196,34 @@ def _slug(model: str) -> str:
 
 
 def _result(
-    line: Task, clip: Clip, identity: Mapping[str, str], file: pathlib.Path | None
+    task: Task, clip: Clip, identity: Mapping[str, str], file: pathlib.Path | None
 ) -> tuple[Result, str]:
-    """The result of one line, read from its report if that is there, and how it came about."""
+    """Reads the result of a task from its report, or runs it; also says which."""
     try:
-        settings = {**identity, **line.settings, 'text_hash': line.text_hash()}
+        settings = {**identity, **task.settings, 'text_hash': task.text_hash()}
         if file and (report := _finished(file, settings)):
-            return Result(DONE, _score(line, report)), ' (was there)'
-        begun = time.monotonic()
-        report = {**settings, **_evaluate(line, clip)}
-        seconds = report['seconds'] = time.monotonic() - begun
+            return Result(DONE, _score(task, report)), ' (read)'
+        evaluation = evaluate.prepare(
+            task.type, task.options, task.data, task.source, embeddings=True
+        )
+        about = {
+            k: v for k, v in settings.items() if k in ('fingerprint', 'card_hash', 'text_hash')
+        }
+        report = evaluation.report(clip, path=identity['model'], **about)
         if file:
             atomic.write_json(file, report)
-        return Result(DONE, _score(line, report)), f' ({seconds:,.0f} s)'
+        return Result(DONE, _score(task, report)), f' ({report["seconds"]:,.0f} s)'
     except DataNotFound as error:
         return Result(MISSING, message=one_line(error)), ''
-    except Exception as error:  # of any type: the other lines are to run
+    except Exception as error:  # of any type: the other tasks still run
         if os.environ.get('CLIP_JAX_TRACEBACK'):
             raise
         return Result(FAILED, message=one_line(error)), ''
 
 
-def _evaluate(line: Task, clip: Clip) -> dict[str, Any]:
-    evaluate = build.evaluation(line.type, line.options, line.source, embeddings=True)
-    source = build.source(line.data, line.source, embeddings=True)
-    opened = [source, *evaluate.sources.values()]
-    report = evaluate(*encoders.encoders_for(clip, opened), source)
-    return report | encoders.provenance(clip, opened)
-
-
 def _finished(file: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The report of an earlier run with the same settings and weights, wherever these lay; None if
-    there is none.
+    """Reads the report of an earlier run with the same settings and weights, wherever the
+    checkpoint was then; None if there is none.
     """
     if not file.exists():
         return None
@@ -211,74 +232,88 @@ def _finished(file: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]
     return report if same else None
 
 
-def _score(line: Task, report: Mapping[str, Any]) -> float:
-    numbers = {k: v for k, v in report.items() if type(v) in (int, float) and k != 'seconds'}
-    if not line.scores:
-        return next(v for v in numbers.values() if isinstance(v, float))
-    found = [numbers[lookup.check(name, numbers, what='score')] for name in line.scores]
-    return found[0] if len(found) == 1 else statistics.fmean(found)
+def _score(task: Task, report: Mapping[str, Any]) -> dict[str, Any]:
+    """The score of a task: the headline of its report, or the mean of those that it names."""
+    scores = report['scores']
+    names = task.scores or [next(iter(scores))]
+    found = [scores[lookup.check(name, scores, what='score')] for name in names]
+    if len({(score['better'], score['unit']) for score in found}) > 1:
+        raise ValueError(
+            f'score: {", ".join(names)} have different units or directions; expected alike'
+        )
+    return {**found[0], 'value': statistics.fmean(score['value'] for score in found)}
 
 
-def _is_share(value: float | None) -> bool:
-    return isinstance(value, float) and value <= 1
+def _shown(score: Mapping[str, Any]) -> str:
+    value = score['value']
+    return f'{value:.4f}' if score['unit'] == 'fraction' else f'{value:,.6g}'
 
 
 def _table(
     suite: Sequence[Task], models: Sequence[str], results: Sequence[Sequence[Result]]
 ) -> dict[str, Any]:
     rows = []
-    for line, found in zip(suite, zip(*results, strict=True), strict=True):
-        score = ' and '.join(line.scores)
-        row = {'line': line.name, 'type': line.type, 'data': line.data, 'score': score}
-        values = [result.value for result in found]
-        states = [result.state for result in found]
-        messages = [result.message for result in found]
-        rows.append({**row, 'values': values, 'states': states, 'messages': messages})
+    for task, found in zip(suite, zip(*results, strict=True), strict=True):
+        # The same evaluation with the same options has the same score for every checkpoint.
+        score = next((result.score for result in found if result.score), None)
+        rows.append(
+            {
+                'task': task.name,
+                'type': task.type,
+                'data': task.data,
+                'score': ' and '.join(task.scores),
+                'better': score and score['better'],
+                'unit': score and score['unit'],
+                'values': [result.value for result in found],
+                'states': [result.state for result in found],
+                'messages': [result.message for result in found],
+            }
+        )
     means = []
-    for name in dict.fromkeys(line.type for line in suite):
-        # Over the same lines in every column; ranks have no mean with shares.
-        own = [row['values'] for row in rows if row['type'] == name]
-        complete = [values for values in own if all(map(_is_share, values))]
+    for name in dict.fromkeys(task.type for task in suite):
+        # Over the tasks that every checkpoint has; only fractions have a mean.
+        own = [row['values'] for row in rows if row['type'] == name and row['unit'] == 'fraction']
+        complete = [values for values in own if None not in values]
         if complete:
             values = [statistics.fmean(column) for column in zip(*complete, strict=True)]
-            means.append({'type': name, 'lines': len(complete), 'values': values})
-    return {'models': list(models), 'lines': rows, 'means': means}
+            means.append({'type': name, 'tasks': len(complete), 'values': values})
+    return {'models': list(models), 'tasks': rows, 'means': means}
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """The table for people, in percent, and what is missing or failed below it."""
+    """Returns the table as Markdown, in percent; below it, what is missing or failed."""
 
     def row(*cells: str) -> str:
         return f'| {" | ".join(cell.replace("|", "/") for cell in cells)} |'
 
-    def percent(value: float | None, state: str = DONE) -> str:
-        if _is_share(value):
-            return f'{100 * value:.2f}'
-        return state if value is None else f'{value:,}'
+    def cell(value: float | None, state: str, unit: str | None) -> str:
+        if value is None:
+            return state
+        return f'{100 * value:.2f}' if unit == 'fraction' else f'{value:,.6g}'
 
-    rule = '|---|---|---|' + '--:|' * len(table['models'])
-    text = [row('line', 'type', 'score', *table['models']), rule]
-    for line in table['lines']:
-        cells = map(percent, line['values'], line['states'])
-        text.append(row(line['line'], line['type'], line['score'], *cells))
+    text = [row('task', 'type', 'score', *table['models']), '|---|---|---|']
+    text[-1] += '--:|' * len(table['models'])
+    for task in table['tasks']:
+        cells = [cell(*x, task['unit']) for x in zip(task['values'], task['states'], strict=True)]
+        text.append(row(task['task'], task['type'], task['score'], *cells))
     for mean in table['means']:
-        name = f'mean of {mean["lines"]}'
-        text.append(row(f'**{name}**', mean['type'], '', *map(percent, mean['values'])))
+        cells = [cell(value, DONE, 'fraction') for value in mean['values']]
+        text.append(row(f'**mean of {mean["tasks"]}**', mean['type'], '', *cells))
     for state, title in (MISSING, 'Not on this machine'), (FAILED, 'Failed'):
-        found = [_told(line, state, table['models']) for line in table['lines']]
-        if told := list(itertools.chain.from_iterable(found)):
-            text += ['', f'{title}:', '', *told]
+        found = [_reasons(task, state, table['models']) for task in table['tasks']]
+        if reasons := list(itertools.chain.from_iterable(found)):
+            text += ['', f'{title}:', '', *reasons]
     return '\n'.join(text) + '\n'
 
 
-def _told(line: Mapping[str, Any], state: str, models: Sequence[str]) -> list[str]:
-    """What is said of a line that did not run, once for all checkpoints with the same message."""
+def _reasons(task: Mapping[str, Any], state: str, models: Sequence[str]) -> list[str]:
+    """Why a task did not run, one line for all checkpoints with the same message."""
     found: dict[str, list[str]] = {}
-    for model, its, message in zip(models, line['states'], line['messages'], strict=True):
+    for model, its, message in zip(models, task['states'], task['messages'], strict=True):
         if its == state:
             found.setdefault(message, []).append(model)
-    told = []
+    lines = []
     for message, own in found.items():
-        where = '' if len(own) == len(models) else f', {", ".join(own)}'
-        told.append(f'* {line["line"]} ({line["data"]}){where}: {message}')
-    return told
+        which = '' if len(own) == len(models) else f', {", ".join(own)}'
+        lines.append(f'* {task["task"]} ({task["data"]}){which}: {message}')
+    return lines

@@ -1,10 +1,10 @@
-"""Prompt templates and class names: a label set as texts, for zero-shot classification."""
+"""Prompt templates and class names: the classes of a data set as texts, for zero-shot
+classification.
+"""
 
-import dataclasses
 import importlib.resources
 import itertools
 import json
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +16,6 @@ from clip_jax.data.errors import DataNotFound
 
 _SETS = importlib.resources.files('clip_jax') / 'prompts' / 'templates'
 _ENDINGS = ('.txt', '.json')
-REMEMBERED = 64  # lists of classes whose vectors are kept for each model
 
 # One list for all classes, or for each class its own prompts.
 Templates = Sequence[str] | Mapping[str, Sequence[str]]
@@ -28,14 +27,22 @@ def sets() -> list[str]:
 
 
 def templates(source: str | Sequence[str], *, key: str = '') -> Templates:
-    """Returns templates, in each of which `{}` stands where the class name goes.
+    """Reads prompt templates, in each of which `{}` stands for the class name.
 
-    `source` is the name of a prompt set in `prompts/templates`, the path of a text file of one
-    template a line or of a JSON file (a path has a `/` or ends in `.txt` or `.json`), or the
-    templates themselves. JSON is a list of templates or, as of CLIP_benchmark, an object of several
-    such lists, of which `key` names one; an object in place of a list has the prompts of each
-    class, written out. `{c}` is another spelling of `{}`. ValueError if there are none or if one
-    lacks its `{}`.
+    `{c}`, the spelling of CLIP_benchmark, is replaced by `{}`.
+
+    Args:
+        source: the name of a prompt set in `prompts/templates`; the path of a text file with one
+            template per line or of a JSON file (a path has a `/` or ends in `.txt` or `.json`); or
+            the templates themselves. JSON is a list of templates, or an object with the prompts of
+            each class, or an object of several of these, as CLIP_benchmark has it.
+        key: which entry of such a JSON object to use.
+
+    Returns:
+        The templates, or the prompts by class name.
+
+    Raises:
+        ValueError: there are no templates, or one lacks its `{}`.
     """
     if isinstance(source, str) and source.endswith('.json'):
         where, chosen = f'prompts {source!r}, template', _choose(source, key, 'prompts')
@@ -48,22 +55,29 @@ def templates(source: str | Sequence[str], *, key: str = '') -> Templates:
     else:
         where, lines = 'prompts, template', list(enumerate(source, start=1))
     if not lines:
-        raise ValueError(f"prompts {source!r}: no templates; one looks like 'a photo of a {{}}.'")
+        raise ValueError(
+            f"prompts {source!r}: found no templates; one looks like 'a photo of a {{}}.'"
+        )
     lines = [(number, template.replace('{c}', '{}')) for number, template in lines]
     for number, template in lines:
         if '{}' not in template:
-            raise ValueError(
-                f'{where} {number}: {template!r} lacks the {{}} where the class name goes.'
-            )
+            raise ValueError(f'{where} {number}: {template!r} lacks the {{}} for the class name.')
     return [template for _, template in lines]
 
 
 def class_names(path: str, *, key: str = '') -> list[str]:
-    """Returns the class names in a file, in the order of their labels: text, one a line, or JSON, a
-    list or an object of several, of which `key` names one.
+    """Reads class names from a file.
 
-    Blank lines of text and lines that start with `#` do not count; classes may have the same name.
-    ValueError for an empty or a missing file.
+    Args:
+        path: a text file with one name per line, where blank lines and lines that start with `#`
+            do not count; or a JSON file, a list or an object of several.
+        key: which entry of such a JSON object to use.
+
+    Returns:
+        The names, in the order of the labels. Classes may have the same name.
+
+    Raises:
+        ValueError: the file is empty, is missing or is not of these.
     """
     if str(path).endswith('.json'):
         chosen = _choose(path, key, 'class names')
@@ -71,14 +85,14 @@ def class_names(path: str, *, key: str = '') -> list[str]:
             raise ValueError(
                 f'class names {str(path)!r}: found an object, expected a list of names'
             )
-        what, lines = 'place', list(enumerate(map(str.strip, chosen), start=1))
+        what, lines = 'item', list(enumerate(map(str.strip, chosen), start=1))
     else:
         what, lines = 'line', _lines(_read(path))
     for number, name in lines:
         if not name:
             raise ValueError(f'class names {str(path)!r}: {what} {number} is empty.')
     if not lines:
-        raise ValueError(f'class names {str(path)!r}: the file is empty; write one name a line.')
+        raise ValueError(f'class names {str(path)!r}: the file is empty; write one name per line.')
     return [name for _, name in lines]
 
 
@@ -90,57 +104,42 @@ def filled(name: str, templates: Templates) -> list[str]:
 
 
 def check_classes(names: Sequence[str], templates: Templates) -> None:
-    """ValueError if templates are those of single classes, and not of all that are named."""
+    """Raises ValueError if there are prompts by class, but not for every class."""
     missing = [name for name in names if isinstance(templates, Mapping) and name not in templates]
     if missing:
         raise ValueError(
-            f'prompts: none for {len(missing)} of {len(names)} classes, first {missing[0]!r}; '
-            f'there are some for {", ".join(map(repr, [*templates][:3]))} …'
+            f'prompts: none for {len(missing)} of {len(names)} classes, such as {missing[0]!r}; '
+            f'found {", ".join(map(repr, [*templates][:3]))} …'
         )
 
 
-def class_vectors(
+def class_embeddings(
     encode_text: Callable[[Sequence[str]], np.ndarray],
     names: Sequence[str],
     templates: Templates,
 ) -> np.ndarray:
-    """Returns a unit row for each class, [len(names), D]: the mean of its prompts' rows, scaled to
-    length 1.
+    """Embeds classes: the mean of each class's prompt embeddings, normalized.
 
-    Averaging embeddings, not predictions, is the ensembling of arXiv 2103.00020, section 3.1.4.
-    What a model has embedded last is remembered as long as the model lives.
+    Averaging embeddings, not predictions, is the prompt ensembling of CLIP (arXiv 2103.00020,
+    section 3.1.4).
+
+    Args:
+        encode_text: texts -> unit-length embeddings, float32 [N, D].
+        names: names of the classes.
+        templates: templates for all classes, or prompts for each.
+
+    Returns:
+        A unit-length embedding per class, float32 [len(names), D].
+
+    Raises:
+        ValueError: `templates` lacks the prompts of a class.
     """
     check_classes(names, templates)
     prompts = [filled(name, templates) for name in names]
-    known = _memory(encode_text)
-    key = tuple(map(tuple, prompts))
-    if key in known:
-        known[key] = known.pop(key)  # used last
-    else:
-        rows = encode_text(list(itertools.chain(*prompts))).astype(np.float64)
-        starts = np.cumsum([0, *map(len, prompts[:-1])])
-        sums = np.add.reduceat(rows, starts, axis=0)
-        known[key] = (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
-        if len(known) > REMEMBERED:
-            del known[next(iter(known))]
-    return known[key].copy()
-
-
-_remembered: dict[int, dict[tuple, np.ndarray]] = {}
-
-
-def _memory(encode_text: Callable) -> dict[tuple, np.ndarray]:
-    """Class vectors of an encoder by prompts: kept where it is a method of a frozen dataclass such
-    as `pretrained.Clip`, and gone with that. Of others nobody knows whether they stay the same.
-    """
-    owner = getattr(encode_text, '__self__', None)
-    parameters = getattr(type(owner), '__dataclass_params__', None)
-    if not (dataclasses.is_dataclass(owner) and parameters.frozen):
-        return {}
-    if id(owner) not in _remembered:
-        _remembered[id(owner)] = {}
-        weakref.finalize(owner, _remembered.pop, id(owner), None)
-    return _remembered[id(owner)]
+    embeddings = encode_text(list(itertools.chain(*prompts))).astype(np.float64)
+    starts = np.cumsum([0, *map(len, prompts[:-1])])
+    sums = np.add.reduceat(embeddings, starts, axis=0)
+    return (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
 
 
 def _is_path(source: str) -> bool:
@@ -155,25 +154,25 @@ def _read_set(name: str) -> str:
 def _read(path: str) -> str:
     file = epath.Path(path)
     if not file.is_file():
-        raise DataNotFound(f'prompts: there is no file {str(path)!r}.')
+        raise DataNotFound(f'prompts: no such file: {str(path)!r}')
     try:
         return file.read_bytes().decode('utf-8-sig')
     except UnicodeDecodeError as error:
-        raise ValueError(f'prompts: {str(path)!r} is no text in UTF-8 ({error})') from error
+        raise ValueError(f'prompts: {str(path)!r} is not UTF-8 text ({error})') from error
 
 
 def _choose(path: str, key: str, what: str) -> list[str] | dict[str, list[str]]:
-    """The list in a JSON file, or what `key` names in its object."""
+    """The list in a JSON file, or the entry `key` of its object."""
     try:
         found = json.loads(_read(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f'{what} {str(path)!r}: no JSON ({error})') from error
+        raise ValueError(f'{what} {str(path)!r}: not JSON ({error})') from error
     if isinstance(found, Mapping):
         if not key:
             some = ', '.join(map(repr, [*found][:8])) or 'nothing'
             raise ValueError(
                 f'{what} {str(path)!r}: has several sets ({some}{", …" if len(found) > 8 else ""});'
-                ' say with `key` which one is meant.'
+                ' choose one with `key`.'
             )
         found = found[lookup.check(key, found, what=f'{what} {str(path)!r}: key')]
     lists = list(found.values()) if isinstance(found, Mapping) else [found]
@@ -189,9 +188,9 @@ def _is_texts(value: Any) -> bool:
 def _of_classes(prompts: Mapping[str, list[str]], source: str) -> dict[str, list[str]]:
     for name, own in prompts.items():
         if not own:
-            raise ValueError(f'prompts {source!r}: there is none for the class {name!r}')
+            raise ValueError(f'prompts {source!r}: the class {name!r} has none')
     found = {name: [text.replace('{c}', '{}') for text in own] for name, own in prompts.items()}
-    # Class names from data sets have spaces for their underscores.
+    # zeroshot replaces underscores in the class names of data sets by spaces.
     return found | {name.replace('_', ' '): own for name, own in found.items()}
 
 

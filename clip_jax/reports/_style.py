@@ -1,6 +1,7 @@
-"""What all figures share: style, colors, a head of two lines, and how they become files.
+"""The style of all figures: colors, title and subtitle, formats, and saving.
 
-Color-blind readers can tell the colors (of Okabe, Ito and Tol) apart; no backend is touched.
+The colors can be told apart by color-blind readers (Okabe and Ito; Tol). matplotlib's global state
+stays as it is.
 """
 
 import functools
@@ -22,7 +23,7 @@ SKY, AMBER, INK, GRAY, PALE = '#56B4E9', '#E69F00', '#222222', '#6b6b6b', '#dcdc
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, AMBER, SKY, INK, GRAY)
 MARKERS = 'osD^vPX*'
 DPI = 130
-HEAD = 0.72  # inches for the title and the line below it
+HEAD = 0.72  # inches for title and subtitle
 STYLE = {
     'axes.axisbelow': True,
     'axes.edgecolor': GRAY,
@@ -54,53 +55,78 @@ TITLES = {
     'linear_probe': 'Linear probe',
     'fewshot': 'Few-shot probe',
 }
-# Scores of reports, as a reader calls them.
+# Scores whose names have a usual spelling.
 SCORES = {
     'top1': 'top-1',
     'top5': 'top-5',
-    'accuracy': 'accuracy',
     'mean_per_class': 'mean per class',
     'map_11_point': '11-point mAP',
     'mean_average_precision': 'mAP',
     'roc_auc': 'ROC AUC',
 }
+HEADLINES = 4  # scores in the subtitle of a figure
+
+
+def styled(draw: Callable) -> Callable:
+    """Makes a function draw in our style."""
+
+    @functools.wraps(draw)
+    def wrapper(*arguments: Any, **options: Any) -> None:
+        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+            # The font lacks the characters of some languages; boxes replace them.
+            warnings.filterwarnings('ignore', 'Glyph')
+            draw(*arguments, **options)
+
+    return wrapper
 
 
 def shows(indices: Callable[[Mapping[str, Any]], list[int]] = lambda report: []) -> Callable:
-    """Makes a function a figure of a report: it draws in our style, and its `shows(report)` says
-    which pictures of the data set it wants.
+    """Makes a function a figure of a report, drawn in our style; its attribute `shows(report)`
+    returns the indices of the images that it needs.
     """
 
     def decorate(draw: Callable) -> Callable:
-        @functools.wraps(draw)
-        def styled(*arguments: Any) -> None:
-            with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-                # The font has no signs of some languages: boxes stand for them.
-                warnings.filterwarnings('ignore', 'Glyph')
-                draw(*arguments)
-
-        styled.shows = indices
-        return styled
+        wrapper = styled(draw)
+        wrapper.shows = indices
+        return wrapper
 
     return decorate
 
 
 def title(report: Mapping[str, Any]) -> str:
-    """What a report is called."""
+    """The title of a report's figures."""
     return TITLES.get(report.get('type'), str(report.get('type', 'Evaluation')))
 
 
-def scores(report: Mapping[str, Any]) -> str:
-    """The scores of a report and how much it is about, in one line."""
-    shares = [f'{word} {100 * report[key]:.1f} %' for key, word in SCORES.items() if key in report]
-    counts = [f'{report[what]:,} {what}' for what in ('images', 'classes') if what in report]
-    return '   ·   '.join(shares + counts)
+def subtitle(report: Mapping[str, Any]) -> str:
+    """The first scores of a report and the size of its data, in one line."""
+    first = list(report['scores'].items())[:HEADLINES]
+    parts = [f'{SCORES.get(name, name)} {score_text(score)}' for name, score in first]
+    return joined(*parts, *counts(report, 'images', 'classes'))
+
+
+def counts(report: Mapping[str, Any], *names: str) -> list[str]:
+    """Those counts of a report that it has: '10,000 images'."""
+    found = report.get('counts', {})
+    return [f'{found[name]:,} {name}' for name in names if name in found]
+
+
+def joined(*parts: str) -> str:
+    return '   ·   '.join(parts)
+
+
+def score_text(score: Mapping[str, Any]) -> str:
+    """A score with its unit: '62.5 %', '1,234', '2.31 nats'."""
+    value, unit = score['value'], score['unit']
+    if unit == 'fraction':
+        return f'{100 * value:.1f} %' if value >= 0.001 or not value else f'{100 * value:.2g} %'
+    return f'{value:,.0f}' if unit == 'rank' else f'{value:,.4g} {unit}'
 
 
 def score_of_class(report: Mapping[str, Any]) -> str:
-    """What a class's score in `per_class` is."""
-    several = 'map_11_point' in report or 'mean_average_precision' in report
-    return 'average precision' if several else 'share of its images that are recognized'
+    """What the score of a class in `per_class` is."""
+    several = {'map_11_point', 'mean_average_precision'} & {*report['scores']}
+    return 'average precision' if several else 'accuracy'
 
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
@@ -112,7 +138,7 @@ def save(figure: Figure, path: str | os.PathLike) -> None:
 
 
 def new(width: float, height: float, title: str, subtitle: str, foot: float = 0.0) -> Figure:
-    """Returns a figure (in inches) with two lines of head; the layout keeps head and foot free."""
+    """Makes a figure (in inches) with a title and a subtitle; `foot` is kept free below."""
     figure = Figure(figsize=(width, height), facecolor='white', layout='constrained')
     free = (0, foot / height, 1, 1 - (HEAD + foot) / height)
     figure.get_layout_engine().set(rect=free, w_pad=0.1, h_pad=0.08)
@@ -143,8 +169,8 @@ def wrapped(text: str) -> str:
 def check_images(count: int, images: Sequence[np.ndarray]) -> None:
     if not count or len(images) < count:
         raise ValueError(
-            f'figure of pictures: {len(images)} pictures for the {count} examples of the report, '
-            'expected one each and at least one.'
+            f'figure: {len(images)} images for the {count} examples of the report; '
+            'expected one each and at least one'
         )
 
 
@@ -153,3 +179,15 @@ def picture(axes: Axes, image: np.ndarray) -> None:
     small = max(image.shape[:2]) < 64
     axes.imshow(image, cmap='gray', interpolation='nearest' if small else 'antialiased')
     axes.set_axis_off()
+
+
+def in_square(image: np.ndarray) -> np.ndarray:
+    """Returns an image, uint8 [H, W] or [H, W, 3], at the bottom of a white square."""
+    image = np.asarray(image)
+    image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+    height, width = image.shape[:2]
+    side = max(height, width)
+    square = np.full((side, side, 3), 255, np.uint8)
+    left = (side - width) // 2
+    square[side - height :, left : left + width] = image
+    return square

@@ -1,18 +1,18 @@
-"""The report of an evaluation as files: `x.json` and its figures in the folder `x` beside it."""
+"""Reports of evaluations as files: reading them, and where new ones may go."""
 
 import json
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
-from clip_jax.reports import drawing
+from etils import epath
+
 from clip_jax.runtime import atomic
 
 
 def check(out: pathlib.Path) -> None:
-    """ValueError if a report cannot be written to a path: before anything is computed."""
+    """Raises ValueError if no report can be written to a path; called before work begins."""
     if out.suffix != '.json':
         raise ValueError(f'--out: {out}: expected a name that ends in .json')
     out = out.expanduser()
@@ -22,30 +22,63 @@ def check(out: pathlib.Path) -> None:
     atomic.check_place(out, '--out')
 
 
-def write(
-    report: Mapping[str, Any], out: pathlib.Path, load_images: drawing.LoadImages
-) -> list[pathlib.Path]:
-    """Writes a report and its figures, all or nothing; returns the paths, the report's first."""
-    out = out.expanduser()
-    temporary = tempfile.mkdtemp(
-        prefix=f'.{out.name}.', suffix='.partial', dir=atomic.existing_parent(out)
-    )
-    work = pathlib.Path(temporary)
+def read(path: str | PathLike) -> dict[str, Any]:
+    """Reads the report of an evaluation.
+
+    Args:
+        path: a JSON file of `clip-jax eval --out`, a suite or a run.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: there is no such file, or it holds no report.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise ValueError(f'{path}: no such file; expected a report of clip-jax eval')
     try:
-        folder = work / 'figures'
-        drawn = drawing.write_report(report, load_images, lambda name: folder / f'{name}.png')
-        (work / 'report').write_text(as_json(report))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if drawn:
-            folder.rename(out.with_suffix(''))
-        (work / 'report').rename(out)
-    finally:
-        shutil.rmtree(work)
-    return [out, *(out.with_suffix('') / path.name for path in drawn)]
+        report = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f'{path}: not JSON ({error}). Run that evaluation again.') from error
+    if wrong := _problem(report):
+        raise ValueError(f'{path}: not a report of an evaluation ({wrong})')
+    return report
+
+
+def _problem(report: Any) -> str:
+    """What keeps a JSON value from being a report, '' if it is one."""
+    if not isinstance(report, dict):
+        return f'found {report!r:.60}, expected an object'
+    kinds = {'type': str, 'data': str, 'scores': dict}
+    for key, kind in kinds.items():
+        if not isinstance(report.get(key), kind):
+            return f'"{key}" is {report.get(key)!r:.60}'
+    for key in 'options', 'counts', 'info':
+        if not isinstance(report.get(key, {}), dict):
+            return f'"{key}" is {report[key]!r:.60}'
+    for name, score in report['scores'].items():
+        if not isinstance(score, dict) or not {'value', 'better', 'unit'} <= {*score}:
+            return f'score {name} is {score!r:.60}'
+    return ''
+
+
+def read_folder(folder: str | PathLike) -> dict[str, dict[str, Any]]:
+    """Reads the reports of a folder, by name."""
+    return {path.stem: read(path) for path in sorted(epath.Path(folder).glob('*.json'))}
+
+
+def scores(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns every score of reports by name, as `NAME/SCORE`, its key in the metrics of a run."""
+    return {
+        f'{name}/{key}': score
+        for name, report in reports.items()
+        for key, score in report['scores'].items()
+    }
 
 
 def as_json(report: Mapping[str, Any]) -> str:
-    """JSON with a line for each key, and one for each item of a list of lists or objects."""
+    """Returns JSON with a line per key, and per item of a list of lists or objects."""
 
     def text(value: Any) -> str:
         if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):

@@ -11,7 +11,7 @@ from matplotlib import patches
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 
-from clip_jax.reports import _style, dataset
+from clip_jax.reports import _style
 
 MOST_PICTURES = 12
 MISTAKES = 24
@@ -33,7 +33,7 @@ def zero_shot(
     columns = min(3, len(examples))
     lines = math.ceil(len(examples) / columns)
     width, height = max(4.6 * columns, 6.4), 1.75 * lines + _style.HEAD + 0.4
-    figure = _style.new(width, height, 'Zero-shot classification', _style.scores(report), foot=0.4)
+    figure = _style.new(width, height, _style.title(report), _style.subtitle(report), foot=0.4)
     figure.get_layout_engine().set(wspace=0.03)
     grid = figure.add_gridspec(lines, 2 * columns, width_ratios=[1, 1.9] * columns)
     scores = [score for example in examples for _, score in example['top']]
@@ -98,11 +98,11 @@ def mistakes(
     lines = math.ceil(len(shown) / columns)
     width, height = 2.1 * columns, 2.35 * lines + _style.HEAD + 0.35
     head = f'{_style.title(report)}: the most confident mistakes'
-    figure = _style.new(width, height, head, _style.scores(report), foot=0.35)
+    figure = _style.new(width, height, head, _style.subtitle(report), foot=0.35)
     grid = figure.add_gridspec(lines, columns)
     for i, (mistake, image) in enumerate(zip(shown, images, strict=False)):
         axes = figure.add_subplot(grid[divmod(i, columns)])
-        _style.picture(axes, dataset.in_square(image))
+        _style.picture(axes, _style.in_square(image))
         words = [('label', 'score_of_label', _style.BLUE), ('guess', 'score', _style.ORANGE)]
         for line, (key, score, color) in enumerate(words):
             number = f'  {mistake[score]:.2f}' if score in mistake else ''
@@ -160,16 +160,16 @@ def _heading(axes: Axes, text: str) -> None:
 
 
 def _recalls(report: Mapping[str, Any]) -> str:
-    parts = []
+    scores, parts = report['scores'], []
     for way, words in (('image_to_text', 'image → text'), ('text_to_image', 'text → image')):
-        ats = [k for k in (1, 5, 10) if f'{way}/recall@{k}' in report]
-        values = ' / '.join(f'{100 * report[f"{way}/recall@{k}"]:.1f}' for k in ats)
+        ats = [k for k in (1, 5, 10) if f'{way}/recall@{k}' in scores]
+        values = ' / '.join(f'{100 * scores[f"{way}/recall@{k}"]["value"]:.1f}' for k in ats)
         if ats:
             parts.append(f'{words} recall@{"/".join(map(str, ats))}: {values} %')
-        if f'{way}/median_rank' in report:
-            parts[-1] += f', median rank {report[f"{way}/median_rank"]:,}'
-    counts = [f'{report[what]:,} {what}' for what in ('images', 'texts') if what in report]
-    return '   ·   '.join(parts + counts)
+        if f'{way}/median_rank' in scores:
+            rank = _style.score_text(scores[f'{way}/median_rank'])
+            parts[-1] += f', median rank {rank}'
+    return _style.joined(*parts, *_style.counts(report, 'images', 'texts'))
 
 
 def _captions_found(axes: Axes, query: Mapping[str, Any]) -> None:

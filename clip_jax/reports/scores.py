@@ -23,7 +23,7 @@ def per_class(report: Mapping[str, Any], images: Sequence, path: str | os.PathLi
     shown = rows if len(rows) <= BARS else rows[: BARS // 2] + rows[-BARS // 2 :]
     places = np.arange(len(shown)) + (np.arange(len(shown)) >= BARS // 2) * (len(rows) > BARS)
     height = max(0.21 * (places[-1] + 1) + _style.HEAD + 0.7, 2.6)
-    figure = _style.new(8.4, height, f'{_style.title(report)} by class', _style.scores(report))
+    figure = _style.new(8.4, height, f'{_style.title(report)} by class', _style.subtitle(report))
     axes = figure.add_subplot()
     mean = float(np.mean([score for _, _, score in rows]))
     names, counts, values = zip(*shown, strict=True)
@@ -97,7 +97,7 @@ def _numbers(axes: Axes, matrix: np.ndarray, share: np.ndarray) -> None:
 @_style.shows()
 def sweep(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) -> None:
     """Draws the score on validation of each C that a linear probe tried: report['sweep'], [C,
-    score]; the C of report['fit'] is marked.
+    score]; report['info']['C'] is marked.
     """
     values, scores = zip(*sorted(row[:2] for row in report['sweep']), strict=True)
     subtitle = f'{len(values)} values tried on the validation split'
@@ -106,7 +106,7 @@ def sweep(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) 
     axes.plot(values, scores, color=_style.BLUE, marker='o', markersize=4)
     axes.set_xscale('log')
     axes.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
-    chosen = report.get('fit', {}).get('C')
+    chosen = report.get('info', {}).get('C')
     if chosen:
         axes.axvline(chosen, color=_style.ORANGE, linewidth=1.2)
         axes.annotate(
@@ -129,7 +129,8 @@ def shots(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) 
     """
     rows = sorted(report['shots'])
     counts, means, spreads = (np.array([row[i] for row in rows], float) for i in range(3))
-    subtitle = f'{len(rows[0][3])} draws of each size   ·   {_style.scores(report)}'
+    counts = _style.counts(report, 'images', 'classes')
+    subtitle = _style.joined(f'{len(rows[0][3])} draws of each size', *counts)
     figure = _style.new(7.4, 3.7 + _style.HEAD, f'{_style.title(report)}', subtitle)
     axes = figure.add_subplot()
     axes.fill_between(counts, means - spreads, means + spreads, color=_style.SKY, alpha=0.25)

@@ -1,5 +1,6 @@
 """A run's curves, from metrics.jsonl."""
 
+import functools
 import itertools
 import math
 import os
@@ -7,28 +8,46 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib import lines as lines_of
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from clip_jax import metrics
 from clip_jax.reports import _style
 
 Curves = dict[str, tuple[np.ndarray, np.ndarray]]  # a key's steps and values
+Scores = Mapping[str, Mapping[str, Any]]  # NAME/SCORE -> value, better, unit
+HEADLINE = r'top1|.*/recall@10'  # scores that are drawn where an evaluation has them
 
 
-@matplotlib.rc_context(_style.STYLE)
+@_style.styled
 def training(
-    rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, *, title: str = 'Training'
+    rows: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike,
+    *,
+    scores: Scores | None = None,
+    title: str = 'Training',
 ) -> None:
-    """Draws the rows of metrics.jsonl: loss, evaluations, and what tells a healthy run, over steps.
+    """Draws the curves of a run: loss, scores of evaluations, gradient, speed and the like.
 
-    A panel whose keys the rows do not have is left out; ValueError if that leaves none.
+    Panels without data are left out.
+
+    Args:
+        rows: the lines of metrics.jsonl.
+        path: the PNG to write.
+        scores: the scores of the run's evaluations, by their keys in `rows`.
+        title: title of the figure.
+
+    Raises:
+        ValueError: there is nothing to draw.
     """
-    curves = _curves(rows)
-    large = _found(curves, [(_loss, ['loss']), (_evaluations, _evaluation_keys(curves))])
+    curves, scores = _curves(rows), scores or {}
+    panels = [(_loss, ['loss'])]
+    keys = _score_keys(curves, scores)
+    for unit in dict.fromkeys(scores[key]['unit'] for key in keys):
+        own = {key: scores[key] for key in keys if scores[key]['unit'] == unit}
+        panels.append((functools.partial(_evaluations, scores=own), list(own)))
+    large = _found(curves, panels)
     small = _found(curves, SMALL_PANELS)
     if not large and not small:
         keys = ', '.join(sorted(curves)) or 'none'
@@ -48,15 +67,26 @@ def training(
     _style.save(figure, path)
 
 
-@matplotlib.rc_context(_style.STYLE)
-def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike) -> None:
-    """Draws the curves of several runs, rows of metrics.jsonl by name, over each other.
+@_style.styled
+def compared(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: str | os.PathLike,
+    *,
+    scores: Scores | None = None,
+) -> None:
+    """Draws the curves of several runs over each other: a panel for the loss, for each of the
+    evaluations' main scores, and for the speed.
 
-    A panel each for the loss, for headline numbers of evaluations and for the speed, as far as some
-    run has them; ValueError if none has any.
+    Args:
+        runs: the lines of metrics.jsonl, by the name of the run.
+        path: the PNG to write.
+        scores: the scores of the runs' evaluations, by their keys in the lines.
+
+    Raises:
+        ValueError: there is nothing to draw.
     """
-    curves = {name: _curves(rows) for name, rows in runs.items()}
-    keys = list(dict.fromkeys(key for found in curves.values() for key in _evaluation_keys(found)))
+    curves, scores = {name: _curves(rows) for name, rows in runs.items()}, scores or {}
+    keys = list(dict.fromkeys(key for own in curves.values() for key in _score_keys(own, scores)))
     keys = [
         key for key in ('loss', *keys, 'pairs_per_second') if any(key in c for c in curves.values())
     ]
@@ -72,7 +102,7 @@ def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.Pat
     for i, key in enumerate(keys):
         axes = figure.add_subplot(grid[divmod(i, columns)])
         found = {name: own[key] for name, own in curves.items() if key in own}
-        _of_runs(axes, key, found, list(runs))
+        _of_runs(axes, key, found, list(runs), scores.get(key))
         _step_axis(axes, found)
     handles = [lines_of.Line2D([], [], color=color, linewidth=2.2) for color in _colors(len(runs))]
     names = [_style.short(name, 44) for name in runs]
@@ -80,26 +110,41 @@ def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.Pat
     _style.save(figure, path)
 
 
-def _of_runs(axes: Axes, key: str, curves: Curves, names: list[str]) -> None:
-    """One number of several runs over steps."""
-    share = key not in ('loss', 'pairs_per_second')
+def _of_runs(
+    axes: Axes, key: str, curves: Curves, names: list[str], score: Mapping[str, Any] | None
+) -> None:
+    """One number of several runs over steps; `score` if an evaluation found it."""
     for name, (steps, values) in curves.items():
         color = _colors(len(names))[names.index(name)]
-        if share:
+        if score:
             often = max(1, len(steps) // 15)
             axes.plot(steps, values, color=color, marker='o', markersize=4, markevery=often)
         else:
             _smooth_line(axes, steps, values, color)
     if key == 'loss':
         _log_if_wide(axes, np.concatenate([values for _, values in curves.values()]))
-    elif share:
+    elif score:
+        _score_axis(axes, curves, score)
+    else:
+        axes.set_ylim(0)
+    titles = {'loss': 'Loss', 'pairs_per_second': 'Pairs per second'}
+    axes.set_title(titles.get(key, _name(key)), pad=8)
+
+
+def _score_axis(axes: Axes, curves: Curves, score: Mapping[str, Any]) -> None:
+    """The scale of scores of one unit; it says so where lower is better."""
+    label = '' if score['unit'] == 'fraction' else score['unit']
+    if score['better'] == 'lower':
+        label = f'{label} (lower is better)'.strip()
+    if label:
+        axes.set_ylabel(label)
+    if score['unit'] == 'fraction':
         highest = np.nanmax([1e-3, *(v for _, values in curves.values() for v in values)])
         axes.set_ylim(0, min(1.08 * highest, 1.02))
         axes.yaxis.set_major_formatter(_style.per_cent)
     else:
-        axes.set_ylim(0)
-    titles = {'loss': 'Loss', 'pairs_per_second': 'Pairs a second'}
-    axes.set_title(titles.get(key, _name(key)), pad=8)
+        axes.margins(y=0.08)
+        _log_if_wide(axes, np.concatenate([values for _, values in curves.values()]))
 
 
 def _colors(count: int) -> list[str]:
@@ -122,11 +167,16 @@ def _found(curves: Curves, panels: Sequence[tuple[Callable, Sequence[str]]]) -> 
     return [(draw, some) for draw, some in found if some]
 
 
-def _evaluation_keys(curves: Curves) -> list[str]:
-    """Returns up to 8 headline numbers of evaluations; without such, of all that may be shares."""
-    headline = [k for k in curves if re.fullmatch(r'.+/(top1|recall@10)(\D.*)?', k)]
-    shares = [k for k in curves if metrics.is_score(k) and np.nanmax([*curves[k][1], 0]) <= 1]
-    return (headline or shares)[: len(_style.COLORS)]
+def _score_keys(curves: Curves, scores: Scores) -> list[str]:
+    """Returns the keys of up to 8 scores: of each evaluation the usual headlines, or else those of
+    the unit of its first score.
+    """
+    keys = []
+    for name in dict.fromkeys(key.partition('/')[0] for key in scores):
+        own = [key for key in scores if key.startswith(f'{name}/')]
+        usual = [key for key in own if re.fullmatch(HEADLINE, key.removeprefix(f'{name}/'))]
+        keys += usual or [key for key in own if scores[key]['unit'] == scores[own[0]]['unit']]
+    return [key for key in keys if key in curves][: len(_style.COLORS)]
 
 
 def _loss(axes: Axes, curves: Curves) -> None:
@@ -137,25 +187,26 @@ def _loss(axes: Axes, curves: Curves) -> None:
     _end_labels(axes, {'loss': (f'{_last(values):.3g}', values, _style.BLUE)})
 
 
-def _evaluations(axes: Axes, curves: Curves) -> None:
+def _evaluations(axes: Axes, curves: Curves, *, scores: Scores) -> None:
+    """Scores of one unit over steps."""
     labels = {}
     for (key, (steps, values)), color, marker in zip(
         curves.items(), _style.COLORS, _style.MARKERS, strict=False
     ):
         often = max(1, len(steps) // 15)
         axes.plot(steps, values, color=color, marker=marker, markersize=4.5, markevery=often)
-        labels[key] = f'{100 * _last(values):.1f} %  {_name(key)}', values, color
-    axes.set(title='Evaluations', ylabel='share of test examples')
-    highest = np.nanmax([1e-3, *(v for _, values in curves.values() for v in values)])
-    axes.set_ylim(0, min(1.08 * highest, 1.02))
-    axes.yaxis.set_major_formatter(_style.per_cent)
+        last = _style.score_text({**scores[key], 'value': _last(values)})
+        labels[key] = f'{last}  {_name(key)}', values, color
+    axes.set_title('Evaluations')
+    directions = {score['better']: score for score in scores.values()}
+    _score_axis(axes, curves, directions.get('higher') or directions['lower'])
     _end_labels(axes, labels)
 
 
 def _batch_accuracy(axes: Axes, curves: Curves) -> None:
     for (key, (steps, values)), color in zip(curves.items(), _style.COLORS, strict=False):
         _smooth_line(axes, steps, values, color, label=_name(key.removeprefix('accuracy/')))
-    axes.set(title='Batch accuracy', ylabel='own partner nearest', ylim=(0, 1.02))
+    axes.set(title='Batch accuracy', ylabel='positive is nearest', ylim=(0, 1.02))
     axes.yaxis.set_major_formatter(_style.per_cent)
     _legend(axes)
 
@@ -189,7 +240,7 @@ def _speed(host: Axes, curves: Curves) -> None:
         waits = key == 'input_wait'
         color = _style.ORANGE if waits else _style.BLUE
         _smooth_line(axes, steps, values, color)
-        axes.set_ylabel('time waiting for input' if waits else 'pairs a second', color=color)
+        axes.set_ylabel('time waiting for input' if waits else 'pairs per second', color=color)
         axes.set_ylim(0, 1 if waits else 1.15 * np.nanmax([*values, 1e-9]))
         plain = ticker.StrMethodFormatter('{x:,.0f}')
         axes.yaxis.set_major_formatter(_style.per_cent if waits else plain)

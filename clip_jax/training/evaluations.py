@@ -1,17 +1,16 @@
 """The evaluations of a run: when they are due, their reports, and the scores of each step."""
 
 import dataclasses
-import time
 from collections.abc import Iterable
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from clip_jax import build, lookup, metrics
-from clip_jax.evaluation import encoders
+from clip_jax import lookup, metrics
+from clip_jax.evaluation import evaluate
 from clip_jax.metrics import Writer
-from clip_jax.runtime import atomic, environment, multihost
+from clip_jax.runtime import atomic, multihost
 from clip_jax.runtime.preemption import Preempted, StopSignals
 from clip_jax.runtime.watchdog import Watchdog
 from clip_jax.step.state import TrainState
@@ -29,15 +28,13 @@ class Evaluations:
     def __init__(
         self,
         config: ConfigDict,
-        resolved: dict[str, Any],
         parts: Parts,
         workdir: epath.Path,
         signals: StopSignals,
         watchdog: Watchdog,
     ):
         self.best: dict[int, float] = {}
-        self._config, self._resolved = config, resolved
-        self._parts, self._workdir = parts, workdir
+        self._config, self._parts, self._workdir = config, parts, workdir
         self._signals, self._watchdog = signals, watchdog
 
     def run(self, state: TrainState) -> Reports:
@@ -45,12 +42,8 @@ class Evaluations:
         model = dataclasses.replace(
             self._parts.clip, variables=state.variables, on_batch=self._on_batch
         )
-        reports = {}
-        for name, (evaluate, source) in self._parts.evals.items():
-            began = time.monotonic()
-            report = evaluate(model.encode_image, model.encode_text, source)
-            reports[name] = report | {'seconds': time.monotonic() - began}
-        return reports
+        path = str(self._workdir)
+        return {name: x.report(model, path=path) for name, x in self._parts.evals.items()}
 
     def _on_batch(self) -> None:
         """Resets the watchdog; Preempted if a host was asked to stop."""
@@ -71,15 +64,10 @@ class Evaluations:
         scores.
         """
         for name, report in reports.items():
-            entry = self._resolved['evals'][name]
-            options = build.given(entry, 'type', 'data')
-            report = {'data': entry['data'], 'options': options, 'step': step, **report}
-            report |= encoders.provenance(self._parts.clip, [])
-            report |= {'versions': environment.versions()}
             path = self._workdir / 'evals' / f'{name}.json'
             if multihost.is_primary():
-                atomic.write_json(path, report)
-        scores = scores_of(reports)
+                atomic.write_json(path, {**report, 'step': step})
+        scores = evaluate.values(reports)
         writer.write_scalars(step, scores)
         self._note_best([{'step': step, **scores}])
         return scores
@@ -115,13 +103,3 @@ class Evaluations:
     def _note_best(self, lines: list[dict[str, Any]]) -> None:
         metric = self._config.checkpoint.best_metric
         self.best |= {line['step']: line[metric] for line in lines if metric in line}
-
-
-def scores_of(reports: Reports) -> dict[str, float]:
-    """The scores of reports, by the names that they have in the metrics."""
-    return {
-        f'{name}/{key}': value
-        for name, report in reports.items()
-        for key, value in report.items()
-        if isinstance(value, float) and key != 'seconds'
-    }

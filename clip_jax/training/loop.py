@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from clip_jax import build, checkpoint, metrics
+from clip_jax.evaluation import evaluate
 from clip_jax.runtime import environment, lock, multihost
 from clip_jax.runtime.preemption import Preempted, StopSignals
 from clip_jax.runtime.watchdog import Watchdog
@@ -23,7 +24,7 @@ from clip_jax.step import skip_updates
 from clip_jax.step.state import TrainState, count_parameters
 from clip_jax.step.train_step import CONSECUTIVE_SKIPS, STOP
 from clip_jax.training import hlo, run_directory, setup
-from clip_jax.training.evaluations import Evaluations, scores_of
+from clip_jax.training.evaluations import Evaluations
 from clip_jax.training.outputs import Outputs
 from clip_jax.training.setup import Parts
 
@@ -78,12 +79,12 @@ def _run(
     parts = setup.prepare(config, workdir)
     stack.callback(parts.batches.close)
     _describe(parts)
-    evals = Evaluations(config, resolved, parts, workdir, signals, watchdog)
+    evals = Evaluations(config, parts, workdir, signals, watchdog)
     watchdog.begin('checking the checkpoints' if parts.resumes else 'the first evaluation')
     # Before anything is written: an error that only an evaluation finds leaves nothing behind.
     reports = {} if parts.resumes else evals.run(parts.state)
     if not parts.resumes:
-        evals.check_best(scores_of(reports))
+        evals.check_best(evaluate.values(reports))
     run_directory.write_json(workdir / 'config.json', resolved)
     run_directory.write_json(workdir / 'card.json', parts.clip.card)
     options = {k: v for k, v in config.checkpoint.items() if k not in ('every', 'best_metric')}

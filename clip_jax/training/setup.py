@@ -1,6 +1,5 @@
 """From a config to all parts of a run. Nothing is written here, and nothing is left open."""
 
-import functools
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +12,8 @@ from ml_collections import ConfigDict
 from clip_jax import build, checkpoint, lookup, pretrained, sharding, tokenizers
 from clip_jax.data import examples, pipeline
 from clip_jax.data.sources import Source
+from clip_jax.evaluation import evaluate
+from clip_jax.evaluation.evaluate import Evaluation
 from clip_jax.models import clip
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import multihost
@@ -31,7 +32,7 @@ class Parts(NamedTuple):
     source: Source  # the training data
     batches: pipeline.TrainIterator  # this host's batches of it
     clip: Clip  # the model with its card, tokenizer and preprocessing, without variables
-    evals: dict[str, tuple[Callable, Source]]  # name -> the evaluation, the data that it scores
+    evals: dict[str, Evaluation]  # by name, with its data open
     resumes: bool  # whether the run directory has a checkpoint
 
 
@@ -141,17 +142,16 @@ def _card(config: ConfigDict, source: Source, init: dict[str, Any]) -> dict[str,
     return json.loads(json.dumps(card))  # as it will be read back: tuples are lists
 
 
-def _open_data(config: ConfigDict) -> tuple[Source, dict[str, tuple[Callable, Source]]]:
+def _open_data(config: ConfigDict) -> tuple[Source, dict[str, Evaluation]]:
     """The training data, and the evaluations with theirs."""
-    open_source = functools.partial(build.source, options=config.data.options)
+    options = config.data.options.to_dict()
     evals = {}
     for name, entry in config.evals.items():
         for key in ('type', 'data'):
             lookup.check(key, entry, what=f'config.evals.{name}')
-        own = build.given(entry, 'type', 'data')
-        evaluate = build.evaluation(entry.type, own, config.data.options)
-        evals[name] = evaluate, open_source(entry.data)
-    return open_source(config.data.train), evals
+        own = build.given(entry.to_dict(), 'type', 'data')
+        evals[name] = evaluate.prepare(entry.type, own, entry.data, options)
+    return build.source(config.data.train, options), evals
 
 
 def _check_counts(config: ConfigDict) -> None:

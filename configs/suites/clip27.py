@@ -132,12 +132,12 @@ EVALS = ('zeroshot', 'linear_probe')
 def get_config(evals: str = '') -> ConfigDict:
     """Returns the lines of both evaluations, or of the one that is named."""
     chosen = (evals,) if evals else EVALS
-    lines = {}
+    tasks = {}
     for kind in chosen:
         make = {'zeroshot': zeroshot, 'linear_probe': linear_probe}[kind]
-        lines |= {f'{name}_{kind}': make(name) for name in SETS}
+        tasks |= {f'{name}_{kind}': make(name) for name in SETS}
     c = ConfigDict()
-    c.lines = ConfigDict(lines, sort_keys=False)
+    c.tasks = ConfigDict(tasks, sort_keys=False)
     c.options = ConfigDict({'tfds': {'data_dir': config_dict.placeholder(str)}})
     return c.lock()
 

@@ -22,10 +22,10 @@ from support.files import hashes
 from support.process import COLORS, clip_jax_command, environment, free_port
 
 import clip_jax
-from clip_jax import build
+from clip_jax import build, lookup
 from clip_jax.cli import main
 from clip_jax.data.sources import open_source
-from clip_jax.embeddings import embed
+from clip_jax.embeddings import embed, source_model
 from clip_jax.evaluation import encoders
 from clip_jax.runtime import lock
 
@@ -148,16 +148,15 @@ EVALUATIONS = (
 def scores(name: str, options: dict, folder: Path) -> dict[str, float]:
     data = build.source(f'embeddings:{folder}', {}, embeddings=True)
     encode = encoders.encoders_for(None, [data])
-    report = build.evaluation(name, options)(*encode, data)
-    return {k: v for k, v in report.items() if isinstance(v, float)}
+    return lookup.module('evals', name).evaluate(*encode, data, **options)['scores']
 
 
 @pytest.mark.parametrize(('name', 'options'), EVALUATIONS)
 def test_evaluations_give_the_numbers_of_the_model(folder, clip, source, name, options):
-    report = build.evaluation(name, options)(clip.encode_image, clip.encode_text, source)
-    expected = {k: v for k, v in report.items() if isinstance(v, float)}
+    evaluate = lookup.module('evals', name).evaluate
+    expected = evaluate(clip.encode_image, clip.encode_text, source, **options)['scores']
     assert scores(name, options, folder) == expected
-    assert len({*expected.values()}) > 1
+    assert len({score['value'] for score in expected.values()}) > 1
 
 
 @pytest.mark.parametrize(('name', 'options'), EVALUATIONS)
@@ -170,9 +169,7 @@ def test_the_command_line_needs_no_model(tiny_run, tiny_tars, folder, tmp_path, 
         out = tmp_path / f'{k}.json'
         run('eval', name, *data, *flags, f'--out={out}')
         reports.append(json.loads(out.read_text()))
-    ours, theirs = (
-        {k: v for k, v in r.items() if isinstance(v, float) and k != 'seconds'} for r in reports
-    )
+    ours, theirs = (report['scores'] for report in reports)
     assert ours == theirs and ours
 
 
@@ -180,7 +177,7 @@ def test_retrieval_reads_the_rows_of_captions(folder, monkeypatch):
     def load(*_):
         raise AssertionError('no model is needed')
 
-    monkeypatch.setattr(encoders, 'source_model', load)
+    monkeypatch.setattr(source_model, 'source_model', load)
     assert scores('retrieval', {}, folder)
 
 
@@ -422,7 +419,7 @@ def test_texts_need_the_model_that_made_the_folder(tiny_run, tiny_tars, tmp_path
 
 def test_images_need_a_model(tiny_tars, fails):
     message = fails('eval', 'retrieval', f'--data={tiny_tars}')
-    assert f'--model must be given: the images of {tiny_tars} are to be embedded' in message
+    assert f'--model must be given: the images of {tiny_tars} must be embedded' in message
 
 
 def test_folders_of_different_models_do_not_go_together(folder, tiny_run, tiny_tars, tmp_path):

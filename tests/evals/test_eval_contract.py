@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from clip_jax import lookup
+from clip_jax import evals, lookup
 
 NAMES = ['red', 'green', 'blue', 'white', 'black', 'gray', 'pink']
 
@@ -44,6 +44,7 @@ NEEDED = {
     'linear_probe': {'train': Toy(70)},
     'fewshot': {'train': Toy(70), 'shots': [1, 2], 'seeds': 2},
 }
+NEEDED_OPTIONS = ('train',)
 # Parts of a report that are not the same again.
 SECONDS = ('seconds_of',)
 
@@ -68,17 +69,31 @@ def test_takes_encoders_and_data_and_options_by_keyword(name):
     assert [first[0], *(name for name, _ in options[:2])] == ['encode_image', 'encode_text', 'data']
     for key, option in options[2:]:
         assert option.kind is option.KEYWORD_ONLY
-        assert (option.default is option.empty) == (key == 'train')
+        assert (option.default is option.empty) == (key in NEEDED_OPTIONS)
     assert evaluate.__doc__
 
 
-def test_the_report_is_json_with_scores_from_0_to_1_at_the_top(evaluate):
+def test_the_report_is_json_with_declared_scores_counts_and_facts(evaluate):
     report = evaluate(Toy(50))
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    scores = [v for v in report.values() if isinstance(v, float)]
-    assert scores
-    assert all(0 <= score <= 1 for score in scores)
-    assert report['images'] == 50
+    assert report['scores']
+    for score in report['scores'].values():
+        assert score == evals.score(**score)
+        assert 0 <= score['value'] <= (1 if score['unit'] == 'fraction' else 100)
+    assert next(iter(report['scores'].values()))['unit'] == 'fraction'
+    assert report['counts']['images'] == 50
+    assert all(type(count) is int for count in report['counts'].values())
+    assert all(isinstance(x, str | int | float | list) for x in report.get('info', {}).values())
+
+
+def test_a_score_has_one_of_two_directions():
+    assert evals.score(np.float32(2), better='lower', unit='nats') == {
+        'value': 2.0,
+        'better': 'lower',
+        'unit': 'nats',
+    }
+    with pytest.raises(ValueError, match='better'):
+        evals.score(1.0, better='max')
 
 
 def test_the_same_again_gives_the_same_and_leaves_the_data_alone(evaluate):
@@ -88,4 +103,4 @@ def test_the_same_again_gives_the_same_and_leaves_the_data_alone(evaluate):
 
 
 def test_one_record_is_enough(evaluate):
-    assert evaluate(Toy(1))['images'] == 1
+    assert evaluate(Toy(1))['counts']['images'] == 1

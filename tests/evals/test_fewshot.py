@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from support.labeled import Toy, classes, encode_image, several
+from support.reports import flat
 
 from clip_jax.evals import fewshot
 
@@ -17,7 +18,7 @@ def sets(n=400, **options):
 
 
 def evaluate(train, test, **options):
-    return fewshot.evaluate(encode_image, None, test, train=train, **options)
+    return flat(fewshot.evaluate(encode_image, None, test, train=train, **options))
 
 
 def test_scores_are_those_of_scikit_learn_on_the_same_images():
@@ -95,13 +96,13 @@ LEAST = np.bincount(TRAIN.labels).argmin()
             TRAIN,
             TEST,
             {'shots': [1, 50]},
-            f'train has {np.bincount(TRAIN.labels)[LEAST]} images of {NAMES[LEAST]!r}, and shots '
-            'asks for 50',
+            f'train has {np.bincount(TRAIN.labels)[LEAST]} images of {NAMES[LEAST]!r}; expected '
+            '50 of each class',
         ),
-        (TRAIN, TEST, {'shots': []}, 'shots is []; expected whole numbers above 0'),
-        (TRAIN, TEST, {'shots': [0, 1]}, 'shots is [0, 1]; expected whole numbers above 0'),
-        (TRAIN, TEST, {'shots': 'few'}, "shots is 'few'; expected whole numbers above 0"),
-        (TRAIN, TEST, {'seeds': 0}, 'seeds is 0; expected a whole number above 0'),
+        (TRAIN, TEST, {'shots': []}, 'shots is []; expected integers above 0'),
+        (TRAIN, TEST, {'shots': [0, 1]}, 'shots is [0, 1]; expected integers above 0'),
+        (TRAIN, TEST, {'shots': 'few'}, "shots is 'few'; expected integers above 0"),
+        (TRAIN, TEST, {'seeds': 0}, 'seeds is 0; expected an integer above 0'),
         (TRAIN, TEST, {'C': -1}, 'C is -1; expected a number above 0'),
         (TRAIN, TEST, {'features': 'head'}, "there is no 'head'"),
         (TRAIN, TEST, {'metric': 'roc_auc'}, 'which has 4 classes'),
@@ -109,13 +110,13 @@ LEAST = np.bincount(TRAIN.labels).argmin()
             Toy(*several(60), NAMES, 'train'),
             Toy(*several(60, seed=1), NAMES, 'test'),
             {'metric': 'map_11_point'},
-            'test has several labels an image; expected one',
+            'test has several labels per image; expected one',
         ),
         (
             Toy(*several(60), NAMES, 'train'),
             Toy(*several(60, seed=1), NAMES, 'test'),
             {},
-            'test has several labels an image; expected one',
+            'test has several labels per image; expected one',
         ),
     ],
 )

@@ -4,6 +4,7 @@ import statistics
 
 import numpy as np
 import pytest
+from support.reports import flat
 
 from clip_jax.evals import _embed, _similarity, retrieval
 
@@ -51,10 +52,12 @@ def brute_force(image, text, captions):
 
 
 def evaluate(image, text, captions):
-    return retrieval.evaluate(
-        lambda images: image[images],
-        lambda texts: np.stack([text[t] for t in texts]),
-        Toy(captions),
+    return flat(
+        retrieval.evaluate(
+            lambda images: image[images],
+            lambda texts: np.stack([text[t] for t in texts]),
+            Toy(captions),
+        )
     )
 
 
@@ -147,7 +150,7 @@ def test_equal_captions_tie_although_an_encoder_rounds_them_differently():
         rows = np.stack([base[int(t)] for t in texts])
         return unit(rows + 1e-6 * rng.normal(size=rows.shape))
 
-    report = retrieval.evaluate(lambda images: image[images], noisy, Toy(captions))
+    report = flat(retrieval.evaluate(lambda images: image[images], noisy, Toy(captions)))
     text = {f'{k}': base[k] for k in range(4)}
     assert report['image_to_text/recall@1'] == 0
     for k in (5, 10):

@@ -114,7 +114,7 @@ def test_classes_without_examples_do_not_count():
         (lambda: _scores.roc_auc([0.1, 0.2], [True, True]), '2 positive and 0 negative'),
         (lambda: _scores.roc_auc([0.1, np.nan], [True, False]), 'not finite'),
         (lambda: _scores.map_11_point([[0.1], [0.2]], [[False], [False]]), 'no example belongs'),
-        (lambda: _scores.map_11_point([0.1, 0.2], [True, False]), 'of 2 dimension'),
+        (lambda: _scores.map_11_point([0.1, 0.2], [True, False]), '2 dimension'),
     ],
 )
 def test_what_has_no_score_is_an_error(call, message):

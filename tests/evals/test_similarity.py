@@ -71,5 +71,5 @@ def test_counts_do_not_depend_on_tiles_and_library(monkeypatch, backend, rows, c
 def test_rows_of_another_length_are_an_error(scale):
     rows = unit_rows(0, 4, 8)
     rows[2] *= scale
-    with pytest.raises(ValueError, match=f'of length {scale}; expected rows of length 1'):
+    with pytest.raises(ValueError, match=f'of length {scale}; expected length 1'):
         _similarity.on_grid(rows)

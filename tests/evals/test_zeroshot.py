@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from sklearn import metrics
+from support.reports import flat
 
 from clip_jax.evals import _embed, _tables, zeroshot
 
@@ -63,7 +64,7 @@ class Encoders:
 
 def evaluate(encoders, data, **options):
     options = {'templates': TEMPLATES, **options}
-    return zeroshot.evaluate(encoders.image, encoders.text, data, **options)
+    return flat(zeroshot.evaluate(encoders.image, encoders.text, data, **options))
 
 
 def brute_force(encoders, labels, names):
@@ -400,9 +401,9 @@ def _vector(encoders, name):
         (Toy([0, 1]), {}, 'toy does not name its classes; give a file with one name a line'),
         (Toy([0, 1]), {'classes': 'present'}, 'toy does not name its classes'),
         (Toy([-1, -1], NAMES), {}, 'no image of toy belongs to a class'),
-        (Toy([0, 1], ['cat', 'cat']), {}, "toy have one name only, 'cat'"),
-        (Toy([0, 0], ['cat']), {}, "toy have one name only, 'cat', with which every image"),
-        (Toy([2, 2], NAMES), {'classes': 'present'}, "toy have one name only, 'thing 2'"),
+        (Toy([0, 1], ['cat', 'cat']), {}, "toy are named 'cat'"),
+        (Toy([0, 0], ['cat']), {}, "toy are named 'cat'"),
+        (Toy([2, 2], NAMES), {'classes': 'present'}, "toy are named 'thing 2'"),
         (
             Toy([0, 1], ['a_cat', 'dog']),
             {'classes': ['dog', 'a cat']},
@@ -443,7 +444,7 @@ def test_what_is_wrong_is_said_in_one_line(data, options, message):
     ('data', 'message'),
     [
         (Unlabeled([0, 1], NAMES), 'toy has images without a label'),
-        (Toy([0, 0], ['cat']), 'have one name only'),
+        (Toy([0, 0], ['cat']), 'are named .cat.'),
     ],
 )
 def test_what_the_first_image_shows_is_said_before_any_is_embedded(data, message):

@@ -10,7 +10,7 @@ from support.listed import Listed
 
 from clip_jax.data.errors import BadRecord, Skipped
 from clip_jax.data.tools import inspection
-from clip_jax.reports import dataset, drawing
+from clip_jax.reports import _style, dataset
 
 
 def encoded(width: int, height: int, mode: str = 'RGB', format: str = 'JPEG', **options) -> bytes:
@@ -195,7 +195,7 @@ def test_what_a_source_left_out_counts(kinds, usable):
 
 def draw(source, folder) -> set[str]:
     report, values, pictures = inspection.inspect(source, sample=100, threads=2)
-    dataset.write(folder, {'data': 'x:y', **report}, values, pictures, drawing.STYLE)
+    dataset.write(folder, {'data': 'x:y', **report}, values, pictures)
     return {path.name for path in folder.iterdir()}
 
 
@@ -234,7 +234,7 @@ def test_large_images_are_kept_small_in_the_proportions_they_have():
 
 
 def test_a_picture_stands_on_its_caption():
-    square = dataset.in_square(np.zeros((2, 4, 3), np.uint8))
+    square = _style.in_square(np.zeros((2, 4, 3), np.uint8))
     assert square.shape == (4, 4, 3)
     assert (square[:2] == 255).all()
     assert (square[2:] == 0).all()

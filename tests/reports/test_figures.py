@@ -10,125 +10,24 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 from PIL import Image
+from support.reports import (
+    CLASSES,
+    LONG,
+    SCORES,
+    classified,
+    pictures,
+    probe_report,
+    queries_report,
+    run_rows,
+    shots_report,
+    similarity_report,
+    zero_shot_report,
+)
 
-from clip_jax import metrics
+from clip_jax import evals, metrics
 from clip_jax.reports import _style, drawing
 
-CLASSES = [f'{color} {shape}' for color in ('red', 'blue', 'green') for shape in ('star', 'disc')]
-DIRECTIONS = 'image_to_text', 'text_to_image'
-LONG = 'a class with $5_{ and $^ and far too many words for the place that there is'
-
-
-def run_rows(steps=2000, every=10):
-    rng = np.random.default_rng(0)
-    rows = []
-    for step in range(every, steps + 1, every):
-        done = step / steps
-        accuracy = done**0.5 * rng.uniform(0.8, 1.0)
-        rows.append(
-            {
-                'step': step,
-                'loss': 6 * math.exp(-4 * done) * rng.uniform(0.9, 1.1),
-                'accuracy/image_to_text': accuracy,
-                'accuracy/text_to_image': accuracy**2,
-                'logit_scale': 14.3 + 40 * done,
-                'learning_rate': 5e-4 * min(1, 10 * done),
-                'grad_norm': rng.lognormal(),
-                'pairs_per_second': rng.normal(400, 10),
-                'input_wait': rng.uniform(0, 0.05),
-            }
-        )
-        if step % 400 == 0:
-            keys = ['zeroshot/top1', 'zeroshot_all/top1', 'retrieval/image_to_text/recall@10']
-            rows.append({'step': step, **dict.fromkeys(keys, 0.9 * done)})
-    return rows
-
-
-def pictures(count):
-    return list(np.random.default_rng(1).integers(0, 256, [count, 48, 48, 3], np.uint8))
-
-
-def zero_shot_report(count=12, classes=CLASSES):
-    rng = np.random.default_rng(2)
-    examples = []
-    for i in range(count):
-        top = [[classes[j], 0.4 - 0.05 * n] for n, j in enumerate(rng.permutation(6)[:5])]
-        examples.append({'index': 10 * i, 'label': classes[i % 6], 'top': top})
-    scores = {'top1': 0.912, 'top5': 0.99, 'images': 10_000, 'classes': 6}
-    return {'type': 'zeroshot', 'data': 'folder:test', 'examples': examples, **scores}
-
-
-def similarity_report(count=6, text='a picture of a small {} in the middle of a quiet background'):
-    matrix = 0.1 * np.random.default_rng(3).random([count, count]) + 0.2 * np.eye(count)
-    texts = [text.replace('{}', CLASSES[i % 6]) for i in range(count)]
-    indices = list(range(100, 100 + count))
-    found = {'indices': indices, 'texts': texts, 'matrix': matrix.tolist()}
-    return {'type': 'retrieval', 'data': 'folder:pairs', 'similarity': found}
-
-
-def classified(classes=CLASSES, value=0.7):
-    """A report with all tables of a classifier."""
-    rng, count = np.random.default_rng(4), len(classes)
-    matrix = rng.integers(0, 5, [count, count]) + 20 * np.eye(count, dtype=int)
-    score = {'label': 0.12, 'guess': 0.34}
-    mistakes = [
-        {
-            'index': 3 * i,
-            'label': classes[i % count],
-            'guess': classes[(i + 1) % count],
-            'score': score['guess'],
-            'score_of_label': score['label'],
-        }
-        for i in range(24)
-    ]
-    return {
-        **zero_shot_report(12, [*classes, *CLASSES][:6]),
-        'mean_per_class': value,
-        'per_class': [[name, 100 + k, value * rng.random()] for k, name in enumerate(classes)],
-        'confusion': {'classes': list(classes), 'matrix': matrix.tolist(), 'of': count},
-        'mistakes': mistakes,
-    }
-
-
-def queries_report(count=6, text='two dogs run over wet sand beside the sea in the evening light'):
-    from_image = [
-        {
-            'index': i,
-            'rank': 1 + 700 * i,
-            'top': [[f'{k} {text}', 0.3 - k / 20, k == i] for k in range(5)],
-        }
-        for i in range(count)
-    ]
-    from_text = [
-        {'text': text, 'index': i, 'rank': 1 + i, 'top': [[40 + k, 0.3, k == i] for k in range(5)]}
-        for i in range(count)
-    ]
-    scores = {f'{way}/recall@{k}': k / 20 for way in DIRECTIONS for k in (1, 5, 10)}
-    scores |= {f'{way}/median_rank': 1234 for way in DIRECTIONS} | {'images': 1000, 'texts': 5000}
-    queries = dict(zip(DIRECTIONS, (from_image, from_text), strict=True))
-    return {**similarity_report(), **scores, 'queries': queries}
-
-
-def probe_report():
-    sweep = [[10.0**c, 0.8 - 0.01 * c**2] for c in (-6, -4, -2, 0, 2, 4, 6, 1)]
-    scores = {'accuracy': 0.8, 'images': 1000, 'classes': 6}
-    return {
-        'type': 'linear_probe',
-        'data': 'folder:test',
-        'sweep': sweep,
-        'fit': {'C': 1.0},
-        **scores,
-    }
-
-
-def shots_report():
-    shots = [[k, k / 20, 0.02, [k / 20 - 0.02, k / 20, k / 20 + 0.02]] for k in (1, 2, 4, 8, 16)]
-    return {
-        'type': 'fewshot',
-        'data': 'folder:test',
-        'shots': shots,
-        'accuracy': 0.8,
-    }
+ALL_SCORES = SCORES | {f'{n}{LONG * 2}/top1': evals.score(0.5) for n in range(9)}
 
 
 def with_pictures(draw, report):
@@ -136,11 +35,11 @@ def with_pictures(draw, report):
     return [report, pictures(len(draw.shows(report)))]
 
 
-def drawn(draw, *arguments, monkeypatch):
+def drawn(draw, *arguments, monkeypatch, **options):
     """Returns the matplotlib figure that a function draws."""
     figures = []
     monkeypatch.setattr(_style, 'save', lambda figure, path: figures.append(figure))
-    draw(*arguments, 'figure.png')
+    draw(*arguments, 'figure.png', **options)
     return figures[0]
 
 
@@ -179,20 +78,19 @@ def test_every_figure_of_a_report_is_written_and_not_blank(tmp_path):
 @pytest.mark.parametrize(
     'error', [ValueError('there is no folder'), IndexError('it has 5 records, none with 7')]
 )
-def test_without_its_pictures_a_report_has_the_other_figures(tmp_path, capsys, error):
+def test_without_its_pictures_a_report_has_the_other_figures(tmp_path, caplog, error):
     def gone(spec, indices):
         raise error
 
     paths = drawing.write_report(classified(), gone, lambda name: tmp_path / f'{name}.png')
     assert [path.stem for path in paths] == ['per_class', 'confusion']
     assert sorted(paths) == sorted(tmp_path.iterdir())
-    said = f'folder:test: figures with pictures are left out: {error}\n'
-    assert capsys.readouterr().err == said
+    assert 'folder:test' in caplog.text and str(error) in caplog.text
 
 
 @pytest.mark.filterwarnings('error')
 def test_the_three_figures_are_written_and_not_blank(tmp_path):
-    drawing.training(run_rows(), tmp_path / 'new' / 'training.png')
+    drawing.training(run_rows(), tmp_path / 'new' / 'training.png', scores=SCORES)
     drawing.zero_shot(zero_shot_report(), pictures(12), tmp_path / 'zero_shot.png')
     drawing.similarity(similarity_report(), pictures(6), str(tmp_path / 'similarity.png'))
     check_png(tmp_path / 'new' / 'training.png', (1200, 2200), (700, 1300))
@@ -241,7 +139,8 @@ def test_the_three_figures_are_written_and_not_blank(tmp_path):
     ],
 )
 def test_no_text_covers_another_or_leaves_the_figure(draw, arguments, monkeypatch):
-    figure = drawn(draw, *arguments, monkeypatch=monkeypatch)
+    options = {'scores': ALL_SCORES} if draw in (drawing.training, drawing.compared) else {}
+    figure = drawn(draw, *arguments, monkeypatch=monkeypatch, **options)
     figure.draw_without_rendering()  # settles the layout
     boxes = {}
     draw_text = Text.draw
@@ -335,10 +234,11 @@ def test_queries_mark_what_is_right(monkeypatch):
 def test_runs_are_compared_in_one_color_each(monkeypatch):
     runs = {'one': run_rows(2000), 'two': run_rows(1000)}
     runs['two'].append({'step': 1000, 'other/top1': 0.5})
-    figure = drawn(drawing.compared, runs, monkeypatch=monkeypatch)
+    scores = SCORES | {'other/top1': evals.score(0.5)}
+    figure = drawn(drawing.compared, runs, monkeypatch=monkeypatch, scores=scores)
     panels = {axes.get_title(loc='left'): axes for axes in figure.axes}
     first, *_, last = panels
-    assert (first, last) == ('Loss', 'Pairs a second')
+    assert (first, last) == ('Loss', 'Pairs per second')
     assert {'zeroshot top-1', 'retrieval image → text recall@10', 'other top-1'} <= {*panels}
     handles = {h.get_color() for legend in figure.legends for h in legend.legend_handles}
     colors = [line.get_color() for line in panels['zeroshot top-1'].get_lines()]
@@ -351,8 +251,9 @@ def test_runs_are_compared_in_one_color_each(monkeypatch):
 
 
 def test_training_shows_a_panel_for_each_kind_of_number_that_there_is(monkeypatch):
-    def titles(rows):
-        figure = drawn(drawing.training, rows, monkeypatch=monkeypatch)
+    def titles(rows, **scores):
+        found = SCORES | {f'x/{name}': score for name, score in scores.items()}
+        figure = drawn(drawing.training, rows, monkeypatch=monkeypatch, scores=found)
         return [axes.get_title(loc='left') for axes in figure.axes if axes.get_title(loc='left')]
 
     assert titles(run_rows()) == [
@@ -364,7 +265,11 @@ def test_training_shows_a_panel_for_each_kind_of_number_that_there_is(monkeypatc
         'Speed',
     ]
     assert titles([{'step': 1, 'loss': 2.0, 'logit_scale': 14.3}]) == ['Loss', 'Logit scale']
-    assert titles([{'step': 5, 'linear_probe/accuracy': 0.5}]) == ['Evaluations']
+    assert titles([{'step': 5, 'x/accuracy': 0.5}], accuracy=evals.score(0.5)) == ['Evaluations']
+    scores = {'nll': evals.score(2, better='lower', unit='nats'), 'top1': evals.score(0.5)}
+    rows = [{'step': 5, 'x/nll': 2.0, 'zeroshot/top1': 0.5}]
+    assert titles(rows, nll=scores['nll']) == ['Evaluations'] * 2
+    assert titles(rows, **scores) == ['Evaluations']  # of the usual headlines only
     counts = {'skipped/nonfinite': 0, 'bad_records/empty': 1}
     assert titles([{'step': 1, 'loss': 2.0, **counts}]) == ['Loss']
 
@@ -375,7 +280,10 @@ def test_training_draws_headline_numbers_and_the_last_word_on_a_step(monkeypatch
         {'step': 10, 'zeroshot/top1': 0.3, 'retrieval/text_to_image/recall@100': 0.9},
         {'step': 20, 'zeroshot/top1': 0.625, 'retrieval/text_to_image/recall@10': 0.5},
     ]
-    [axes] = drawn(drawing.training, rows, monkeypatch=monkeypatch).axes
+    names = ['zeroshot/top1', 'zeroshot/top5', 'zeroshot/top10']
+    names += [f'retrieval/text_to_image/recall@{k}' for k in (10, 100)]
+    scores = dict.fromkeys(names, evals.score(0.5))
+    [axes] = drawn(drawing.training, rows, monkeypatch=monkeypatch, scores=scores).axes
     lines = [line.get_xydata().tolist() for line in axes.get_lines()]
     assert lines == [[[10, 0.3], [20, 0.625]], [[20, 0.5]]]
     words = {t.get_text() for t in texts(axes)}
@@ -407,7 +315,8 @@ def test_a_run_that_broke_is_drawn(tmp_path):
     rows = [
         {'step': n, 'loss': math.nan, 'grad_norm': math.nan, 'x/top1': math.nan} for n in (1, 2)
     ]
-    drawing.training(rows, tmp_path / 'training.png')
+    scores = {'x/top1': evals.score(0)}
+    drawing.training(rows, tmp_path / 'training.png', scores=scores)
     check_png(tmp_path / 'training.png', (1200, 2200), (300, 1300))
 
 
@@ -493,7 +402,7 @@ def test_missing_pictures_and_crooked_matrices_are_errors(tmp_path):
     with pytest.raises(ValueError, match='2 pictures for the 3 examples'):
         drawing.zero_shot(zero_shot_report(3), pictures(2), tmp_path / 'a.png')
     with pytest.raises(ValueError, match='0 pictures for the 0 examples'):
-        drawing.zero_shot({'examples': []}, [], tmp_path / 'a.png')
+        drawing.zero_shot(zero_shot_report(0), [], tmp_path / 'a.png')
     report = similarity_report(3)
     report['similarity']['matrix'].pop()
     with pytest.raises(ValueError, match=r'matrix \(2, 3\) does not fit 3 texts'):
@@ -511,8 +420,11 @@ def test_write_all_draws_a_run_directory(tmp_path, monkeypatch):
         'a_zeroshot': zero_shot_report(14),
         'b_retrieval': similarity_report(),
         'c_zeroshot': zero_shot_report(2) | {'data': 'folder:other'},
-        'd_zeroshot': {'type': 'zeroshot', 'data': 'folder:test', 'top1': 0.5},
-        'e_linear_probe': {'type': 'linear_probe', 'data': 'folder:test', 'accuracy': 0.5},
+        'd_linear_probe': {
+            'type': 'linear_probe',
+            'data': 'folder:test',
+            'scores': {'accuracy': evals.score(0.5)},
+        },
     }
     for name, report in reports.items():
         (tmp_path / 'evals' / f'{name}.json').write_text(json.dumps(report))
@@ -534,13 +446,13 @@ def test_write_all_draws_a_run_directory(tmp_path, monkeypatch):
 
 
 def test_write_all_wants_a_run_directory_and_whole_reports(tmp_path):
-    with pytest.raises(ValueError, match=r'no metrics\.jsonl there.*run directory'):
+    with pytest.raises(ValueError, match=r'no metrics\.jsonl found.*run directory'):
         drawing.write_all(tmp_path, None)
     (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "loss": 1.0}\n')
     assert len(drawing.write_all(tmp_path, None)) == 1
     (tmp_path / 'evals').mkdir()
     (tmp_path / 'evals' / 'zeroshot.json').write_text('{"eval": "zeros')
-    with pytest.raises(ValueError, match=r'zeroshot\.json: no JSON'):
+    with pytest.raises(ValueError, match=r'zeroshot\.json: not JSON'):
         drawing.write_all(tmp_path, None)
 
 
@@ -548,6 +460,7 @@ def test_write_all_wants_a_run_directory_and_whole_reports(tmp_path):
     'wrong',
     [
         {'options': [1]},
+        {'scores': {'top1': 0.5}},
         {'examples': [1]},
         {'examples': [{'index': 0, 'label': 'red star', 'top': 3}]},
         {'mistakes': 5},
@@ -559,7 +472,7 @@ def test_a_malformed_report_is_named(tmp_path, wrong):
     (tmp_path / 'evals').mkdir()
     path = tmp_path / 'evals' / 'zs.json'
     path.write_text(json.dumps(classified() | wrong))
-    with pytest.raises(ValueError, match=r'zs\.json: not as clip-jax eval writes it'):
+    with pytest.raises(ValueError, match=r'zs\.json: not '):
         drawing.write_all(tmp_path, lambda spec, indices: pictures(len(indices)))
 
 
@@ -568,8 +481,8 @@ def test_the_global_state_of_matplotlib_stays_as_it_was(tmp_path):
 import sys
 import matplotlib
 before = matplotlib.rcParams.copy()
-from clip_jax import plots
-plots.training([{'step': 1, 'loss': 1.0}], sys.argv[1])
+from clip_jax.reports import drawing
+drawing.training([{'step': 1, 'loss': 1.0}], sys.argv[1])
 assert matplotlib.rcParams.copy() == before
 assert 'matplotlib.pyplot' not in sys.modules
 """

@@ -1,4 +1,4 @@
-"""Evaluations get their rows from the model that is meant, and say how they were computed."""
+"""Evaluations use the right model or its embeddings, and reports say how they were computed."""
 
 import dataclasses
 
@@ -6,6 +6,7 @@ import pytest
 
 from clip_jax import pretrained
 from clip_jax.data.embedding_store import Embeddings
+from clip_jax.embeddings import source_model
 from clip_jax.evaluation import encoders
 
 
@@ -29,34 +30,34 @@ def with_another_mean(clip):
 
 
 def test_equal_weights_with_another_card_are_another_model(clip, stored):
-    encoders.check_source_model(clip, stored)
+    source_model.check_source_model(clip, stored)
     with pytest.raises(ValueError, match=r'weights are those of here, and .* in: preprocess\.'):
-        encoders.check_source_model(with_another_mean(clip), stored, 'here')
+        source_model.check_source_model(with_another_mean(clip), stored, 'here')
     other = object.__new__(Embeddings)
     other.__dict__.update(vars(stored))
     other.description = {**stored.description, 'card': with_another_mean(clip).card}
     with pytest.raises(ValueError, match='are embeddings of different models'):
         encoders.encoders_for(None, [stored, other])
-    assert encoders.source_model(stored).card == clip.card
+    assert source_model.source_model(stored).card == clip.card
     with pytest.raises(ValueError, match='holds another model now'):
-        encoders.source_model(other)
+        source_model.source_model(other)
 
 
 def test_reports_say_in_what_rows_were_computed(clip, stored):
-    assert encoders.provenance(clip, []) == {'arithmetic': 'float32', 'device': 'cpu'}
-    assert encoders.provenance(None, [stored]) == {'arithmetic': 'bfloat16', 'device': 'cpu'}
+    assert encoders.provenance(clip, []) == {'compute_dtype': 'float32', 'device': 'cpu'}
+    assert encoders.provenance(None, [stored]) == {'compute_dtype': 'bfloat16', 'device': 'cpu'}
     assert encoders.provenance(clip, [stored]) == {
-        'arithmetic': 'float32',
-        'arithmetic_of_embeddings': 'bfloat16',
+        'compute_dtype': 'float32',
+        'compute_dtype_of_embeddings': 'bfloat16',
         'device': 'cpu',
     }
-    assert encoders.source_model(stored, 'bfloat16').model.dtype == 'bfloat16'
+    assert source_model.source_model(stored, 'bfloat16').model.dtype == 'bfloat16'
     # Without a model, that of the folder embeds texts that have no rows.
     _, encode_text = encoders.encoders_for(None, [stored], dtype='float32')
     assert encoders.model_used(None, encode_text) is None
     encode_text('a text of its own')
     found = encoders.model_used(None, encode_text)
-    assert encoders.provenance(found, [stored])['arithmetic'] == 'float32'
+    assert encoders.provenance(found, [stored])['compute_dtype'] == 'float32'
     assert (
         encoders.model_used(clip, encode_text)
         is encoders.model_used(clip, clip.encode_text)

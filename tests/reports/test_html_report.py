@@ -9,10 +9,10 @@ import re
 
 import pytest
 from PIL import Image
-from test_plots import classified, pictures, queries_report, run_rows
+from support.reports import classified, pictures, queries_report, run_rows
 
-from clip_jax import metrics
-from clip_jax.reports import files, html_report
+from clip_jax import evals, metrics
+from clip_jax.reports import drawing, html_report
 from clip_jax.runtime import atomic
 
 VOID = {'meta', 'img', 'br', 'link'}
@@ -61,7 +61,7 @@ def read(path):
     return Reader(text)
 
 
-def make_run(folder, *, steps=200, summary=True, **config):
+def make_run(folder, *, steps=200, summary=True, reports=None, **config):
     """Writes a small run directory by hand."""
     folder.mkdir(parents=True)
     config = {'batch_size': 16, 'total_steps': 200, 'data': {'options': {}}, **config}
@@ -70,6 +70,8 @@ def make_run(folder, *, steps=200, summary=True, **config):
     for row in run_rows(steps):
         writer.write_scalars(row.pop('step'), row)
     writer.close()
+    for name, report in (reports or {'zs': classified()}).items():
+        atomic.write_json(folder / 'evals' / f'{name}.json', report)
     if summary:
         summary = {'loss': 1.5, 'step': steps, 'pairs': 16 * steps, 'seconds': 75.0}
         summary |= {'versions': {'jax': '0.10.2'}, 'devices': '1 x cpu', 'zs/top1': 0.625}
@@ -89,7 +91,7 @@ def test_the_page_of_a_run_has_its_numbers_and_all_its_figures(tmp_path):
     for words in ('a <b>', 'complete', '1 x cpu', '1 min 15 s', 'templates=plain & more', '62.5 %'):
         assert words in found.text
     assert '"<i>"' in found.text and 'jax 0.10.2' in found.text
-    assert 'top1 91.2 %' in re.sub(r' +', ' ', ' '.join(reversed(found.words)))
+    assert re.search(r'91\.2 % +top1', found.text)
     assert [path.name for path in (tmp_path / 'new').iterdir()] == ['x.html']
 
 
@@ -100,10 +102,10 @@ def test_a_run_that_goes_on_says_so(tmp_path):
 
 def rows_of(text, title):
     """The cells of the first table after a heading."""
-    table = re.search(r'<table>(.*?)</table>', text[text.index(f'<h2>{title}</h2>') :]).group(1)
+    table = re.search(r'<table>(.*?)</table>', text[text.index(f'<h2>{title}</h2>') :], re.S)
     return [
         [html.unescape(cell) for cell in re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row)]
-        for row in re.findall(r'<tr>(.*?)</tr>', table)
+        for row in re.findall(r'<tr>(.*?)</tr>', table.group(1))
     ]
 
 
@@ -125,13 +127,34 @@ def test_runs_are_compared_by_final_numbers_and_config(tmp_path):
     assert ['loss', '1.5', '1.5'] in final
     assert re.search(r'<td class="n best">75.0 %</td>', text)
     assert text.count('n best') == 1 and 'spike' not in text
-    assert rows_of(text, 'What the configs differ in')[1:] == [
+    assert rows_of(text, 'Differences of the configs')[1:] == [
         ['optimizer.learning_rate', '0.001', '0.002'],
         ['more', '—', '1'],
     ]
     (curves,) = Reader(text).images
     assert curves.width > 1000
-    assert '<p>nothing</p>' in html_report.compare_page([runs[0], runs[0]])
+    assert Reader(html_report.compare_page([runs[0], runs[0]])).tags.count('table') == 1
+
+
+@pytest.mark.parametrize(('better', 'expected'), [('higher', '3.5 nats'), ('lower', '2.5 nats')])
+def test_the_best_of_a_score_is_the_highest_or_the_lowest(tmp_path, better, expected):
+    score = evals.score(3.5, better=better, unit='nats')
+    report = {'type': 'x', 'data': 'folder:y', 'scores': {'nll': score}}
+    runs = []
+    for name, value in ('a', 3.5), ('b', 2.5):
+        run = html_report.read_run(make_run(tmp_path / name, reports={'x': report}))
+        run.summary['x/nll'] = value
+        runs.append(run)
+    text = html_report.compare_page(runs)
+    assert re.findall(r'<td class="n best">(.*?)</td>', text) == [expected]
+
+
+def test_which_values_are_the_best():
+    higher, lower = evals.score(0), evals.score(0, better='lower')
+    values = [0.2, 0.5, float('nan'), 0.5]
+    assert html_report.best(values, higher) == [1, 3]
+    assert html_report.best(values, lower) == [0]
+    assert html_report.best([0.5, 0.5], higher) == html_report.best(values, None) == []
 
 
 def test_runs_that_are_called_alike_are_called_by_their_path(tmp_path):
@@ -147,25 +170,25 @@ def test_a_report_and_its_figures_stand_in_a_page(tmp_path):
         return pictures(len(indices))
 
     out = tmp_path / 'r.json'
-    files.write({**queries_report(2), 'model': 'runs/m', 'versions': {}, 'seconds': 2.0}, out, load)
+    drawing.write_with_figures({**queries_report(2), 'model': 'runs/m'}, out, load)
     found = Reader(html_report.compare_page([], [html_report.report_file_section(out)]))
     assert len(found.images) == 2
     assert 'r: retrieval' in found.text and 'model: runs/m · data: folder:pairs' in found.text
-    assert '5,000' in found.text and '1,234 image to text · median rank' in found.text
+    assert '5,000' in found.text and re.search(r'1,234 +image to text · median rank', found.text)
 
 
 def test_what_is_no_run_or_report(tmp_path):
-    with pytest.raises(ValueError, match=r'no run directory \(it has no config\.json\)'):
+    with pytest.raises(ValueError, match=r'not a run directory \(it has no config\.json\)'):
         html_report.read_run(tmp_path)
     (tmp_path / 'config.json').write_text('{}')
-    with pytest.raises(ValueError, match=r'no run directory \(it has no metrics\.jsonl\)'):
+    with pytest.raises(ValueError, match=r'not a run directory \(it has no metrics\.jsonl\)'):
         html_report.read_run(tmp_path)
     (tmp_path / 'metrics.jsonl').write_text('')
     for text in ('{', '[]', '{}', '{"data": 1}', '{"data": {"options": 1}}'):
         (tmp_path / 'config.json').write_text(text)
         with pytest.raises(ValueError, match=r'config\.json: not the config of a run \('):
             html_report.read_run(tmp_path)
-    with pytest.raises(ValueError, match=r'config\.json: no report of an evaluation'):
+    with pytest.raises(ValueError, match=r'config\.json: not a report of an evaluation'):
         html_report.report_file_section(tmp_path / 'config.json')
     folder = make_run(tmp_path / 'run')
     for text in ('{"loss"', '[]'):
@@ -174,5 +197,5 @@ def test_what_is_no_run_or_report(tmp_path):
             html_report.read_run(folder)
     (folder / 'summary.json').write_text('{"loss": 1}')
     assert 'complete' in html_report.compare_page([html_report.read_run(folder)])
-    with pytest.raises(ValueError, match='there is no such file'):
+    with pytest.raises(ValueError, match='no such file'):
         html_report.report_file_section(tmp_path / 'none.json')

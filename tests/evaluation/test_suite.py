@@ -10,11 +10,12 @@ import sys
 import numpy as np
 import pytest
 from support.process import COLORS, ROOT
+from support.reports import flat
 
 from clip_jax import build, lookup, pretrained, prompts
 from clip_jax.cli import main
 from clip_jax.evals import retrieval
-from clip_jax.evaluation import suite
+from clip_jax.evaluation import evaluate, suite
 
 COUNT = 27  # data sets of the paper
 
@@ -36,7 +37,7 @@ def page(tiny_tars, tmp_path):
 from ml_collections import ConfigDict
 
 def get_config(more=''):
-    lines = {{
+    tasks = {{
         'colors': {{
             'type': 'zeroshot', 'data': {tiny_tars!r}, 'score': 'top1',
             'classes': {list(COLORS)}, 'templates': ('a {{}} picture',),
@@ -48,8 +49,8 @@ def get_config(more=''):
         'absent': {{'type': 'zeroshot', 'data': 'folder:/no/such/place'}},
     }}
     if more == 'unnamed':
-        lines['unnamed'] = {{'type': 'zeroshot', 'data': {tiny_tars!r}}}
-    return ConfigDict({{'lines': ConfigDict(lines, sort_keys=False), 'options': {{}}}})
+        tasks['unnamed'] = {{'type': 'zeroshot', 'data': {tiny_tars!r}}}
+    return ConfigDict({{'tasks': ConfigDict(tasks, sort_keys=False), 'options': {{}}}})
 """)
     return page
 
@@ -71,7 +72,8 @@ def run(page, capfd, monkeypatch):
 def evaluated(tiny_tars, model, name, **options):
     clip = pretrained.load(model)
     source = build.source(tiny_tars, {})
-    return build.evaluation(name, options)(clip.encode_image, clip.encode_text, source)
+    evaluate = lookup.module('evals', name).evaluate
+    return flat(evaluate(clip.encode_image, clip.encode_text, source, **options))
 
 
 def cells(table: str, name: str) -> list[str]:
@@ -85,7 +87,7 @@ def test_the_table_holds_the_numbers_of_single_evaluations(
     out = tmp_path / 'out'
     code, table, said = run(f'--model={tiny_run}', f'--model={older}', f'--out={out}')
     assert code == 0
-    assert cells(table, 'line') == ['line', 'type', 'score', str(tiny_run), str(older)]
+    assert cells(table, 'task') == ['task', 'type', 'score', str(tiny_run), str(older)]
     colors, captions = [], []
     for model in (tiny_run, older):
         options = {'classes': list(COLORS), 'templates': ['a {} picture']}
@@ -108,9 +110,9 @@ def test_the_table_holds_the_numbers_of_single_evaluations(
 
     assert (out / 'suite.md').read_text() in table
     written = json.loads((out / 'suite.json').read_text())
-    assert [row['line'] for row in written['lines']] == ['colors', 'captions', 'absent']
-    assert written['lines'][0]['values'] == colors
-    assert written['means'][0] == {'type': 'zeroshot', 'lines': 1, 'values': colors}
+    assert [row['task'] for row in written['tasks']] == ['colors', 'captions', 'absent']
+    assert written['tasks'][0]['values'] == colors
+    assert written['means'][0] == {'type': 'zeroshot', 'tasks': 1, 'values': colors}
     reports = sorted(str(path.relative_to(out)) for path in out.glob('*/*.json'))
     assert len(reports) == 4 and all(
         path.endswith(('colors.json', 'captions.json')) for path in reports
@@ -124,23 +126,23 @@ def test_what_is_finished_is_not_run_again(run, tiny_run, older, tmp_path, monke
     out = f'--out={tmp_path / "out"}'
     _, first, _ = run(f'--model={tiny_run}', out)
     count = []
-    original = build.Evaluation.__call__
+    original = evaluate.Evaluation.report
 
-    def counted(self, *arguments):
-        count.append(self.name)
-        return original(self, *arguments)
+    def counted(self, *arguments, **options):
+        count.append(self.settings['type'])
+        return original(self, *arguments, **options)
 
-    monkeypatch.setattr(build.Evaluation, '__call__', counted)
+    monkeypatch.setattr(evaluate.Evaluation, 'report', counted)
     code, again, said = run(f'--model={tiny_run}', out)
     assert (code, again, count) == (0, first, [])
-    assert said.count('(was there)') == 2
+    assert said.count('(read)') == 2
     # Another checkpoint, other settings, a report that is gone.
     run(f'--model={tiny_run}', f'--model={older}', out)
     assert count == ['zeroshot', 'retrieval']
-    run(f'--model={tiny_run}', out, "--suite.lines.colors.templates=('something {}',)")
+    run(f'--model={tiny_run}', out, "--suite.tasks.colors.templates=('something {}',)")
     assert count[2:] == ['zeroshot']
     (tmp_path / 'out').joinpath(suite._slug(str(tiny_run)), 'captions.json').unlink()
-    run(f'--model={tiny_run}', out, "--suite.lines.colors.templates=('something {}',)")
+    run(f'--model={tiny_run}', out, "--suite.tasks.colors.templates=('something {}',)")
     assert count[3:] == ['retrieval']
 
 
@@ -150,7 +152,7 @@ def test_a_checkpoint_that_has_changed_is_evaluated_again(run, tiny_run, tmp_pat
     run(f'--model={model}', out)
     shutil.rmtree(max((model / 'checkpoints').iterdir(), key=lambda path: int(path.name)))
     _, _, said = run(f'--model={model}', out)
-    assert 'was there' not in said
+    assert '(read)' not in said
 
 
 def test_a_line_that_fails_is_listed_and_the_others_run(run, tiny_run, tmp_path):
@@ -187,25 +189,25 @@ def test_any_error_is_that_of_its_line(run, tiny_run, monkeypatch):
 
 
 def test_an_unknown_score_is_an_error_that_names_those_there_are(run, tiny_run):
-    code, table, _ = run(f'--model={tiny_run}', '--suite.lines.colors.score=top2')
+    code, table, _ = run(f'--model={tiny_run}', '--suite.tasks.colors.score=top2')
     assert code == 1
     assert "score: there is no 'top2'. Did you mean 'top" in table and ' There are: ' in table
 
 
 def test_a_report_is_kept_even_if_it_lacks_the_score(run, tiny_run, tmp_path):
     out = tmp_path / 'out'
-    code, table, _ = run(f'--model={tiny_run}', f'--out={out}', '--suite.lines.colors.score=top2')
+    code, table, _ = run(f'--model={tiny_run}', f'--out={out}', '--suite.tasks.colors.score=top2')
     assert code == 1 and cells(table, 'colors')[3] == 'failed'
     _, table, said = run(f'--model={tiny_run}', f'--out={out}')
-    assert said.count('(was there)') == 2 and 0 <= float(cells(table, 'colors')[3]) <= 100
+    assert said.count('(read)') == 2 and 0 <= float(cells(table, 'colors')[3]) <= 100
 
 
 def test_a_score_that_is_no_share_is_shown_as_it_is(run, tiny_run, tiny_tars):
     rank = evaluated(tiny_tars, tiny_run, 'retrieval')['text_to_image/median_rank']
-    score = '--suite.lines.captions.score=text_to_image/median_rank'
+    score = '--suite.tasks.captions.score=text_to_image/median_rank'
     code, table, said = run(f'--model={tiny_run}', score)
-    assert code == 0 and cells(table, 'captions')[3] == str(rank)
-    assert f'captions, {tiny_run}: {rank} (' in said
+    assert code == 0 and cells(table, 'captions')[3] == f'{rank:g}'
+    assert f'captions, {tiny_run}: {rank:g} (' in said
     assert table.count('**mean of') == 1  # ranks are not averaged with shares
 
 
@@ -218,26 +220,26 @@ def test_other_texts_under_the_same_name_are_other_settings(
     text = page.read_text().replace(repr(list(COLORS)), repr(str(classes)))
     page.write_text(text.replace("('a {} picture',)", repr(str(templates))))
     arguments = f'--model={tiny_run}', f'--out={tmp_path / "out"}'
-    assert 'was there' not in run(*arguments)[2]
-    assert run(*arguments)[2].count('was there') == 2
+    assert '(read)' not in run(*arguments)[2]
+    assert run(*arguments)[2].count('(read)') == 2
     templates.write_text('something {}')
-    assert run(*arguments)[2].count('was there') == 1
+    assert run(*arguments)[2].count('(read)') == 1
     classes.write_text('\n'.join([*COLORS, 'black']))
-    assert run(*arguments)[2].count('was there') == 1
+    assert run(*arguments)[2].count('(read)') == 1
     page.write_text(text.replace("'templates': ('a {} picture',)", "'templates': 'plain'"))
     run(*arguments)
-    assert run(*arguments)[2].count('was there') == 2
+    assert run(*arguments)[2].count('(read)') == 2
     monkeypatch.setattr(prompts, '_read_set', lambda name: 'a drawing of a {}')
-    assert run(*arguments)[2].count('was there') == 1
+    assert run(*arguments)[2].count('(read)') == 1
 
 
 def test_another_card_or_arithmetic_is_another_checkpoint(run, tiny_run, tmp_path, monkeypatch):
     model, out = f'--model={tiny_run}', f'--out={tmp_path / "out"}'
     run(model, out)
-    assert run(model, out)[2].count('was there') == 2
-    assert 'was there' not in run(model, out, '--dtype=bfloat16')[2]
+    assert run(model, out)[2].count('(read)') == 2
+    assert '(read)' not in run(model, out, '--dtype=bfloat16')[2]
     report = json.loads(next((tmp_path / 'out').glob('*/colors.json')).read_text())
-    assert (report['arithmetic'], report['device']) == ('bfloat16', 'cpu')
+    assert (report['compute_dtype'], report['device']) == ('bfloat16', 'cpu')
     load = pretrained.load
 
     def with_another_mean(*arguments, **options):
@@ -246,7 +248,7 @@ def test_another_card_or_arithmetic_is_another_checkpoint(run, tiny_run, tmp_pat
         return dataclasses.replace(clip, card={**clip.card, 'preprocess': preprocess})
 
     monkeypatch.setattr(pretrained, 'load', with_another_mean)
-    assert 'was there' not in run(model, out, '--dtype=bfloat16')[2]
+    assert '(read)' not in run(model, out, '--dtype=bfloat16')[2]
 
 
 def test_options_of_a_wrong_type_are_named(run, tiny_run, page):
@@ -256,7 +258,7 @@ def test_options_of_a_wrong_type_are_named(run, tiny_run, page):
 
 
 def test_nothing_that_could_run_is_an_error(run, tiny_run):
-    absent = [f'--suite.lines.{name}.data=folder:/no/{name}' for name in ('colors', 'captions')]
+    absent = [f'--suite.tasks.{name}.data=folder:/no/{name}' for name in ('colors', 'captions')]
     code, table, _ = run(f'--model={tiny_run}', *absent)
     assert code == 1 and table.count('missing') == 3
 
@@ -275,17 +277,17 @@ def test_options_of_sources(run, tiny_run, page):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (("'type': 'retrieval', ", ''), "suite: line captions: there is no 'eval'"),
-        (("'type': 'retrieval'", "'eval': 'retrieve'"), "Did you mean 'retrieval'?"),
-        (("'classes':", "'clases':"), "line colors: evals/zeroshot: option: there is no 'clases'"),
+        (("'type': 'retrieval', ", ''), "suite: task captions: there is no 'type'"),
+        (("'type': 'retrieval'", "'type': 'retrieve'"), "Did you mean 'retrieval'?"),
+        (("'classes':", "'clases':"), "task colors: evals/zeroshot: option: there is no 'clases'"),
         (("'options': {}", "'option': {}"), "suite: there is no 'option'. Did you mean 'options'?"),
-        (("'colors':", "'a/b':"), 'suite: line a/b: a name is letters'),
-        (("'lines': ConfigDict(lines, sort_keys=False)", "'lines': {}"), 'the page has no lines'),
+        (("'colors':", "'a/b':"), 'suite: task a/b: '),
+        (("'tasks': ConfigDict(tasks, sort_keys=False)", "'tasks': {}"), 'has no tasks'),
         (('get_config', 'get_suite'), "no attribute 'get_config'"),
-        (("'data': 'folder:/no/such/place'", "'data': None"), "line absent: there is no 'data'"),
+        (("'data': 'folder:/no/such/place'", "'data': None"), "task absent: there is no 'data'"),
         (
             ("'type': 'retrieval'", "'type': 'linear_probe', 'train': 'x:y', 'save': 'probe.npz'"),
-            'line captions: save: every checkpoint would replace it',
+            'task captions: save: ',
         ),
     ],
 )
@@ -304,7 +306,7 @@ def test_a_wrong_page_is_an_error_before_anything_runs(
         ([], 'at least one --model=PATH'),
         (['--model=x', '--data=y'], 'and no --data'),
         (['--model=x', '--top=3'], "there is no flag '--top=3'; expected --suite.key=value"),
-        (['--model=x', '--suite.lines.colors.data=y'], "Did you mean 'colors'?"),
+        (['--model=x', '--suite.tasks.colors.data=y'], "Did you mean 'colors'?"),
         (['--model=/no/x', '--model=/no/x'], 'expected different checkpoints'),
         (['--model=/no/x'], '/no/x: there is no such file or folder'),
         (['--model=x', '--dtype=float16'], "dtype: there is no 'float16'"),
@@ -332,7 +334,7 @@ def test_reports_stay_in_their_folder():
 def test_options_of_a_mixture_are_those_of_each_of_its_kinds():
     (line,) = suite.tasks(
         {
-            'lines': {
+            'tasks': {
                 'mixed': {
                     'type': 'retrieval',
                     'data': '3 * tars:a.tar + 1 * tars:b.tar',
@@ -363,9 +365,9 @@ def clip27(*arguments):
 
 def test_the_papers_sets_are_all_there_for_both_evaluations():
     module, page = clip27()
-    assert len(module.SETS) == COUNT and len(page['lines']) == 2 * COUNT
+    assert len(module.SETS) == COUNT and len(page['tasks']) == 2 * COUNT
     for kind in ('zeroshot', 'linear_probe'):
-        lines = clip27(kind)[1]['lines']
+        lines = clip27(kind)[1]['tasks']
         assert len(lines) == COUNT and {line['type'] for line in lines.values()} == {kind}
         assert [*lines] == [f'{name}_{kind}' for name in module.SETS]
     metrics = [metric for *_, metric, _ in module.SETS.values()]
@@ -410,10 +412,10 @@ def test_the_names_of_classes_are_as_many_as_tfds_has():
 
     module, page = clip27('zeroshot')
     for name, count in ('eurosat', 10), ('patch_camelyon', 2):
-        classes = page['lines'][f'{name}_zeroshot']['classes']
+        classes = page['tasks'][f'{name}_zeroshot']['classes']
         spec = module.SETS[name][1].removeprefix('tfds:').rpartition('/')[0]
         assert len(classes) == count == tfds.builder(spec).info.features['label'].num_classes
-    assert page['lines']['sun397_zeroshot']['classes'] == 'data/sun397/classes.txt'
+    assert page['tasks']['sun397_zeroshot']['classes'] == 'data/sun397/classes.txt'
 
 
 def test_a_set_without_its_file_of_names_is_missing(run, page, tiny_run):
@@ -454,4 +456,4 @@ def test_every_score_of_the_page_is_one_that_its_evaluation_reports():
     module, page = clip27()
     for line in suite.tasks(page):
         metric = module.SETS[line.name.removesuffix(f'_{line.type}')][2]
-        assert 0 <= suite._score(line, reported(line.type, metric)) <= 1
+        assert 0 <= suite._score(line, reported(line.type, metric))['value'] <= 1

@@ -5,7 +5,7 @@ import os
 import pathlib
 
 import pytest
-from test_plots import classified, pictures, probe_report, queries_report
+from support.reports import classified, pictures, probe_report, queries_report
 
 from clip_jax.reports import drawing, files
 
@@ -21,7 +21,7 @@ def names(folder):
 def test_the_figures_lie_beside_the_report(tmp_path):
     out = tmp_path / 'new' / 'folder' / 'pets.json'
     files.check(out)
-    paths = files.write(queries_report(2), out, load)
+    paths = drawing.write_with_figures(queries_report(2), out, load)
     assert json.loads(out.read_text()) == queries_report(2)
     figures = ['similarity.png', 'queries.png']
     assert paths == [out, *(out.with_suffix('') / name for name in figures)]
@@ -30,8 +30,9 @@ def test_the_figures_lie_beside_the_report(tmp_path):
 
 
 def test_without_figures_there_is_no_folder(tmp_path):
-    report = {'eval': 'other', 'data': 'x', 'accuracy': 0.5}
-    assert files.write(report, tmp_path / 'a.json', load) == [tmp_path / 'a.json']
+    report = {'type': 'other', 'data': 'x', 'scores': {}}
+    written = drawing.write_with_figures(report, tmp_path / 'a.json', load)
+    assert written == [tmp_path / 'a.json']
     assert names(tmp_path) == ['a.json']
 
 
@@ -52,14 +53,14 @@ def test_what_fails_leaves_nothing_behind(tmp_path, monkeypatch, where):
     out = tmp_path / 'new' / 'a.json'
     if where == 'figure':
         # The first figures are drawn by then.
-        monkeypatch.setattr(drawing, 'queries', fail)
         fail.shows = drawing.queries.shows
+        monkeypatch.setattr(drawing, 'queries', fail)
     elif where == 'report':
         monkeypatch.setattr(files, 'as_json', fail)
     else:
-        monkeypatch.setattr(files.pathlib.Path, 'mkdir', fail)
+        monkeypatch.setattr(drawing.pathlib.Path, 'mkdir', fail)
     with pytest.raises(RuntimeError):
-        files.write(queries_report(2), out, load)
+        drawing.write_with_figures(queries_report(2), out, load)
     monkeypatch.undo()
     assert names(tmp_path) == []
 
@@ -89,7 +90,8 @@ def test_the_home_folder_has_a_short_name(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     out = pathlib.Path('~/new/pets.json')
     files.check(out)
-    assert files.write({'eval': 'other'}, out, load) == [tmp_path / 'new' / 'pets.json']
+    written = drawing.write_with_figures({'type': 'other'}, out, load)
+    assert written == [tmp_path / 'new' / 'pets.json']
     assert names(tmp_path) == ['new', 'new/pets.json']
     with pytest.raises(ValueError, match=r'pets\.json exists'):
         files.check(out)
