@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -26,6 +27,8 @@ IMAGE = {'name': 'vit', 'image_size': 224}
 TEXT = {'name': 'transformer'}
 # Fields that an encoder keeps when another takes its place.
 SHARED = ('image_size', 'vocab_size', 'context_length', 'eot_id')
+# The first parameters of every loss; see losses/__init__.py.
+LOSS_INPUTS = ('image', 'text', 'scale', 'bias')
 
 
 def given(options: Mapping[str, Any], *without: str) -> dict[str, Any]:
@@ -33,17 +36,39 @@ def given(options: Mapping[str, Any], *without: str) -> dict[str, Any]:
     return {k: v for k, v in options.items() if v is not None and k not in without}
 
 
-def bind(function: Callable, options: Mapping[str, Any], *, what: str, own: int = 0) -> Callable:
-    """Binds options from outside to a plug-in's function; ValueError if it does not take or lacks
-    one.
+def bind(
+    function: Callable,
+    options: Mapping[str, Any],
+    *,
+    what: str,
+    own: int = 0,
+    reserved: Iterable[str] = (),
+) -> Callable:
+    """Binds options to a plug-in's function, checked by its signature.
 
-    `own` is the number of its first arguments, which come from the program.
+    Args:
+      function: the function of a plug-in.
+      options: its options by name, as a config has them.
+      what: what a message calls the plug-in.
+      own: the number of its first parameters that the program passes.
+      reserved: names of other parameters that the program passes.
+
+    Returns:
+      The function without the parameters that `options` set.
+
+    Raises:
+      ValueError: an option that the function does not have, or a required one that is not given.
     """
     parameters = list(inspect.signature(function).parameters.values())[own:]
-    names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    for name in options:
-        lookup.check(name, names, what=f'{what}: option')
-    missing = [p.name for p in parameters if p.default is p.empty and p.name not in options]
+    named = [
+        p
+        for p in parameters
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in {*reserved}
+    ]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for name in options:
+            lookup.check(name, [p.name for p in named], what=f'{what}: option')
+    missing = [p.name for p in named if p.default is p.empty and p.name not in options]
     if missing:
         raise ValueError(f'{what}: {", ".join(missing)} must be given')
     return functools.partial(function, **options)
@@ -104,7 +129,7 @@ def tokenizer(config: Mapping[str, Any], train_source: Any) -> Any:
             if seen >= TOKENIZER_CAPTIONS:
                 return
 
-    create = lookup.module('tokenizers', config['name']).create
+    create = lookup.module('tokenizers', config['name'], 'create', 'Tokenizer').create
     what = f'tokenizer {config["name"]}'
     return bind(create, given(config, 'name'), what=what, own=1)(captions())
 
@@ -127,7 +152,7 @@ def architecture(
         tokens = ('vocab_size', 'context_length', 'eot_id')
         of_tokenizer = {name: getattr(tokenizer, name) for name in tokens}
         base = {**base, 'text': {**base.get('text', {}), **of_tokenizer}}
-        base |= lookup.module('losses', loss).INIT
+        base |= initial_scale_and_bias(loss)
     fields = {
         **base,
         **given(config, 'preset', 'dtype', *clip.EXECUTION),
@@ -142,27 +167,28 @@ def architecture(
 def _fields(folder: str, config: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of an encoder: those of `base`, of a variant, then the config's own values."""
     name = config.get('name') or base['name']
-    module = lookup.module(folder, name)
-    what = f'{folder.replace(".", "/")}/{name}'
-    fields = dict(base) if name == base['name'] else {k: base[k] for k in SHARED if k in base}
+    module = lookup.module(folder, name, 'Encoder')
+    what, variants = lookup.label(folder, name), getattr(module, 'VARIANTS', {})
+    rest = ('parent', 'dtype', 'param_dtype')
+    known = {f.name: f for f in dataclasses.fields(module.Encoder) if f.name not in rest}
+    if name == base['name']:
+        fields = dict(base)
+    else:
+        fields = {k: base[k] for k in SHARED if k in base and k in known}
     if config.get('variant'):
         size, _, patch = config['variant'].partition('/')
-        fields |= module.VARIANTS[lookup.check(size, module.VARIANTS, what=f'{what}: variant')]
+        fields |= variants[lookup.check(size, variants, what=f'{what}: variant')]
         if patch:
             if not patch.isdigit():
                 raise ValueError(f'{what}: variant {config["variant"]!r}: expected SIZE/PATCH_SIZE')
             fields['patch_size'] = int(patch)
     fields |= {**given(config, 'variant'), 'name': name}
-    rest = ('parent', 'dtype', 'param_dtype')
-    known = {f.name: f for f in dataclasses.fields(module.Encoder) if f.name not in rest}
     for field in fields:
         lookup.check(field, known, what=f'{what}: field')
     missing = [n for n, f in known.items() if f.default is dataclasses.MISSING and n not in fields]
     if missing:
-        raise ValueError(
-            f'{what}: {", ".join(missing)} must be given, or a variant that sets them: '
-            f'{", ".join(module.VARIANTS)}'
-        )
+        hint = f', or a variant that sets them: {", ".join(variants)}' if variants else ''
+        raise ValueError(f'{what}: {", ".join(missing)} must be given{hint}')
     return fields
 
 
@@ -196,25 +222,57 @@ def model(
 
 
 def loss(config: Mapping[str, Any], mesh: Mesh) -> Callable:
-    """Returns the loss function of a config with its options bound.
+    """Makes the loss of a config.
 
-    The similarity matrix is dealt out over all devices of the mesh, whatever its axes.
+    Args:
+      config: `name`, a file of losses/ or an import path, and the loss's own options; those that
+        are None are not passed, so that the loss's own defaults hold.
+      mesh: the device mesh. The batch is sharded over all of its axes.
+
+    Returns:
+      (image [B, D], text [B, D], scale [], bias=None) -> (value, metrics); see losses/__init__.py.
+
+    Raises:
+      ValueError: there is no such loss, or an option is unknown, missing or wrong.
     """
-    module = lookup.module('losses', config['name'])
-    lookup.check(
-        config['implementation'],
-        module.IMPLEMENTATIONS,
-        what=f'losses/{config["name"]}: implementation',
-    )
-    if config['block_size'] < 1:
-        raise ValueError(f'loss.block_size is {config["chunk"]}; expected at least 1')
-    return functools.partial(
-        module.loss,
-        implementation=config['implementation'],
-        mesh=mesh,
-        axis=mesh.axis_names,
-        block_size=config['block_size'],
-    )
+    module = lookup.module('losses', config['name'], 'loss')
+    what, options = lookup.label('losses', config['name']), given(config, 'name')
+    parameters = inspect.signature(module.loss).parameters
+    if [*parameters][: len(LOSS_INPUTS)] != [*LOSS_INPUTS]:
+        raise ValueError(
+            f'{what}: loss({", ".join(parameters)}); expected loss({", ".join(LOSS_INPUTS)}, …)'
+        )
+    choices = getattr(module, 'IMPLEMENTATIONS', None)
+    if choices and 'implementation' in options:
+        lookup.check(options['implementation'], choices, what=f'{what}: implementation')
+    passed = {'mesh': mesh, 'axis': mesh.axis_names}
+    reserved = ('mask', *passed)
+    bound = bind(module.loss, options, what=what, own=len(LOSS_INPUTS), reserved=reserved)
+    bound = functools.partial(bound, **{k: v for k, v in passed.items() if k in parameters})
+    _check_loss(bound, mesh.size, initial_scale_and_bias(config['name']), what)
+    return bound
+
+
+def _check_loss(
+    loss: Callable, batch_size: int, initial: Mapping[str, float | None], what: str
+) -> None:
+    """Traces a loss on a small batch, so that wrong options raise before training starts."""
+    embeddings = jax.ShapeDtypeStruct((batch_size, 2), jnp.float32)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    bias = None if initial['init_logit_bias'] is None else number
+    returned = jax.eval_shape(loss, embeddings, embeddings, number, bias)
+    shapes = jax.tree.map(lambda x: x.shape, returned)
+    if not (isinstance(shapes, tuple) and len(shapes) == 2 and shapes[0] == ()):
+        raise ValueError(f'{what}: loss returns shapes {shapes}; expected (scalar, metrics)')
+
+
+def initial_scale_and_bias(loss: str) -> dict[str, float | None]:
+    """Returns `init_logit_scale` and `init_logit_bias` of a model that is trained with a loss."""
+    own = getattr(lookup.module('losses', loss, 'loss'), 'INIT', {})
+    default = {'init_logit_scale': clip.INIT_LOGIT_SCALE, 'init_logit_bias': None}
+    for name in own:
+        lookup.check(name, default, what=f'{lookup.label("losses", loss)}: INIT')
+    return {**default, **own}
 
 
 def optimizer(

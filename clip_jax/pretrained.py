@@ -21,7 +21,7 @@ from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, toke
 from clip_jax.data.preprocess import Preprocess, normalize
 from clip_jax.data.tools.scan import in_order
 from clip_jax.models import clip
-from clip_jax.models.clip import CLIP, shapes, unit
+from clip_jax.models.clip import CLIP, l2_normalize, shapes
 
 FEATURES = ('embedding', 'pre_projection')
 THREADS = min(32, (os.cpu_count() or 1) + 4)  # they also wait for disks and networks
@@ -201,7 +201,7 @@ def _image_rows(
     if features == 'pre_projection':
         rows = model.apply(variables, images, method=_pre_projection).astype(np.float32)
     else:
-        rows = unit(model.apply(variables, images, method='encode_image'))
+        rows = l2_normalize(model.apply(variables, images, method='encode_image'))
     return jax.lax.with_sharding_constraint(rows, where)
 
 
@@ -212,7 +212,7 @@ def _pre_projection(model: CLIP, images: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnames=('model', 'where'))
 def _text_rows(variables, tokens, *, model: CLIP, where: jax.sharding.Sharding) -> jax.Array:
     rows = model.apply(variables, tokens, method='encode_text')
-    return jax.lax.with_sharding_constraint(unit(rows), where)
+    return jax.lax.with_sharding_constraint(l2_normalize(rows), where)
 
 
 def _check_tokenizer(tokenizer: Any, text: Any) -> None:

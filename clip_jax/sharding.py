@@ -1,8 +1,9 @@
-"""The device mesh, and the one table that says where arrays lie on it.
+"""The device mesh, and the rules that map logical axes of arrays to mesh axes.
 
-`data` and `fsdp` both deal out the batch; parameters and optimizer state are also dealt out over
+The batch is sharded over `data` and `fsdp`. Parameters and optimizer state are also sharded over
 `fsdp` (ZeRO, arXiv 1910.02054) and, by attention heads and hidden features, over `tensor`
-(Megatron-LM, arXiv 1909.08053). Code names what an axis of an array is; RULES what that means.
+(Megatron-LM, arXiv 1909.08053). Code names the logical axes of an array; RULES says over which mesh
+axes they are sharded.
 """
 
 import math
@@ -14,13 +15,13 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 DATA, FSDP, TENSOR = AXES = ('data', 'fsdp', 'tensor')
-# What an axis of an array is -> the mesh axis over which it is dealt out.
+# Logical axis -> the mesh axis or axes that it is sharded over.
 RULES: dict[str, str | tuple[str, ...] | None] = {
     'batch': (DATA, FSDP),
     'width': FSDP,  # of parameters
     'heads': TENSOR,
     'mlp': TENSOR,
-    'features': None,  # width, of activations: their batch is dealt out over fsdp already
+    'features': None,  # width, of activations: fsdp already shards their batch
     'length': None,
     'head_dim': None,
     'qkv': None,
@@ -30,12 +31,26 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     'channels': None,
     'layers': None,
 }
+# (path in a tree, number of axes) -> the logical axis of each, None: not sharded.
+LogicalAxes = Callable[[str, int], Sequence[str | None]]
 
 
 def make_mesh(
     devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1, tensor: int = 1
 ) -> Mesh:
-    """Returns the mesh data x fsdp x tensor of all devices of all hosts, or of the given ones."""
+    """Makes the mesh data x fsdp x tensor.
+
+    Args:
+      devices: the devices; None: all devices of all hosts.
+      fsdp: devices that parameters and optimizer state are sharded over.
+      tensor: devices that attention heads and hidden features are sharded over.
+
+    Returns:
+      A mesh with the axes 'data', 'fsdp' and 'tensor'; `data` has the remaining devices.
+
+    Raises:
+      ValueError: `fsdp` x `tensor` does not divide the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
     for name, size in ((FSDP, fsdp), (TENSOR, tensor)):
         if size < 1:
@@ -45,39 +60,51 @@ def make_mesh(
             f'mesh: fsdp {fsdp} x tensor {tensor} does not divide the {len(devices)} devices'
         )
     shape = len(devices) // (fsdp * tensor), fsdp, tensor
-    # As jax.make_mesh, but an axis of the mesh may be a part of one of the machine: fsdp 8 of a
-    # 4x4x4 slice.
-    places = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    # The default axis type is Explicit, under which every operation would need shardings in its
-    # types.
-    return Mesh(places, AXES, axis_types=(AxisType.Auto,) * 3)
+    # Unlike jax.make_mesh, this lets a mesh axis be a part of a physical one: fsdp 8 of a 4x4x4
+    # slice.
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    # The default axis type is Explicit, with which shardings are part of every array's type.
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole."""
+    """Returns a fully replicated sharding."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: its rows are dealt out over `data` and `fsdp`."""
+    """Returns the sharding of a batch: the first axis over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(RULES['batch']))
 
 
-def spec(words: Sequence[str | None], shape: Sequence[int], sizes: dict[str, int]) -> PartitionSpec:
-    """Translates the words for an array's axes; what does not divide evenly stays whole.
+def spec(axes: Sequence[str | None], shape: Sequence[int], sizes: dict[str, int]) -> PartitionSpec:
+    """Maps logical axes to mesh axes by RULES.
 
-    A parameter whose `width` does not divide evenly over `fsdp` has another axis dealt out, the
-    largest that does. `sizes` are those of the mesh axes. ValueError for a word without a rule.
+    Axes that do not divide evenly are left unsharded. For a parameter whose `width` does not divide
+    evenly over `fsdp`, its largest axis that does is sharded instead.
+
+    Args:
+      axes: the logical axis of each axis of an array; None: not sharded.
+      shape: the shape of the array.
+      sizes: the sizes of the mesh axes by name.
+
+    Raises:
+      ValueError: a logical axis has no rule, or the number of axes is wrong.
     """
-    if len(words) != len(shape):
-        raise ValueError(f'sharding: axes {words} for an array of shape {tuple(shape)}')
+    if len(axes) != len(shape):
+        raise ValueError(
+            f'sharding: logical axes {tuple(axes)} for an array of shape {tuple(shape)}; '
+            'expected one for each axis'
+        )
     places: list[Any] = []
-    for word, length in zip(words, shape, strict=True):
-        if word is not None and word not in RULES:
-            raise ValueError(f'sharding: no rule for axis {word!r}; there are {", ".join(RULES)}')
-        place = RULES[word] if word else None
+    for axis, length in zip(axes, shape, strict=True):
+        if axis is not None and axis not in RULES:
+            raise ValueError(
+                f'sharding: no rule for the logical axis {axis!r}; there are {", ".join(RULES)}'
+            )
+        place = RULES[axis] if axis else None
         places.append(place if place and length % _product(place, sizes) == 0 else None)
-    if 'width' in words and FSDP not in places:
+    if 'width' in axes and FSDP not in places:
         free = [i for i, p in enumerate(places) if p is None and shape[i] % sizes[FSDP] == 0]
         if free:
             places[max(free, key=lambda i: shape[i])] = FSDP
@@ -88,33 +115,43 @@ def _product(place: str | tuple[str, ...], sizes: dict[str, int]) -> int:
     return math.prod(sizes[name] for name in ((place,) if isinstance(place, str) else place))
 
 
-def of_tree(tree: Any, mesh: Mesh, words: Callable[[str, int], Sequence[str | None]]) -> Any:
-    """Returns the shardings of arrays or of their shapes; `words(path, ndim)` names their axes."""
-    return jax.tree.map(lambda s: NamedSharding(mesh, s), _specs(tree, dict(mesh.shape), words))
+def of_tree(tree: Any, mesh: Mesh, logical_axes: LogicalAxes) -> Any:
+    """Returns the shardings of a tree.
+
+    Args:
+      tree: arrays, or their shapes.
+      mesh: the device mesh.
+      logical_axes: names the axes of an array by its path in the tree, with slashes.
+
+    Returns:
+      A tree of the same structure of NamedSharding.
+    """
+    specs = _specs(tree, dict(mesh.shape), logical_axes)
+    return jax.tree.map(lambda s: NamedSharding(mesh, s), specs)
 
 
-def _specs(tree: Any, sizes: dict[str, int], words: Callable) -> Any:
+def _specs(tree: Any, sizes: dict[str, int], logical_axes: LogicalAxes) -> Any:
     def one(path: tuple, x: Any) -> PartitionSpec:
         name = jax.tree_util.keystr(path, simple=True, separator='/')
-        return spec(words(name, len(x.shape)), x.shape, sizes)
+        return spec(logical_axes(name, len(x.shape)), x.shape, sizes)
 
     return jax.tree.map_with_path(one, tree)
 
 
-def constrain(x: jax.Array, *words: str | None) -> jax.Array:
-    """Has the compiler lay an array out as the words for its axes say, on the mesh of
-    `jax.set_mesh`; where none is set, as in a notebook, nothing is to be done.
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Constrains an array's sharding by its logical axes, on the mesh of `jax.set_mesh`; without
+    one, as in a notebook, it returns the array unchanged.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(words, x.shape, dict(mesh.shape)))
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, dict(mesh.shape)))
 
 
-def constrain_tree(tree: Any, words: Callable[[str, int], Sequence[str | None]]) -> Any:
-    """As `constrain`, of a tree of parameters."""
+def constrain_tree(tree: Any, logical_axes: LogicalAxes) -> Any:
+    """Constrains the sharding of a tree of parameters, as `constrain` does for an array."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return tree
-    specs = _specs(tree, dict(mesh.shape), words)
+    specs = _specs(tree, dict(mesh.shape), logical_axes)
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, specs)

@@ -165,11 +165,13 @@ def get_config() -> ConfigDict:
 
     # ---- Loss and optimizer ----------------------------------------------------------------------
     c.loss = ConfigDict()
-    c.loss.name = 'softmax'  # softmax (CLIP), sigmoid (SigLIP), or an import path
-    # gather: all-gather the texts, then compute logits block by block; ring: rotate texts around
-    # the devices (ppermute), if they do not fit on one device; dense: all logits at once.
-    c.loss.implementation = 'gather'
-    c.loss.block_size = 512  # texts per block
+    # softmax (CLIP), sigmoid (SigLIP), or an import path, as my_package.my_loss. All other keys are
+    # options of the loss.
+    c.loss.name = 'softmax'
+    # gather (default): all-gather the texts, then compute logits block by block; ring: rotate texts
+    # around the devices (ppermute), if they do not fit on one device; dense: all logits at once.
+    c.loss.implementation = placeholder(str)
+    c.loss.block_size = placeholder(int)  # texts per block; default: 512
 
     # AdamW with linear warm-up and cosine decay to 0.
     c.optimizer = ConfigDict()

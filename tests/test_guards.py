@@ -14,24 +14,24 @@ from clip_jax.step import skip_updates, train_step
 W = skip_updates.WINDOW
 
 
-def after(losses, guard=None, norm=1.0, spike=0.0):
+def after(losses, state=None, norm=1.0, spike=0.0):
     """What is said of some losses in turn, and the memory after them."""
-    guard, said = skip_updates.init() if guard is None else guard, []
+    state, said = skip_updates.init() if state is None else state, []
     for loss in losses:
-        ok, guard = skip_updates.should_update(
-            guard, jnp.float32(loss), {'norm': jnp.float32(norm)}, spike=spike
+        ok, state = skip_updates.should_update(
+            state, jnp.float32(loss), {'norm': jnp.float32(norm)}, spike=spike
         )
         said.append(bool(ok))
-    return said, {k: np.asarray(v).tolist() for k, v in guard.items()}
+    return said, {k: np.asarray(v).tolist() for k, v in state.items()}
 
 
 def test_what_is_not_finite_is_not_made_and_counted():
     said, guard = after([1.0, np.nan, np.inf, -np.inf, 2.0, np.nan])
     assert said == [True, False, False, False, True, False]
-    assert (guard['nonfinite'], guard['in_row'], guard['spike']) == (4, 1, 0)
+    assert (guard['nonfinite'], guard['consecutive'], guard['spike']) == (4, 1, 0)
     assert guard['losses'][-2:] == [1.0, 2.0] and np.isinf(guard['losses'][:-2]).all()
     said, guard = after([1.0, 1.0], norm=np.inf)
-    assert said == [False, False] and guard['in_row'] == 2
+    assert said == [False, False] and guard['consecutive'] == 2
 
 
 def test_spikes_are_measured_by_the_last_losses_once_there_are_enough():
@@ -39,7 +39,7 @@ def test_spikes_are_measured_by_the_last_losses_once_there_are_enough():
     assert all(after([*usual[:-1], 1e6], spike=6.0)[0])
     said, guard = after([*usual, 2.55, 2.75, 1e6, 2.0], spike=6.0)
     assert said[W:] == [True, False, False, True]
-    assert (guard['spike'], guard['nonfinite'], guard['in_row']) == (2, 0, 0)
+    assert (guard['spike'], guard['nonfinite'], guard['consecutive']) == (2, 0, 0)
     assert max(guard['losses']) < 2.6  # what was not made is no measure
     assert all(after([*usual, 1e6])[0])  # 0: off
 
@@ -81,4 +81,4 @@ def test_a_batch_of_nan_leaves_all_but_the_counts(encoder, devices, microbatches
     assert after_bad.step == 2 and after_good.step == 3
     # Learning goes on afterwards.
     assert not np.array_equal(after_good.params['logit_scale'], start.params['logit_scale'])
-    assert (after_good.guard['in_row'], after_good.guard['nonfinite']) == (0, 1)
+    assert (after_good.skip_state['consecutive'], after_good.skip_state['nonfinite']) == (0, 1)

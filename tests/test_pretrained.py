@@ -17,7 +17,7 @@ from support.process import COLORS
 import clip_jax
 from clip_jax import build, lookup, pretrained, prompts, sharding
 from clip_jax.data.preprocess import normalize
-from clip_jax.models.clip import unit
+from clip_jax.models.clip import l2_normalize
 
 
 @pytest.fixture(scope='module')
@@ -80,7 +80,7 @@ def test_features_of_the_trunk_are_what_is_projected(clip, pictures):
     assert np.linalg.norm(trunk, axis=1).std() > 1e-4  # not of unit length
     projected = trunk @ np.asarray(clip.variables['params']['image_projection']['kernel'])
     expected = clip.encode_image(pictures, features='embedding')
-    np.testing.assert_allclose(np.asarray(unit(projected)), expected, atol=2e-6)
+    np.testing.assert_allclose(np.asarray(l2_normalize(projected)), expected, atol=2e-6)
     np.testing.assert_array_equal(clip.encode_image(pictures), expected)
     other = on_devices(clip, 3, 5).encode_image(pictures, features='pre_projection')
     np.testing.assert_allclose(other, trunk, rtol=1e-5, atol=1e-5)
@@ -106,7 +106,9 @@ def test_trunk_features_are_rows_before_the_projection(clip, pictures):
     assert (trunk.shape, trunk.dtype) == ((21, 32), np.float32)
     assert np.abs(np.linalg.norm(trunk, axis=1) - 1).max() > 0.1
     projected = trunk @ np.asarray(clip.variables['params']['image_projection']['kernel'])
-    np.testing.assert_allclose(np.asarray(unit(projected)), clip.encode_image(pictures), atol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(l2_normalize(projected)), clip.encode_image(pictures), atol=1e-5
+    )
     assert clip.encode_image([], features='pre_projection').shape == (0, 32)
     assert (clip.width(), clip.width('pre_projection')) == (16, 32)
     with pytest.raises(
@@ -311,7 +313,7 @@ def test_the_model_can_be_applied_by_hand(clip, pictures):
     for method, inputs, units in (('encode_image', images, image), ('encode_text', tokens, text)):
         rows = clip.model.apply(clip.variables, inputs, method=method)
         assert np.abs(np.linalg.norm(rows, axis=1) - 1).min() > 1e-3  # before normalization
-        np.testing.assert_allclose(unit(rows), units, atol=1e-6)
+        np.testing.assert_allclose(l2_normalize(rows), units, atol=1e-6)
 
 
 def test_arithmetic_may_be_coarser_and_the_rest_stays(clip, tiny_run, pictures):

@@ -1,4 +1,4 @@
-"""Where arrays lie does not change what is trained."""
+"""Training on any mesh equals training on one device; logical axes become mesh axes."""
 
 import itertools
 
@@ -18,7 +18,7 @@ from support.small_training import (
 )
 
 from clip_jax import build, sharding
-from clip_jax.models import clip, layers, presets
+from clip_jax.models import clip, presets
 from clip_jax.step import optimizers, state
 
 MESHES = {
@@ -47,10 +47,10 @@ def test_any_mesh_trains_as_one_device(mesh, loss, encoder):
     assert_same(result, on_one_device(encoder, loss))
 
 
-def test_the_state_stays_dealt_out_and_its_initial_numbers_do_not_depend_on_that():
+def test_the_state_stays_sharded_and_its_initial_values_do_not_depend_on_the_mesh():
     one, _, _ = setup(1)
     _, step, put = setup(8, fsdp=4, tensor=2)
-    mesh, model = sharding.make_mesh(fsdp=4, tensor=2), build.model(CARD)
+    mesh, model = sharding.make_mesh(jax.devices(), fsdp=4, tensor=2), build.model(CARD)
     eight = state.create(model, make_optimizer(0), seed=0, mesh=mesh)
     jax.tree.map(np.testing.assert_array_equal, one, eight)
     after, _ = step(eight, put(batch(0)))
@@ -60,16 +60,16 @@ def test_the_state_stays_dealt_out_and_its_initial_numbers_do_not_depend_on_that
     assert moment.sharding.is_equivalent_to(kernel.sharding, 2)
 
 
-def test_at_most_a_hundredth_of_a_model_is_whole_on_every_device():
+def test_at_most_a_hundredth_of_a_model_is_replicated():
     """ViT-B/16 with AdamW over 8: parameters and optimizer state."""
-    mesh = sharding.make_mesh(fsdp=8)
+    mesh = sharding.make_mesh(jax.devices(), fsdp=8)
     model = build.model(presets.architecture('ViT-B-16'))
     optimizer = optimizers.adamw(
         lambda _: 1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, grad_clip_norm=0.0
     )
     params = clip.shapes(model)['params']
     tree = params, jax.eval_shape(optimizer.init, params)
-    shardings = sharding.of_tree(tree, mesh, layers.logical_axes)
+    shardings = sharding.of_tree(tree, mesh, clip.logical_axes(model))
     whole = sum(x.size for x in jax.tree.leaves(tree))
     local = jax.tree.map(lambda x, s: int(np.prod(s.shard_shape(x.shape))), tree, shardings)
     assert whole == pytest.approx(3 * 149.62e6, rel=1e-3)
@@ -82,7 +82,7 @@ SIZES = {'data': 2, 'fsdp': 4, 'tensor': 2}
 
 
 @pytest.mark.parametrize(
-    ('words', 'shape', 'expected'),
+    ('axes', 'shape', 'expected'),
     [
         (('width', 'mlp'), (32, 64), ('fsdp', 'tensor')),
         (('batch', 'length', 'features'), (16, 5, 32), (('data', 'fsdp'), None, None)),
@@ -93,23 +93,23 @@ SIZES = {'data': 2, 'fsdp': 4, 'tensor': 2}
         ((None,), (7,), (None,)),
     ],
 )
-def test_words_become_places(words, shape, expected):
-    assert sharding.spec(words, shape, SIZES) == jax.sharding.PartitionSpec(*expected)
+def test_logical_axes_become_mesh_axes(axes, shape, expected):
+    assert sharding.spec(axes, shape, SIZES) == jax.sharding.PartitionSpec(*expected)
 
 
-def test_words_without_a_rule_and_impossible_meshes_are_refused():
-    with pytest.raises(ValueError, match=r"no rule for axis 'widht'; there are batch, width"):
+def test_logical_axes_without_a_rule_and_impossible_meshes_are_refused():
+    with pytest.raises(ValueError, match=r"no rule for .*'widht'; there are batch, width"):
         sharding.spec(('widht',), (3,), SIZES)
-    with pytest.raises(ValueError, match=r'axes .* for an array of shape \(3, 4\)'):
+    with pytest.raises(ValueError, match=r'axes .*width.* for an array of shape \(3, 4\)'):
         sharding.spec(('width',), (3, 4), SIZES)
     with pytest.raises(ValueError, match=r'fsdp 3 x tensor 1 does not divide the 8 devices'):
-        sharding.make_mesh(fsdp=3)
+        sharding.make_mesh(jax.devices(), fsdp=3)
     with pytest.raises(ValueError, match=r'tensor is 0'):
         sharding.make_mesh(tensor=0)
 
 
 def test_constraints_hold_on_a_mesh_and_are_nothing_without_one():
-    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    mesh = sharding.make_mesh(jax.devices(), fsdp=4, tensor=2)
 
     @jax.jit
     def constrained(x):
@@ -122,14 +122,27 @@ def test_constraints_hold_on_a_mesh_and_are_nothing_without_one():
 
 
 @pytest.mark.parametrize('name', ['ViT-B-32', 'RN50', 'ViT-B-16-SigLIP', 'ViT-L-14-CLIPA'])
-def test_every_parameter_of_every_encoder_has_words(name):
-    shapes = clip.shapes(clip.from_card(presets.architecture(name)))
-    shardings = sharding.of_tree(shapes, sharding.make_mesh(fsdp=8), layers.logical_axes)
+def test_every_parameter_of_every_encoder_has_logical_axes(name):
+    model = clip.from_card(presets.architecture(name))
+    shapes = clip.shapes(model)
+    mesh = sharding.make_mesh(jax.devices(), fsdp=8)
+    shardings = sharding.of_tree(shapes, mesh, clip.logical_axes(model))
     for x, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True):
         large = x.ndim > 1 and x.size > 2**14
         assert not large or s.shard_shape(x.shape) != x.shape
 
 
-def test_a_parameter_without_words_is_named():
-    with pytest.raises(ValueError, match=r'no row for the parameter image/new/kernel with 2 axes'):
-        layers.logical_axes('image/new/kernel', 2)
+def test_a_parameter_without_logical_axes_is_named():
+    axes = clip.logical_axes(build.model(CARD))
+    assert axes('params/image/position_embedding', 2) == ('length', 'width')
+    assert axes('opt_state/mu/text/token_embedding/embedding', 2) == ('vocab', 'width')
+    assert axes('params/image_projection/kernel', 2) == ('width', 'embed')
+    for path in (
+        'image/new/kernel',
+        'image/token_embedding/embedding',  # the other encoder's
+        'text/patch_embedding/kernel',
+        'image/my_position_embedding',  # not the whole name
+    ):
+        with pytest.raises(ValueError, match=f'{path} with 2 axes; .* LOGICAL_AXES'):
+            axes(path, 2)
+    assert axes('image/new/bias', 1) == (None,)

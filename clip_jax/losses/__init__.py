@@ -1,13 +1,36 @@
-"""One file = one contrastive loss over the global batch.
+"""Contrastive losses over a global batch. One file is one loss; see softmax.py for an example.
 
-`loss(image, text, scale, bias=None, *, mask=None, implementation='dense', mesh=None, axis='data',
-block_size=512) -> (scalar, metrics)` with unit rows `image` and `text` [B, D], scalars `scale`
-(already exponentiated) and `bias`. Row i of both belongs together, every other row of the batch is
-a negative; rows where `mask`, bool [B], is false count as neither. The gradient is exact for the
-global batch on any mesh; arithmetic is float32. `metrics` are scalars of the same batch.
+A loss of your own is a module with this function, named in the config by its file here
+(`loss.name='softmax'`) or by its import path (`loss.name='my_package.my_loss'`):
 
-`IMPLEMENTATIONS` are 'dense', the similarity matrix as one array under jit, 'gather' and 'ring',
-tile by tile (see _blockwise.py), which need the `mesh` over whose `axis` the rows are dealt out;
-`block_size` is the number of texts in a tile. `INIT` are the paper's initial logit_scale and
-logit_bias, as fields of the model.
+    def loss(image, text, scale, bias=None, *, mask=None, mesh=None, axis='data', **options):
+        ...
+        return value, metrics
+
+Args that the train step passes:
+  image, text: L2-normalized embeddings, float [B, D]. `image[i]` and `text[i]` are a positive pair;
+    all other combinations in the batch are negatives. Under jit these are global arrays, so a loss
+    written for one device is correct on any mesh.
+  scale: factor of the cosine similarities, float32 []; already exponentiated.
+  bias: added to the logits, float32 []; None if the model has none.
+  mesh, axis: the device mesh and the axis name or names that the batch is sharded over. Passed only
+    to a function that has these parameters; for losses that manage their own communication.
+
+Arg that callers of a loss may pass:
+  mask: bool [B]; pairs where it is False are neither positives nor negatives.
+
+All other keyword parameters are the loss's own options: the config sets them by name
+(`c.loss.update(name='my_package.my_loss', margin=0.2)`), and an option that the function does not
+have is an error. A parameter without a default must be set.
+
+Returns:
+  value: the mean loss over the global batch, float32 []; its gradient must be exact.
+  metrics: a dict of scalars to log, such as 'accuracy/image_to_text'.
+
+Optional module attributes:
+  INIT: initial `init_logit_scale` (a logarithm) and `init_logit_bias` of the model; what it lacks
+    is softmax's: log(1 / 0.07), and no bias.
+  IMPLEMENTATIONS: the values of an option `implementation`. Those of the losses here are 'dense',
+    the similarity matrix as one array; 'gather' and 'ring', which compute it block by block (see
+    _blockwise.py) and need `mesh`, with an option `block_size`, the number of texts in a block.
 """

@@ -1,19 +1,20 @@
-"""Losses over all pairs of a global batch, tile by tile: the similarity matrix never exists whole.
+"""Contrastive losses computed block by block: the similarity matrix is never in memory as a whole.
 
-Both losses see a pair's own logit (its partner's) and the logits of its rivals, all other pairs.
-What they need of the rivals are two numbers a row, gathered tile by tile: the largest logit and a
-sum (online softmax, arXiv 1805.02867). A second pass makes each tile again and with it the
-gradients, so that no tile is kept (as arXiv 2205.14135 does for attention).
+Both losses depend on each pair's positive logit and on its negatives, the logits of all other
+pairs. The negatives enter through two running statistics for each embedding, accumulated block by
+block: the maximum and a sum (online softmax, arXiv 1805.02867). A second pass recomputes each block
+together with the gradients, so that no block is stored (as in FlashAttention, arXiv 2205.14135).
 
-`gather`: every device holds all texts and makes its images' part of the matrix. `ring`: texts, and
-what is known of them, visit one device after the other (arXiv 2310.01889 for attention, 2410.17243
-for this loss; here one ring serves both directions of the loss).
+`gather`: an all-gather gives every device all text embeddings; each device computes the logits of
+its own images. `ring`: blocks of texts and their running statistics rotate around a ring of devices
+with ppermute (Ring Attention, arXiv 2310.01889; for contrastive losses Inf-CL, arXiv 2410.17243).
+One rotation serves both directions of the loss.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,37 +24,41 @@ from jax.sharding import Mesh, PartitionSpec
 IMPLEMENTATIONS = ('gather', 'ring')
 LOWEST = jnp.finfo(jnp.float32).min
 Axis = str | tuple[str, ...]
+# Running statistics over negatives, float32 [n] each: the maximum, and a sum relative to it.
+Statistics = tuple[jax.Array, jax.Array]
 
 
 class PairLoss(NamedTuple):
-    """A loss by what it says of one pair and its rivals; all functions are of arrays of any shape.
+    """A loss in terms of a pair's positive logit and its negatives; all functions are elementwise.
 
-    `term(logit, top)` is what a rival adds to a sum, `rescale(old - new)` the factor of a sum whose
-    `top`, the largest logit, has grown. `settle(partner, image, text)` takes the pair's own logit
-    and (top, sum) of image and text: (loss, its slope by `partner`, two numbers to remember).
-    `slope(logit, image, text)` is that by a rival's logit, of the remembered numbers of its image
-    and its text.
+    Attributes:
+      term: (logit, maximum) -> what a negative adds to the sum.
+      rescale: (old maximum - new maximum) -> the factor of a sum whose maximum has grown.
+      finalize: (positive logit, image statistics, text statistics) -> (loss, its derivative with
+        respect to the positive logit, a normalizer for the image, a normalizer for the text).
+      derivative: (logit, image normalizer, text normalizer) -> the derivative of the loss with
+        respect to a negative logit.
     """
 
     term: Callable
     rescale: Callable
-    settle: Callable
-    slope: Callable
+    finalize: Callable
+    derivative: Callable
 
 
 class Layout(NamedTuple):
-    """How the batch lies: its rows are dealt out over `axis` of `mesh`; without one, one device."""
+    """How the batch is sharded: over `axis` of `mesh`, or on one device if `mesh` is None."""
 
     implementation: str
     mesh: Mesh | None
     axis: Axis
-    block_size: int  # texts in a tile
+    block_size: int  # texts in a block
 
 
-class Side(NamedTuple):
-    """Rows of one kind and which pair each belongs to, -1: none."""
+class Embeddings(NamedTuple):
+    """Embeddings of one modality, and the index of the pair that each belongs to; -1: padding."""
 
-    rows: jax.Array  # float32 [n, D]
+    values: jax.Array  # float32 [n, D]
     pair: jax.Array  # int32 [n]
 
 
@@ -66,7 +71,20 @@ def contrast(
     bias: jax.Array | None,
     mask: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the mean loss of the pairs for which `mask` holds (without one, all), and metrics."""
+    """Computes a contrastive loss block by block.
+
+    Args:
+      loss: the loss of one pair.
+      layout: how the batch is sharded, and how to compute.
+      image: L2-normalized image embeddings, float [B, D].
+      text: L2-normalized text embeddings, float [B, D].
+      scale: factor of the cosine similarities, [].
+      bias: added to the logits, [], or None.
+      mask: bool [B]; pairs where it is False are ignored. None: all pairs count.
+
+    Returns:
+      The mean loss, float32 [], and the accuracy in both directions.
+    """
     if layout.block_size < 1:
         raise ValueError(f'losses: block_size is {layout.block_size}; expected at least 1')
     if layout.mesh is not None and len(image) % _devices(layout):
@@ -87,8 +105,9 @@ def _loss(loss, layout, image, text, scale, bias, pair):
 
 
 def _forward(loss, layout, *inputs):
-    # The gradients of the mean are made at once: the texts are there, and the cotangent, a number,
-    # is a factor of all. Outside shard_map, so that no transposition of it is needed.
+    # The forward pass already computes the gradients: the texts are at hand, and the cotangent is
+    # a scalar that multiplies them later. custom_vjp is outside of shard_map, so that shard_map
+    # never has to be transposed.
     return _on_mesh(loss, layout, *inputs, gradients=True)
 
 
@@ -104,43 +123,56 @@ def _devices(layout: Layout) -> int:
     return math.prod(layout.mesh.shape[name] for name in names) if layout.mesh is not None else 1
 
 
-def _on_mesh(loss, layout, image, text, scale, bias, pair, *, gradients):
+def _on_mesh(
+    loss: PairLoss,
+    layout: Layout,
+    image: jax.Array,
+    text: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    pair: jax.Array,
+    *,
+    gradients: bool,
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], tuple[jax.Array, ...] | None]:
+    """Returns ((loss, metrics), gradients of image, text, scale and bias or None)."""
     on_device = functools.partial(
         _on_device, loss, layout, devices=_devices(layout), gradients=gradients
     )
     if layout.mesh is None:
         return on_device(image, text, scale, bias, pair)
-    split, same = PartitionSpec(layout.axis), PartitionSpec()
+    sharded, replicated = PartitionSpec(layout.axis), PartitionSpec()
+    gradient_specs = (sharded, sharded, replicated, replicated)
     return jax.shard_map(
         on_device,
         mesh=layout.mesh,
-        in_specs=(split, split, same, same, split),
-        out_specs=((same, same), (split, split, same, same) if gradients else None),
+        in_specs=(sharded, sharded, replicated, replicated, sharded),
+        out_specs=((replicated, replicated), gradient_specs if gradients else None),
         check_vma=False,
     )(image, text, scale, bias, pair)
 
 
 def _on_device(loss, layout, image, text, scale, bias, pair, *, devices, gradients):
-    """What one device does: its images [b, D] against all texts, of which it holds b."""
+    """Computes one device's part: its b images [b, D] against all texts, of which it holds b."""
     add = (lambda x: lax.psum(x, layout.axis)) if devices > 1 else (lambda x: x)
     passes = _ring if layout.implementation == 'ring' and devices > 1 else _gather
-    absorb, differentiate = passes(loss, layout, Side(image, pair), text, scale, bias, devices)
+    images = Embeddings(image, pair)
+    accumulate, differentiate = passes(loss, layout, images, text, scale, bias, devices)
 
-    partner, of_image, of_text = absorb()
-    value, slope, image_number, text_number = loss.settle(partner, of_image, of_text)
+    positive, of_image, of_text = accumulate()
+    value, slope, image_normalizer, text_normalizer = loss.finalize(positive, of_image, of_text)
     count = jnp.maximum(add(jnp.sum(pair >= 0)), 1)
 
     def mean(x: jax.Array) -> jax.Array:
         return add(jnp.sum(jnp.where(pair >= 0, x, 0))) / count
 
     metrics = {
-        'accuracy/image_to_text': mean(partner > of_image[0]),
-        'accuracy/text_to_image': mean(partner > of_text[0]),
+        'accuracy/image_to_text': mean(positive > of_image[0]),
+        'accuracy/text_to_image': mean(positive > of_text[0]),
     }
     if not gradients:
         return (mean(value), metrics), None
     slope = jnp.where(pair >= 0, slope, 0)
-    d_image, d_text, d_bias = differentiate(image_number, text_number)
+    d_image, d_text, d_bias = differentiate(image_normalizer, text_normalizer)
     d_image = (d_image + slope[:, None] * text) / count
     d_text = (d_text + slope[:, None] * image) / count
     d_scale = add(jnp.sum(image * d_image))
@@ -148,155 +180,189 @@ def _on_device(loss, layout, image, text, scale, bias, pair, *, devices, gradien
     return (mean(value), metrics), (scale * d_image, scale * d_text, d_scale, d_bias)
 
 
-def _gather(loss, layout, image, text, scale, bias, devices):
-    """One all-gather of the texts; what is known of a text is put together from all devices."""
+def _gather(loss, layout, images, text, scale, bias, devices):
+    """All-gathers the texts once; a text's statistics are reduced over all devices."""
     gather = functools.partial(lax.all_gather, axis_name=layout.axis, tiled=True)
-    everything = Side(text, image.pair)
+    all_texts = Embeddings(text, images.pair)
     if devices > 1:
-        everything = Side(gather(text), gather(image.pair))
-    total, own = len(everything.pair), len(image.pair)
-    cut, restore = _blocks(total, layout.block_size)
-    everything = Side(cut(everything.rows), cut(everything.pair, fill=-1))
+        all_texts = Embeddings(gather(text), gather(images.pair))
+    total, local = len(all_texts.pair), len(images.pair)
+    split, join = _blocks(total, layout.block_size)
+    blocks = Embeddings(split(all_texts.values), split(all_texts.pair, fill=-1))
 
-    def absorb():
-        (partner, of_image), of_text = _absorb(
+    def accumulate():
+        (positive, of_image), of_text = _accumulate(
             loss,
-            image,
-            (jnp.zeros(own), _nothing(own)),
-            everything,
-            _nothing(everything.pair.shape),
+            images,
+            (jnp.zeros(local), _no_negatives(local)),
+            blocks,
+            _no_negatives(blocks.pair.shape),
             scale,
             bias,
         )
-        of_text = jax.tree.map(restore, of_text)
+        of_text = jax.tree.map(join, of_text)
         if devices == 1:
-            return partner, of_image, of_text
-        top = lax.pmax(of_text[0], layout.axis)
-        sums = lax.psum(of_text[1] * loss.rescale(of_text[0] - top), layout.axis)
-        start = lax.axis_index(layout.axis) * own
-        mine = functools.partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=own)
-        return partner, of_image, (mine(top), mine(sums))
+            return positive, of_image, of_text
+        maximum = lax.pmax(of_text[0], layout.axis)
+        sums = lax.psum(of_text[1] * loss.rescale(of_text[0] - maximum), layout.axis)
+        start = lax.axis_index(layout.axis) * local
+        own = functools.partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=local)
+        return positive, of_image, (own(maximum), own(sums))
 
-    def differentiate(image_number, text_number):
+    def differentiate(image_normalizer, text_normalizer):
         if devices > 1:
-            text_number = gather(text_number)
-        numbers = cut(text_number)
-        zero = jnp.zeros_like(image.rows), jnp.zeros(everything.rows.shape), jnp.float32(0)
+            text_normalizer = gather(text_normalizer)
+        normalizers = split(text_normalizer)
+        zero = jnp.zeros_like(images.values), jnp.zeros(blocks.values.shape), jnp.float32(0)
         d_image, d_text, d_bias = _differentiate(
-            loss, image, image_number, everything, numbers, zero, scale, bias
+            loss, images, image_normalizer, blocks, normalizers, zero, scale, bias
         )
-        d_text = restore(d_text)
+        d_text = join(d_text)
         if devices > 1:
             d_text = lax.psum_scatter(d_text, layout.axis, tiled=True)
         return d_image, d_text, d_bias
 
-    return absorb, differentiate
+    return accumulate, differentiate
 
 
-def _ring(loss, layout, image, text, scale, bias, devices):
-    """Blocks of texts travel with what is known of them; after one round all are home again."""
-    cut, restore = _blocks(len(text), layout.block_size)
-    home = Side(cut(text), cut(image.pair, fill=-1))
+def _ring(loss, layout, images, text, scale, bias, devices):
+    """Rotates blocks of texts with their statistics; after a full round each is back on its device.
+
+    `local` are this device's own texts, `remote` those that it holds at one step of the rotation.
+    """
+    split, join = _blocks(len(text), layout.block_size)
+    local = Embeddings(split(text), split(images.pair, fill=-1))
     to_next = [(i, (i + 1) % devices) for i in range(devices)]
     send = functools.partial(lax.ppermute, axis_name=layout.axis, perm=to_next)
 
-    def absorb():
-        def visit(_, carry):
-            known, guest, of_guest = carry
-            leaving = jax.tree.map(send, guest)  # while the tiles are made
-            known, of_guest = _absorb(loss, image, known, guest, of_guest, scale, bias)
-            return known, leaving, jax.tree.map(send, of_guest)
-
-        own = len(image.pair)
-        start = (jnp.zeros(own), _nothing(own)), home, _nothing(home.pair.shape)
-        (partner, of_image), _, of_text = lax.fori_loop(0, devices, visit, start)
-        return partner, of_image, jax.tree.map(restore, of_text)
-
-    def differentiate(image_number, text_number):
-        def visit(_, carry):
-            d_image, guest, number, d_guest, d_bias = carry
-            leaving = jax.tree.map(send, (guest, number))
-            d_image, d_guest, d_bias = _differentiate(
-                loss, image, image_number, guest, number, (d_image, d_guest, d_bias), scale, bias
+    def accumulate():
+        def rotate(_, carry):
+            of_images, remote, of_remote = carry
+            sent = jax.tree.map(send, remote)  # overlaps with the computation of the blocks
+            of_images, of_remote = _accumulate(
+                loss, images, of_images, remote, of_remote, scale, bias
             )
-            return d_image, *leaving, send(d_guest), d_bias
+            return of_images, sent, jax.tree.map(send, of_remote)
 
-        zero = jnp.zeros(home.rows.shape)
-        start = jnp.zeros_like(image.rows), home, cut(text_number), zero, jnp.float32(0)
-        d_image, _, _, d_text, d_bias = lax.fori_loop(0, devices, visit, start)
-        return d_image, restore(d_text), d_bias
+        count = len(images.pair)
+        start = (jnp.zeros(count), _no_negatives(count)), local, _no_negatives(local.pair.shape)
+        (positive, of_image), _, of_text = lax.fori_loop(0, devices, rotate, start)
+        return positive, of_image, jax.tree.map(join, of_text)
 
-    return absorb, differentiate
+    def differentiate(image_normalizer, text_normalizer):
+        def rotate(_, carry):
+            d_image, remote, normalizer, d_remote, d_bias = carry
+            sent = jax.tree.map(send, (remote, normalizer))
+            d_image, d_remote, d_bias = _differentiate(
+                loss,
+                images,
+                image_normalizer,
+                remote,
+                normalizer,
+                (d_image, d_remote, d_bias),
+                scale,
+                bias,
+            )
+            return d_image, *sent, send(d_remote), d_bias
+
+        zero = jnp.zeros(local.values.shape)
+        start = jnp.zeros_like(images.values), local, split(text_normalizer), zero, jnp.float32(0)
+        d_image, _, _, d_text, d_bias = lax.fori_loop(0, devices, rotate, start)
+        return d_image, join(d_text), d_bias
+
+    return accumulate, differentiate
 
 
-def _blocks(total: int, block_size: int) -> tuple[Callable, Callable]:
-    """Two functions: one cuts `total` rows into pieces of about `block_size`, all of one
-    size, [pieces, size, …], and fills up the last piece; the other is the way back.
+def _blocks(total: int, block_size: int) -> tuple[Callable[..., jax.Array], Callable]:
+    """Returns two functions: one splits an array [total, …] into blocks of about `block_size`, all
+    of one size, [blocks, size, …], and pads the last one; the other joins them again.
     """
-    pieces = -(-total // block_size)
-    size = -(-total // pieces)
+    blocks = -(-total // block_size)
+    size = -(-total // blocks)
 
-    def cut(x: jax.Array, fill: int = 0) -> jax.Array:
-        padding = [(0, pieces * size - total)] + [(0, 0)] * (x.ndim - 1)
+    def split(x: jax.Array, fill: int = 0) -> jax.Array:
+        padding = [(0, blocks * size - total)] + [(0, 0)] * (x.ndim - 1)
         padded = jnp.pad(x, padding, constant_values=fill)
-        return padded.reshape(pieces, size, *x.shape[1:])
+        return padded.reshape(blocks, size, *x.shape[1:])
 
-    def restore(x: jax.Array) -> jax.Array:
-        return x.reshape(pieces * size, *x.shape[2:])[:total]
+    def join(x: jax.Array) -> jax.Array:
+        return x.reshape(blocks * size, *x.shape[2:])[:total]
 
-    return cut, restore
+    return split, join
 
 
-def _nothing(shape: int | tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Largest logit and sum of no rivals."""
+def _no_negatives(shape: int | tuple[int, ...]) -> Statistics:
+    """The initial statistics."""
     return jnp.full(shape, LOWEST), jnp.zeros(shape)
 
 
-def _tile(
-    image: Side, text: Side, scale: jax.Array, bias: jax.Array
+def _logits(
+    image: Embeddings, text: Embeddings, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The logits [texts, images] of partners, else 0, and of rivals, else -inf."""
+    """Returns two arrays [texts, images]: logits of positives, elsewhere 0; and of negatives,
+    elsewhere -inf.
+    """
     # The default precision is bfloat16 on TPU and TF32 on GPU: too coarse for logits of up to 100.
-    cosine = jnp.matmul(text.rows, image.rows.T, precision=lax.Precision.HIGHEST)
+    cosine = jnp.matmul(text.values, image.values.T, precision=lax.Precision.HIGHEST)
     logits = scale * cosine + bias
     same = text.pair[:, None] == image.pair
     real = (text.pair[:, None] >= 0) & (image.pair >= 0)
     return jnp.where(same & real, logits, 0), jnp.where(real & ~same, logits, -jnp.inf)
 
 
-def _absorb(loss, image, known, texts, of_texts, scale, bias):
-    """Adds chunked texts to what is known of images (partner, rivals), and images to theirs."""
-
-    def add(of_side, rivals, axis):
-        top = jnp.maximum(of_side[0], rivals.max(axis))
-        terms = loss.term(rivals, jnp.expand_dims(top, axis))
-        return top, of_side[1] * loss.rescale(of_side[0] - top) + terms.sum(axis)
-
-    def tile(known, block_size):
-        partner, of_image = known
-        text, of_text = block_size
-        partners, rivals = _tile(image, text, scale, bias)
-        known = partner + partners.sum(axis=0), add(of_image, rivals, 0)
-        return known, add(of_text, rivals, 1)
-
-    return lax.scan(tile, known, (texts, of_texts))
-
-
-def _differentiate(loss, image, image_number, texts, text_numbers, sums, scale, bias):
-    """Adds the rivals' part to the gradients of images, of chunked texts and of the bias.
-
-    Those of rows are still to be multiplied by the scale.
+def _accumulate(
+    loss: PairLoss,
+    image: Embeddings,
+    of_images: tuple[jax.Array, Statistics],
+    texts: Embeddings,
+    of_texts: Statistics,
+    scale: jax.Array,
+    bias: jax.Array,
+) -> tuple[tuple[jax.Array, Statistics], Statistics]:
+    """Adds blocks of texts to the images' (positive logit, statistics), and the images to the
+    texts' statistics.
     """
 
-    def tile(carry, block_size):
-        d_image, d_bias = carry
-        text, number, d_text = block_size
-        _, rivals = _tile(image, text, scale, bias)
-        slope = loss.slope(rivals, image_number, number[:, None])
-        product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
-        d_image = d_image + product(slope.T, text.rows)
-        return (d_image, d_bias + slope.sum()), d_text + product(slope, image.rows)
+    def add(statistics: Statistics, negatives: jax.Array, axis: int) -> Statistics:
+        maximum = jnp.maximum(statistics[0], negatives.max(axis))
+        terms = loss.term(negatives, jnp.expand_dims(maximum, axis))
+        return maximum, statistics[1] * loss.rescale(statistics[0] - maximum) + terms.sum(axis)
 
-    d_image, d_texts, d_bias = sums
-    (d_image, d_bias), d_texts = lax.scan(tile, (d_image, d_bias), (texts, text_numbers, d_texts))
+    def step(carry: tuple, block: tuple) -> tuple[tuple, Statistics]:
+        positive, of_image = carry
+        text, of_text = block
+        positives, negatives = _logits(image, text, scale, bias)
+        carry = positive + positives.sum(axis=0), add(of_image, negatives, 0)
+        return carry, add(of_text, negatives, 1)
+
+    return lax.scan(step, of_images, (texts, of_texts))
+
+
+def _differentiate(
+    loss: PairLoss,
+    image: Embeddings,
+    image_normalizer: jax.Array,
+    texts: Embeddings,
+    text_normalizers: jax.Array,
+    gradients: tuple[jax.Array, jax.Array, jax.Array],
+    scale: jax.Array,
+    bias: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Adds the negatives' part to the gradients of images, of blocks of texts and of the bias.
+
+    Those of embeddings still have to be multiplied by the scale.
+    """
+
+    def step(carry: tuple, block: tuple[Any, ...]) -> tuple[tuple, jax.Array]:
+        d_image, d_bias = carry
+        text, normalizer, d_text = block
+        _, negatives = _logits(image, text, scale, bias)
+        slope = loss.derivative(negatives, image_normalizer, normalizer[:, None])
+        product = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
+        d_image = d_image + product(slope.T, text.values)
+        return (d_image, d_bias + slope.sum()), d_text + product(slope, image.values)
+
+    d_image, d_texts, d_bias = gradients
+    blocks = texts, text_normalizers, d_texts
+    (d_image, d_bias), d_texts = lax.scan(step, (d_image, d_bias), blocks)
     return d_image, d_texts, d_bias

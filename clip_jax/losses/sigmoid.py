@@ -1,6 +1,4 @@
-"""SigLIP's loss: of every combination of an image and a text, whether they belong together (arXiv
-2303.15343, algorithm 1).
-"""
+"""SigLIP's loss: binary cross-entropy of every combination of an image and a text."""
 
 import math
 
@@ -22,19 +20,50 @@ def loss(
     bias: jax.Array | None = None,
     *,
     mask: jax.Array | None = None,
-    implementation: str = 'dense',
     mesh: Mesh | None = None,
     axis: str | tuple[str, ...] = 'data',
+    implementation: str | None = None,
     block_size: int = 512,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the sum over all i, j of -log sigmoid(z_ij S_ij), divided by the number of pairs; S =
-    scale * image @ text^T + bias, and z is 1 for pairs, -1 for the rest.
+    r"""Computes SigLIP's loss, ``-sum_ij log sigmoid(z_ij S_ij) / B``.
 
-    `image` and `text` are unit rows [B, D] of the global batch; row i of both belongs together.
-    Pairs where `mask`, bool [B], is false are left out. Without a bias it is 0; SigLIP begins
-    with -10, so that the many negatives do not outweigh all else. Metrics: each direction's share
-    of rows whose partner scores highest (ties count as wrong).
+    ``S = scale * image @ text.T + bias``; ``z_ij`` is 1 for positives, i = j, and -1 for negatives.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from clip_jax.losses import sigmoid
+      >>> image = text = jnp.eye(3)
+      >>> value, _ = sigmoid.loss(image, text, scale=jnp.float32(10), bias=jnp.float32(-5))
+      >>> print(f'{value:.4f}')
+      0.0201
+
+    Args:
+      image: L2-normalized image embeddings of the global batch, float [B, D].
+      text: L2-normalized text embeddings, float [B, D]. `image[i]` and `text[i]` are a positive
+        pair; all other combinations are negatives.
+      scale: the inverse temperature, [].
+      bias: added to all logits, []; None is 0. SigLIP's initial bias is -10, so that the many
+        negatives do not dominate the first steps.
+      mask: bool [B]; pairs where it is False are neither positives nor negatives. None: all count.
+      mesh: the device mesh, for the implementations 'gather' and 'ring'.
+      axis: the mesh axis or axes that the batch is sharded over.
+      implementation: 'dense', 'gather' or 'ring', see clip_jax/losses/__init__.py. None: 'gather'
+        if there is a mesh, else 'dense'.
+      block_size: the number of texts in a block of 'gather' and 'ring'.
+
+    Returns:
+      The loss, float32 [], and metrics: 'accuracy/image_to_text' and 'accuracy/text_to_image', the
+      fraction of embeddings whose positive has the highest similarity; ties count as wrong.
+
+    Raises:
+      ValueError: if there is an unknown implementation, or a batch that cannot be sharded.
+
+    References:
+      Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023 (arXiv 2303.15343),
+      algorithm 1.
     """
+    if implementation is None:
+        implementation = 'dense' if mesh is None else 'gather'
     lookup.check(implementation, IMPLEMENTATIONS, what='losses/sigmoid: implementation')
     if implementation == 'dense':
         return _dense(image, text, scale, bias, mask)
@@ -49,32 +78,36 @@ def _dense(
     bias: jax.Array | None,
     mask: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """All similarities as one array; on a mesh, each device holds its rows of it."""
+    """The similarity matrix as one array; on a mesh its rows are sharded as the batch is."""
     image, text = image.astype(jnp.float32), text.astype(jnp.float32)
     valid = jnp.ones(len(image), bool) if mask is None else mask
     # The default precision is bfloat16 on TPU and TF32 on GPU: too coarse.
     logits = scale * jnp.matmul(image, text.T, precision=jax.lax.Precision.HIGHEST)
     logits = logits if bias is None else logits + bias
-    partner, own = jnp.diagonal(logits), jnp.eye(len(image), dtype=bool)
+    positive, is_positive = jnp.diagonal(logits), jnp.eye(len(image), dtype=bool)
     both = valid[:, None] & valid
-    losses = jax.nn.softplus(jnp.where(own, -logits, logits))
-    rivals = jnp.where(both & ~own, logits, -jnp.inf)
+    losses = jax.nn.softplus(jnp.where(is_positive, -logits, logits))
+    negatives = jnp.where(both & ~is_positive, logits, -jnp.inf)
     return jnp.sum(losses, where=both) / jnp.maximum(valid.sum(), 1), {
-        'accuracy/image_to_text': jnp.mean(partner > rivals.max(axis=1), where=valid),
-        'accuracy/text_to_image': jnp.mean(partner > rivals.max(axis=0), where=valid),
+        'accuracy/image_to_text': jnp.mean(positive > negatives.max(axis=1), where=valid),
+        'accuracy/text_to_image': jnp.mean(positive > negatives.max(axis=0), where=valid),
     }
 
 
-def _settle(partner, image, text):
-    """The pair's own summand, and its image's rivals'; those of its text are other images'."""
-    value = jax.nn.softplus(-partner) + image[1]
-    zero = jnp.zeros_like(partner)
-    return value, -jax.nn.sigmoid(-partner), zero, zero
+def _finalize(
+    positive: jax.Array, image: _blockwise.Statistics, text: _blockwise.Statistics
+) -> tuple[jax.Array, ...]:
+    """The summands of a pair's positive and of its image's negatives; those of its text belong to
+    other images.
+    """
+    value = jax.nn.softplus(-positive) + image[1]
+    zero = jnp.zeros_like(positive)
+    return value, -jax.nn.sigmoid(-positive), zero, zero
 
 
 _PAIRS = _blockwise.PairLoss(
-    term=lambda logit, top: jax.nn.softplus(logit),
+    term=lambda logit, maximum: jax.nn.softplus(logit),
     rescale=jnp.ones_like,
-    settle=_settle,
-    slope=lambda logit, image, text: jax.nn.sigmoid(logit),
+    finalize=_finalize,
+    derivative=lambda logit, image, text: jax.nn.sigmoid(logit),
 )

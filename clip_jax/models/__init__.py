@@ -1,1 +1,1 @@
-"""The encoders, the layers that they are made of, and the CLIP model that joins two of them."""
+"""The CLIP model, its encoders, and the layers that they share."""

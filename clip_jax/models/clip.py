@@ -1,9 +1,8 @@
-"""CLIP: two encoders, a projection each into one space, and the learned temperature (arXiv
-2103.00020, figure 3).
-"""
+"""CLIP: two encoders, their projections into one space, and a learned temperature."""
 
 import dataclasses
 import functools
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,23 +11,37 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from clip_jax import lookup
+from clip_jax import lookup, sharding
+from clip_jax.models import layers
 
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
-MAX_LOGIT_SCALE = math.log(100)  # kept by the optimizer after each update (section 2.5)
-EXECUTION = ('remat', 'scan', 'attention')  # fields that are no part of a model's card
+MAX_LOGIT_SCALE = math.log(100)  # the optimizer clips updates to it (section 2.5)
+# Fields that change how, not what, is computed; they are not part of a model's card.
+EXECUTION = ('remat', 'scan', 'attention')
 PROJECTIONS = ('linear', 'biased', 'none')
+LOGICAL_AXES = {'(image|text)_projection/kernel': ('width', 'embed')}
 
 
 class CLIP(nn.Module):
-    """Maps images and texts to vectors of `embed_dim` numbers whose cosine says how well they
-    match.
+    """CLIP: embeds images and texts in one space, where cosine similarity says how well they match.
 
-    `image` and `text` are encoders (see models/image and models/text). Their rows are projected
-    without a bias ('linear'), with one ('biased': texts in SigLIP, images behind a ResNet), or not
-    at all ('none': images in SigLIP). `init_logit_bias` is None for losses without a bias.
-    Parameters lie under `image`, `text`, `image_projection`, `text_projection`, `logit_scale` and
+    Parameters are under `image`, `text`, `image_projection`, `text_projection`, `logit_scale` and
     `logit_bias`.
+
+    Attributes:
+      image: the image encoder, see models/image.
+      text: the text encoder, see models/text.
+      embed_dim: features of the shared space.
+      image_proj: projection of image features. 'linear': without a bias; 'biased': with a bias, as
+        after OpenAI's ResNets; 'none': the encoder's features are the embedding, as in SigLIP.
+      text_proj: projection of text features; 'biased' in SigLIP.
+      init_logit_scale: initial log inverse temperature.
+      init_logit_bias: initial logit bias; None for losses without one.
+      dtype: the compute dtype.
+      param_dtype: the dtype of the parameters.
+
+    Source: Learning Transferable Visual Models From Natural Language Supervision (arXiv
+    2103.00020), figure 3.
     """
 
     image: nn.Module
@@ -51,16 +64,16 @@ class CLIP(nn.Module):
     def setup(self):
         self.image_projection = self._projection(self.image_proj)
         self.text_projection = self._projection(self.text_proj)
-        self.logit_scale = self._number('logit_scale', self.init_logit_scale)
+        self.logit_scale = self._scalar('logit_scale', self.init_logit_scale)
         if self.init_logit_bias is not None:
-            self.logit_bias = self._number('logit_bias', self.init_logit_bias)
+            self.logit_bias = self._scalar('logit_bias', self.init_logit_bias)
 
-    def _number(self, name: str, init: float) -> jax.Array:
+    def _scalar(self, name: str, init: float) -> jax.Array:
         return self.param(name, nn.initializers.constant(init), (), jnp.float32)
 
     def _projection(self, kind: str) -> Callable[[jax.Array], jax.Array]:
         if kind == 'none':
-            return self._as_wide
+            return self._unprojected
         return nn.Dense(
             self.embed_dim,
             use_bias=kind == 'biased',
@@ -70,28 +83,30 @@ class CLIP(nn.Module):
             param_dtype=self.param_dtype,
         )
 
-    def _as_wide(self, rows: jax.Array) -> jax.Array:
-        if rows.shape[-1] != self.embed_dim:
+    def _unprojected(self, features: jax.Array) -> jax.Array:
+        if features.shape[-1] != self.embed_dim:
             raise ValueError(
-                f'models/clip: without a projection the encoder must be embed_dim '
-                f'{self.embed_dim} wide, not {rows.shape[-1]}'
+                f'models/clip: embed_dim is {self.embed_dim}; without a projection it must be the '
+                f'number of features of the encoder, {features.shape[-1]}'
             )
-        return rows
+        return features
 
     def encode_image(
         self, images: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
     ) -> jax.Array:
-        """Embeds normalized images [B, H, W, 3]: rows [B, embed_dim], not yet of unit length."""
+        """Embeds images [B, H, W, 3], normalized by mean and std: [B, embed_dim], before L2
+        normalization.
+        """
         return self.image_projection(self.image(images, train=train, example_index=example_index))
 
     def encode_text(
         self, tokens: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
     ) -> jax.Array:
-        """Embeds token ids [B, L]: rows [B, embed_dim], not yet of unit length."""
+        """Embeds token ids, int32 [B, L]: [B, embed_dim], before L2 normalization."""
         return self.text_projection(self.text(tokens, train=train, example_index=example_index))
 
     def scale_and_bias(self) -> tuple[jax.Array, jax.Array | None]:
-        """Returns the similarities' scale, and their bias or None."""
+        """Returns the factor exp(logit_scale) of the similarities, [], and the bias, [] or None."""
         bias = None if self.init_logit_bias is None else self.logit_bias
         return jnp.exp(self.logit_scale), bias
 
@@ -103,57 +118,91 @@ class CLIP(nn.Module):
         train: bool = False,
         example_index: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-        """Returns image rows and text rows of unit length, the similarities' scale, and their bias
-        or None.
+        """Computes what a loss needs.
 
-        In training `example_index`, int32 [B], are the pairs' numbers in the global batch, on
-        which what is dropped of them depends; without them, 0, 1, 2, …
+        Args:
+          images: float [B, H, W, 3], normalized by mean and std.
+          tokens: token ids, int32 [B, L].
+          train: whether dropout is on and running statistics are updated.
+          example_index: int32 [B], positions in the global batch, on which random numbers for an
+            example depend; None: 0, 1, 2, …
+
+        Returns:
+          L2-normalized embeddings of images and texts, float32 [B, embed_dim] each, the factor of
+          their similarities, float32 [], and the logit bias, float32 [] or None.
         """
-        image = unit(self.encode_image(images, train=train, example_index=example_index))
-        text = unit(self.encode_text(tokens, train=train, example_index=example_index))
+        image = l2_normalize(self.encode_image(images, train=train, example_index=example_index))
+        text = l2_normalize(self.encode_text(tokens, train=train, example_index=example_index))
         return image, text, *self.scale_and_bias()
 
 
-def unit(rows: jax.Array) -> jax.Array:
-    """Scales rows [..., D] to length 1, in float32; a zero row stays zero."""
-    rows = rows.astype(jnp.float32)
-    square = jnp.sum(rows * rows, axis=-1, keepdims=True)
-    return rows * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """L2-normalizes vectors [..., D] in float32; zero vectors stay zero."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+def logical_axes(model: CLIP) -> sharding.LogicalAxes:
+    """Returns the function that names the axes of a model's parameters, for sharding.of_tree.
+
+    It reads LOGICAL_AXES of the module that defines each encoder, then that of models/layers.py.
+    """
+    encoders = {
+        name: getattr(importlib.import_module(type(encoder).__module__), 'LOGICAL_AXES', {})
+        for name, encoder in (('image', model.image), ('text', model.text))
+    }
+
+    def axes(path: str, ndim: int) -> tuple[str | None, ...]:
+        # An optimizer's state has the same names after a prefix.
+        encoder = next((name for name in path.split('/') if name in encoders), None)
+        own = encoders[encoder] if encoder else LOGICAL_AXES
+        return layers.logical_axes(path, ndim, {**own, **layers.LOGICAL_AXES})
+
+    return axes
 
 
 def from_card(fields: Mapping[str, Any], dtype: Any = jnp.float32, **execution: str | bool) -> CLIP:
-    """Makes the model that a card's `model` describes; parameters are float32, arithmetic `dtype`.
+    """Makes the model of a card.
 
-    Fields that are not given, or None, are the encoders' defaults. `execution` are those of
-    EXECUTION, for the encoders that have them: they change how, not what, is computed.
+    Args:
+      fields: the card's `model`. Fields that are missing or None are the defaults of the encoders.
+      dtype: the compute dtype; parameters are float32.
+      **execution: fields of EXECUTION, for the encoders that have them.
+
+    Raises:
+      ValueError: an encoder is unknown or cannot be imported, or a field is wrong.
     """
     types = {'dtype': jnp.dtype(dtype), 'param_dtype': jnp.dtype('float32')}
 
     def encoder(folder: str, fields: Mapping[str, Any]) -> nn.Module:
         given = {k: v for k, v in fields.items() if v is not None and k != 'name'}
-        module = lookup.module(folder, fields['name']).Encoder
-        known = {field.name for field in dataclasses.fields(module)}
+        make = lookup.module(folder, fields['name'], 'Encoder').Encoder
+        known = {field.name for field in dataclasses.fields(make)}
         how = {k: v for k, v in execution.items() if k in known}
-        return module(**given, **how, **types)
+        return make(**given, **how, **types)
 
-    towers = {
+    encoders = {
         'image': encoder('models.image', fields['image']),
         'text': encoder('models.text', fields['text']),
     }
-    return CLIP(**{**fields, **towers}, **types)
+    return CLIP(**{**fields, **encoders}, **types)
 
 
 def to_card(model: CLIP) -> dict[str, Any]:
-    """Returns a card's `model` with every field: what `from_card` makes the same model of."""
-    towers = {
-        name: {'name': type(tower).__module__.rpartition('.')[2], **_fields(tower)}
-        for name, tower in (('image', model.image), ('text', model.text))
+    """Returns a card's `model` with every field; `from_card` makes an equal model of it."""
+    encoders = {
+        name: {
+            'name': type(encoder).__module__.removeprefix(f'clip_jax.models.{name}.'),
+            **_fields(encoder),
+        }
+        for name, encoder in (('image', model.image), ('text', model.text))
     }
-    return {**_fields(model), **towers}
+    return {**_fields(model), **encoders}
 
 
 def _fields(module: nn.Module) -> dict[str, Any]:
-    """The fields of a module that say what it computes."""
+    """The fields of a module that define what it computes."""
     names = [field.name for field in dataclasses.fields(module)]
     values = {n: getattr(module, n) for n in names}
     rest = ('parent', 'name', 'dtype', 'param_dtype', *EXECUTION)
@@ -161,24 +210,38 @@ def _fields(module: nn.Module) -> dict[str, Any]:
 
 
 def init(model: CLIP, key: jax.Array) -> dict[str, Any]:
-    """Initializes the variables of a model: `{'params': …}`, with a ResNet also `batch_stats`."""
+    """Initializes the variables of a model: `params`, and `batch_stats` if it has a ResNet."""
     size, length = model.image.image_size, model.text.context_length
     images, tokens = jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
-    return jax.jit(model.init)(key, images, tokens)  # else each operation is compiled by itself
+    return jax.jit(model.init)(
+        key, images, tokens
+    )  # without jit, each operation is compiled on its own
 
 
 def shapes(model: CLIP) -> dict[str, Any]:
-    """Returns shapes and types of all variables of a model, without making them."""
+    """Returns the shapes and dtypes of a model's variables, without initializing them."""
     return jax.eval_shape(functools.partial(init, model), jax.random.key(0))
 
 
 def with_image_size(
     fields: Mapping[str, Any], variables: Mapping[str, Any], image_size: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns a card's `model` and its variables for images of another size, in pixels."""
+    """Adapts a model to another image size.
+
+    Args:
+      fields: a card's `model`.
+      variables: the model's variables; they are not changed.
+      image_size: height and width of images, in pixels.
+
+    Returns:
+      The fields and variables for that size: only position embeddings differ.
+
+    Raises:
+      ValueError: the encoder cannot take images of this size.
+    """
     image = from_card(fields).image
     params = variables['params']
     params = {**params, 'image': image.with_image_size(params['image'], image_size)}
     fields = {**fields, 'image': {**fields['image'], 'image_size': image_size}}
-    from_card(fields)  # raises for a size that cannot be
+    from_card(fields)  # raises for an impossible size
     return fields, {**variables, 'params': params}

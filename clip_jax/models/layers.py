@@ -1,8 +1,9 @@
-"""The layers that both encoders are made of: attention, MLP, residual block, transformer."""
+"""Layers that both encoders use: attention, MLP, residual block, transformer."""
 
+import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +18,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
 }
 
-# The end of a parameter's path -> what its axes are; sharding.RULES says where these lie.
+# The end of a parameter's path -> its logical axes; sharding.RULES maps these to mesh axes. The
+# modules of encoders have tables for their own parameters (see models/clip.logical_axes).
 LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     'attention/qkv/kernel': ('width', 'qkv', 'heads', 'head_dim'),
     'attention/qkv/bias': ('qkv', 'heads', 'head_dim'),
@@ -26,48 +28,82 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     'attention/out/kernel': ('heads', 'head_dim', 'width'),
     'mlp/in/kernel': ('width', 'mlp'),
     'mlp/out/kernel': ('mlp', 'width'),
-    'patch_embedding/kernel': ('pixels', 'pixels', 'channels', 'width'),
-    r'conv(_\d+)?/kernel': ('pixels', 'pixels', 'channels', 'width'),
-    'token_embedding/embedding': ('vocab', 'width'),
-    'position_embedding': ('length', 'width'),
-    'probe': ('length', 'width'),
-    '_projection/kernel': ('width', 'embed'),
 }
-# What the backward pass finds again of a block's forward pass, and what it has to compute anew.
+# Rematerialization policies: which activations of a block are saved for the backward pass.
 REMAT: dict[str, Callable | None] = {
-    'none': None,  # everything is kept
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # dense layers' outputs are
-    'full': jax.checkpoint_policies.nothing_saveable,  # a block's input alone
+    'none': None,  # all
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of dense layers
+    'full': jax.checkpoint_policies.nothing_saveable,  # only the block's input
 }
 ATTENTION = ('xla', 'cudnn')
 
 
-def logical_axes(path: str, ndim: int) -> tuple[str | None, ...]:
-    """Names the axes of a parameter, or of its part of an optimizer's state; vectors have none."""
+def logical_axes(
+    path: str, ndim: int, table: Mapping[str, tuple[str, ...]] = LOGICAL_AXES
+) -> tuple[str | None, ...]:
+    """Looks up the logical axes of a parameter, or of its moments in an optimizer's state.
+
+    Args:
+      path: its path in the tree, with slashes between names.
+      ndim: its number of axes.
+      table: regular expression for one or more names at the end of a path -> logical axes.
+
+    Returns:
+      One name for each axis. Scalars and vectors are not sharded: None for each axis.
+
+    Raises:
+      ValueError: no entry of the table matches.
+    """
     if ndim < 2:
         return (None,) * ndim
-    for end, words in LOGICAL_AXES.items():
-        if re.search(f'{end}$', path):
-            return words
-    raise ValueError(f'models/layers: AXES has no row for the parameter {path} with {ndim} axes')
+    for end, axes in table.items():
+        if re.search(f'(^|/)({end})$', path):
+            return axes
+    raise ValueError(
+        f'sharding: no logical axes for the parameter {path} with {ndim} axes; add it to '
+        "LOGICAL_AXES in its encoder's module"
+    )
 
 
-def cast(params: Any, dtype: Any) -> Any:
-    """Rounds kernels and embeddings to the type of arithmetic, once, before they travel."""
-    cast = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
-    return sharding.constrain_tree(cast, logical_axes)
+def cast(params: Any, dtype: Any, logical_axes: sharding.LogicalAxes) -> Any:
+    """Casts kernels and embeddings to the compute dtype once, before the all-gather.
+
+    Args:
+      params: a tree of float32 parameters.
+      dtype: the compute dtype.
+      logical_axes: names their axes, see models/clip.logical_axes.
+
+    Returns:
+      The tree with the same sharding; scalars and vectors stay float32.
+    """
+    params = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
+    return sharding.constrain_tree(params, logical_axes)
 
 
-def row_keys(key: jax.Array, example_index: jax.Array | None, count: int) -> jax.Array:
-    """Random keys, one a row of a batch of `count`: what a row draws depends on its number alone,
-    which is its place where no `example_index` is given.
+def example_keys(key: jax.Array, example_index: jax.Array | None, count: int) -> jax.Array:
+    """Returns a random key for each example, so that its dropout does not depend on the batch's
+    sharding or on microbatches.
+
+    Args:
+      key: the key of the step.
+      example_index: int32 [count], the examples' positions in the global batch; None: 0, 1, 2, …
+      count: the number of examples.
+
+    Returns:
+      Keys [count].
     """
     index = jnp.arange(count) if example_index is None else example_index
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
-    """Sets a share of the numbers of each row to 0 and enlarges the others; `keys`: one a row."""
+    """Applies dropout (Srivastava et al. 2014) with a random key for each example.
+
+    Args:
+      x: activations [B, ...].
+      rate: probability that a value is set to 0; the others are divided by 1 - rate.
+      keys: random keys [B]; None: no dropout, as in evaluation.
+    """
     if not rate or keys is None:
         return x
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
@@ -75,8 +111,8 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
 
 
 def check_sizes(what: str, activation: str, *, width: int, heads: int, **others: int) -> None:
-    """Raises ValueError for a size below 1, a width that does not divide into heads, or an unknown
-    activation.
+    """Raises ValueError for a size below 1, a width that is not a multiple of `heads`, or an
+    unknown activation.
     """
     lookup.check(activation, ACTIVATIONS, what=f'{what}: activation')
     for name, size in {'width': width, 'heads': heads, **others}.items():
@@ -86,18 +122,18 @@ def check_sizes(what: str, activation: str, *, width: int, heads: int, **others:
         raise ValueError(f'{what}: width {width} is not a multiple of heads {heads}')
 
 
-def check_shares(what: str, **shares: float) -> None:
-    """Raises ValueError for a share that is to be left out and is not from 0 to below 1."""
-    for name, share in shares.items():
-        if not 0 <= share < 1:
-            raise ValueError(f'{what}: {name} {share} is not from 0 to below 1')
+def check_rates(what: str, **rates: float) -> None:
+    """Raises ValueError for a dropout rate outside of [0, 1)."""
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f'{what}: {name} is {rate}; expected at least 0 and less than 1')
 
 
 class Norm(nn.LayerNorm):
-    """Layer normalization with float32 statistics, variance as the mean square deviation.
+    """Layer normalization with float32 statistics and the variance E[(x - E[x])^2].
 
-    Flax's faster E[x^2] - E[x]^2 loses digits, and published checkpoints were trained with the
-    other.
+    Flax's default, E[x^2] - E[x]^2, is faster but loses precision, and published checkpoints were
+    not trained with it.
     """
 
     epsilon: float = 1e-5
@@ -105,7 +141,13 @@ class Norm(nn.LayerNorm):
 
 
 class Embedding(nn.Module):
-    """A learned row for each of `size` ids: int32 [...] -> [..., width]."""
+    """An embedding table: ids int32 [...] -> embeddings [..., width].
+
+    Attributes:
+      size: the number of ids.
+      width: features of an embedding.
+      std: initial standard deviation.
+    """
 
     size: int
     width: int
@@ -117,8 +159,8 @@ class Embedding(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         init, shape = nn.initializers.normal(self.std), (self.size, self.width)
         table = self.param('embedding', init, shape, self.param_dtype).astype(self.dtype)
-        # Rows are looked up in, and their gradients added into, a whole table: of one dealt out
-        # over its width, the compiler would move the batch to where the table lies.
+        # All-gather the table before the lookup (and the scatter-add of its gradient). With a table
+        # sharded over its width, the compiler would reshard the batch instead.
         return jnp.take(sharding.constrain(table, 'vocab', 'features'), ids, axis=0)
 
 
@@ -131,11 +173,23 @@ def attend(
     causal: bool = False,
     implementation: str = 'xla',
 ) -> jax.Array:
-    """Scaled dot-product attention (arXiv 1706.03762, section 3.2.1): [B, L, heads, head_dim] each,
-    `mask` as in Attention.
+    """Scaled dot-product attention, softmax(Q K^T / sqrt(head_dim)) V.
 
-    Products take the inputs' type, backward too, where JAX's own would multiply by float32 numbers;
-    logits and softmax are float32.
+    Matrix products use the inputs' dtype in the backward pass too, where those of
+    jax.nn.dot_product_attention multiply by float32 gradients; logits and softmax are float32.
+
+    Args:
+      query: [B, Lq, heads, head_dim].
+      key: [B, Lk, heads, head_dim].
+      value: [B, Lk, heads, head_dim].
+      mask: bool, broadcastable to [B, heads, Lq, Lk]; True: the query attends to the key.
+      causal: whether a query attends only to keys at its own and earlier positions.
+      implementation: 'xla', or 'cudnn' for flash attention on CUDA GPUs.
+
+    Returns:
+      [B, Lq, heads, head_dim].
+
+    Source: Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
     """
     if implementation == 'cudnn':
         return jax.nn.dot_product_attention(
@@ -143,8 +197,8 @@ def attend(
         )
     logits = _logits(query, key) * query.shape[-1] ** -0.5
     if causal:
-        seen = jnp.tril(jnp.ones(logits.shape[-2:], bool))
-        mask = seen if mask is None else mask & seen
+        lower = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+        mask = lower if mask is None else mask & lower
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits).astype(value.dtype)
@@ -169,7 +223,15 @@ _logits.defvjp(lambda query, key: (_logits(query, key), (query, key)), _logits_b
 class Attention(nn.Module):
     """Multi-head self-attention: [B, L, width] -> [B, L, width].
 
-    `mask`: bool [B, 1, L or 1, L], from whom (rows) to whom one may look, beside `causal`.
+    `mask` is a bool array that broadcasts to [B, heads, L (queries), L (keys)]; it is combined with
+    the causal mask.
+
+    Attributes:
+      heads: the number of attention heads.
+      causal: whether tokens attend only to earlier ones and to themselves.
+      in_std: initial standard deviation of the query, key and value projections.
+      out_std: initial standard deviation of the output projection.
+      implementation: see `attend`.
     """
 
     heads: int
@@ -203,7 +265,14 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two dense layers with an activation between: [..., width] -> [..., width]."""
+    """Two dense layers with an activation between them: [..., width] -> [..., width].
+
+    Attributes:
+      mlp_dim: hidden features.
+      activation: a key of ACTIVATIONS.
+      in_std: initial standard deviation of the first layer.
+      out_std: initial standard deviation of the second layer.
+    """
 
     mlp_dim: int
     activation: str
@@ -222,14 +291,25 @@ class Mlp(nn.Module):
         return dense(width, kernel_init=normal(self.out_std), name='out')(x)
 
 
-class Transformer(nn.Module):
-    """Pre-norm residual blocks: [B, L, width] -> [B, L, width]; `mask` as in Attention.
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The fields of a transformer; encoders have fields of the same names.
 
-    Initial standard deviations are those of CLIP's released code: width^-1/2 into attention, (2
-    width)^-1/2 into the MLP, and width^-1/2 (2 depth)^-1/2 out of both, so that the residual stream
-    does not grow with depth. With `keys`, one a row, a share `dropout` of each branch's outputs is
-    left out. `remat` (see REMAT) and `scan`, one compiled block for all, save memory and time of
-    compilation and change neither parameters nor results.
+    Attributes:
+      depth: the number of blocks.
+      heads: attention heads of a block.
+      mlp_dim: hidden features of a block's MLP.
+      activation: a key of ACTIVATIONS.
+      causal: whether tokens attend only to earlier ones and to themselves.
+      norm_eps: added to the variance in layer norms.
+      layer_scale: if not 0, the initial value of a learned factor for each feature of a branch's
+        output (LayerScale, arXiv 2103.17239, section 2).
+      dropout: dropout rate of a branch's output.
+      remat: rematerialization policy, a key of REMAT.
+      scan: whether to scan over the blocks, so that only one is compiled.
+      attention: implementation of attention, see `attend`.
+      dtype: the compute dtype.
+      param_dtype: the dtype of the parameters.
     """
 
     depth: int
@@ -243,43 +323,56 @@ class Transformer(nn.Module):
     remat: str = 'none'
     scan: bool = False
     attention: str = 'xla'
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    @classmethod
+    def of(cls, encoder: nn.Module) -> 'TransformerConfig':
+        """Reads the fields from an encoder's own; what it does not have keeps the default."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: getattr(encoder, name) for name in names if hasattr(encoder, name)})
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """The two dtypes, as keyword arguments of a Flax module."""
+        return {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+
+
+class Transformer(nn.Module):
+    """Pre-norm transformer: [B, L, width] -> [B, L, width].
+
+    Initial standard deviations are those of CLIP's released code: width^-1/2 into attention, (2
+    width)^-1/2 into the MLP, and (2 depth width)^-1/2 out of both, so that the residual stream does
+    not grow with depth. Rematerialization and scan change neither parameters nor results.
+
+    `mask` is as in Attention; `keys` are random keys [B], which turn dropout on.
+    """
+
+    config: TransformerConfig
 
     @nn.compact
     def __call__(
         self, x: jax.Array, mask: jax.Array | None = None, keys: jax.Array | None = None
     ) -> jax.Array:
-        lookup.check(self.remat, REMAT, what='models/layers: remat')
-        lookup.check(self.attention, ATTENTION, what='models/layers: attention')
-        fields = {
-            'heads': self.heads,
-            'mlp_dim': self.mlp_dim,
-            'activation': self.activation,
-            'causal': self.causal,
-            'norm_eps': self.norm_eps,
-            'layer_scale': self.layer_scale,
-            'dropout': self.dropout,
-            'attention': self.attention,
-            'out_std': (2 * self.depth * x.shape[-1]) ** -0.5,
-            'dtype': self.dtype,
-            'param_dtype': self.param_dtype,
-        }
-        if self.scan and not self.is_initializing():
-            return self._scanned(Block(**fields, parent=None), x, mask, keys)
+        config = self.config
+        lookup.check(config.remat, REMAT, what='models/layers: remat')
+        lookup.check(config.attention, ATTENTION, what='models/layers: attention')
+        out_std = (2 * config.depth * x.shape[-1]) ** -0.5
+        if config.scan and not self.is_initializing():
+            return self._scanned(Block(config, out_std, parent=None), x, mask, keys)
         block = Block
-        if self.remat != 'none':
-            block = nn.remat(Block, policy=REMAT[self.remat])
-        for i in range(self.depth):
-            x = block(**fields, name=f'block_{i}')(x, mask, _fold_in(keys, i))
+        if config.remat != 'none':
+            block = nn.remat(Block, policy=REMAT[config.remat])
+        for i in range(config.depth):
+            x = block(config, out_std, name=f'block_{i}')(x, mask, _fold_in(keys, i))
         return x
 
     def _scanned(
         self, block: 'Block', x: jax.Array, mask: jax.Array | None, keys: jax.Array | None
     ) -> jax.Array:
-        """Stacks the blocks' parameters and loops over them."""
+        """Stacks the blocks' parameters and scans over them."""
         params = self.variables['params']
-        blocks = [params[f'block_{i}'] for i in range(self.depth)]
+        blocks = [params[f'block_{i}'] for i in range(self.config.depth)]
         stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *blocks)
         stacked = sharding.constrain_tree(
             stacked, lambda path, n: ('layers', *logical_axes(path, n - 1))
@@ -289,9 +382,9 @@ class Transformer(nn.Module):
             params, i = layer
             return block.apply({'params': params}, x, mask, _fold_in(keys, i)), None
 
-        if self.remat != 'none':
-            body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
-        return jax.lax.scan(body, x, (stacked, jnp.arange(self.depth)))[0]
+        if self.config.remat != 'none':
+            body = jax.checkpoint(body, policy=REMAT[self.config.remat], prevent_cse=False)
+        return jax.lax.scan(body, x, (stacked, jnp.arange(self.config.depth)))[0]
 
 
 def _fold_in(keys: jax.Array | None, number: int | jax.Array) -> jax.Array | None:
@@ -299,56 +392,46 @@ def _fold_in(keys: jax.Array | None, number: int | jax.Array) -> jax.Array | Non
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).
+    """A transformer block: x + attention(norm(x)), then x + mlp(norm(x)); [B, L, width].
 
-    A `layer_scale` other than 0 is the initial value of factors, one a feature, of both summands
-    (LayerScale, arXiv 2103.17239, section 2).
+    `mask` and `keys` are as in Transformer.
     """
 
-    heads: int
-    mlp_dim: int
-    activation: str
-    causal: bool
-    norm_eps: float
-    layer_scale: float
-    dropout: float
-    attention: str
-    out_std: float
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    config: TransformerConfig
+    out_std: float  # initial standard deviation of the last layer of both branches
 
     @nn.compact
     def __call__(
         self, x: jax.Array, mask: jax.Array | None = None, keys: jax.Array | None = None
     ) -> jax.Array:
-        width = x.shape[-1]
+        config, width = self.config, x.shape[-1]
         x = sharding.constrain(x, 'batch', 'length', 'features')
-        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-        norm = functools.partial(Norm, epsilon=self.norm_eps, **types)
+        norm = functools.partial(Norm, epsilon=config.norm_eps, **config.types)
         y = norm(name='attention_norm')(x)
         y = Attention(
-            heads=self.heads,
-            causal=self.causal,
+            heads=config.heads,
+            causal=config.causal,
             in_std=width**-0.5,
             out_std=self.out_std,
-            implementation=self.attention,
+            implementation=config.attention,
             name='attention',
-            **types,
+            **config.types,
         )(y, mask)
-        x = x + dropout(self._scaled(y, 'attention_scale'), self.dropout, _fold_in(keys, 0))
+        x = x + dropout(self._scaled(y, 'attention_scale'), config.dropout, _fold_in(keys, 0))
         y = norm(name='mlp_norm')(x)
         y = Mlp(
-            mlp_dim=self.mlp_dim,
-            activation=self.activation,
+            mlp_dim=config.mlp_dim,
+            activation=config.activation,
             in_std=(2 * width) ** -0.5,
             out_std=self.out_std,
             name='mlp',
-            **types,
+            **config.types,
         )(y)
-        return x + dropout(self._scaled(y, 'mlp_scale'), self.dropout, _fold_in(keys, 1))
+        return x + dropout(self._scaled(y, 'mlp_scale'), config.dropout, _fold_in(keys, 1))
 
     def _scaled(self, x: jax.Array, name: str) -> jax.Array:
-        if not self.layer_scale:
+        """Multiplies a branch's output by its LayerScale."""
+        if not self.config.layer_scale:
             return x
-        init = nn.initializers.constant(self.layer_scale)
-        return x * self.param(name, init, x.shape[-1:], self.param_dtype).astype(x.dtype)
+        init = nn.initializers.constant(self.config.layer_scale)
+        return x * self.param(name, init, x.shape[-1:], self.config.param_dtype).astype(x.dtype)

@@ -1,15 +1,16 @@
-"""Architectures by the names that the field knows, which are open_clip's.
+"""Published architectures by their names in open_clip.
 
-OpenAI's (arXiv 2103.00020, tables 18 and 19) are those with `-quickgelu`, the activation of its
-weights; open_clip trained the same sizes with gelu (arXiv 2212.07143). CLIPA is arXiv 2305.07017,
-SigLIP 2303.15343, SigLIP 2 2502.14786, both with the tanh gelu with which they were trained.
+OpenAI's models (arXiv 2103.00020, tables 18 and 19) are those with the suffix `-quickgelu`, the
+activation that its weights were trained with; open_clip trained the same sizes with GELU (arXiv
+2212.07143). CLIPA is arXiv 2305.07017. SigLIP (2303.15343) and SigLIP 2 (2502.14786) use the tanh
+approximation of GELU.
 """
 
 from typing import Any
 
 from clip_jax import lookup
 
-# OpenAI's code reads the largest id, which is that of the end token.
+# OpenAI's code pools at the largest id, which is the end-of-text token.
 CLIP_TEXT = {'vocab_size': 49408, 'context_length': 77, 'pool': 'eot', 'eot_id': 49407}
 
 # name: variant of the image encoder / patch_size, image_size, variant of the text encoder,
@@ -94,7 +95,9 @@ def names() -> list[str]:
 
 
 def architecture(name: str) -> dict[str, Any]:
-    """Returns the card's `model` of a name; ValueError with the nearest if there is none."""
+    """Returns the `model` of a card for a published name; ValueError with the nearest name if it is
+    unknown.
+    """
     lookup.check(name, names(), what='models/presets')
     base = name.removesuffix('-quickgelu')
     same = {'activation': 'quick_gelu' if name != base else 'gelu'}

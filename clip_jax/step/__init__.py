@@ -1,1 +1,1 @@
-"""What runs inside jit at every step: the train step, its state, optimizer and skip rule."""
+"""The training step, which runs under jit: its state, optimizer, gradients and skip rule."""

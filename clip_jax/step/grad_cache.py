@@ -1,7 +1,8 @@
-"""Gradients of the loss over a whole batch, of which only a part is embedded at a time.
+"""GradCache: exact full-batch contrastive gradients from micro-batches.
 
-Every pair stays a negative of every other, unlike where gradients of small batches are added up
-(GradCache, arXiv 2101.06983; BASIC, arXiv 2111.10050, section 4).
+Only a micro-batch is embedded at a time, yet all pairs of the batch are each other's negatives,
+unlike with gradient accumulation over small batches (GradCache, arXiv 2101.06983; BASIC, arXiv
+2111.10050, section 4).
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ Embed = Callable[[Any, Any, Any], tuple[tuple[jax.Array, jax.Array], Any]]
 
 def value_and_grad(
     embed: Embed,
-    numbers: Callable[[Any], tuple],
+    scale_and_bias: Callable[[Any], tuple],
     loss: Callable,
     constrain: Callable[[Any], Any],
     params: Any,
@@ -25,18 +26,30 @@ def value_and_grad(
     *,
     microbatches: int,
 ) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
-    """Returns loss, metrics, buffers and gradients of a batch, embedded in `microbatches` parts.
+    """Computes the loss of a batch and its gradients.
 
-    `embed(params, buffers, batch) -> ((image, text), buffers)` must draw the same random numbers
-    for the same rows each time: it is called twice, the second time for the gradients, which
-    `constrain` lays out. `numbers(params)` are scale and bias. Statistics of a batch
-    normalization are those of a part, and running averages are updated once a part.
+    Batch normalization uses the statistics of a micro-batch, and running averages are updated once
+    for each.
+
+    Args:
+      embed: (params, buffers, batch) -> ((image, text), buffers), embeddings [B, D]. It is called
+        twice for each micro-batch and must draw the same random numbers both times.
+      scale_and_bias: params -> (scale, bias), the other inputs of the loss.
+      loss: (image, text, scale, bias) -> (value, metrics).
+      constrain: constrains the sharding of gradients.
+      params: the parameters.
+      buffers: the other variables of the model.
+      batch: a tree of arrays [B, ...].
+      microbatches: the number of micro-batches; it divides B.
+
+    Returns:
+      The loss, its metrics, the new buffers, and the gradients with respect to `params`.
     """
     if microbatches == 1:
 
         def objective(params: Any) -> tuple[jax.Array, tuple]:
             (image, text), new = embed(params, buffers, batch)
-            value, metrics = loss(image, text, *numbers(params))
+            value, metrics = loss(image, text, *scale_and_bias(params))
             return value, (metrics, new)
 
         gradient = jax.value_and_grad(objective, has_aux=True)
@@ -44,7 +57,8 @@ def value_and_grad(
         return value, metrics, buffers, constrain(grads)
 
     def split(x: jax.Array) -> jax.Array:
-        # Part i has rows i, i + parts, …: of every device as many, so that none has to be moved.
+        # Micro-batch i has the examples i, i + microbatches, …: as many of every device, so that
+        # nothing is resharded.
         return jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
 
     def join(x: jax.Array) -> jax.Array:
@@ -52,19 +66,19 @@ def value_and_grad(
 
     parts = jax.tree.map(split, batch)
     image, text = map(join, lax.map(lambda part: embed(params, buffers, part)[0], parts))
-    values, to_params = jax.vjp(numbers, params)
-    of_rows = jax.value_and_grad(
-        lambda image, text, values: loss(image, text, *values), argnums=(0, 1, 2), has_aux=True
+    scalars, scalars_backward = jax.vjp(scale_and_bias, params)
+    loss_gradient = jax.value_and_grad(
+        lambda image, text, scalars: loss(image, text, *scalars), argnums=(0, 1, 2), has_aux=True
     )
-    (value, metrics), (d_image, d_text, d_values) = of_rows(image, text, values)
+    (value, metrics), (d_image, d_text, d_scalars) = loss_gradient(image, text, scalars)
 
     def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
         grads, buffers = carry
-        batch, d_rows = part
+        batch, d_embeddings = part
         _, backward, buffers = jax.vjp(lambda p: embed(p, buffers, batch), params, has_aux=True)
-        grads = constrain(jax.tree.map(jnp.add, grads, *backward(d_rows)))
+        grads = constrain(jax.tree.map(jnp.add, grads, *backward(d_embeddings)))
         return (grads, buffers), None
 
-    start = constrain(*to_params(d_values)), buffers
+    start = constrain(*scalars_backward(d_scalars)), buffers
     (grads, buffers), _ = lax.scan(add, start, (parts, (split(d_image), split(d_text))))
     return value, metrics, buffers, grads

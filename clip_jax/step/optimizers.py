@@ -1,6 +1,4 @@
-"""The optimizer: AdamW with warm-up and cosine decay, gradient clipping, and the bound on the logit
-scale.
-"""
+"""AdamW with linear warmup and cosine decay, gradient clipping, and a bound on the logit scale."""
 
 import jax
 import jax.numpy as jnp
@@ -8,13 +6,22 @@ import optax
 
 from clip_jax.models.clip import MAX_LOGIT_SCALE
 
-# Weight decay pulls only on what multiplies: norms, biases and the logit scale are left alone
-# (arXiv 2103.00020, section 2.5).
+# Parameters with weight decay: all but gains, biases and the logit scale (arXiv 2103.00020, section
+# 2.5).
 DECAYED = ('kernel', 'embedding', 'class_embedding', 'position_embedding', 'probe')
 
 
 def warmup_cosine(*, peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Learning rate: linear from 0 to `peak`, then half a cosine to 0 at `total_steps`."""
+    """Makes a learning rate schedule: linear warmup from 0, then cosine decay to 0.
+
+    Args:
+      peak: the learning rate at the end of the warmup.
+      warmup_steps: steps of the warmup.
+      total_steps: steps of the training, warmup included.
+
+    Returns:
+      step -> learning rate.
+    """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             f'optimizer: warmup_steps is {warmup_steps}; '
@@ -32,8 +39,15 @@ def adamw(
     weight_decay: float,
     grad_clip_norm: float,
 ) -> optax.GradientTransformation:
-    """Returns AdamW (arXiv 1711.05101) on gradients of global norm at most `grad_clip_norm` (0: not
-    clipped).
+    """Makes the AdamW optimizer (arXiv 1711.05101).
+
+    Args:
+      schedule: step -> learning rate.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: of the parameters in DECAYED; multiplied by the learning rate.
+      grad_clip_norm: maximum global norm of the gradient; 0: not clipped.
     """
     return optax.chain(
         optax.clip_by_global_norm(grad_clip_norm) if grad_clip_norm else optax.identity(),
@@ -43,12 +57,12 @@ def adamw(
 
 
 def decay_mask(params: dict) -> dict:
-    """Says of each parameter whether weight decay applies to it: a tree of booleans."""
+    """Returns a tree of booleans: whether a parameter has weight decay."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key in DECAYED, params)
 
 
 def bound_logit_scale(maximum: float = MAX_LOGIT_SCALE) -> optax.GradientTransformation:
-    """Shortens the update of the parameter `logit_scale` so that it does not pass `maximum`."""
+    """Clips the update of the parameter `logit_scale`, so that it stays at most `maximum`."""
 
     def update(updates, state, params):
         def bound(path, step, value):

@@ -1,22 +1,22 @@
-"""What keeps one bad batch from spoiling a run: an update that is not finite, or follows a loss far
-above the last ones, is not made.
-"""
+"""Skips updates with non-finite values or loss spikes."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-WINDOW = 128  # losses that a new one is compared with
-
-REASONS = ('nonfinite', 'spike')  # reasons why an update is not made
-
+WINDOW = 128  # recent losses that a new one is compared with
+REASONS = ('nonfinite', 'spike')  # why an update is skipped
 SkipState = dict[str, jax.Array]
 
 
 def init() -> SkipState:
-    """The state of a new run: int32 counts of the skipped updates, `consecutive` of them up to now,
-    and the last losses of those made, float32 [WINDOW], infinity where there was none yet.
+    """Returns the initial state.
+
+    Returns:
+      int32 [] counts of skipped updates: 'nonfinite', 'spike', and 'consecutive', those since the
+      last update; and 'losses', float32 [WINDOW], of the last updates, infinity before there are
+      as many.
     """
     counts = {name: jnp.zeros((), jnp.int32) for name in (*REASONS, 'consecutive')}
     return {**counts, 'losses': jnp.full(WINDOW, jnp.inf, jnp.float32)}
@@ -25,15 +25,23 @@ def init() -> SkipState:
 def should_update(
     skip_state: SkipState, loss: jax.Array, *others: Any, spike: float = 0.0
 ) -> tuple[jax.Array, SkipState]:
-    """Returns whether the update of a step is to be made, bool [], and the memory after it.
+    """Decides whether a step's update is applied.
 
-    It is not if the loss or any number in `others`, trees of arrays, is not finite, nor, with
-    `spike` above 0, if the loss lies more than so many standard deviations above the mean of the
-    last WINDOW.
+    It is skipped if the loss or a value in `others` is not finite, and if the loss is more than
+    `spike` standard deviations above the mean of the last WINDOW losses.
+
+    Args:
+      skip_state: the state before the step.
+      loss: the loss of the step, [].
+      *others: trees of arrays that have to be finite too.
+      spike: number of standard deviations; 0: losses are not compared.
+
+    Returns:
+      Whether to apply the update, bool [], and the new state.
     """
     losses = skip_state['losses']
     finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((loss, others))]).all()
-    # NaN, the deviation of infinity, which compares as False, until there are WINDOW losses.
+    # Until there are WINDOW losses the limit is NaN, so that the comparison is False.
     limit = jnp.mean(losses) + spike * jnp.std(losses)
     spiked = finite & (loss > limit) if spike else jnp.zeros((), bool)
     ok = finite & ~spiked
@@ -46,5 +54,5 @@ def should_update(
 
 
 def select(ok: jax.Array, new: Any, old: Any) -> Any:
-    """The new tree, or the old one if the update is not to be made."""
+    """Returns the new tree if `ok`, else the old one."""
     return jax.tree.map(lambda x, y: jnp.where(ok, x, y), new, old)

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and how it comes to lie on the devices."""
+"""TrainState and its sharded initialization."""
 
 from collections.abc import Callable
 
@@ -10,26 +10,33 @@ import optax
 from jax.sharding import Mesh
 
 from clip_jax import sharding
-from clip_jax.models import clip, layers
+from clip_jax.models import clip
 from clip_jax.step import skip_updates
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes or needs: step number, parameters, variables without
-    gradients, optimizer state, seed of the random keys, the skip rule's state.
+    """Everything that a training step changes or needs.
+
+    Attributes:
+      step: int32 []; batches seen, including those whose update was skipped.
+      params: float32 parameters.
+      buffers: the other collections of variables; `batch_stats` of a ResNet, none of a ViT.
+      opt_state: the optimizer's state.
+      rng: uint32 [2], the data of the random key: a checkpoint has plain arrays only.
+      skip_state: the state of skip_updates.
     """
 
-    step: jax.Array  # int32 []: batches seen, those included whose update was not made
+    step: jax.Array
     params: dict
-    buffers: dict  # the other collections of variables: batch_stats of a ResNet, none of a ViT
+    buffers: dict
     opt_state: optax.OptState
-    rng: jax.Array  # uint32 [2]: key data, since a checkpoint holds plain arrays only
+    rng: jax.Array
     skip_state: skip_updates.SkipState
 
     @property
     def variables(self) -> dict:
-        """What `model.apply` takes: `{'params': …}` and the buffers."""
+        """The variables of `model.apply`: `params` and the buffers."""
         return {'params': self.params, **self.buffers}
 
 
@@ -41,11 +48,18 @@ def create(
     mesh: Mesh,
     variables: dict | None = None,
 ) -> TrainState:
-    """Initializes model and optimizer, each part directly on the devices where it is to lie.
+    """Initializes model and optimizer under jit, so that every array is created sharded.
 
-    The model begins with `variables`, which are used up, or without them with random numbers.
+    Args:
+      model: the model.
+      optimizer: the optimizer.
+      seed: of the initialization and of dropout.
+      mesh: the device mesh.
+      variables: the model's initial variables (donated); None: random ones.
+
+    Returns:
+      The state at step 0, sharded over the mesh.
     """
-
     init, key, shardings = _init(model, optimizer, seed, mesh, variables)
     return jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, variables)
 
@@ -57,7 +71,7 @@ def _init(
     mesh: Mesh,
     variables: dict | None,
 ) -> tuple[Callable[[jax.Array, dict | None], TrainState], jax.Array, TrainState]:
-    """The function that makes a state, its key, and where what it makes is to lie."""
+    """Returns the function that makes a state, its random key, and the state's shardings."""
 
     def init(key: jax.Array, variables: dict | None) -> TrainState:
         params_key, step_key = jax.random.split(key)
@@ -73,22 +87,24 @@ def _init(
         )
 
     key = jax.random.key(seed)
-    shardings = sharding.of_tree(jax.eval_shape(init, key, variables), mesh, layers.logical_axes)
+    shardings = sharding.of_tree(
+        jax.eval_shape(init, key, variables), mesh, clip.logical_axes(model)
+    )
     return init, key, shardings
 
 
 def abstract_state(
     model: clip.CLIP, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Returns shapes, types and places of a new state, without making it."""
+    """Returns the shapes, dtypes and shardings of a new state, without creating it."""
     init, key, shardings = _init(model, optimizer, 0, mesh, None)
     return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         jax.eval_shape(init, key, None),
         shardings,
     )
 
 
 def count_parameters(params: dict) -> int:
-    """Number of parameters in a tree of arrays or of their shapes."""
+    """Returns the number of parameters in a tree of arrays or of their shapes."""
     return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params))

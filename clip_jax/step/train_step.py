@@ -1,4 +1,4 @@
-"""One training step on a global batch: a pure function with its parts as arguments."""
+"""One training step on a global batch: a pure function of state and batch."""
 
 import functools
 from collections.abc import Callable
@@ -6,43 +6,51 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 from clip_jax import sharding
 from clip_jax.data import preprocess
-from clip_jax.models import layers
+from clip_jax.models import clip, layers
 from clip_jax.step import grad_cache, skip_updates
 from clip_jax.step.state import TrainState
 
-STOP, CONSECUTIVE_SKIPS = (
-    'stop',
-    'consecutive',
-)  # numbers of a step that steer the loop and are not written
+# Metrics of a step that the training loop reads and does not write.
+STOP, CONSECUTIVE_SKIPS = 'stop', 'consecutive'
 
 
 def train_step(
     state: TrainState,
     batch: dict[str, jax.Array],
     *,
-    model: nn.Module,
+    model: clip.CLIP,
     loss: Callable,
     optimizer: optax.GradientTransformation,
     normalize: Callable[[jax.Array], jax.Array],
     microbatches: int = 1,
     spike: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Returns the state after one update on a global batch, and the batch's metrics.
+    """Makes one update on a global batch.
 
-    `batch` is {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}, embedded in `microbatches`
-    parts. An update that is not finite, or follows a `spike` of the loss, is not made: see
-    guards.py. Pure: every part is an argument.
+    Args:
+      state: the training state.
+      batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}.
+      model: the model.
+      loss: (image, text, scale, bias) -> (value, metrics), as build.loss makes it.
+      optimizer: the optimizer.
+      normalize: uint8 images -> float images.
+      microbatches: the number of parts in which the batch is embedded (see grad_cache).
+      spike: skip updates whose loss is more than this number of standard deviations above the
+        recent losses; 0: never (see skip_updates).
+
+    Returns:
+      The next state, and scalar metrics.
     """
+    logical_axes = clip.logical_axes(model)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     batch = {**batch, 'example_index': jnp.arange(len(batch['image']), dtype=jnp.int32)}
 
     def embed(params: dict, buffers: dict, part: dict) -> tuple[tuple, dict]:
         (image, text, _, _), buffers = model.apply(
-            {'params': layers.cast(params, model.dtype), **buffers},
+            {'params': layers.cast(params, model.dtype, logical_axes), **buffers},
             normalize(part['image']),
             part['tokens'],
             train=True,
@@ -52,18 +60,18 @@ def train_step(
         )
         return (image, text), buffers
 
-    value, numbers, buffers, grads = grad_cache.value_and_grad(
+    value, metrics, buffers, grads = grad_cache.value_and_grad(
         embed,
         lambda params: model.apply({'params': params}, method='scale_and_bias'),
         loss,
-        lambda grads: sharding.constrain_tree(grads, layers.logical_axes),
+        lambda grads: sharding.constrain_tree(grads, logical_axes),
         state.params,
         state.buffers,
         batch,
         microbatches=microbatches,
     )
     grad_norm = optax.global_norm(grads)
-    # Buffers too: on CPU a ReLU makes 0 of NaN, after batch normalization has averaged it.
+    # Check buffers too: on CPU, ReLU turns a NaN into 0, but batch norm has averaged it by then.
     ok, skip_state = skip_updates.should_update(
         state.skip_state, value, grad_norm, buffers, spike=spike
     )
@@ -73,9 +81,9 @@ def train_step(
         (optax.apply_updates(state.params, updates), buffers, opt_state),
         (state.params, state.buffers, state.opt_state),
     )
-    numbers = {
+    metrics = {
         'loss': value,
-        **numbers,
+        **metrics,
         'logit_scale': params['logit_scale'],
         'grad_norm': grad_norm,
         **{f'skipped/{kind}': skip_state[kind] for kind in skip_updates.REASONS},
@@ -89,11 +97,11 @@ def train_step(
         rng=state.rng,
         skip_state=skip_state,
     )
-    return state, numbers
+    return state, metrics
 
 
 def bind_step(
-    model: nn.Module,
+    model: clip.CLIP,
     loss: Callable,
     optimizer: optax.GradientTransformation,
     *,
@@ -102,8 +110,12 @@ def bind_step(
     microbatches: int,
     spike: float = 0.0,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
-    """Returns `train_step` with its parts, of state and batch; images are normalized by `mean` and
-    `std`.
+    """Binds the arguments of `train_step` other than state and batch.
+
+    Args:
+      mean: the mean that is subtracted from the pixels of red, green and blue.
+      std: the standard deviation that they are divided by.
+      model, loss, optimizer, microbatches, spike: see `train_step`.
     """
     return functools.partial(
         train_step,
@@ -117,15 +129,21 @@ def bind_step(
 
 
 def with_stop(step: Callable) -> Callable:
-    """A step that also takes what each device's host wants to stop for, int32 [devices], 0 for
-    nothing, and has the largest of them among its numbers: all hosts see the same, for nothing.
+    """Adds an all-reduced stop flag to a step, so that hosts agree on when to stop at no cost.
+
+    Args:
+      step: (state, batch) -> (state, metrics).
+
+    Returns:
+      (state, batch, stop) -> (state, metrics) with `stop`, int32 [devices], the stop reason of each
+      device's host, 0 for none; metrics[STOP] is the maximum.
     """
 
     def step_with_stop(
         state: TrainState, batch: dict[str, jax.Array], stop: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        state, numbers = step(state, batch)
-        return state, {**numbers, STOP: jnp.max(stop)}
+        state, metrics = step(state, batch)
+        return state, {**metrics, STOP: jnp.max(stop)}
 
-    step_with_stop.__name__ = train_step.__name__  # as which profiles and caches know it
+    step_with_stop.__name__ = train_step.__name__  # the name in profiles and caches
     return step_with_stop

@@ -17,7 +17,7 @@ from clip_jax import lookup
 
 def from_card(card: dict[str, Any]) -> Any:
     """Makes the tokenizer that a card describes; ValueError if its name or a field is wrong."""
-    module = lookup.module('tokenizers', card.get('name'))
+    module = lookup.module('tokenizers', card.get('name'), 'Tokenizer')
     try:
         tokenizer = module.Tokenizer.from_card(card)
     except KeyError as error:

@@ -112,7 +112,7 @@ def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
         'per_device': config.batch_size // devices,
         'microbatches': config.microbatches,
         'remat': config.model.remat,
-        'loss': f'{config.loss.name}, {config.loss.implementation}',
+        'loss': ', '.join(filter(None, [config.loss.name, config.loss.get('implementation')])),
         'parameters': state.count_parameters(step.state.params),
         'compile_seconds': round(time.monotonic() - began, 1),
         'memory_mib': {
@@ -279,10 +279,12 @@ def remedies(config: ConfigDict, devices: int) -> Iterator[dict[str, Any]]:
     state dealt out over all devices.
     """
     strongest = list(layers.REMAT)
+    implementation = config.loss.get('implementation')
+    implementations = getattr(lookup.module('losses', config.loss.name), 'IMPLEMENTATIONS', ())
     mesh: dict[str, Any] = {}
     while True:
         # Tiles take less memory than the matrix, and no more time.
-        loss = {'loss.implementation': 'gather'} if config.loss.implementation == 'dense' else {}
+        loss = {'loss.implementation': 'gather'} if implementation == 'dense' else {}
         changes = {**mesh, **loss}
         if changes:
             yield changes
@@ -293,7 +295,7 @@ def remedies(config: ConfigDict, devices: int) -> Iterator[dict[str, Any]]:
             if parts > config.microbatches and config.batch_size % (parts * devices) == 0:
                 changes = {**changes, 'microbatches': parts}
                 yield changes
-        if config.loss.implementation != 'ring':
+        if implementation != 'ring' and 'ring' in implementations:
             yield {**changes, 'loss.implementation': 'ring'}
         if mesh or config.mesh.fsdp * config.mesh.tensor >= devices:
             return

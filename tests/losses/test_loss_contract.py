@@ -10,19 +10,19 @@ import pytest
 from support import oracles
 
 from clip_jax import lookup, sharding
-from clip_jax.models.clip import unit
+from clip_jax.models.clip import l2_normalize
+from clip_jax.training import hlo
 
+MODULES = [pytest.param(lookup.module('losses', n), id=n) for n in lookup.names('losses')]
 LOSSES = [
-    pytest.param(module, implementation, id=f'{name}-{implementation}')
-    for name in lookup.names('losses')
-    for module in [lookup.module('losses', name)]
-    for implementation in module.IMPLEMENTATIONS
+    pytest.param(*p.values, implementation, id=f'{p.id}-{implementation}')
+    for p in MODULES
+    for implementation in p.values[0].IMPLEMENTATIONS
 ]
+# Devices, pairs a device, masked: every pair of values, and all of those on which the way of the
+# communication depends. 5 and 12 pairs are one block and a part, and three whole blocks.
+CASES = [(1, 5, False), (2, 12, True), (4, 5, True), (8, 12, False), (8, 5, True), (1, 12, True)]
 SCALE = jnp.float32(100)
-
-
-def name(module) -> str:
-    return module.__name__.rpartition('.')[2]
 
 
 def bias(module) -> jax.Array | None:
@@ -31,11 +31,11 @@ def bias(module) -> jax.Array | None:
 
 
 def pairs(n, d=24, *, seed=0):
-    """Unit rows of which row i of both is more alike than others, with some rows doubled."""
+    """L2-normalized embeddings, positives more similar than negatives, with some of them equal."""
     image, other = jax.random.normal(jax.random.key(seed), (2, n, d))
     if n > 5:
         image, other = (x.at[5].set(x[3]) for x in (image, other))
-    return unit(image), unit(image + 3 * other)
+    return l2_normalize(image), l2_normalize(image + 3 * other)
 
 
 @functools.partial(jax.jit, static_argnames=('module', 'implementation', 'mesh', 'block_size'))
@@ -58,24 +58,41 @@ def on_devices(n, image, text):
 def assert_exact(module, result, image, text, mask=None):
     (value, _), gradients = result
     numbers = SCALE, bias(module)
-    exact, sizes = getattr(oracles, name(module))(image, text, *numbers, mask=mask)
+    exact, sizes = getattr(oracles, module.__name__.rpartition('.')[2])(
+        image, text, *numbers, mask=mask
+    )
     for ours, theirs, size in zip((value, *gradients), exact, sizes, strict=False):
         assert np.linalg.norm(np.asarray(ours, np.float64) - theirs) < 2e-6 * size
 
 
-@pytest.mark.parametrize(('module', 'implementation'), LOSSES)
-def test_signature(module, implementation):
+@pytest.mark.parametrize('module', MODULES)
+def test_signature(module):
     parameters = inspect.signature(module.loss).parameters
-    assert [*parameters] == (
-        ['image', 'text', 'scale', 'bias', 'mask', 'implementation', 'mesh', 'axis', 'block_size']
-    )
-    assert parameters['implementation'].default in module.IMPLEMENTATIONS
-    assert {*module.INIT} == {'init_logit_scale', 'init_logit_bias'}
+    assert [*parameters][:4] == ['image', 'text', 'scale', 'bias']
+    assert parameters['bias'].default is None
+    own = {k: p for k, p in parameters.items() if k not in ('image', 'text', 'scale', 'bias')}
+    assert all(p.kind is p.KEYWORD_ONLY for p in own.values())
+    assert {'mask', 'mesh', 'axis', 'implementation', 'block_size'} <= {*own}
+    assert all(p.default is not p.empty for p in own.values())
+    assert {*module.INIT} <= {'init_logit_scale', 'init_logit_bias'}
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_without_an_implementation_a_mesh_gathers(module):
+    image, text = pairs(16)
+    mesh, *sharded = on_devices(8, image, text)
+
+    def program(*inputs, **options):
+        return str(jax.make_jaxpr(functools.partial(module.loss, **options))(*inputs, SCALE))
+
+    assert 'all_gather' in program(*sharded, mesh=mesh)
+    assert program(*sharded, mesh=mesh) == program(*sharded, mesh=mesh, implementation='gather')
+    assert program(image, text) == program(image, text, implementation='dense')
 
 
 @pytest.mark.parametrize(('module', 'implementation'), LOSSES)
 def test_matching_pairs_cost_less_and_pairs_may_come_in_any_order(module, implementation):
-    rows = unit(jax.random.normal(jax.random.key(0), (16, 8)))
+    rows = l2_normalize(jax.random.normal(jax.random.key(0), (16, 8)))
     loss = functools.partial(module.loss, implementation=implementation)
     right, metrics = loss(rows, rows, jnp.float32(20))
     wrong, _ = loss(rows, jnp.roll(rows, 1, axis=0), jnp.float32(20))
@@ -87,9 +104,7 @@ def test_matching_pairs_cost_less_and_pairs_may_come_in_any_order(module, implem
 
 
 @pytest.mark.parametrize(('module', 'implementation'), LOSSES)
-@pytest.mark.parametrize('devices', [1, 2, 4, 8])
-@pytest.mark.parametrize('local', [5, 12])
-@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize(('devices', 'local', 'masked'), CASES)
 def test_value_and_gradients_equal_a_float64_oracle(module, implementation, devices, local, masked):
     image, text = pairs(devices * local)
     mask = np.random.default_rng(1).random(len(image)) < 0.7 if masked else None
@@ -126,7 +141,7 @@ def test_the_gradient_is_multiplied_by_what_comes_after(module, implementation):
 
 @pytest.mark.parametrize(('module', 'implementation'), LOSSES)
 @pytest.mark.parametrize('block_size', [1, 7, 512])
-def test_tiles_on_one_device_change_nothing(module, implementation, block_size):
+def test_blocks_on_one_device_change_nothing(module, implementation, block_size):
     image, text = pairs(24)
     result = run(module, implementation, (image, text, SCALE, bias(module)), block_size=block_size)
     assert_exact(module, result, image, text)
@@ -147,7 +162,7 @@ def test_a_batch_over_two_axes_and_a_third_that_holds_copies(module, implementat
 
 
 @pytest.mark.parametrize(('module', 'implementation'), LOSSES)
-def test_every_row_of_other_devices_is_a_negative(module, implementation):
+def test_all_pairs_of_other_devices_are_negatives(module, implementation):
     """With 8 devices of one pair each, a softmax within devices would be 0."""
     image, text = pairs(8)
     mesh, *rows = on_devices(8, image, text)
@@ -164,17 +179,19 @@ def test_one_pair_alone(module, implementation):
 
 
 @pytest.mark.parametrize(('module', 'implementation'), LOSSES)
-def test_bfloat16_rows_are_computed_in_float32(module, implementation):
+def test_bfloat16_embeddings_are_computed_in_float32(module, implementation):
     image, text = (x.astype(jnp.bfloat16) for x in pairs(24))
     (value, _), gradients = run(module, implementation, (image, text, SCALE, bias(module)))
     assert value.dtype == jnp.float32 and gradients[0].dtype == jnp.bfloat16
-    exact = getattr(oracles, name(module))(*(x.astype(np.float32) for x in (image, text)), SCALE)
+    exact = getattr(oracles, module.__name__.rpartition('.')[2])(
+        *(x.astype(np.float32) for x in (image, text)), SCALE
+    )
     if bias(module) is None:
         assert value == pytest.approx(exact[0][0], rel=2e-6)
 
 
 @pytest.mark.parametrize(('module', 'implementation'), LOSSES)
-def test_accuracy_counts_partners_that_win_and_ties_as_lost(module, implementation):
+def test_accuracy_counts_positives_that_win_and_ties_as_wrong(module, implementation):
     image = jnp.eye(4)
     text = image.at[1].set(image[0])  # text 1 looks like text 0, and image 1 has no text
     _, metrics = module.loss(
@@ -194,7 +211,7 @@ def test_wrong_arguments_are_refused(module, implementation):
     if implementation != 'dense':
         loss = functools.partial(module.loss, image, text, SCALE, implementation=implementation)
         with pytest.raises(ValueError, match=r'6 pairs is not a multiple of the 8 devices'):
-            loss(mesh=sharding.make_mesh())
+            loss(mesh=sharding.make_mesh(jax.devices()))
         with pytest.raises(ValueError, match=r'block_size is 0; expected at least 1'):
             loss(block_size=0)
 
@@ -213,7 +230,7 @@ def compiled(module, implementation, devices, local, d, block_size=512):
 
 
 @pytest.mark.usefixtures('optimized')
-@pytest.mark.parametrize('module', [lookup.module('losses', n) for n in lookup.names('losses')])
+@pytest.mark.parametrize('module', MODULES)
 def test_memory_and_collectives(module):
     local, d, block_size = 4096, 768, 256
 
@@ -234,30 +251,14 @@ def test_memory_and_collectives(module):
     assert scratch('gather', 1, 65536, 512)[0] < 2e9
 
 
-@pytest.mark.parametrize('module', [lookup.module('losses', n) for n in lookup.names('losses')])
+@pytest.mark.parametrize('module', MODULES)
 @pytest.mark.parametrize('implementation', ['gather', 'ring'])
 def test_arithmetic(module, implementation):
     """8 b B d a device: logits twice, and the gradients of both sides."""
     devices, local, d = 8, 512, 64
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(jax.devices())
     rows = jax.ShapeDtypeStruct((devices * local, d), jnp.float32)
     loss = functools.partial(module.loss, implementation=implementation, mesh=mesh, block_size=128)
     grad = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-    jaxpr = jax.make_jaxpr(grad)(rows, rows, jnp.float32(1)).jaxpr
-    assert 7.9 < matmul_flops(jaxpr) / (local * (devices * local) * d) < 8.5
-
-
-def matmul_flops(jaxpr, times=1) -> int:
-    """FLOPs of the matrix products of a program, loops counted as often as they run."""
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == 'dot_general':
-            (contracted, _), _ = equation.params['dimension_numbers']
-            size = int(np.prod([equation.invars[0].aval.shape[i] for i in contracted]))
-            total += times * 2 * int(np.prod(equation.outvars[0].aval.shape)) * size
-        inner = times * (equation.params['length'] if equation.primitive.name == 'scan' else 1)
-        for value in equation.params.values():
-            value = getattr(value, 'jaxpr', value)
-            if hasattr(value, 'eqns'):
-                total += matmul_flops(value, inner)
-    return total
+    flops = hlo.flops(jax.make_jaxpr(grad)(rows, rows, jnp.float32(1)).jaxpr)
+    assert 7.9 < flops.total() / devices / (local * (devices * local) * d) < 8.5

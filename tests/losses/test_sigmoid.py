@@ -20,5 +20,5 @@ def test_every_combination_is_a_question_of_its_own(implementation):
     value, _ = sigmoid.loss(
         rows, rows, jnp.float32(4), jnp.float32(-1), implementation=implementation
     )
-    partner, rival = np.log1p(np.exp(-3)), np.log1p(np.exp(-1))  # logits 3, and -1 twice
-    assert value == pytest.approx(partner + 2 * rival, rel=1e-6)
+    positive, negative = np.log1p(np.exp(-3)), np.log1p(np.exp(-1))  # logits 3, and -1 twice
+    assert value == pytest.approx(positive + 2 * negative, rel=1e-6)

@@ -90,12 +90,12 @@ def test_published_sizes(variant, text, embed_dim, millions):
 
 def test_the_causal_mask_lets_nothing_of_the_future_through():
     """The gradient of each position's output with respect to later positions' inputs is zero."""
-    from clip_jax.models.layers import Transformer
+    from clip_jax.models.layers import Transformer, TransformerConfig
 
     x = jax.random.normal(jax.random.key(2), (1, 6, 32))
 
     def influence(causal):
-        model = Transformer(depth=2, heads=2, mlp_dim=64, causal=causal)
+        model = Transformer(TransformerConfig(depth=2, heads=2, mlp_dim=64, causal=causal))
         variables = jax.jit(model.init)(jax.random.key(0), x)
         jacobian = jax.jacobian(lambda x: model.apply(variables, x)[0])(x)[:, :, 0]
         return np.abs(np.asarray(jacobian)).max(axis=(1, 3))  # [to, from]
@@ -137,7 +137,7 @@ def test_pools_at_the_last_place_need_whole_rows():
         model, variables, tokens = text_model(pool=pool)
         rows = model.apply(variables, tokens)
         assert jnp.abs(rows - model.apply(variables, tokens.at[:, 1].set(11))).max() > 1e-3
-        with pytest.raises(ValueError, match='reads rows of 10 tokens, these have 6; pad them'):
+        with pytest.raises(ValueError, match='needs texts of 10 tokens, these have 6; pad them'):
             model.apply(variables, tokens[:, :6])
 
 
@@ -290,11 +290,11 @@ def test_outputs_are_unit_rows_and_the_initial_scale_is_one_over_007():
         ({'depth': 0}, 'depth is 0'),
         ({'mlp_dim': -4}, 'mlp_dim is -4'),
         ({'patch_size': 0}, 'patch_size is 0'),
-        ({'patch_dropout': 1.0}, 'patch_dropout 1.0'),
+        ({'patch_dropout': 1.0}, 'patch_dropout is 1.0'),
         ({'pool': 'max'}, "no 'max'"),
         ({'pool': 'queries'}, 'pool_: width is 0'),
         ({'positions': 'sincos'}, "Did you mean 'sincos2d'"),
-        ({'positions': 'sincos2d', 'width': 30}, 'width in fours'),
+        ({'positions': 'sincos2d', 'width': 30}, 'width is 30; .* multiple of 4'),
         ({'activation': 'geluu'}, "Did you mean 'gelu'"),
     ],
 )

@@ -50,7 +50,7 @@ def test_all_products_of_both_towers_are_bfloat16_backward_too(image):
 
     def objective(params, buffers, images, tokens):
         (image, text, *_), _ = model.apply(
-            {'params': layers.cast(params, jnp.bfloat16), **buffers},
+            {'params': layers.cast(params, jnp.bfloat16, clip.logical_axes(model)), **buffers},
             images,
             tokens,
             train=True,

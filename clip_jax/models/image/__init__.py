@@ -1,7 +1,29 @@
-"""One file = one image encoder: `Encoder(nn.Module)`, float [B, H, W, 3] -> [B, features], and
-`VARIANTS`.
+"""Image encoders. One file is one encoder; see vit.py for an example.
 
-`Encoder.__call__(images, *, train=False)`. Images are normalized by the card's mean and std. With
-`train=True` an encoder may update variables beside `params`, such as running statistics.
-`Encoder.with_image_size(params, image_size) -> params` makes them fit images of another size.
+An encoder of your own is a module like these, named in the config by its file here
+(`model.image.name='vit'`) or by its import path (`model.image.name='my_package.my_encoder'`):
+
+    class Encoder(nn.Module):  # its fields are the options of config.model.image, with defaults
+        image_size: int
+        ...
+        dtype: jnp.dtype = jnp.float32  # compute dtype
+        param_dtype: jnp.dtype = jnp.float32
+
+        def __call__(self, images, *, train=False, example_index=None): ...
+        def with_image_size(self, params, image_size): ...
+
+`__call__` maps images, float [B, H, W, 3], normalized by the card's mean and std, to features
+[B, width]. With `train=True` it may update variables outside of `params`, such as running
+statistics, and use the random stream 'dropout'; `example_index`, int32 [B], are the examples'
+positions in the global batch (see layers.example_keys). `with_image_size` returns parameters for
+images of another size.
+
+Fields named `remat`, `scan` and `attention` are set by config.model; they say how, not what, is
+computed, and are not part of a checkpoint's card. All other fields are: a card has to be JSON, so
+they are numbers, strings, booleans or tuples of these.
+
+Optional module attributes:
+  VARIANTS: name -> fields, for `model.image.variant`.
+  LOGICAL_AXES: end of a parameter's path -> its logical axes, as sharding.RULES names them, for all
+    parameters with two or more axes that are not those of models/layers.py.
 """

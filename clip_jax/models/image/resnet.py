@@ -1,5 +1,5 @@
-"""CLIP's ResNet (arXiv 2103.00020, section 2.4): three convolutions at the stem, average pools in
-place of strides (ResNet-D, arXiv 1812.01187), and attention in place of the last average pool.
+"""CLIP's ResNet (arXiv 2103.00020, section 2.4): a stem of three convolutions, average pooling
+instead of strides (ResNet-D, arXiv 1812.01187), and attention pooling.
 """
 
 import functools
@@ -13,8 +13,7 @@ from clip_jax import lookup, sharding
 from clip_jax.models import positions
 from clip_jax.models.layers import REMAT, attend
 
-# CLIP (arXiv 2103.00020), tables 18 and 19; their width is that of the rows that come out, 32 times
-# the one here.
+# CLIP (arXiv 2103.00020), tables 18 and 19. The paper's width is that of the output: 32 times ours.
 VARIANTS: dict[str, dict[str, Any]] = {
     'RN50': {'image_size': 224, 'width': 64, 'depths': (3, 4, 6, 3), 'heads': 32},
     'RN101': {'image_size': 224, 'width': 64, 'depths': (3, 4, 23, 3), 'heads': 32},
@@ -22,18 +21,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'RN50x16': {'image_size': 384, 'width': 96, 'depths': (6, 8, 18, 8), 'heads': 48},
     'RN50x64': {'image_size': 448, 'width': 128, 'depths': (3, 15, 36, 10), 'heads': 64},
 }
+LOGICAL_AXES = {
+    r'(downsample_)?conv(_\d+)?/kernel': ('pixels', 'pixels', 'channels', 'width'),
+    'position_embedding': ('length', 'width'),
+}
 STAGES = 4
-STRIDE = 32  # pixels, from one place of the last stage to the next
-EXPANSION = 4  # a bottleneck's output is so many times as wide as its middle
+STRIDE = 32  # total stride, in pixels
+EXPANSION = 4  # features of a bottleneck's output / features inside of it
 
 
 class Encoder(nn.Module):
-    """ResNet: float [B, H, W, 3] -> [B, 32 * width].
+    """ResNet: images float [B, H, W, 3] -> features [B, 32 * width].
 
-    `width` is that of the stem and of the first stage's bottlenecks, `depths` are the numbers of
-    blocks of the four stages, `heads` belong to the attention pool. Its output projection is the
-    CLIP model's `image_projection`, with a bias in OpenAI's models. Names are numbered as theirs:
-    `layer1.0.conv1` is `stage_1/block_0/conv_1`.
+    The output projection of the attention pool is the CLIP model's `image_projection`, which has a
+    bias in OpenAI's models. Modules are numbered as in OpenAI's code: `layer1.0.conv1` is
+    `stage_1/block_0/conv_1`.
+
+    Attributes:
+      image_size: height and width of images, in pixels; a multiple of 32.
+      width: features of the stem's output, and inside the bottlenecks of the first stage.
+      depths: the numbers of blocks of the four stages.
+      heads: attention heads of the pooling.
+      remat: rematerialization policy, a key of layers.REMAT.
     """
 
     image_size: int
@@ -46,7 +55,7 @@ class Encoder(nn.Module):
 
     def __post_init__(self):
         what = 'models/image/resnet'
-        self.depths = tuple(self.depths)  # a card that was read from JSON has a list
+        self.depths = tuple(self.depths)  # JSON has no tuples
         if len(self.depths) != STAGES or min(self.depths) < 1:
             raise ValueError(
                 f'{what}: depths are {self.depths}; expected {STAGES} numbers of at least 1'
@@ -58,16 +67,16 @@ class Encoder(nn.Module):
         if self.image_size % STRIDE:
             raise ValueError(f'{what}: image_size {self.image_size} is not a multiple of {STRIDE}')
         if self.width % 2:
-            raise ValueError(f'{what}: width {self.width} is odd; the stem begins with half of it')
-        rows = EXPANSION * 2 ** (STAGES - 1) * self.width
-        if rows % self.heads:
+            raise ValueError(f'{what}: width {self.width} is odd; the stem starts with half of it')
+        features = EXPANSION * 2 ** (STAGES - 1) * self.width
+        if features % self.heads:
             raise ValueError(
-                f'{what}: 32 * width, which is {rows}, is not a multiple of heads {self.heads}'
+                f'{what}: 32 * width, which is {features}, is not a multiple of heads {self.heads}'
             )
         super().__post_init__()
 
     def with_image_size(self, params: dict, image_size: int) -> dict:
-        """Returns parameters for images of another size; of the others only positions change."""
+        """Returns parameters for another image size: position embeddings are interpolated."""
         pool = params['attention_pool']
         table = positions.resized(pool['position_embedding'], image_size // STRIDE, tokens=1)
         return {**params, 'attention_pool': {**pool, 'position_embedding': table}}
@@ -76,7 +85,7 @@ class Encoder(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
     ) -> jax.Array:
-        del example_index  # nothing here is random
+        del example_index  # no dropout
         lookup.check(self.remat, REMAT, what='models/image/resnet: remat')
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         x = Stem(self.width, name='stem', **types)(images, train=train)
@@ -94,8 +103,8 @@ class Encoder(nn.Module):
 
 
 class Stem(nn.Module):
-    """Three convolutions, the first with stride 2, and a pool: [B, H, W, 3] -> [B, H/4, W/4,
-    width].
+    """Three convolutions, the first with stride 2, and average pooling: [B, H, W, 3] ->
+    [B, H/4, W/4, width].
     """
 
     width: int
@@ -107,7 +116,7 @@ class Stem(nn.Module):
         conv = functools.partial(Conv, dtype=self.dtype, param_dtype=self.param_dtype)
         norm = functools.partial(BatchNorm, dtype=self.dtype)
         half = self.width // 2
-        # For stride 2 the default padding, 'SAME', would leave out the left and upper edges.
+        # With stride 2, padding 'SAME' would not pad the top and left edges as PyTorch does.
         x = conv(half, (3, 3), strides=2, padding=1, name='conv_1')(x)
         x = nn.relu(norm(name='norm_1')(x, train=train))
         x = conv(half, (3, 3), name='conv_2')(x)
@@ -118,7 +127,7 @@ class Stem(nn.Module):
 
 
 class Stage(nn.Module):
-    """Bottlenecks, the first with a stride: [B, H, W, C] -> [B, H/stride, W/stride, 4 * width]."""
+    """Bottlenecks, the first one strided: [B, H, W, C] -> [B, H/stride, W/stride, 4 * width]."""
 
     width: int
     depth: int
@@ -145,9 +154,9 @@ class Stage(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """x + convolutions of x: [B, H, W, C] -> [B, H/stride, W/stride, 4 * width].
+    """Residual bottleneck block: [B, H, W, C] -> [B, H/stride, W/stride, 4 * width].
 
-    The stride is an average pool, on both paths.
+    The stride is an average pooling on both branches.
     """
 
     width: int
@@ -165,7 +174,7 @@ class Bottleneck(nn.Module):
         y = conv(self.width, (3, 3), name='conv_2')(y)
         y = nn.relu(norm(name='norm_2')(y, train=train))
         y = conv(wide, (1, 1), name='conv_3')(average_pool(y, self.stride))
-        # A block begins as the identity, as in OpenAI's code.
+        # The block is the identity at initialization, as in OpenAI's code.
         y = norm(scale_init=nn.initializers.zeros, name='norm_3')(y, train=train)
         if self.stride > 1 or x.shape[-1] != wide:
             x = conv(wide, (1, 1), name='downsample_conv')(average_pool(x, self.stride))
@@ -174,7 +183,7 @@ class Bottleneck(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Attends to all places with their mean as the one query: [B, H, W, C] -> [B, C]."""
+    """Attention pooling whose query is the mean over all positions: [B, H, W, C] -> [B, C]."""
 
     heads: int
     dtype: jnp.dtype
@@ -201,9 +210,7 @@ class AttentionPool(nn.Module):
 
 
 class Conv(nn.Conv):
-    """Convolution without a bias, with the initial values of torch's: uniform, at most
-    fan_in^-1/2.
-    """
+    """Convolution without a bias, initialized as in PyTorch: uniform within +-fan_in^-1/2."""
 
     use_bias: bool = False
     kernel_init: nn.initializers.Initializer = nn.initializers.variance_scaling(
@@ -214,13 +221,19 @@ class Conv(nn.Conv):
 class BatchNorm(nn.Module):
     """Batch normalization (arXiv 1502.03167) over all axes but the last, in float32.
 
-    In training by mean and variance of the batch, else by their running averages: `mean` and `var`
-    of the collection `batch_stats`, which training updates. In a jitted program arrays are whole,
-    however many devices they are split over, and so the batch is the global one.
+    In training it uses the statistics of the batch and updates the running averages `mean` and
+    `var` of the collection `batch_stats`; in evaluation it uses the running averages. Under jit
+    arrays are global, so this is synchronized batch norm on any mesh.
+
+    Attributes:
+      epsilon: added to the variance.
+      momentum: decay of the running averages at a step; PyTorch calls 1 - momentum so.
+      scale_init: initializer of the scale.
+      dtype: the output's dtype.
     """
 
     epsilon: float = 1e-5
-    momentum: float = 0.9  # what stays of a running average at a step; torch calls 0.1 so
+    momentum: float = 0.9
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     dtype: jnp.dtype = jnp.float32
 
@@ -231,16 +244,16 @@ class BatchNorm(nn.Module):
         running_var = self.variable('batch_stats', 'var', jnp.ones, (width,))
         scale = self.param('scale', self.scale_init, (width,))
         bias = self.param('bias', nn.initializers.zeros, (width,))
-        # What comes out of a convolution lies as its batch, wherever the kernel lies.
+        # Shard the convolution's output by batch, however its kernel is sharded.
         x = sharding.constrain(x, 'batch', *[None] * (x.ndim - 2), 'features').astype(jnp.float32)
         if train:
             axes = tuple(range(x.ndim - 1))
             mean, var = x.mean(axes), x.var(axes)
             if not self.is_initializing():
                 self._update(running_mean, mean)
-                # The unbiased variance, as in torch, so that a training continued from published
-                # weights keeps their meaning; Flax's own BatchNorm takes the biased one, which is
-                # too small by 1/count of values: much, where a small batch ends in 1 x 1 places.
+                # The unbiased variance, as in PyTorch, so that running averages mean the same when
+                # training continues from published weights. Flax's BatchNorm takes the biased one,
+                # which is much smaller where a small batch has few positions.
                 count = x.size // width
                 self._update(running_var, var * (count / max(count - 1, 1)))
         else:
@@ -253,5 +266,5 @@ class BatchNorm(nn.Module):
 
 
 def average_pool(x: jax.Array, size: int) -> jax.Array:
-    """Averages squares of size x size places: [B, H, W, C] -> [B, H/size, W/size, C]."""
+    """Average pooling: [B, H, W, C] -> [B, H/size, W/size, C]."""
     return nn.avg_pool(x, (size, size), (size, size)) if size > 1 else x

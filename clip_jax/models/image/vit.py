@@ -1,6 +1,4 @@
-"""Vision Transformer (Dosovitskiy et al. 2021, arXiv 2010.11929), with the pooling and norms that
-CLIP models use.
-"""
+"""Vision Transformer (ViT, arXiv 2010.11929) with the pooling and norms that CLIP models use."""
 
 import functools
 
@@ -10,9 +8,17 @@ import jax.numpy as jnp
 
 from clip_jax import lookup
 from clip_jax.models import positions
-from clip_jax.models.layers import Mlp, Norm, Transformer, check_shares, check_sizes, row_keys
+from clip_jax.models.layers import (
+    Mlp,
+    Norm,
+    Transformer,
+    TransformerConfig,
+    check_rates,
+    check_sizes,
+    example_keys,
+)
 
-# 'B/16' in a config is row B with patch_size 16.
+# 'B/16' in a config is the entry 'B' with patch_size 16.
 VARIANTS: dict[str, dict[str, int]] = {
     # How to train your ViT (arXiv 2106.10270), table 2; S and Ti first in DeiT (arXiv 2012.12877),
     # table 1.
@@ -33,23 +39,40 @@ VARIANTS: dict[str, dict[str, int]] = {
     'giant-opt': {'width': 1536, 'depth': 40, 'heads': 16, 'mlp_dim': 6144},
     'e': {'width': 1792, 'depth': 56, 'heads': 16, 'mlp_dim': 15360},
 }
+LOGICAL_AXES = {
+    'patch_embedding/kernel': ('pixels', 'pixels', 'channels', 'width'),
+    'position_embedding': ('length', 'width'),
+    'probe': ('length', 'width'),
+}
 POOLS = ('cls', 'mean', 'map', 'queries')
 POSITIONS = ('learned', 'sincos2d')
 
 
 class Encoder(nn.Module):
-    """ViT: float [B, H, W, 3] -> [B, width].
+    """ViT: images float [B, H, W, 3] -> features [B, width].
 
-    `pool`: 'cls' reads a class token, 'mean' averages the patches, 'map' attends to them with one
-    learned query (Scaling Vision Transformers, section 3.1), 'queries' with the first of
-    `pool_queries`, `pool_width` wide, of which the others are a caption decoder's (CoCa, arXiv
-    2205.01917, section 3.2). `class_token` adds a class token also
-    where the pool does not read it (CLIPA, arXiv 2305.07017). `positions`: 'learned' from random
-    numbers, or 'sincos2d', fixed sines and cosines of row and column, with which small data learns
-    sooner (Better plain ViT baselines, arXiv 2205.01580). `pre_norm` is CLIP's layer norm before
-    the first block; `norm_after_pool` puts the last one behind the pooling, not before it.
-    `patch_bias`: the patch embedding has a bias. `layer_scale`: see layers.Block. `patch_dropout`
-    is the share of patches left out in training (FLIP, arXiv 2212.00794).
+    Attributes:
+      image_size: height and width of images, in pixels.
+      patch_size: height and width of patches, in pixels.
+      width: features of a token.
+      pool: how tokens become one vector. 'cls': the class token; 'mean': the average of the
+        patches; 'map': attention pooling with one learned query (Scaling Vision Transformers, arXiv
+        2106.04560, section 3.1); 'queries': attention pooling with the first of `pool_queries`
+        learned queries, of which the others belong to a caption decoder (CoCa, arXiv 2205.01917,
+        section 3.2).
+      pool_queries: the number of queries of the pool 'queries'.
+      pool_width: features of the pool 'queries'; then also of the output.
+      pool_heads: attention heads of the pool 'queries'.
+      class_token: whether there is a class token although the pool does not read it (CLIPA, arXiv
+        2305.07017).
+      positions: position embeddings, 'learned' or 'sincos2d', fixed sines and cosines of row and
+        column, which learn faster on small data (Better plain ViT baselines, arXiv 2205.01580).
+      pre_norm: whether there is a layer norm before the first block, as in CLIP.
+      norm_after_pool: whether the last layer norm comes after the pooling instead of before it.
+      patch_bias: whether the patch embedding has a bias.
+      patch_dropout: fraction of the patches dropped in training (FLIP, arXiv 2212.00794).
+      depth, heads, mlp_dim, activation, norm_eps, layer_scale, dropout, remat, scan, attention: see
+        layers.TransformerConfig.
     """
 
     image_size: int
@@ -81,7 +104,7 @@ class Encoder(nn.Module):
     def __post_init__(self):
         lookup.check(self.pool, POOLS, what='models/image/vit: pool')
         lookup.check(self.positions, POSITIONS, what='models/image/vit: positions')
-        # Of two ways to say the same, one: where a single row is read, its norm may come before.
+        # Equal models have equal fields: one token's norm is the same before and after pooling.
         self.class_token = self.class_token or self.pool == 'cls'
         self.norm_after_pool = self.norm_after_pool and self.pool in ('mean', 'map')
         check_sizes(
@@ -102,9 +125,11 @@ class Encoder(nn.Module):
                 heads=self.pool_heads or 0,
                 queries=self.pool_queries or 0,
             )
-        check_shares('models/image/vit', patch_dropout=self.patch_dropout, dropout=self.dropout)
+        check_rates('models/image/vit', patch_dropout=self.patch_dropout, dropout=self.dropout)
         if self.positions == 'sincos2d' and self.width % 4:
-            raise ValueError(f'models/image/vit: sincos2d needs width in fours, not {self.width}')
+            raise ValueError(
+                f'models/image/vit: width is {self.width}; positions sincos2d need a multiple of 4'
+            )
         if self.image_size < self.patch_size:
             raise ValueError(
                 f'models/image/vit: image_size {self.image_size} is smaller than patch_size '
@@ -114,11 +139,11 @@ class Encoder(nn.Module):
 
     @property
     def grid(self) -> int:
-        """Patches in a row and in a column."""
+        """The number of patches along each side of an image."""
         return self.image_size // self.patch_size
 
     def with_image_size(self, params: dict, image_size: int) -> dict:
-        """Returns parameters for images of another size; of the others only positions change."""
+        """Returns parameters for another image size: position embeddings are interpolated."""
         if 'position_embedding' not in params:
             return params
         table, grid = params['position_embedding'], image_size // self.patch_size
@@ -151,33 +176,20 @@ class Encoder(nn.Module):
             x = x + table.astype(x.dtype)
         keys = None
         if train and (self.patch_dropout or self.dropout):
-            keys = row_keys(self.make_rng('dropout'), example_index, len(x))
+            keys = example_keys(self.make_rng('dropout'), example_index, len(x))
         if train and self.patch_dropout:
             kept = drop_patches(x[:, tokens:], self.patch_dropout, keys)
             x = jnp.concatenate([x[:, :tokens], kept], axis=1)
         if self.pre_norm:
             x = Norm(epsilon=self.norm_eps, name='pre_norm', **types)(x)
-        x = Transformer(
-            depth=self.depth,
-            heads=self.heads,
-            mlp_dim=self.mlp_dim,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            layer_scale=self.layer_scale,
-            dropout=self.dropout,
-            remat=self.remat,
-            scan=self.scan,
-            attention=self.attention,
-            name='transformer',
-            **types,
-        )(x, keys=keys)
+        x = Transformer(TransformerConfig.of(self), name='transformer')(x, keys=keys)
         norm = Norm(epsilon=self.norm_eps, name='post_norm', **types)
         if self.norm_after_pool or self.pool == 'queries':
             return norm(self._pooled(x, tokens))
         return self._pooled(norm(x), tokens)
 
     def _pooled(self, x: jax.Array, tokens: int) -> jax.Array:
-        """Makes one row of each image's class token, if there is one, and patches."""
+        """Pools [B, tokens + patches, width] to [B, width]; `tokens`: 1 or 0 class tokens."""
         if self.pool == 'cls':
             return x[:, 0]
         if self.pool == 'mean':
@@ -204,7 +216,7 @@ class Encoder(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """One learned query attends to all patches, then an MLP: [B, L, width] -> [B, width]."""
+    """Attention pooling with one learned query, then an MLP: [B, L, width] -> [B, width]."""
 
     heads: int
     mlp_dim: int
@@ -233,7 +245,7 @@ class AttentionPool(nn.Module):
 
 
 class QueryPool(nn.Module):
-    """CoCa's pooling: the first of `queries` attends to all tokens, [B, L, C] -> [B, width]."""
+    """CoCa's attention pooling with the first of `queries`: [B, L, C] -> [B, width]."""
 
     queries: int
     width: int
@@ -257,13 +269,13 @@ class QueryPool(nn.Module):
 
 
 def patches(images: jax.Array, size: int) -> jax.Array:
-    """Cuts images into squares: [B, H, W, C] -> [B, H/size * W/size, size, size, C], row by row.
+    """Splits images into patches, row by row: [B, H, W, C] -> [B, H/size * W/size, size, size, C].
 
-    Rows and columns that are left over on the right and below are left out, as the convolutions of
-    published models do: SigLIP's So400m/14 sees 378 of 384 pixels.
+    Pixels on the right and at the bottom that do not fill a patch are dropped, as the convolutions
+    of published models do: SigLIP's So400m/14 sees 378 of 384 pixels.
     """
-    # A dense layer over these is the strided convolution of the papers; its gradient is far quicker
-    # on CPU.
+    # A dense layer over patches equals the strided convolution of the papers; its gradient is much
+    # faster on CPU.
     batch, height, width, channels = images.shape
     rows, columns = height // size, width // size
     images = images[:, : rows * size, : columns * size]
@@ -272,8 +284,15 @@ def patches(images: jax.Array, size: int) -> jax.Array:
 
 
 def drop_patches(x: jax.Array, share: float, keys: jax.Array) -> jax.Array:
-    """Keeps round(L * (1 - share)) random patches of each image, at least one: [B, L, W] -> [B,
-    kept, W]; `keys`: a random key an image.
+    """Drops a random subset of each image's patches (FLIP, arXiv 2212.00794).
+
+    Args:
+      x: patches [B, L, width].
+      share: fraction of the patches to drop.
+      keys: random keys [B].
+
+    Returns:
+      [B, max(1, round(L * (1 - share))), width]
     """
     length = x.shape[1]
     kept = max(1, round(length * (1 - share)))

@@ -1,4 +1,9 @@
-"""One file = one text encoder: `Encoder(nn.Module)`, int32 [B, L] -> [B, width], and `VARIANTS`.
+"""Text encoders. One file is one encoder; see transformer.py for an example.
 
-`Encoder.__call__(tokens, *, train=False)`.
+As in models/image: `Encoder`, and optionally `VARIANTS` and `LOGICAL_AXES`. A text encoder has the
+fields `vocab_size` and `context_length`, and `eot_id` if it reads the end-of-text token; the
+tokenizer of the config sets them.
+
+`Encoder.__call__(tokens, *, train=False, example_index=None)` maps token ids, int32 [B, L], to
+features [B, width].
 """

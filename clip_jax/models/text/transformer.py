@@ -1,5 +1,5 @@
-"""CLIP's text encoder: a transformer, causal and read at the end-of-text token in CLIP (arXiv
-2103.00020, section 2.4), neither of both in SigLIP.
+"""Text transformers of CLIP (causal, pooled at the end-of-text token; arXiv 2103.00020, section
+2.4), SigLIP (bidirectional, pooled at the last token; arXiv 2303.15343) and CoCa.
 """
 
 import flax.linen as nn
@@ -7,10 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup
-from clip_jax.models.layers import Embedding, Norm, Transformer, check_shares, check_sizes, row_keys
+from clip_jax.models.layers import (
+    Embedding,
+    Norm,
+    Transformer,
+    TransformerConfig,
+    check_rates,
+    check_sizes,
+    example_keys,
+)
 
 VARIANTS: dict[str, dict[str, int]] = {
-    # CLIP's tables 18 and 19, by the image encoder that they were trained with.
+    # CLIP's tables 18 and 19, named after the image encoder that they were trained with.
     'B': {'width': 512, 'depth': 12, 'heads': 8, 'mlp_dim': 2048},
     'L': {'width': 768, 'depth': 12, 'heads': 12, 'mlp_dim': 3072},
     'RN50': {'width': 512, 'depth': 12, 'heads': 8, 'mlp_dim': 2048},
@@ -23,24 +31,33 @@ VARIANTS: dict[str, dict[str, int]] = {
     'H': {'width': 1024, 'depth': 24, 'heads': 16, 'mlp_dim': 4096},
     'G': {'width': 1280, 'depth': 32, 'heads': 20, 'mlp_dim': 5120},
     'e': {'width': 1280, 'depth': 36, 'heads': 20, 'mlp_dim': 5120},
-    # SigLIP's (arXiv 2303.15343), as large as its image encoders.
+    # SigLIP's (arXiv 2303.15343), of the same size as its image encoders.
     'siglip-B': {'width': 768, 'depth': 12, 'heads': 12, 'mlp_dim': 3072},
     'siglip-L': {'width': 1024, 'depth': 24, 'heads': 16, 'mlp_dim': 4096},
     'So400m': {'width': 1152, 'depth': 27, 'heads': 16, 'mlp_dim': 4304},
 }
-
-
+LOGICAL_AXES = {
+    'token_embedding/embedding': ('vocab', 'width'),
+    'position_embedding': ('length', 'width'),
+}
 POOLS = ('eot', 'argmax', 'last', 'cls')
 
 
 class Encoder(nn.Module):
-    """Transformer over tokens: int32 [B, L] -> [B, width].
+    """Text transformer: token ids int32 [B, L] -> features [B, width].
 
-    `pool`: which row is read: 'eot' at the first `eot_id`, 'argmax' at the first largest id, as in
-    OpenAI's code, where that is the end of the text; 'last' the last one, padding or not, so that
-    all rows must have the `context_length` of training (SigLIP, arXiv 2303.15343); 'cls' a learned
-    token behind the text, with padding, `pad_id`, hidden (CoCa, arXiv 2205.01917).
-    `layer_scale`: see layers.Block.
+    Attributes:
+      vocab_size: the number of token ids.
+      context_length: the number of positions.
+      width: features of a token.
+      eot_id: the end-of-text token, for the pool 'eot'.
+      pad_id: the padding token, which the pool 'cls' masks.
+      pool: the token whose features are the output. 'eot': the first end-of-text token; 'argmax':
+        the first largest id, as in OpenAI's code, where that is the end-of-text token; 'last': the
+        last one, padding or not, so that L must be `context_length` (SigLIP, arXiv 2303.15343);
+        'cls': a class token after the text, with padding masked (CoCa, arXiv 2205.01917).
+      depth, heads, mlp_dim, causal, activation, norm_eps, layer_scale, dropout, remat, scan,
+        attention: see layers.TransformerConfig.
     """
 
     vocab_size: int
@@ -68,7 +85,7 @@ class Encoder(nn.Module):
         if self.pool == 'eot' and self.eot_id is None:
             raise ValueError("models/text/transformer: pool 'eot' needs the tokenizer's eot_id")
         if self.pool != 'eot':
-            self.eot_id = None  # is not read
+            self.eot_id = None  # not used
         check_sizes(
             'models/text/transformer',
             self.activation,
@@ -77,7 +94,7 @@ class Encoder(nn.Module):
             depth=self.depth,
             mlp_dim=self.mlp_dim,
         )
-        check_shares('models/text/transformer', dropout=self.dropout)
+        check_rates('models/text/transformer', dropout=self.dropout)
         super().__post_init__()
 
     @nn.compact
@@ -90,7 +107,7 @@ class Encoder(nn.Module):
         )
         if self.pool in ('last', 'cls') and tokens.shape[1] != self.context_length:
             raise ValueError(
-                f'models/text/transformer: pool {self.pool!r} reads rows of {self.context_length} '
+                f'models/text/transformer: pool {self.pool!r} needs texts of {self.context_length} '
                 f'tokens, these have {tokens.shape[1]}; pad them'
             )
         small, mask = nn.initializers.normal(0.01), None
@@ -104,22 +121,8 @@ class Encoder(nn.Module):
         x = x + positions[: x.shape[1]].astype(x.dtype)
         keys = None
         if train and self.dropout:
-            keys = row_keys(self.make_rng('dropout'), example_index, len(x))
-        x = Transformer(
-            depth=self.depth,
-            heads=self.heads,
-            mlp_dim=self.mlp_dim,
-            activation=self.activation,
-            causal=self.causal,
-            norm_eps=self.norm_eps,
-            layer_scale=self.layer_scale,
-            dropout=self.dropout,
-            remat=self.remat,
-            scan=self.scan,
-            attention=self.attention,
-            name='transformer',
-            **types,
-        )(x, mask, keys)
+            keys = example_keys(self.make_rng('dropout'), example_index, len(x))
+        x = Transformer(TransformerConfig.of(self), name='transformer')(x, mask, keys)
         if self.pool in ('last', 'cls'):
             x = x[:, -1]
         else:
@@ -129,10 +132,13 @@ class Encoder(nn.Module):
 
 
 def padding_mask(is_text: jax.Array) -> jax.Array:
-    """Hides padding from all of a text with a class token behind it: bool [B, L] -> [B, 1, 1, L+1].
+    """Returns the mask of the pool 'cls', which hides padding: bool [B, 1, 1, L + 1].
 
-    As in open_clip, with which published models were trained, the mask lies one place too far to
-    the right: place k is seen where token k - 1 is text.
+    As in open_clip, with which published models were trained, the mask is shifted by one: position
+    k is visible where token k - 1 is text.
+
+    Args:
+      is_text: bool [B, L]; False: padding. The class token comes after these tokens.
     """
     class_token = jnp.ones((len(is_text), 1), bool)
     return jnp.concatenate([class_token, is_text], axis=1)[:, None, None]
