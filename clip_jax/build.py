@@ -1,4 +1,4 @@
-"""From a config's names and numbers to objects: the one place where a name becomes a thing."""
+"""Makes objects from a config: models, losses, optimizers, tokenizers, data."""
 
 import dataclasses
 import functools
@@ -21,18 +21,18 @@ from clip_jax.data.sources import open_source
 from clip_jax.models import clip, layers, presets
 from clip_jax.step import optimizers
 
-TOKENIZER_CAPTIONS = 1_000_000  # a vocabulary does not get better from more
-# Where neither the config nor what it names says it.
+TOKENIZER_CAPTIONS = 1_000_000  # a vocabulary does not improve with more
+# Defaults of fields that neither the config nor its preset sets.
 IMAGE = {'name': 'vit', 'image_size': 224}
 TEXT = {'name': 'transformer'}
-# Fields that an encoder keeps when another takes its place.
+# Fields that stay when a config replaces the encoder of its preset by another one.
 SHARED = ('image_size', 'vocab_size', 'context_length', 'eot_id')
 # The first parameters of every loss; see losses/__init__.py.
 LOSS_INPUTS = ('image', 'text', 'scale', 'bias')
 
 
 def given(options: Mapping[str, Any], *without: str) -> dict[str, Any]:
-    """Returns the options that are set (not None), except those named."""
+    """Returns the options that are set (not None), except those in `without`."""
     return {k: v for k, v in options.items() if v is not None and k not in without}
 
 
@@ -112,8 +112,14 @@ def image_loader(options: Mapping[str, Mapping[str, Any]]) -> Callable[[str, lis
 
 
 def tokenizer(config: Mapping[str, Any], train_source: Any) -> Any:
-    """Makes the tokenizer that a config describes; a new vocabulary is trained on the training
-    captions.
+    """Makes the tokenizer of a config.
+
+    Args:
+      config: `name`, a file of tokenizers/ or an import path, and options of its `create`.
+      train_source: the training data; a new vocabulary is trained on its captions.
+
+    Raises:
+      ValueError: there is no such tokenizer, or an option is unknown, missing or wrong.
     """
 
     def captions() -> Iterator[str]:
@@ -122,7 +128,7 @@ def tokenizer(config: Mapping[str, Any], train_source: Any) -> Any:
         for i in range(0, len(train_source), step):
             try:
                 texts = train_source[i].get('texts', [])
-            except BadRecord:  # counted where it is trained on
+            except BadRecord:  # training counts it
                 continue
             yield from texts
             seen += len(texts)
@@ -141,11 +147,17 @@ def architecture(
     *,
     loss: str = 'softmax',
 ) -> dict[str, Any]:
-    """Resolves a config's model to the complete fields of both encoders: the card's `model`.
+    """Resolves a config's model to the complete fields of both encoders, the `model` of a card.
 
-    What the config sets overrides `base`, the architecture of the checkpoint that training begins
-    from; without one, the published architecture that the config names, for this tokenizer, with
-    the initial scale and bias of the loss.
+    Args:
+      config: the config's `model`. Its fields override those of `base`.
+      tokenizer: the tokenizer, for the vocabulary of the text encoder.
+      base: the `model` of the checkpoint that training starts from. None: that of the preset that
+        the config names, for this tokenizer and with the loss's initial scale and bias.
+      loss: the name of the loss.
+
+    Raises:
+      ValueError: a name or a field is unknown, or a required field is missing.
     """
     if base is None:
         base = presets.architecture(config['preset']) if config.get('preset') else {}
@@ -160,7 +172,7 @@ def architecture(
         'text': _fields('models.text', config['text'], {**TEXT, **base['text']}),
     }
     if 'embed_dim' not in fields:
-        raise ValueError('model: embed_dim must be given, or published, which sets it')
+        raise ValueError('model: embed_dim must be given, or a preset that sets it')
     return clip.to_card(clip.from_card(fields))
 
 
@@ -193,22 +205,28 @@ def _fields(folder: str, config: Mapping[str, Any], base: Mapping[str, Any]) -> 
 
 
 def execution(config: Mapping[str, Any]) -> dict[str, str | bool]:
-    """Returns what a config's model says of how, not what, is computed."""
+    """Returns the fields of a config's model that change how, not what, is computed."""
     return {name: config[name] for name in clip.EXECUTION}
 
 
 def check_dtype(dtype: str) -> str:
-    """Returns the name of a type of arithmetic; ValueError if it is none."""
+    """Returns a compute dtype's name; ValueError if it is unknown."""
     return lookup.check(dtype, ('auto', 'float32', 'bfloat16'), what='dtype')
 
 
 def model(
     architecture: Mapping[str, Any], dtype: str = 'auto', **execution: str | bool
 ) -> clip.CLIP:
-    """Makes the model that a card's `model` describes; parameters are float32, arithmetic is
-    `dtype`, and `execution` says how it is computed (see clip.EXECUTION).
+    """Makes the model of a card.
 
-    'auto' is bfloat16 on accelerators and float32 on CPU.
+    Args:
+      architecture: the card's `model`.
+      dtype: the compute dtype, 'float32', 'bfloat16', or 'auto': bfloat16 on accelerators and
+        float32 on CPU. Parameters are float32.
+      **execution: `remat`, `scan` and `attention`, see layers.TransformerConfig.
+
+    Raises:
+      ValueError: a name or a field is unknown or wrong.
     """
     check_dtype(dtype)
     lookup.check(execution.get('remat', 'none'), layers.REMAT, what='model.remat')
@@ -278,7 +296,15 @@ def initial_scale_and_bias(loss: str) -> dict[str, float | None]:
 def optimizer(
     config: Mapping[str, Any], total_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Returns the optimizer of a config and its learning rate as a function of the step."""
+    """Makes the optimizer of a config.
+
+    Args:
+      config: `learning_rate`, `warmup_steps` and the options of optimizers.adamw.
+      total_steps: the step at which the learning rate is 0.
+
+    Returns:
+      The optimizer, and its learning rate as a function of the step.
+    """
     schedule = optimizers.warmup_cosine(
         peak=config['learning_rate'],
         warmup_steps=config['warmup_steps'],
@@ -291,8 +317,12 @@ def optimizer(
 def preprocess(
     config: Mapping[str, Any], image_size: int, base: Mapping[str, Any] | None = None
 ) -> Preprocess:
-    """Returns the evaluation preprocessing of a config; what it does not set is that of `base`, a
-    card's `preprocess`, or OpenAI's.
+    """Makes the evaluation preprocessing of a config.
+
+    Args:
+      config: fields of Preprocess; what is None is that of `base`.
+      image_size: height and width of the model's images, in pixels.
+      base: the `preprocess` of a card; None: OpenAI's.
     """
     fields = [field.name for field in dataclasses.fields(Preprocess)]
     for name in config:

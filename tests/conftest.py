@@ -1,10 +1,11 @@
 """Eight simulated devices for every test in this process, and small data that tests share."""
 
+import functools
 import io
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,36 @@ def get_config():
     return c.lock()
 """)
     return config
+
+
+@pytest.fixture(scope='session', autouse=True)
+def one_device_mesh() -> Iterator[Callable]:
+    """Makes `sharding.make_mesh()` a mesh of one device: to compile for eight takes long.
+
+    Meshes of given devices, or with fsdp or tensor parallelism, are as they were; a test that wants
+    the mesh of all eight devices passes `jax.devices()`, or asks for the fixture `all_devices`.
+    """
+    import jax
+
+    from clip_jax import sharding
+
+    original = sharding.make_mesh
+
+    @functools.wraps(original)
+    def make_mesh(devices=None, *, fsdp: int = 1, tensor: int = 1):
+        if devices is None and fsdp == tensor == 1:
+            devices = jax.local_devices()[:1]
+        return original(devices, fsdp=fsdp, tensor=tensor)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, 'make_mesh', make_mesh)
+        yield original
+
+
+@pytest.fixture
+def all_devices(one_device_mesh, monkeypatch) -> None:
+    """Makes `sharding.make_mesh()` the mesh of all eight devices, as it is outside of tests."""
+    monkeypatch.setattr('clip_jax.sharding.make_mesh', one_device_mesh)
 
 
 @pytest.fixture
