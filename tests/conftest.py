@@ -23,7 +23,14 @@ from support.process import (  # before JAX
 from support.runs import command
 
 # Files that take minutes come first, so that no process of the tests waits long for the other.
-LONG = ('test_hosts', 'test_runs', 'test_faults', 'test_sharding', 'test_cli', 'test_checkpoint')
+LONG = (
+    'test_hosts',
+    'test_runs',
+    'test_faults',
+    'test_sharding',
+    'test_train_command',
+    'test_checkpoint',
+)
 
 
 def pytest_configure() -> None:

@@ -114,7 +114,7 @@ def test_wrong_input_is_one_line(clip_jax_cli, tiny_config, flags, message):
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec('libtpu') is None, reason="needs libtpu: pip install -e '.[tpu]'"
+    importlib.util.find_spec('libtpu') is None, reason="needs libtpu: pip install 'clipax[tpu]'"
 )
 def test_a_config_is_compiled_for_a_tpu_that_is_not_there(clip_jax_cli, tiny_config, tmp_path):
     out = tmp_path / 'plan.json'

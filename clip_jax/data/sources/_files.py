@@ -16,7 +16,7 @@ _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Permission
 _IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ELOOP)
 _GONE = (401, 403, 404, 410, 451)
 # What to install where fsspec has no driver; its own names of the others are `fsspec[PROTOCOL]`.
-_DRIVERS = {'gs': 'clip_jax[gcs]', 'gcs': 'clip_jax[gcs]', 'https': 'fsspec[http]'}
+_DRIVERS = {'gs': 'clipax[gcs]', 'gcs': 'clipax[gcs]', 'https': 'fsspec[http]'}
 
 
 class _UnknownProtocol(ValueError):

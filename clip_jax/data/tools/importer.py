@@ -398,7 +398,7 @@ def _pipeline(runner: str, options: Mapping[str, Any]) -> Any:
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
         raise ValueError(
-            "--beam-runner needs Apache Beam, which is not installed: pip install 'clip_jax[beam]'"
+            "--beam-runner needs Apache Beam, which is not installed: pip install 'clipax[beam]'"
         ) from None
     return beam.Pipeline(runner, PipelineOptions.from_dictionary(dict(options)))
 

@@ -966,7 +966,7 @@ def test_a_server_that_does_not_answer_is_no_missing_file(server):
 
 def test_a_driver_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, 'gcsfs', None)
-    with pytest.raises(ValueError, match=r"gs://.*pip install 'clip_jax\[gcs\]'") as error:
+    with pytest.raises(ValueError, match=r"gs://.*pip install 'clipax\[gcs\]'") as error:
         tars.source('gs://bucket/x-*.tar')
     assert '\n' not in str(error.value)
     with pytest.raises(ValueError, match='fsspec knows no nowhere://'):

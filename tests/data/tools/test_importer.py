@@ -480,7 +480,7 @@ def test_beam_writes_the_same_files(write, tmp_path):
 
 def test_beam_that_is_not_installed(write, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'apache_beam', None)
-    with pytest.raises(ValueError, match=r"pip install 'clip_jax\[beam\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'clipax\[beam\]'"):
         write(captioned(1), beam=('DirectRunner', {}))
     assert not hashes(tmp_path)
 

@@ -1,0 +1,48 @@
+"""`clip-jax plot`: HTML reports, and bad input."""
+
+import shutil
+
+from support.files import hashes
+
+
+def test_a_plot_needs_a_run(line, tmp_path):
+    assert f'{tmp_path}: no run directory' in line('plot', f'--workdir={tmp_path}')
+    assert 'no run directory' in line('plot', f'--workdir={tmp_path / "none"}')
+    assert "there is no flag '--dpi=3'" in line('plot', f'--workdir={tmp_path}', '--dpi=3')
+
+
+def test_a_plot_needs_metrics(line, tiny_run, tmp_path):
+    shutil.copy(tiny_run / 'config.json', tmp_path)
+    assert 'no metrics.jsonl' in line('plot', f'--workdir={tmp_path}')
+
+
+def test_runs_are_compared_in_one_page(run, tiny_run, tmp_path, monkeypatch):
+    other = tmp_path / 'other'
+    other.mkdir()
+    for name in 'config.json', 'metrics.jsonl', 'summary.json':
+        shutil.copy(tiny_run / name, other)
+    before = hashes(tiny_run)
+    out = tmp_path / 'new' / 'compare.html'
+    monkeypatch.setenv('HOME', str(tmp_path))
+    flags = f'--workdir={tiny_run}', '--workdir=~/other', '--out=~/new/compare.html'
+    assert run('plot', *flags) == (0, f'{out}\n', '')
+    assert out.read_text().count('<img') == 1
+    assert hashes(tiny_run) == before
+
+
+def test_what_a_page_needs(line, tiny_run, tmp_path):
+    here, out = f'--workdir={tiny_run}', f'--out={tmp_path / "x.html"}'
+    (tmp_path / 'there.html').write_text('mine')
+    (tmp_path / 'x.json').write_text('{}')
+    assert '--workdir' in line('plot')
+    assert '--out: expected a file' in line('plot', here, f'--workdir={tmp_path}')
+    assert '--out: expected a file' in line('plot', '--report=x.json')
+    for name in 'there.html', 'x.png':
+        said = line('plot', here, f'--out={tmp_path / name}')
+        assert f'{name}: expected a new name' in said
+    below = f'--out={tmp_path / "x.json" / "x.html"}'
+    assert f'{tmp_path / "x.json"} is no folder' in line('plot', '--report=/no/x.json', below)
+    assert 'expected different ones' in line('plot', here, here, out)
+    assert 'no report of an eval' in line('plot', here, f'--report={tmp_path / "x.json"}', out)
+    assert 'there is no such file' in line('plot', '--report=/no/x.json', out)
+    assert 'no run directory' in line('plot', here, f'--workdir={tmp_path}', out)
