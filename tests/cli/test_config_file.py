@@ -29,8 +29,10 @@ def test_a_name_is_a_config_that_comes_with_the_package():
 
 
 def test_a_suite_has_a_name_and_an_argument():
-    found = config_file.read('clip27:zeroshot', flag='suite')
-    assert {task['type'] for task in found.tasks.values()} == {'zeroshot'}
+    override = '--suite.options.tfds.data_dir=x'
+    found = config_file.read('clip27:zeroshot', [override], flag='suite')
+    assert found.options.tfds.data_dir == 'x'
+    assert 'linear_probe' not in str(found)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import inspect
 import pytest
 
 from clip_jax import lookup
-from clip_jax.cli import _help
 
 EVALUATION = '''
 def evaluate(
@@ -63,8 +62,6 @@ def test_options_come_from_the_signature_and_their_texts_from_the_docstring(run,
 def test_every_evaluation_lists_its_options(run, name):
     text = run('eval', name, '--help')[1].partition(f'options of {name}:')[2]
     _, _, _, *options = inspect.signature(lookup.module('evals', name).evaluate).parameters
-    documented = _help._arguments(inspect.getdoc(lookup.module('evals', name).evaluate))
-    assert {*options} <= {*documented}
     listed = [line.split('=')[0] for line in text.splitlines() if line.startswith('  --')]
     assert listed == [f'  --{option}' for option in options]
 
