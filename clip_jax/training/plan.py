@@ -81,7 +81,7 @@ def topology(name: str) -> Planned:
     except Exception as error:  # libtpu and JAX raise several kinds
         text = str(error).splitlines()[0]
         raise ValueError(
-            f"--topology {name}: {text}. Compiling for TPU needs libtpu: pip install 'clipax[tpu]'; "
+            f"--topology {name}: {text}. It needs libtpu: pip install 'clipax[tpu]'; "
             'v5e and v6e have two dimensions, v4 and v5p three, multiples of 4 or the small slices'
         ) from error
     return Planned(name, list(found), CHIPS[kind])
