@@ -1,5 +1,7 @@
 """`clip-jax checkpoint`: what it prints, and its exit codes."""
 
+import json
+
 from etils import epath
 
 from clip_jax.runtime import checksums
@@ -23,6 +25,10 @@ def test_checkpoints_are_verified_without_their_numbers(run, tmp_path):
     checksums.write(epath.Path(step))
     lines = tmp_path / 'metrics.jsonl'
     lines.write_text('{"step": 3, "loss": 2.5, "zs/top1": 0.5, "skipped/spike": 1}\n')
+    score = {'value': 0.5, 'better': 'higher', 'unit': 'fraction'}
+    report = {'type': 'zeroshot', 'data': 'folder:x', 'scores': {'top1': score}}
+    (tmp_path / 'evals').mkdir()
+    (tmp_path / 'evals' / 'zs.json').write_text(json.dumps(report))
     assert 'loss 2.5, zs/top1 0.5\n' in run('checkpoint', 'verify', tmp_path)[1]
     lines.write_text('{"step": 1}\n{"st\n{"step": 3, "loss": 2.5}\n')
     code, out, err = run('checkpoint', 'verify', tmp_path)

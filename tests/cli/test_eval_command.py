@@ -30,7 +30,7 @@ def test_data_that_cannot_be_evaluated(evaluate, bad_tar, one_name):
     assert "no file matches '/no/x.tar'" in evaluate('zeroshot', data='tars:/no/x.tar')
     assert 'not of the form KIND:ADDRESS' in evaluate('zeroshot', data='/no/x.tar')
     assert 'does not name its classes' in evaluate('zeroshot')
-    assert "one name only, 'red'" in evaluate('zeroshot', f'--classes={one_name}')
+    assert "are named 'red'" in evaluate('zeroshot', f'--classes={one_name}')
     few = '--classes=["red", "green"]'
     assert 'classes is an empty list' in evaluate('zeroshot', '--classes=[]')
     json_file = one_name.with_suffix('.json')
@@ -86,12 +86,12 @@ def test_a_report_is_written(run, tiny_run, tiny_tars, tmp_path):
     code, printed, error = run('eval', 'retrieval', *flags)
     assert (code, error) == (0, '')
     report = json.loads(out.read_text())
-    assert f'recall@10      {report["text_to_image/recall@10"]:.4f}' in printed
+    assert f'recall@10      {report["scores"]["text_to_image/recall@10"]["value"]:.4f}' in printed
     assert f'report: {out}\nfigures in {out.parent}/report: similarity.png, queries.png' in printed
     assert {path.name for path in out.parent.iterdir()} == {'report', 'report.json'}
     assert (report['model'], report['data'], report['options']) == (str(tiny_run), tiny_tars, {})
-    assert (report['arithmetic'], report['device']) == ('float32', 'cpu')
-    assert report['data_options'] == {} and 'left_out' not in report
+    assert (report['compute_dtype'], report['device']) == ('float32', 'cpu')
+    assert report['data_options'] == report['left_out'] == {}
 
 
 def test_options_of_data_are_those_of_a_mixture_and_stand_in_the_report(
@@ -105,7 +105,7 @@ def test_options_of_data_are_those_of_a_mixture_and_stand_in_the_report(
     arguments = f'--model={tiny_run}', f'--data={mixed}', f'--out={out}', '--dtype=bfloat16'
     assert run('eval', 'retrieval', *arguments, '--data.text_exts=["txt"]')[0] == 0
     report = json.loads(out.read_text())
-    assert report['data_options'] == {'text_exts': ['txt']}
-    assert report['arithmetic'] == 'bfloat16'
+    assert report['data_options'] == {'tars': {'text_exts': ['txt']}}
+    assert report['compute_dtype'] == 'bfloat16'
     assert "dtype: there is no 'half'" in evaluate('retrieval', '--dtype=half')
     assert report['versions']['jax'] and report['seconds'] > 0

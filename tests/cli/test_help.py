@@ -1,6 +1,7 @@
 """Help that is made from signatures and docstrings."""
 
 import inspect
+import re
 
 import pytest
 
@@ -64,6 +65,7 @@ def test_every_evaluation_lists_its_options(run, name):
     _, _, _, *options = inspect.signature(lookup.module('evals', name).evaluate).parameters
     listed = [line.split('=')[0] for line in text.splitlines() if line.startswith('  --')]
     assert listed == [f'  --{option}' for option in options]
+    assert not re.search(r'=VALUE\s+\(', text)  # each has a text, from the docstring
 
 
 def test_help_lists_evaluations_and_kinds_of_sources(run):

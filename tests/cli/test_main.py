@@ -86,7 +86,7 @@ def test_a_fresh_process_prints_one_line_too(clip_jax_cli, tiny_config, tmp_path
 def test_a_traceback_can_be_asked_for(run, monkeypatch, tmp_path):
     monkeypatch.setenv('CLIP_JAX_TRACEBACK', '1')
     code, _, error = run('plot', f'--workdir={tmp_path}')
-    assert code == 1 and error.startswith('Traceback') and 'no run directory' in error
+    assert code == 1 and error.startswith('Traceback') and 'run directory' in error
 
 
 @pytest.mark.parametrize(

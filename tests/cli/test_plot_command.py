@@ -6,8 +6,8 @@ from support.files import hashes
 
 
 def test_a_plot_needs_a_run(line, tmp_path):
-    assert f'{tmp_path}: no run directory' in line('plot', f'--workdir={tmp_path}')
-    assert 'no run directory' in line('plot', f'--workdir={tmp_path / "none"}')
+    assert f'{tmp_path}: not a run directory' in line('plot', f'--workdir={tmp_path}')
+    assert 'not a run directory' in line('plot', f'--workdir={tmp_path / "none"}')
     assert "there is no flag '--dpi=3'" in line('plot', f'--workdir={tmp_path}', '--dpi=3')
 
 
@@ -43,6 +43,6 @@ def test_what_a_page_needs(line, tiny_run, tmp_path):
     below = f'--out={tmp_path / "x.json" / "x.html"}'
     assert f'{tmp_path / "x.json"} is no folder' in line('plot', '--report=/no/x.json', below)
     assert 'expected different ones' in line('plot', here, here, out)
-    assert 'no report of an eval' in line('plot', here, f'--report={tmp_path / "x.json"}', out)
-    assert 'there is no such file' in line('plot', '--report=/no/x.json', out)
-    assert 'no run directory' in line('plot', here, f'--workdir={tmp_path}', out)
+    assert 'not a report of an eval' in line('plot', here, f'--report={tmp_path / "x.json"}', out)
+    assert '/no/x.json: no such file' in line('plot', '--report=/no/x.json', out)
+    assert 'not a run directory' in line('plot', here, f'--workdir={tmp_path}', out)
