@@ -51,7 +51,7 @@ def setup(
     learning_rate: float = 3e-3,
     **execution: str | bool,
 ) -> tuple[state.TrainState, Callable, Callable]:
-    """A new state on so many devices, its step, and what puts a batch there."""
+    """A new state on a number of devices, its step, and a function that shards a batch."""
     mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp, tensor=tensor)
     loss = {'name': 'softmax', 'implementation': 'gather', 'block_size': 8, **(loss or {})}
     card = {**lookup.module('losses', loss['name']).INIT, **card}
@@ -88,15 +88,15 @@ def make_optimizer(learning_rate: float) -> optax.GradientTransformation:
 
 @functools.cache
 def _initial(card: str) -> state.TrainState:
-    """A new state, made once for all tests of a process: to compile what makes it takes long."""
+    """A new state, made once for all tests of a process: compiling the initialization takes long."""
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     model = clip.from_card(json.loads(card))
     return jax.device_get(state.create(model, make_optimizer(0), seed=0, mesh=mesh))
 
 
 def steps(devices: int, encoder: str, *, count: int = 20, **options: Any) -> tuple:
-    """Losses of so many steps with dropout, and the state after them."""
-    # In a ResNet, batch normalization and ReLU let differences of rounding grow.
+    """Losses of `count` steps with dropout, and the state after them."""
+    # In a ResNet, batch normalization and ReLU amplify rounding errors.
     batch_size, rate = {'vit': (32, 1e-4), 'resnet': (64, 3e-5)}[encoder]
     card = CARDS[encoder]
     current, step, put = setup(devices, card=card, learning_rate=rate, **options)
@@ -110,12 +110,12 @@ def steps(devices: int, encoder: str, *, count: int = 20, **options: Any) -> tup
 
 @functools.cache
 def on_one_device(encoder: str, loss: str = 'softmax', count: int = 20) -> tuple:
-    """What all others are compared with."""
+    """The reference that other meshes and implementations are compared with."""
     return steps(1, encoder, loss={'name': loss, 'implementation': 'dense'}, count=count)
 
 
 def assert_same(result: tuple, expected: tuple) -> None:
-    """Losses are the same, relatively, to 1e-5, and so are parameters and buffers, absolutely."""
+    """Losses agree to a relative, parameters and buffers to an absolute tolerance of 1e-5."""
     (losses, state), (expected_losses, expected_state) = result, expected
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     for tree, other in (
