@@ -1,4 +1,4 @@
-"""A batch that is embedded in parts trains as one that is embedded whole."""
+"""Training with micro-batches equals training on the batch at once."""
 
 import functools
 
@@ -17,19 +17,19 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     'microbatches', [pytest.param(2, marks=SLOW), 4, pytest.param(8, marks=SLOW)]
 )
-def test_parts_of_a_batch_train_as_the_whole(microbatches):
-    """With dropout and patch dropout, which depend on the row alone."""
+def test_microbatches_train_as_one_batch(microbatches):
+    """With dropout and patch dropout, which depend on the example alone."""
     assert_same(steps(1, 'vit', microbatches=microbatches), on_one_device('vit'))
 
 
-def test_parts_of_a_sharded_batch_do_too():
+def test_microbatches_of_a_sharded_batch_do_too():
     ring = {'name': 'sigmoid', 'implementation': 'ring'}
     how = {'fsdp': 4, 'microbatches': 4, 'remat': 'full', 'scan': True}
     assert_same(steps(8, 'vit', loss=ring, **how), on_one_device('vit', 'sigmoid'))
 
 
-def test_parts_of_a_batch_are_normalized_by_themselves():
-    """A ResNet's loss is that of its parts' outputs, its running averages see one after another."""
+def test_batch_norm_uses_the_statistics_of_a_microbatch():
+    """And the running averages are updated once for each."""
     card = {**softmax.INIT, **CARDS['resnet']}
     current, step, put = setup(1, card=card, microbatches=4)
     data = batch(0, 32, 32)

@@ -1,4 +1,4 @@
-"""The optimizer: the learning rate's course, what decays, and the bounds."""
+"""The optimizer: schedule, weight decay, gradient clipping, and the bound on the logit scale."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def params():
     }
 
 
-def test_learning_rate_rises_in_a_line_and_falls_in_a_cosine():
+def test_the_learning_rate_has_linear_warmup_and_cosine_decay():
     rate = optimizers.warmup_cosine(peak=1.0, warmup_steps=10, total_steps=110)
     np.testing.assert_allclose([rate(0), rate(5), rate(10)], [0, 0.5, 1], atol=1e-6)
     np.testing.assert_allclose([rate(35), rate(60), rate(110)], [0.853553, 0.5, 0], atol=1e-6)
@@ -74,7 +74,7 @@ def test_logit_scale_stops_at_100_and_can_come_back():
 
 
 def test_gradients_are_clipped_by_their_global_norm():
-    """A gradient ten times too long counts as one of length 1: Adam's first moment shows it."""
+    """A gradient of norm 10 counts as one of norm 1: Adam's first moment shows it."""
     optimizer = optimizers.adamw(optax.constant_schedule(0.1), **ADAMW)
     tree = params()
     grads = jax.tree.map(jnp.ones_like, tree)

@@ -1,4 +1,4 @@
-"""A bad batch changes nothing but the counts, and a run does not go on without learning."""
+"""A bad batch changes nothing but the counts, and training continues after it."""
 
 import functools
 
@@ -15,7 +15,7 @@ W = skip_updates.WINDOW
 
 
 def after(losses, state=None, norm=1.0, spike=0.0):
-    """What is said of some losses in turn, and the memory after them."""
+    """The decisions for a sequence of losses, and the state after them."""
     state, said = skip_updates.init() if state is None else state, []
     for loss in losses:
         ok, state = skip_updates.should_update(
@@ -25,27 +25,27 @@ def after(losses, state=None, norm=1.0, spike=0.0):
     return said, {k: np.asarray(v).tolist() for k, v in state.items()}
 
 
-def test_what_is_not_finite_is_not_made_and_counted():
-    said, guard = after([1.0, np.nan, np.inf, -np.inf, 2.0, np.nan])
+def test_nonfinite_updates_are_skipped_and_counted():
+    said, state = after([1.0, np.nan, np.inf, -np.inf, 2.0, np.nan])
     assert said == [True, False, False, False, True, False]
-    assert (guard['nonfinite'], guard['consecutive'], guard['spike']) == (4, 1, 0)
-    assert guard['losses'][-2:] == [1.0, 2.0] and np.isinf(guard['losses'][:-2]).all()
-    said, guard = after([1.0, 1.0], norm=np.inf)
-    assert said == [False, False] and guard['consecutive'] == 2
+    assert (state['nonfinite'], state['consecutive'], state['spike']) == (4, 1, 0)
+    assert state['losses'][-2:] == [1.0, 2.0] and np.isinf(state['losses'][:-2]).all()
+    said, state = after([1.0, 1.0], norm=np.inf)
+    assert said == [False, False] and state['consecutive'] == 2
 
 
-def test_spikes_are_measured_by_the_last_losses_once_there_are_enough():
+def test_spikes_are_measured_by_a_full_window_of_losses():
     usual = [2.0 + 0.1 * (-1) ** i for i in range(W)]  # mean 2, standard deviation 0.1
     assert all(after([*usual[:-1], 1e6], spike=6.0)[0])
-    said, guard = after([*usual, 2.55, 2.75, 1e6, 2.0], spike=6.0)
+    said, state = after([*usual, 2.55, 2.75, 1e6, 2.0], spike=6.0)
     assert said[W:] == [True, False, False, True]
-    assert (guard['spike'], guard['nonfinite'], guard['consecutive']) == (2, 0, 0)
-    assert max(guard['losses']) < 2.6  # what was not made is no measure
+    assert (state['spike'], state['nonfinite'], state['consecutive']) == (2, 0, 0)
+    assert max(state['losses']) < 2.6  # the losses of skipped updates are not in the window
     assert all(after([*usual, 1e6])[0])  # 0: off
 
 
 def poisoned(images):
-    """As normalization does, but NaN where the first image is white."""
+    """Normalizes images; NaN if the first image is white."""
     values = images.astype(jnp.float32) / 255
     return jnp.where(images[0].min() == 255, jnp.nan, values)
 
@@ -54,7 +54,7 @@ def poisoned(images):
     ('encoder', 'devices', 'microbatches'),
     [('vit', 1, 1), pytest.param('vit', 8, 2, marks=pytest.mark.slow), ('resnet', 2, 1)],
 )
-def test_a_batch_of_nan_leaves_all_but_the_counts(encoder, devices, microbatches):
+def test_a_batch_of_nan_changes_only_the_counts(encoder, devices, microbatches):
     card = {**lookup.module('losses', 'softmax').INIT, **CARDS[encoder]}
     start, _, put = setup(devices, card=CARDS[encoder])
     mesh = sharding.make_mesh(jax.devices()[:devices])
@@ -79,6 +79,6 @@ def test_a_batch_of_nan_leaves_all_but_the_counts(encoder, devices, microbatches
     for part in 'params', 'buffers', 'opt_state', 'rng':
         jax.tree.map(np.testing.assert_array_equal, getattr(after_bad, part), getattr(start, part))
     assert after_bad.step == 2 and after_good.step == 3
-    # Learning goes on afterwards.
+    # Training continues.
     assert not np.array_equal(after_good.params['logit_scale'], start.params['logit_scale'])
     assert (after_good.skip_state['consecutive'], after_good.skip_state['nonfinite']) == (0, 1)

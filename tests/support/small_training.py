@@ -88,7 +88,7 @@ def make_optimizer(learning_rate: float) -> optax.GradientTransformation:
 
 @functools.cache
 def _initial(card: str) -> state.TrainState:
-    """A new state, made once for all tests of a process: compiling the initialization takes long."""
+    """A new state, made once in a process: compiling the initialization takes long."""
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     model = clip.from_card(json.loads(card))
     return jax.device_get(state.create(model, make_optimizer(0), seed=0, mesh=mesh))
