@@ -82,7 +82,7 @@ def source(spec: str, options: Mapping[str, Mapping[str, Any]], *, embeddings: b
     """
     _check_images(spec, embeddings)
     parts = [
-        (weight, open_source(one, **given(options.get(one.partition(':')[0], {}))))
+        (weight, open_source(one, **given(options.get(sources.option_key(one), {}))))
         for weight, one in sources.split(spec)
     ]
     weights, opened = zip(*parts, strict=True)

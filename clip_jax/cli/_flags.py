@@ -172,14 +172,16 @@ def by_kind(
 
     ValueError if there are some and SPEC is a mixture of several kinds.
     """
-    found = kinds(spec)
+    from clip_jax.data import sources
+
+    found = sources.kinds(spec)
     if options and len(found) > 1:
         name = next(iter(options))
         raise ValueError(
             f'--{prefix}{name}: SPEC names several kinds of sources ({", ".join(found)}), and it '
             'is not clear which one the option is for'
         )
-    return dict.fromkeys(found, options)
+    return dict.fromkeys(map(sources.option_key, found), options)
 
 
 def kinds(spec: str) -> list[str]:

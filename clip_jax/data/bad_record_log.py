@@ -16,7 +16,7 @@ from clip_jax.data.sources import Source
 from clip_jax.runtime import atomic, multihost
 
 LISTED = 1_000  # records that a host names in its file
-FEW = 32  # bad records before a share of them says anything
+MIN_BAD = 32  # bad records before a share of them says anything
 
 
 class BadRecordLog:
@@ -64,7 +64,7 @@ class BadRecordLog:
             lines = ''.join(json.dumps(x) + '\n' for x in self._listed)
             atomic.write(self.path, lines)
         share = examples.bad_fraction(self.counts, seen)
-        if share > self._max_share and share * seen >= FEW:
+        if share > self._max_share and share * seen >= MIN_BAD:
             raise ValueError(
                 f'{share:.1%} of the records read until step {step:,} cannot be used, more than '
                 f'data.max_bad_fraction, {self._max_share:.1%}: '

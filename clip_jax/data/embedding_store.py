@@ -1,17 +1,18 @@
-"""A folder of embeddings: what lies in it, how its files are written, and how they are read.
+"""A folder of embeddings: its files, how they are written, and how they are read.
 
-    embeddings.json         of what, by which model, and how; written anew when all is there
-    images-00000.npy        rows [n, D] of one shard's images, in the order of their records
-    texts-00000.npy         rows [m, D] of all their captions, if these are embedded
-    records-00000.parquet   a line for each image: number and place in the data, labels, captions
-    shard-00000.json        says that the shard is complete, and what could not be used
-    bad_records.jsonl       all that could not be used: it has no row anywhere
+    embeddings.json         the data, the model and the options; completed when all shards exist
+    images-00000.npy        embeddings [n, D] of a shard's images, in the order of the records
+    texts-00000.npy         embeddings [m, D] of all their captions, if these are embedded
+    records-00000.parquet   a row per image: its index and place in the data, labels, captions
+    shard-00000.json        a note that the shard is complete, with its bad records
+    bad_records.jsonl       all bad records; they have no embeddings
     summary.json            seconds and versions; all other files are the same in every run
 
-Shard k is made of records k * shard_size to (k + 1) * shard_size of the data.
+Shard k holds the records k * shard_size to (k + 1) * shard_size of the data.
 """
 
 import bisect
+import dataclasses
 import functools
 import io
 import itertools
@@ -22,38 +23,125 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from clip_jax.data import sharded_job
 from clip_jax.data.errors import DataNotFound, Skipped
+from clip_jax.data.sources import option_key
 from clip_jax.runtime import atomic, checksums
+from clip_jax.runtime.messages import first_few
 
 DESCRIPTION = 'embeddings.json'
-_CACHED = 4  # shards whose records are kept
-# What a description must have, and of what kind.
-_ALWAYS = {
-    **dict.fromkeys(('model', 'fingerprint', 'data', 'features', 'dtype', 'arithmetic'), str),
-    'complete': bool,
-    **dict.fromkeys(('data_options', 'card'), dict),
-}
-_BEGUN = {'source_records': int, 'shard_size': int}
-_COMPLETE = {'width': int, 'label_names': list, 'bad': dict, 'shards': list}
+_CACHED = 4  # shards whose records are kept in memory
+_UNREADABLE = 'clip-jax embed, with the command that wrote the folder, writes missing files again'
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """The content of embeddings.json: what was embedded, by which model, and how.
+
+    Attributes:
+        complete: whether all shards exist; the fields after `card` are known only then.
+        model: where the model was loaded from.
+        fingerprint: of the variables of the model.
+        data: the SPEC of the data.
+        data_options: the options of its source.
+        source_records: how many records the data has.
+        label_names: the names of its classes; labels are indices of it.
+        features: 'embedding' or 'pre_projection'.
+        save_dtype: dtype of the files.
+        compute_dtype: dtype that the model computed in.
+        captions: 'embedded', or 'stored' if captions have no embeddings.
+        shard_size: records per shard.
+        batch_size: images per device and batch.
+        card: the card of the model.
+        images: how many images have embeddings.
+        texts: how many captions have embeddings.
+        width: the dimension D of the embeddings.
+        bad: per kind of bad records, their 'count' and 'examples'.
+        shards: [images, texts] of each shard.
+    """
+
+    complete: bool
+    model: str
+    fingerprint: str
+    data: str
+    data_options: dict
+    source_records: int
+    label_names: list
+    features: str
+    save_dtype: str
+    compute_dtype: str
+    captions: str
+    shard_size: int
+    batch_size: int
+    card: dict
+    images: int = 0
+    texts: int = 0
+    width: int = 0
+    bad: dict = dataclasses.field(default_factory=dict)
+    shards: list = dataclasses.field(default_factory=list)
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            valid = isinstance(value, field.type)
+            if valid and field.name == 'shards':
+                valid = all(isinstance(x, list) and [*map(type, x)] == [int, int] for x in value)
+            if valid and field.name == 'bad':
+                valid = all(
+                    isinstance(x, dict) and {'count', 'examples'} <= {*x} for x in value.values()
+                )
+            if not valid:
+                raise ValueError(f'{field.name!r} is {value!r:.60}')
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> 'Description':
+        """Parses and checks a description; ValueError says what is wrong with it."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f'not JSON ({error})') from error
+        if not isinstance(values, dict):
+            raise ValueError(f'expected an object, found {values!r:.60}')
+        known = {}
+        for field in dataclasses.fields(cls):
+            required = field.name in _STARTED or values.get('complete')
+            if field.name in values:
+                known[field.name] = values[field.name]
+            elif required:
+                raise ValueError(f'it has no {field.name!r}')
+        return cls(**known)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what embeddings.json holds."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return {k: getattr(self, k) for k in names if self.complete or k in _STARTED}
+
+
+# The fields of a folder that is not complete yet.
+_STARTED = tuple(
+    field.name
+    for field in dataclasses.fields(Description)
+    if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+)
 
 
 def image_file(folder: epath.Path, shard: int) -> epath.Path:
-    """Where the rows of a shard's images lie."""
+    """The embeddings of a shard's images."""
     return folder / f'images-{shard:05}.npy'
 
 
 def text_file(folder: epath.Path, shard: int) -> epath.Path:
-    """Where the rows of a shard's captions lie."""
+    """The embeddings of a shard's captions."""
     return folder / f'texts-{shard:05}.npy'
 
 
 def record_file(folder: epath.Path, shard: int) -> epath.Path:
-    """Where the other parts of a shard's records lie."""
+    """A shard's records without their images."""
     return folder / f'records-{shard:05}.parquet'
 
 
 def note_file(folder: epath.Path, shard: int) -> epath.Path:
-    """Where it is said that a shard is complete."""
+    """The note that a shard is complete."""
     return folder / f'shard-{shard:05}.json'
 
 
@@ -66,7 +154,16 @@ def write_shard(
     records: Sequence[Mapping[str, Any]],
     bad: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Writes the files of a shard, then the note that they are complete."""
+    """Writes the files of a shard, then the note that it is complete.
+
+    Args:
+        folder: the folder of embeddings.
+        shard: the number of the shard.
+        images: embeddings [n, D] of its images.
+        texts: embeddings [m, D] of all their captions; [0, D] if these are not embedded.
+        records: for each image its 'record', 'where', and what it has of label, labels and texts.
+        bad: for each bad record its 'record', 'kind', 'where' and 'message'.
+    """
     files = {
         image_file(folder, shard): _as_npy(images),
         record_file(folder, shard): _table(records),
@@ -81,28 +178,20 @@ def write_shard(
 
 
 def read_note(folder: epath.Path, shard: int) -> dict[str, Any] | None:
-    """Returns what is said of a shard that is complete; None if it is not."""
-    path = note_file(folder, shard)
-    if not path.exists():
+    """Returns the note of a shard whose files have the right sizes; None if it is not complete."""
+    note = sharded_job.read_note(note_file(folder, shard), 'images', 'texts', 'bytes', 'bad')
+    if note is None or not isinstance(note['bytes'], dict):
         return None
-    try:
-        note = json.loads(path.read_bytes())
-        sizes = note['bytes']
-        sound = {'images', 'texts', 'bad'} <= note.keys() and isinstance(sizes, dict)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        sound = False
-    if not sound:
-        return None  # damaged: the shard is written again
-    for name, size in sizes.items():
+    for name, size in note['bytes'].items():
         file = folder / name
         if not file.exists() or checksums.stat(file).bytes != size:
             return None
     return note
 
 
-def _as_npy(rows: np.ndarray) -> bytes:
+def _as_npy(array: np.ndarray) -> bytes:
     file = io.BytesIO()
-    np.save(file, rows)
+    np.save(file, array)
     return file.getvalue()
 
 
@@ -128,96 +217,74 @@ def _table(records: Sequence[Mapping[str, Any]]) -> bytes:
     return file.getvalue()
 
 
-def describe(folder: epath.Path) -> dict[str, Any]:
-    """Reads what a folder says of itself; Missing if it is no folder of embeddings, ValueError if
-    it is not complete.
+def describe(folder: epath.Path) -> Description:
+    """Reads the description of a complete folder.
+
+    Raises:
+        DataNotFound: if it is not a folder of embeddings.
+        ValueError: if it is not complete, or its description is damaged.
     """
     path = folder / DESCRIPTION
     if not path.exists():
-        there = 'there is no such folder'
+        found = 'there is no such folder'
         if folder.is_dir():
-            names = sorted(inner.name for inner in folder.iterdir())[:8]
-            there = f'it holds: {", ".join(names) or "nothing"}'
+            names = sorted(inner.name for inner in folder.iterdir())
+            found = f'it holds: {first_few(names, 8) or "nothing"}'
         raise DataNotFound(
-            f'{folder}: no folder of embeddings ({there}); clip-jax embed writes one, with '
+            f'{folder}: not a folder of embeddings ({found}); clip-jax embed writes one, with '
             f'{DESCRIPTION} in it'
         )
     description = read_description(folder)
-    if not description['complete']:
-        shards = -(-description['source_records'] // description['shard_size'])
+    if not description.complete:
+        shards = -(-description.source_records // description.shard_size)
         done = sum(note_file(folder, shard).exists() for shard in range(shards))
         raise ValueError(
-            f'{folder}: was begun and is not complete, {done} of {shards} shards are there; give '
-            f'the same clip-jax embed command again ({description["data"]}, {description["model"]})'
+            f'{folder}: is not complete, {done} of {shards} shards are written; give the same '
+            f'clip-jax embed command again ({description.data}, {description.model})'
         )
     return description
 
 
-def read_description(folder: epath.Path) -> dict[str, Any]:
-    """Reads what the DESCRIPTION of a folder holds, complete or not; ValueError if that is none."""
+def read_description(folder: epath.Path) -> Description:
+    """Reads the description of a folder, complete or not; ValueError if it is damaged."""
     path = folder / DESCRIPTION
     try:
-        description = json.loads(path.read_bytes())
-        found = _lacks(description)
+        return Description.from_json(path.read_bytes())
     except ValueError as error:
-        found = f'no JSON ({error})'
-    if found:
         raise ValueError(
-            f'{path}: not what clip-jax embed wrote: {found}; bring that file back, or write the '
-            'embeddings to a new folder with clip-jax embed'
-        )
-    return description
-
-
-def _lacks(description: Any) -> str:
-    """What is wrong with the content of a description; '' if nothing."""
-    if not isinstance(description, dict):
-        return f'a dict was expected, found {description!r:.60}'
-    kinds = _ALWAYS | (_COMPLETE if description.get('complete') else _BEGUN)
-    for name, kind in kinds.items():
-        if name not in description:
-            return f'it has no {name!r}'
-        value = description[name]
-        sound = isinstance(value, kind)
-        if sound and name == 'shards':
-            sound = all(isinstance(x, list) and [*map(type, x)] == [int, int] for x in value)
-        if sound and name == 'bad':
-            sound = all(
-                isinstance(x, dict) and {'count', 'examples'} <= {*x} for x in value.values()
-            )
-        if not sound:
-            return f'{name!r} is {value!r:.60}'
-    return ''
+            f'{path}: not a description that clip-jax embed wrote: {error}; restore the file, or '
+            'write the embeddings to a new folder with clip-jax embed'
+        ) from error
 
 
 class Embeddings:
-    """A complete folder of embeddings: rows in place of images, and the rest of the records.
+    """A complete folder of embeddings, as a data source without images.
 
-    `description` is what embeddings.json says. Safe to share between threads and to pickle.
+    Safe to share between threads and to pickle. `description` is the content of embeddings.json.
     """
 
     def __init__(self, address: str):
         self._address = address
         self.folder = epath.Path(address).expanduser()
         self.description = describe(self.folder)
-        self.label_names: list[str] = self.description['label_names']
+        self.label_names: list[str] = self.description.label_names
         self.left_out = {
             kind: Skipped(found['count'], found['examples'])
-            for kind, found in self.description['bad'].items()
+            for kind, found in self.description.bad.items()
         }
-        self._ends = list(itertools.accumulate(n for n, _ in self.description['shards']))
+        self._ends = list(itertools.accumulate(n for n, _ in self.description.shards))
         self._read = functools.lru_cache(_CACHED)(self._table)
 
     @property
     def fingerprint(self) -> str:
-        """Of the variables of the model that made these rows."""
-        return self.description['fingerprint']
+        """The fingerprint of the variables of the model."""
+        return self.description.fingerprint
 
     @property
     def embedded(self) -> tuple[str, dict[str, dict[str, Any]]]:
-        """SPEC and options of what was embedded, as `build.source` takes them."""
-        spec = self.description['data']
-        return spec, {spec.partition(':')[0]: self.description['data_options']}
+        """SPEC and options of the embedded data, as `build.source` takes them."""
+        spec = self.description.data
+        return spec, {option_key(spec): self.description.data_options}
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -225,40 +292,43 @@ class Embeddings:
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Returns the 'embedding', float32 [D], and 'texts' and 'label' where there are some."""
         shard, place = self._place(i)
-        row = self._load(image_file(self.folder, shard))[place]
-        return {'embedding': np.asarray(row, np.float32), **_example(self.record(i))}
+        embedding = self._load(image_file(self.folder, shard))[place]
+        return {'embedding': np.asarray(embedding, np.float32), **_example(self.record(i))}
 
     def record(self, i: int) -> dict[str, Any]:
-        """Returns what is known of image `i`: its 'record' in the data, 'where' that lies, and
-        label and texts or None.
+        """Returns what is stored of image `i` besides its embedding.
+
+        That is its index in the data, 'record', its place, 'where', and label, labels and texts or
+        None.
         """
         shard, place = self._place(i)
         return self._read(shard).slice(place, 1).to_pylist()[0]
 
     def where(self, i: int) -> str:
-        """Says where the image `i` itself was stored."""
+        """Says where image `i` itself is stored."""
         return self.record(i)['where']
 
     def __str__(self) -> str:
         return f'embeddings:{self._address}'
 
     def rows(self, features: str = 'embedding') -> np.ndarray:
-        """Returns the rows of all images, float32 [N, D]; ValueError if these are other features.
+        """Returns the embeddings of all images, float32 [N, D].
 
-        Rows stored in half precision are scaled to the length 1 that rounding has changed.
+        Embeddings stored in half precision are L2-normalized again. ValueError if the folder holds
+        other features.
         """
-        if features != self.description['features']:
+        if features != self.description.features:
             raise ValueError(
                 f'{self}: holds the features {self.description["features"]!r}, this evaluation '
                 f'needs {features!r}; write them with clip-jax embed --features={features}'
             )
-        rows = np.empty((len(self), self.description['width']), np.float32)
+        rows = np.empty((len(self), self.description.width), np.float32)
         for start, _, part in self.blocks():
             rows[start : start + len(part)] = part
         return self._exact(rows)
 
     def records(self) -> list[dict[str, Any]]:
-        """Returns texts and labels of all images, as a data set has them."""
+        """Returns texts and labels of all images, as other sources do."""
         return [
             _example(record)
             for shard in range(len(self._ends))
@@ -266,17 +336,17 @@ class Embeddings:
         ]
 
     def blocks(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Yields (number of the first image, shard, rows [n, D]), as they are stored; files on this
-        machine are mapped, not read.
+        """Yields (index of the first image, shard, embeddings [n, D]) as stored; local files are
+        memory-mapped.
         """
         for shard, end in enumerate(self._ends):
             part = self._load(image_file(self.folder, shard))
             yield end - len(part), shard, part
 
     def texts(self) -> tuple[list[str], np.ndarray]:
-        """Returns all captions and their rows, float32 [M, D]; none if they are not embedded."""
-        counts = [count for _, count in self.description['shards']]
-        rows = np.empty((sum(counts), self.description['width']), np.float32)
+        """Returns all captions and their embeddings, float32 [M, D]; none if not embedded."""
+        counts = [count for _, count in self.description.shards]
+        rows = np.empty((sum(counts), self.description.width), np.float32)
         captions, start = [], 0
         for shard, count in enumerate(counts):
             if count:
@@ -288,7 +358,8 @@ class Embeddings:
         return captions, self._exact(rows)
 
     def _exact(self, rows: np.ndarray) -> np.ndarray:
-        if self.description['features'] == 'embedding' and self.description['dtype'] != 'float32':
+        """Normalizes embeddings again, whose length rounding has changed."""
+        if self.description.features == 'embedding' and self.description.save_dtype != 'float32':
             rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         return rows
 
@@ -304,10 +375,7 @@ class Embeddings:
                 return np.load(io.BytesIO(path.read_bytes()))
             return np.load(path, mmap_mode='r')
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(
-                f'{path}: cannot be read ({error}); clip-jax embed, with the command that wrote '
-                'the folder, writes again what is missing'
-            ) from error
+            raise ValueError(f'{path}: cannot be read ({error}); {_UNREADABLE}') from error
 
     def _table(self, shard: int) -> Any:
         import pyarrow.parquet as pq
@@ -316,10 +384,7 @@ class Embeddings:
         try:
             return pq.read_table(io.BytesIO(path.read_bytes()))
         except (OSError, ValueError) as error:  # pyarrow's errors are such
-            raise ValueError(
-                f'{path}: cannot be read ({error}); clip-jax embed, with the command that wrote '
-                'the folder, writes again what is missing'
-            ) from error
+            raise ValueError(f'{path}: cannot be read ({error}); {_UNREADABLE}') from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != '_read'}
@@ -330,5 +395,5 @@ class Embeddings:
 
 
 def _example(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Those parts of a record that a data set gives."""
+    """The parts of a record that an example has."""
     return {k: record[k] for k in ('texts', 'label', 'labels') if record[k] is not None}

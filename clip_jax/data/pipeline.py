@@ -92,21 +92,22 @@ def _processes(num_workers: int, prefetch: int) -> grain.MultiprocessingOptions 
     # grain reads absl's flags, which only absl's own main parses.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    # What is started from here on imports JAX, and must not take a part of the accelerator.
-    os.environ['JAX_PLATFORMS'] = 'cpu'
     return grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=max(1, prefetch))
 
 
-def _depend_on_parent(index: int, count: int) -> None:
-    """Has a process of the input end when the one that reads from it has ended, and not before."""
-    # A terminal sends Ctrl-C to all of a program's processes, a scheduler SIGTERM; the program may
-    # need batches until it has saved, and then says by other means that no more are needed.
+def _start_worker(index: int, count: int) -> None:
+    """Prepares a worker process: JAX on the CPU only; it ends when its parent has ended."""
+    # It imports JAX and must not reserve memory of the accelerator, which its parent uses.
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    jax.config.update('jax_platforms', 'cpu')
+    # A terminal sends Ctrl-C to all processes of a program, a scheduler SIGTERM. The parent may
+    # need more batches until it has saved; it closes the iterator when it needs no more.
     for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         multiprocessing.parent_process().join()
-        os._exit(0)  # whatever still runs is for nobody
+        os._exit(0)  # nobody reads the batches any more
 
     threading.Thread(target=watch, name='parent', daemon=True).start()
 
@@ -163,7 +164,7 @@ class TrainIterator(Iterator):
                 self._read_options
             )
             if self._processes:
-                ahead = ahead.mp_prefetch(self._processes, _depend_on_parent)
+                ahead = ahead.mp_prefetch(self._processes, _start_worker)
             self._running = iter(ahead)
         batch = next(self._running)
         self._next += self._batch_size

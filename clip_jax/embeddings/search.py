@@ -49,9 +49,9 @@ def search(
     for one in queries:
         _check_query(one)
     source = _opened(os.fspath(folder), _description(os.fspath(folder)))
-    if source.description['features'] != 'embedding':
+    if source.description.features != 'embedding':
         raise ValueError(
-            f'{source}: holds the features {source.description["features"]!r}, which lie in no '
+            f'{source}: holds the features {source.description.features!r}, which lie in no '
             'space with texts; write a folder with clip-jax embed --features=embedding'
         )
     if not queries:

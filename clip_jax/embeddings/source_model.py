@@ -24,8 +24,8 @@ def source_model(source: Embeddings, dtype: str = 'auto') -> Clip:
     Raises:
         ValueError: the path in the folder's description holds no model, or another one.
     """
-    card = card_hash(source.description['card'])
-    return _load(source.description['model'], source.fingerprint, card, str(source), dtype)
+    card = card_hash(source.description.card)
+    return _load(source.description.model, source.fingerprint, card, str(source), dtype)
 
 
 @functools.lru_cache(2)  # one search usually follows another
@@ -60,11 +60,11 @@ def check_source_model(clip: Clip, source: Embeddings, path: str = '') -> None:
     found = pretrained.fingerprint(clip.variables)
     if found != source.fingerprint:
         raise ValueError(
-            f'{source}: these are embeddings of another model: of {source.description["model"]} '
+            f'{source}: these are embeddings of another model: of {source.description.model} '
             f'(fingerprint {source.fingerprint[:8]}), not of {path or "the given one"} '
             f'({found[:8]}). Embed the data with this model, or evaluate that one'
         )
-    theirs = source.description['card']
+    theirs = source.description.card
     if card_hash(clip.card) != card_hash(theirs):
         parts = [
             part for part in theirs if card_hash(theirs[part]) != card_hash(clip.card.get(part))
@@ -80,13 +80,13 @@ def check_same_model(stored: list[Embeddings]) -> None:
     """Raises ValueError if folders of embeddings were made by different models."""
 
     def made_by(source: Embeddings) -> tuple[str, str]:
-        return source.fingerprint, card_hash(source.description['card'])
+        return source.fingerprint, card_hash(source.description.card)
 
     for other in stored[1:]:
         if made_by(other) != made_by(stored[0]):
             raise ValueError(
                 f'{stored[0]} and {other} are embeddings of different models: of '
-                f'{stored[0].description["model"]} and of {other.description["model"]}'
+                f'{stored[0].description.model} and of {other.description.model}'
             )
 
 

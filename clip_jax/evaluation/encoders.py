@@ -59,7 +59,7 @@ def provenance(clip: Clip | None, data: Sequence[Source]) -> dict[str, str]:
     """Returns how embeddings were computed: `compute_dtype` and `device`; with a model and stored
     embeddings also `compute_dtype_of_embeddings`.
     """
-    stored = ' and '.join(sorted({x.description['arithmetic'] for x in _stored(data)}))
+    stored = ' and '.join(sorted({x.description.compute_dtype for x in _stored(data)}))
     found = {'compute_dtype': compute_dtype(clip) if clip else stored}
     if clip and stored:
         found['compute_dtype_of_embeddings'] = stored

@@ -133,8 +133,9 @@ def settings(
     each kind of source that is read) and `options`.
     """
     specs = [spec, *_specs(type_, options).values()]
-    kinds = dict.fromkeys(kind for one in specs for kind in sources.kinds(one))
-    own = {kind: build.given(source_options.get(kind, {})) for kind in kinds}
+    kinds = [kind for one in specs for kind in sources.kinds(one)]
+    keys = dict.fromkeys(map(sources.option_key, kinds))
+    own = {key: build.given(source_options.get(key, {})) for key in keys}
     return {
         'type': type_,
         'data': spec,

@@ -115,7 +115,8 @@ def _task(name: str, task: dict[str, Any], page: Mapping[str, Any]) -> Task:
     scores, own = task.pop('score', ()), task.pop('source', {})
     options = {k: dict(v) for k, v in page.get('options', {}).items()}
     for kind in sources.kinds(data):
-        options[kind] = {**options.get(kind, {}), **own}
+        key = sources.option_key(kind)
+        options[key] = {**options.get(key, {}), **own}
     if 'save' in task:
         raise ValueError(
             f'{what}: save: each checkpoint would overwrite the file; use clip-jax eval '

@@ -103,7 +103,7 @@ def through_embed(clip: Clip, source: Memory, options: embed.Options) -> None:
     """Writes a folder of embeddings."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {'captions': 'stored'}
-        job = embed.Job(clip, source, epath.Path(folder), options, settings)
+        job = embed.EmbedJob('', clip, source, epath.Path(folder), options, settings)
         embed.write_shards(job, range(job.shards))
 
 

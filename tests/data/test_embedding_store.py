@@ -1,5 +1,6 @@
-"""A folder of embeddings says what it is; what is no such description is named, and what to do."""
+"""The description of a folder of embeddings, its notes, and what is wrong with damaged ones."""
 
+import dataclasses
 import json
 
 import pytest
@@ -28,20 +29,33 @@ def spoil(folder, text: str) -> str:
 
 
 def test_a_description_is_read(folder):
-    assert embedding_store.read_description(folder)['width'] == 8
+    assert embedding_store.read_description(folder).width == 8
 
 
 def test_a_damaged_description_is_named(folder):
     text = (folder / embedding_store.DESCRIPTION).read_text()
-    assert 'no JSON' in spoil(folder, text[: len(text) // 2])
-    assert 'a dict was expected, found []' in spoil(folder, '[]')
-    assert "it has no 'model'" in spoil(folder, '{}')
-    assert "it has no 'source_records'" in spoil(folder, text.replace('true', 'false'))
+    assert 'not JSON' in spoil(folder, text[: len(text) // 2])
+    assert 'expected an object, found []' in spoil(folder, '[]')
+    assert "it has no 'complete'" in spoil(folder, '{}')
 
 
-@pytest.mark.parametrize('name', ['card', 'arithmetic', 'data_options', 'width', 'bad'])
-def test_what_is_missing_is_named(folder, name):
+def test_a_folder_that_is_not_complete_has_no_results_yet(folder):
     description = embedding_store.read_description(folder)
+    started = dataclasses.replace(description, complete=False).to_json()
+    assert 'width' not in started
+    file = folder / embedding_store.DESCRIPTION
+    file.write_text(json.dumps(started))
+    assert not embedding_store.read_description(folder).complete
+    with pytest.raises(ValueError, match='2 of 2 shards are written'):
+        embedding_store.describe(folder)
+    file.write_text(json.dumps({**started, 'complete': True}))
+    with pytest.raises(ValueError, match='has no'):
+        embedding_store.read_description(folder)
+
+
+@pytest.mark.parametrize('name', ['card', 'compute_dtype', 'data_options', 'width', 'bad'])
+def test_what_is_missing_is_named(folder, name):
+    description = embedding_store.read_description(folder).to_json()
     del description[name]
     assert f'it has no {name!r}' in spoil(folder, json.dumps(description))
 
@@ -59,7 +73,7 @@ def test_what_is_missing_is_named(folder, name):
     ],
 )
 def test_a_value_of_another_kind_is_named(folder, name, value):
-    description = embedding_store.read_description(folder) | {name: value}
+    description = embedding_store.read_description(folder).to_json() | {name: value}
     assert f'{name!r} is {value!r}' in spoil(folder, json.dumps(description))
 
 

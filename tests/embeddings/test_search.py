@@ -83,22 +83,28 @@ def write(folder, shards: list[np.ndarray], **changes) -> None:
         embedding_store.write_shard(
             epath.Path(folder), shard, images=rows, texts=none, records=records, bad=[]
         )
-    description = {
+    values = {
         'complete': True,
-        'features': 'embedding',
-        'dtype': str(shards[0].dtype),
-        'width': shards[0].shape[1],
-        'fingerprint': 'f',
-        'card': {},
-        'arithmetic': 'float32',
         'model': '/no/model',
-        'data': 'folder:none',
-        'data_options': {},
+        'fingerprint': 'f',
+        'features': 'embedding',
+        'save_dtype': str(shards[0].dtype),
+        'width': shards[0].shape[1],
         'label_names': [],
         'bad': {},
+        'compute_dtype': 'float32',
+        'captions': 'embedded',
+        'source_records': sum(map(len, shards)),
+        'shard_size': max(map(len, shards)),
+        'batch_size': 1,
+        'card': {},
+        'data': 'folder:none',
+        'data_options': {},
+        'images': sum(map(len, shards)),
+        'texts': 0,
         'shards': [[len(rows), 0] for rows in shards],
     }
-    atomic.write_json(epath.Path(folder) / embedding_store.DESCRIPTION, description | changes)
+    atomic.write_json(epath.Path(folder) / embedding_store.DESCRIPTION, values | changes)
 
 
 @pytest.mark.parametrize('block', [1, 7, 100])

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from clip_jax import pretrained
-from clip_jax.data.embedding_store import Embeddings
+from clip_jax.data.embedding_store import Description, Embeddings
 from clip_jax.embeddings import source_model
 from clip_jax.evaluation import encoders
 
@@ -15,12 +15,22 @@ def stored(clip, tiny_run):
     """A folder of embeddings of the tiny run, without its files."""
     source = object.__new__(Embeddings)
     source._address, source.left_out = 'somewhere', {}
-    source.description = {
-        'model': str(tiny_run),
-        'fingerprint': pretrained.fingerprint(clip.variables),
-        'card': clip.card,
-        'arithmetic': 'bfloat16',
-    }
+    source.description = Description(
+        complete=True,
+        model=str(tiny_run),
+        fingerprint=pretrained.fingerprint(clip.variables),
+        data='folder:p',
+        data_options={},
+        source_records=0,
+        label_names=[],
+        features='embedding',
+        save_dtype='float32',
+        compute_dtype='bfloat16',
+        captions='embedded',
+        shard_size=1,
+        batch_size=1,
+        card=clip.card,
+    )
     return source
 
 
@@ -35,7 +45,9 @@ def test_equal_weights_with_another_card_are_another_model(clip, stored):
         source_model.check_source_model(with_another_mean(clip), stored, 'here')
     other = object.__new__(Embeddings)
     other.__dict__.update(vars(stored))
-    other.description = {**stored.description, 'card': with_another_mean(clip).card}
+    other.description = dataclasses.replace(
+        stored.description, card=with_another_mean(clip).card
+    )
     with pytest.raises(ValueError, match='are embeddings of different models'):
         encoders.encoders_for(None, [stored, other])
     assert source_model.source_model(stored).card == clip.card

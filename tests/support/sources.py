@@ -80,7 +80,7 @@ def row(shade: int) -> np.ndarray:
 
 
 def make_embeddings(path, captions) -> str:
-    """Two shards; what is no UTF-8 was left out when it was embedded."""
+    """Two shards; captions that are not UTF-8 were left out when they were embedded."""
     usable = [i for i, caption in enumerate(captions) if caption.isascii()]
     for shard, own in enumerate((usable[:4], usable[4:])):
         embedding_store.write_shard(
@@ -94,22 +94,29 @@ def make_embeddings(path, captions) -> str:
             ],
             bad=[],
         )
-    description = {
+    values = {
         'complete': True,
         'model': '/no/model',
         'card': {},
-        'arithmetic': 'float32',
+        'compute_dtype': 'float32',
+        'captions': 'embedded',
+        'source_records': len(captions),
+        'shard_size': 4,
+        'batch_size': 4,
+        'images': len(usable),
+        'texts': len(usable),
         'fingerprint': 'f',
         'data': 'folder:p',
         'data_options': {},
         'features': 'embedding',
-        'dtype': 'float32',
+        'save_dtype': 'float32',
         'width': 8,
         'label_names': ['even', 'odd'],
         'bad': {'not_utf8': {'count': 1, 'examples': ['p/4']}} if len(usable) < 6 else {},
         'shards': [[4, 4], [len(usable) - 4] * 2],
     }
-    atomic.write_json(epath.Path(path) / embedding_store.DESCRIPTION, description)
+    description = embedding_store.Description(**values)
+    atomic.write_json(epath.Path(path) / embedding_store.DESCRIPTION, description.to_json())
     return f'embeddings:{path}'
 
 

@@ -1,41 +1,47 @@
-"""One file = one kind of storage, opened by a SPEC `KIND:ADDRESS`: `tfds:shapes_captions/train`.
+"""Data sources: one file per kind of storage, opened by a SPEC `KIND:ADDRESS`.
 
-A SPEC is the same in configs and on the command line; paths and globs may be local or `gs://`:
+A SPEC is the same in configs and on the command line. Paths and globs may be local or `gs://`:
 
-    tfds:NAME[/CONFIG]/SPLIT    a prepared TFDS set; slices such as `train[:10%]` work
+    tfds:NAME[/CONFIG]/SPLIT    a prepared TFDS data set; slices such as `train[:10%]` work
     tars:GLOB                   uncompressed tar shards
-    table:FILE                  rows of a .csv, .tsv, .jsonl or .parquet
-    folder:DIR                  images, a sub-folder a class
-    embeddings:DIR              what clip-jax embed wrote: rows in place of images, to evaluate
+    table:FILE                  rows of a .csv, .tsv, .jsonl or .parquet file
+    folder:DIR                  image files, one sub-folder per class
+    embeddings:DIR              the output of clip-jax embed, for evaluations
+    my_package.my_source:ADDRESS   a source of your own, by the import path of its module
 
-Several, each with a weight, are a mixture: `3 * tars:A.tar + 1 * tars:B.tar`.
+Several SPECs, each with a weight, are a mixture: `3 * tars:A.tar + 1 * tars:B.tar`.
 
-A file offers `source(address, **options)`, options by keyword, which gives a `Source`: by number,
-examples `{'image': encoded bytes or array, 'texts': [str, ...], 'label': int}`, without 'texts' or
-'label' if the storage has none, and with 'labels', a list, in place of 'label' where an image may
-belong to several classes. `label_names[label]` is a class's name; it is [] if there are no names,
-and a label of -1 means none. `where(i)` names example i in error messages. `left_out` says,
-by kind, what lay there and could not become an example. Reading is safe in threads, a source can be
-pickled, an index out of range is an IndexError, and an example that cannot be used a BadRecord.
-What is not there is a Missing when it is opened.
+A source module defines `source(address, **options)`, whose options are keyword-only and have
+defaults. It returns a `Source`, which gives examples by index:
+
+    {'image': encoded bytes or uint8 array, 'texts': [str, ...], 'label': int}
+
+'texts' and 'label' are missing if the storage has none. Images that may have several classes have
+'labels', a list of int, instead of 'label'. A label of -1 means none; `label_names[label]` is the
+name of a class, and `label_names` is [] if there are no names. `where(i)` says in error messages
+where example i is stored. `left_out` counts, by kind, what was found and could not become an
+example. Sources are safe to read in several threads and can be pickled. An index out of range is an
+IndexError, an example that cannot be used a BadRecord. Data that does not exist is a DataNotFound
+when the source is opened.
 """
 
 import bisect
 import inspect
 import itertools
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from clip_jax import lookup
 from clip_jax.data.errors import Skipped
 from clip_jax.data.shuffle import Part
 
 
+@runtime_checkable
 class Source(Protocol):
-    """What every kind of storage gives: examples by number."""
+    """Examples by index, whatever the storage; see the package's docstring for what they hold."""
 
     label_names: list[str]
-    left_out: dict[str, Skipped]
+    left_out: Mapping[str, Skipped]
 
     def __len__(self) -> int: ...
 
@@ -45,7 +51,7 @@ class Source(Protocol):
 
 
 class Mixture:
-    """The examples of several sources one after the other; in training they alternate by weight."""
+    """The examples of several sources, one source after the other; training samples by weight."""
 
     label_names: list[str] = []
 
@@ -63,26 +69,26 @@ class Mixture:
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         if not 0 <= i < len(self):
-            raise IndexError(f'{self} has {len(self)} examples, none with the number {i}.')
-        source, place = self._place(i)
-        # Classes of different sources have nothing to do with each other.
-        return {k: v for k, v in source[place].items() if k not in ('label', 'labels')}
+            raise IndexError(f'{self} has {len(self)} examples, none with the index {i}.')
+        source, index = self._locate(i)
+        # Labels of different sources are unrelated.
+        return {k: v for k, v in source[index].items() if k not in ('label', 'labels')}
 
     def where(self, i: int) -> str:
-        """Names example i in error messages."""
-        source, place = self._place(i)
-        return source.where(place)
+        """Says where example i is stored."""
+        source, index = self._locate(i)
+        return source.where(index)
 
     def __str__(self) -> str:
         return ' + '.join(f'{w:g} * {s}' for s, w in zip(self.sources, self.weights, strict=True))
 
-    def _place(self, i: int) -> tuple[Source, int]:
+    def _locate(self, i: int) -> tuple[Source, int]:
         number = bisect.bisect_right(self._ends, i)
         return self.sources[number], i - (self._ends[number] - len(self.sources[number]))
 
 
 def parts_of(source: Source) -> list[Part]:
-    """Returns the parts of a source: of a mixture, its sources."""
+    """Returns the parts of a source that are shuffled separately: of a mixture, its sources."""
     if not isinstance(source, Mixture):
         return [Part(0, len(source), 1.0)]
     ends = itertools.accumulate(map(len, source.sources))
@@ -93,7 +99,7 @@ def parts_of(source: Source) -> list[Part]:
 
 
 def split(specs: str) -> list[tuple[float, str]]:
-    """Cuts `3 * tars:A.tar + tars:B.tar` into weights and SPECs; one without a weight has 1."""
+    """Splits `3 * tars:A.tar + tars:B.tar` into (weight, SPEC); the default weight is 1."""
     parts = []
     for part in specs.split(' + '):
         weight, star, spec = part.partition(' * ')
@@ -112,19 +118,44 @@ def kinds(specs: str) -> list[str]:
     return list(dict.fromkeys(spec.partition(':')[0] for _, spec in split(specs)))
 
 
+def option_key(spec: str) -> str:
+    """Returns the name under which config.data.options holds the options of a SPEC or KIND.
+
+    It is the kind; for a module of your own (`my_package.my_source`), the last part of its name.
+    """
+    return spec.partition(':')[0].rpartition('.')[2]
+
+
 def open_source(spec: str, **options: Any) -> Source:
-    """Opens what a SPEC names; ValueError for a wrong SPEC or option and for an empty source."""
+    """Opens the data set that a SPEC names.
+
+    Args:
+        spec: KIND:ADDRESS, where KIND is a file of data/sources or the import path of a module.
+        **options: options of that kind of source.
+
+    Returns:
+        The source, which has at least one example.
+
+    Raises:
+        ValueError: if the SPEC or an option is wrong, or the source is empty or incomplete.
+        DataNotFound: if the data does not exist.
+    """
     kind, _, address = spec.partition(':')
     if not kind or not address:
         raise ValueError(
             f'data {spec!r} is not of the form KIND:ADDRESS, for example '
             f"'tfds:shapes_captions/train'. Kinds: {', '.join(lookup.names('data.sources'))}."
         )
-    make = lookup.module('data.sources', kind).source
-    _, *taken = inspect.signature(make).parameters
+    make = lookup.module('data.sources', kind, 'source').source
+    _, *known = inspect.signature(make).parameters
     for name in options:
-        lookup.check(name, taken, what=f'option of data/sources/{kind}')
+        lookup.check(name, known, what=f'option of {lookup.label("data.sources", kind)}')
     source = make(address, **options)
+    if not isinstance(source, Source):
+        raise ValueError(
+            f'data {spec!r}: {type(source).__name__} is not a data source; it must have '
+            '__len__, __getitem__, where, label_names and left_out'
+        )
     if not len(source):
         raise ValueError(f'data {spec!r} has no examples. Give one that has at least one.')
     return source

@@ -68,40 +68,62 @@ class Rows:
         return self.first + k + int(np.searchsorted(before, k, side='right')) + 1
 
 
-# Readers: a file's rows. What does not parse goes to the ledger, images to read later to the cache.
+# A reader returns the rows of one file. Rows that cannot be parsed go to the ledger; images that
+# are read later go through the cache.
 
 
 def _read_csv(
     path: str, columns: Columns, ledger: Ledger, images: 'Cache', *, delimiter: str = ','
 ) -> list[Rows]:
+    wanted = columns.there(_header(path, delimiter), path)
     skipped = []
+    with _files.open_file(path) as file:
+        try:
+            table = _parse_csv(file, wanted, delimiter, 'utf-8')
+        except (UnicodeDecodeError, pa.ArrowException):  # there may be rows to skip
+            # pyarrow fails on a row to skip that is not UTF-8. In Latin-1 every byte is valid.
+            encoding = 'utf-8' if _is_utf8(file) else 'latin-1'
+            table = _parse_csv(file, wanted, delimiter, encoding, skipped)
+            if encoding == 'latin-1':
+                table = {name: _as_stored(column) for name, column in table.items()}
+    for row in skipped:
+        ledger.add('unparsable_row', f'{path}: row {row + 1}')
+    count = len(next(iter(table.values())))
+    return [Rows(path, count, table, 0, np.array(skipped, np.int64))]
+
+
+def _parse_csv(
+    file: BinaryIO,
+    wanted: Sequence[str],
+    delimiter: str,
+    encoding: str,
+    skipped: list[int] | None = None,
+) -> dict[str, pa.ChunkedArray]:
+    """Parses the wanted columns as bytes.
+
+    Rows that cannot be parsed go to `skipped`, counted from 0; without it they are an error.
+    """
 
     def skip(row: pyarrow.csv.InvalidRow) -> str:
         skipped.append(row.number - 2)  # counted from 1, and the header is 1
-        ledger.add('unparsable_row', f'{path}: row {row.number - 1}')
         return 'skip'
 
-    wanted = columns.there(_header(path, delimiter), path)
-    with _files.open_file(path) as file:
-        # pyarrow fails on a row to skip that is not UTF-8. As Latin-1 all bytes are characters.
-        encoding = 'utf-8' if _is_utf8(file) else 'latin-1'
-        file.seek(0)
-        file.seek(len(_MARK) if file.read(len(_MARK)) == _MARK else 0)
-        names = {name: name.encode().decode(encoding) for name in wanted}
-        convert = pyarrow.csv.ConvertOptions(
-            include_columns=[names[name] for name in wanted],
-            column_types={names[name]: pa.binary() for name in wanted},
-        )
-        # With threads rows would have no numbers. One reads a gigabyte in seconds.
-        read = pyarrow.csv.ReadOptions(use_threads=False, encoding=encoding)
-        parse = pyarrow.csv.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip
-        )
-        table = pyarrow.csv.read_csv(file, read, parse, convert)
-    arrays = {name: table[names[name]] for name in wanted}
-    if encoding == 'latin-1':
-        arrays = {name: _as_stored(array) for name, array in arrays.items()}
-    return [Rows(path, len(table), arrays, 0, np.array(skipped, np.int64))]
+    file.seek(0)
+    file.seek(len(_MARK) if file.read(len(_MARK)) == _MARK else 0)
+    names = {name: name.encode().decode(encoding) for name in wanted}
+    convert = pyarrow.csv.ConvertOptions(
+        include_columns=[names[name] for name in wanted],
+        column_types={names[name]: pa.binary() for name in wanted},
+    )
+    # With several threads rows have no numbers. One thread reads a gigabyte in seconds.
+    read = pyarrow.csv.ReadOptions(use_threads=False, encoding=encoding)
+    parse = pyarrow.csv.ParseOptions(
+        delimiter=delimiter,
+        newlines_in_values=True,
+        invalid_row_handler=None if skipped is None else skip,
+    )
+    table = pyarrow.csv.read_csv(file, read, parse, convert)
+    return {name: table[names[name]] for name in wanted}
 
 
 def _header(path: str, delimiter: str) -> list[str]:
@@ -119,6 +141,7 @@ def _header(path: str, delimiter: str) -> list[str]:
 
 def _is_utf8(file: BinaryIO) -> bool:
     decoder = codecs.getincrementaldecoder('utf-8')()
+    file.seek(0)
     try:
         while block := file.read(1 << 20):
             decoder.decode(block)

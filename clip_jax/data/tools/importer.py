@@ -1,9 +1,8 @@
-"""Any source written as a TFDS data set of ArrayRecord files, in shards that survive interruption.
+"""Writes any source as a TFDS data set of ArrayRecord files; an interrupted import resumes.
 
-Shard k holds what is usable of a fixed range of the source's records. It is written beside its
-place, synced, renamed, and then a note says how many records and bytes it has; whoever comes later
-trusts a shard with a note that fits. So the files of an import do not depend on how often it was
-interrupted, nor on the number of threads, nor on where its shards were written.
+Shard k holds the usable ones of a fixed range of the source's records. It is written to a temporary
+file, synced and renamed; then a note stores how many records and bytes it has. A shard whose note
+agrees with its file is not written again.
 """
 
 import contextlib
@@ -26,76 +25,90 @@ from etils import epath
 from PIL import Image
 
 from clip_jax import lookup
+from clip_jax.data import sharded_job
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.image import upright
+from clip_jax.data.sharded_job import ShardedJob
 from clip_jax.data.sources import Source
-from clip_jax.data.tools.scan import ERRORS, check, in_order, labels_of, why
+from clip_jax.data.tools.scan import ERRORS, check, error_message, in_order, labels_of
 from clip_jax.runtime import atomic, lock
 from clip_jax.runtime.messages import first_few
 from clip_jax.runtime.progress import Progress
 
 VERSION = '1.0.0'
 DESCRIPTION = 'Images with captions, written by clip-jax data import.'
-KEPT = ('texts', 'label', 'labels')  # what a record may have beside its image
+OPTIONAL = ('texts', 'label', 'labels')  # what a record may have besides its image
 
 
 @dataclasses.dataclass(frozen=True)
-class ImportJob:
-    """One split to write, and where; it can be pickled and sent to where shards are written."""
+class ImportJob(ShardedJob):
+    """One split to write. It can be pickled and sent to the workers of Apache Beam.
+
+    Attributes:
+        open: opens the source.
+        spec: the SPEC of the source.
+        options: the options of the source.
+        directory: TFDS's data_dir, a local or mounted folder.
+        name: the name of the data set.
+        split: the name of the split.
+        size: larger images are downsampled to this shorter side, in pixels; 0 copies all bytes.
+        quality: JPEG quality of downsampled images.
+        shard_size: records of the source per shard.
+        decode: whether images that are not downsampled are decoded too, to find corrupt ones.
+    """
 
     open: Callable[[], Source]
     spec: str
-    options: Mapping[str, Any]  # of the source
+    options: Mapping[str, Any]
     directory: str
     name: str
     split: str = 'train'
-    size: int = 0  # pixels of the shorter side, larger images are made smaller; 0: as they are
-    quality: int = 95  # of the JPEGs that are written then
-    shard_size: int = 10_000  # records of the source
-    decode: bool = False  # whether images that are not resized are decoded, to find damaged ones
+    size: int = 0
+    quality: int = 95
+    shard_size: int = 10_000
+    decode: bool = False
 
     def __post_init__(self):
         if atomic.is_remote(self.directory):
             raise ValueError(
-                f'{self.directory}: ArrayRecord files are written to local disks and mounted '
-                'folders only; import into one of these, then copy the folder'
+                f'{self.directory}: ArrayRecord files can be written only to local disks and '
+                'mounted folders; import into one of these, then copy the folder'
             )
         for what, word in ('name', self.name), ('split', self.split):
             if not re.fullmatch('[a-z][a-z0-9_]*', word) or word == 'all':
                 raise ValueError(
-                    f'{what} is {word!r}; expected small letters, digits and underscores, as pets_2'
+                    f'{what} is {word!r}; expected lowercase letters, digits and underscores, '
+                    'such as pets_2'
                 )
         if self.name in lookup.names('data.datasets'):
-            raise ValueError(f'name is {self.name}, which is a set of clip_jax; choose another')
-        for what, value, least, most in (
+            raise ValueError(
+                f'name is {self.name}, which is a built-in data set of clip_jax; choose another'
+            )
+        for what, value, low, high in (
             ('size', self.size, 0, 65_500),
             ('quality', self.quality, 1, 100),
             ('shard_size', self.shard_size, 1, sys.maxsize),
         ):
-            if not least <= value <= most:
-                raise ValueError(f'{what} is {value}; expected {least} to {most}')
+            if not low <= value <= high:
+                raise ValueError(f'{what} is {value}; expected {low} to {high}')
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name != 'source'}
 
     @functools.cached_property
     def source(self) -> Source:
-        """What is imported, opened once in each process."""
+        """The source, opened once per process."""
         return self.open()
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where the set lies."""
+        """The folder of the data set."""
         return pathlib.Path(self.directory).expanduser() / self.name / VERSION
 
     @property
     def work(self) -> pathlib.Path:
-        """Where notes on this split lie, and half-written files."""
+        """The folder of this split's notes and temporary files."""
         return self.folder / f'import-{self.split}'
-
-    @property
-    def shards(self) -> int:
-        return -(-len(self.source) // self.shard_size)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -103,51 +116,70 @@ class ImportJob:
         keys = ('spec', 'options', 'size', 'quality', 'shard_size', 'decode')
         return {key: getattr(self, key) for key in keys} | {'records': len(self.source)}
 
-    def range(self, shard: int) -> range:
-        """The records of the source that shard `shard` is made of."""
-        first = shard * self.shard_size
-        return range(first, min(first + self.shard_size, len(self.source)))
+    @property
+    def title(self) -> str:
+        return f'{self.folder}: the import of its split {self.split} was started'
+
+    @property
+    def remedy(self) -> str:
+        return 'Give the same options, or choose another name or split'
+
+    def read_settings(self) -> dict[str, Any] | None:
+        file = self.work / 'settings.json'
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def write_settings(self) -> None:
+        atomic.write(self.work / 'settings.json', json.dumps(self.settings, indent=1))
 
     def path(self, shard: int) -> pathlib.Path:
-        """Where TFDS looks for a shard."""
+        """The file of a shard, named as TFDS expects."""
         name = f'{self.name}-{self.split}.array_record-{shard:05}-of-{self.shards:05}'
         return self.folder / name
 
-    def note(self, shard: int) -> pathlib.Path:
-        """Where it is said that a shard is complete."""
+    def note(self, shard: int) -> dict[str, Any] | None:
+        """The note of a complete shard; None if there is none."""
+        return sharded_job.read_note(self._note_path(shard), 'records', 'bytes', 'left_out')
+
+    def _note_path(self, shard: int) -> pathlib.Path:
         return self.work / f'{shard:05}.json'
+
+    def is_complete(self, shard: int) -> bool:
+        note, path = self.note(shard), self.path(shard)
+        if note is None or not path.exists():
+            return False
+        return path.stat().st_size == note['bytes'] and _is_intact(path, note['records'])
 
     def write_shard(
         self, shard: int, *, threads: int = 1, advance: Callable[[], None] = lambda: None
     ) -> None:
-        """Writes one shard and its note; `advance` is called after each record."""
+        """Writes one shard and its note; calls `advance` after each record."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        cv2.setNumThreads(0)  # a thread here has one image at a time
+        cv2.setNumThreads(0)  # each thread has an image of its own
         partial = self.work / f'{shard:05}.partial'
-        counts, left_out, places = Counter(), [], self.range(shard)
+        counts, left_out, records = Counter(), [], self.range(shard)
         # Random access needs groups of one record.
         writer = ArrayRecordWriter(str(partial), 'group_size:1')
-        made = in_order(self._made, places.start, places.stop, threads=threads)
-        with contextlib.closing(made), contextlib.closing(writer):
-            for found in made:
+        results = in_order(self._convert, records.start, records.stop, threads=threads)
+        with contextlib.closing(results), contextlib.closing(writer):
+            for result in results:
                 advance()
-                if isinstance(found, dict):
-                    left_out.append(found)
+                if isinstance(result, dict):
+                    left_out.append(result)
                     continue
-                data, kept = found
+                data, fields = result
                 writer.write(data)
-                counts += Counter(['records', *kept])
-        if not _holds(partial, counts['records']):
-            raise OSError(f'{partial}: could not be written to its end; is the disk full?')
+                counts += Counter(['records', *fields])
+        if not _is_intact(partial, counts['records']):
+            raise OSError(f'{partial}: the file is incomplete; is the disk full?')
         atomic.commit(partial, self.path(shard))
-        note = {key: counts[key] for key in ('records', *KEPT)}
+        note = {key: counts[key] for key in ('records', *OPTIONAL)}
         note |= {'bytes': self.path(shard).stat().st_size, 'left_out': left_out}
-        atomic.write(self.note(shard), json.dumps(note))
+        atomic.write(self._note_path(shard), json.dumps(note))
 
-    def _made(self, i: int) -> tuple[bytes, list[str]] | dict[str, Any]:
-        """Returns record i serialized and which of KEPT it has, or, for the list of what is left
-        out, why it cannot be used.
+    def _convert(self, i: int) -> tuple[bytes, list[str]] | dict[str, Any]:
+        """Returns record i serialized and which OPTIONAL fields it has; of a bad record, the line
+        for the list of those left out.
         """
         try:
             example = self.source[i]
@@ -157,51 +189,58 @@ class ImportJob:
             where = self.source.where(i)
             return {'record': i, 'kind': error.kind, 'where': where, 'message': str(error)}
         except ERRORS as error:
-            raise ValueError(why(self.source, i, error)) from error
+            raise ValueError(error_message(self.source, i, error)) from error
         texts, label = example.get('texts', []), int(example.get('label', -1))
         labels = labels_of(example)
         has = {'texts': texts, 'label': label >= 0, 'labels': labels and 'labels' in example}
         record = {'image': image, 'captions': texts, 'label': label, 'labels': labels}
-        return _serialized(record), [what for what in KEPT if has[what]]
+        return _serialized(record), [field for field in OPTIONAL if has[field]]
 
 
 def run(job: ImportJob, *, threads: int, beam: tuple[str, Mapping[str, Any]] | None = None) -> dict:
-    """Writes what is missing of a split, and returns a summary of all of it.
+    """Writes the missing shards of a split and returns a summary of the split.
 
-    `beam` is a runner's name and its options: then its workers write the shards. ValueError if the
-    folder has another import of this split, or anything else.
+    Args:
+        job: the split to write.
+        threads: how many threads read and convert records.
+        beam: the name and the options of an Apache Beam runner, whose workers write the shards.
+
+    Raises:
+        ValueError: if the folder holds another import of this split, or anything else, or if no
+            record can be used.
     """
-    begun = time.monotonic()
+    start = time.monotonic()
     if threads < 1:
-        raise ValueError(f'workers is {threads}; expected at least 1')
-    # Whatever can be wrong is found before anything is written.
+        raise ValueError(f'threads is {threads}; expected at least 1')
+    # All checks come before anything is written.
     pipeline = _pipeline(*beam) if beam else None
     total = len(job.source)
-    _check_set(job)
+    _check_data_set(job)
     held = lock.Lock(epath.Path(job.work), what='import', flag='split')
     with contextlib.closing(held):
         held.open()
-        _check_settings(job)
-        missing = [shard for shard in range(job.shards) if not _finished(job, shard)]
+        job.begin()
+        missing = job.missing()
         if pipeline:
             _run_on_beam(job, missing, pipeline)
         else:
-            to_do = sum(len(job.range(shard)) for shard in missing)
-            with Progress('import', total, done=total - to_do) as progress:
+            left = sum(len(job.range(shard)) for shard in missing)
+            with Progress('import', total, done=total - left) as progress:
                 for shard in missing:
                     job.write_shard(shard, threads=threads, advance=progress.advance)
         summary = _complete(job)
     del summary['label_names']
     summary['shards'] = len(summary['shards'])
-    return {**summary, 'shards_written': len(missing), 'seconds': time.monotonic() - begun}
+    return {**summary, 'shards_written': len(missing), 'seconds': time.monotonic() - start}
 
 
-def _check_set(job: ImportJob) -> None:
-    """ValueError for a set that was not imported, or whose classes are others."""
+def _check_data_set(job: ImportJob) -> None:
+    """Raises ValueError if the data set was not imported, or has other classes."""
     others = _splits(job.folder)
     if (job.folder / 'dataset_info.json').exists() and not others:
         raise ValueError(
-            f'{job.folder}: holds a data set that was not written by import; choose another name'
+            f'{job.folder}: holds a data set that clip-jax data import did not write; choose '
+            'another name'
         )
     for split, other in others.items():
         names = other['label_names']
@@ -214,33 +253,8 @@ def _check_set(job: ImportJob) -> None:
             )
 
 
-def _check_settings(job: ImportJob) -> None:
-    """Notes down what the files depend on; ValueError if the import was begun otherwise."""
-    file = job.work / 'settings.json'
-    now = json.loads(json.dumps(job.settings))
-    if not file.exists():
-        atomic.write(file, json.dumps(now, indent=1))
-        return
-    before = json.loads(file.read_text())
-    changed = [f'{k} was {before[k]}, is {now[k]}' for k in now if now[k] != before[k]]
-    if changed:
-        raise ValueError(
-            f'{job.folder}: the import of its split {job.split} was begun otherwise: '
-            f'{"; ".join(changed)}. Give the same options, or choose another name or split'
-        )
-
-
-def _finished(job: ImportJob, shard: int) -> bool:
-    """Whether a shard is there to its last byte, as its note says."""
-    note, path = job.note(shard), job.path(shard)
-    if not note.exists() or not path.exists():
-        return False
-    expected = json.loads(note.read_text())
-    return path.stat().st_size == expected['bytes'] and _holds(path, expected['records'])
-
-
-def _holds(path: pathlib.Path, records: int) -> bool:
-    """Whether a file is a complete ArrayRecord, with its footer, of so many records."""
+def _is_intact(path: pathlib.Path, records: int) -> bool:
+    """Whether a file is a complete ArrayRecord, with its footer, of this many records."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     with contextlib.closing(ArrayRecordReader(str(path))) as reader:
@@ -248,21 +262,25 @@ def _holds(path: pathlib.Path, records: int) -> bool:
 
 
 def _complete(job: ImportJob) -> dict[str, Any]:
-    """Lists what was left out, and makes the split a part of the set; returns its summary."""
+    """Lists the records left out and adds the split to the data set; returns its summary."""
     kinds, counts, shards = Counter(), Counter(), []
     lines = job.work / 'left_out.partial'
     with open(lines, 'w') as file:
         for shard in range(job.shards):
-            note = json.loads(job.note(shard).read_text())
+            note = job.note(shard)
+            if note is None:
+                raise ValueError(
+                    f'{job.folder}: shard {shard} is not complete; give the same command again'
+                )
             shards.append([note['records'], note['bytes']])
-            counts += Counter({what: note[what] for what in KEPT})
+            counts += Counter({field: note[field] for field in OPTIONAL})
             kinds.update(line['kind'] for line in note['left_out'])
             file.writelines(json.dumps(x, ensure_ascii=False) + '\n' for x in note['left_out'])
     atomic.commit(lines, job.folder / f'left_out-{job.split}.jsonl')
     if not any(records for records, _ in shards):
         raise ValueError(
-            f'{job.spec}: none of {len(job.source)} records can be used: {dict(kinds)}; '
-            f'{job.folder}/left_out-{job.split}.jsonl says why'
+            f'{job.spec}: none of its {len(job.source)} records can be used: {dict(kinds)}; '
+            f'{job.folder}/left_out-{job.split}.jsonl lists them'
         )
     summary = {
         'records': sum(records for records, _ in shards),
@@ -281,18 +299,18 @@ def _complete(job: ImportJob) -> dict[str, Any]:
 
 
 def _splits(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """The summaries of all complete splits of a set, by name."""
+    """The summaries of all complete splits of a data set, by name."""
     files = sorted(folder.glob('import-*/summary.json'))
     return {f.parent.name.removeprefix('import-'): json.loads(f.read_text()) for f in files}
 
 
 def _write_info(job: ImportJob) -> None:
-    """Writes what TFDS wants to know of a set, for all splits that are complete."""
+    """Writes the metadata that TFDS needs, for all complete splits."""
     import tensorflow_datasets as tfds
 
     splits = _splits(job.folder)
     names = next(filter(None, (split['label_names'] for split in splits.values())), [])
-    # Where some images have several labels, all have a list.
+    # If some images have several labels, all have a list.
     lists = any(split['with_labels'] for split in splits.values())
     features = _features(
         captions=any(split['with_captions'] for split in splits.values()),
@@ -322,7 +340,7 @@ def _write_info(job: ImportJob) -> None:
             ]
         )
     )
-    # As a whole: who trains on another split meanwhile reads the old files or the new ones.
+    # Atomic: a run that trains on another split reads either the old files or the new ones.
     new = job.work / 'info.partial'
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
@@ -333,7 +351,7 @@ def _write_info(job: ImportJob) -> None:
 
 
 def _features(*, captions: bool, label: bool, labels: bool, label_names: list[str]) -> Any:
-    """The features of a set as TFDS objects."""
+    """The features of a data set as TFDS objects."""
     import tensorflow_datasets as tfds
 
     of_class = tfds.features.Scalar(np.int64)
@@ -350,7 +368,7 @@ def _features(*, captions: bool, label: bool, labels: bool, label_names: list[st
 
 @functools.cache
 def _serializer() -> Any:
-    """What makes tf.Examples of records."""
+    """Turns records into tf.Examples."""
     from tensorflow_datasets.core import example_serializer
 
     features = _features(captions=True, label=True, labels=True, label_names=[])
@@ -358,18 +376,18 @@ def _serializer() -> Any:
 
 
 def _serialized(record: Mapping[str, Any]) -> bytes:
-    """A record as TFDS stores it.
+    """Serializes a record as TFDS does.
 
-    All have all fields, whether or not the set says so in the end: which it needs is known when the
-    last record is read, and readers skip the others.
+    Every record has all fields: which ones the data set has is known after the last record, and
+    readers skip the others.
     """
-    # By default the order of fields differs from process to process.
+    # By default the order of the fields differs between processes.
     return _serializer().get_tf_example(record).SerializeToString(deterministic=True)
 
 
 def _encoded(image: bytes | np.ndarray, size: int, quality: int) -> bytes:
-    """The bytes to store: those that there are or, of an image whose shorter side is above `size`
-    (if not 0), a JPEG of that size.
+    """The bytes to store: the given ones or, if the shorter side exceeds `size` (not 0), a JPEG of
+    that size.
     """
     if size and min(upright.measure(image)) > size:
         return _resized(upright.decode(image), size, quality)
@@ -381,7 +399,7 @@ def _encoded(image: bytes | np.ndarray, size: int, quality: int) -> bytes:
 
 
 def _resized(pixels: np.ndarray, size: int, quality: int) -> bytes:
-    """A JPEG of pixels [H, W, 3] made smaller, without aliasing, to a shorter side of `size`."""
+    """Downsamples pixels [H, W, 3], antialiased, to a shorter side of `size`; returns a JPEG."""
     height, width = pixels.shape[:2]
     scale = size / min(height, width)
     image = Image.fromarray(pixels)
@@ -392,7 +410,7 @@ def _resized(pixels: np.ndarray, size: int, quality: int) -> bytes:
 
 
 def _pipeline(runner: str, options: Mapping[str, Any]) -> Any:
-    """An empty Beam pipeline on a runner; ValueError without Beam, and for unknown names."""
+    """Makes an empty Beam pipeline; ValueError without Beam, or for an unknown runner or option."""
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -404,12 +422,12 @@ def _pipeline(runner: str, options: Mapping[str, Any]) -> Any:
 
 
 def _run_on_beam(job: ImportJob, shards: list[int], pipeline: Any) -> None:
-    """Writes shards in a pipeline, each an element; its workers see the same folders as we do."""
+    """Writes shards in a pipeline, one element per shard; the workers must see the same folders."""
     import apache_beam as beam
 
     try:
         with pipeline:
             pipeline | beam.Create(shards) | beam.Reshuffle() | beam.Map(job.write_shard)
-    except Exception as error:  # of any type: runners wrap what happens in their workers
+    except Exception as error:  # of any type: runners wrap the errors of their workers
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f'Apache Beam: {reason[-1]}') from error

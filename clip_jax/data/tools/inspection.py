@@ -18,7 +18,7 @@ from PIL import ExifTags, Image
 from clip_jax import lookup
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.sources import Source
-from clip_jax.data.tools.scan import ERRORS, check, in_order, labels_of, why
+from clip_jax.data.tools.scan import ERRORS, check, error_message, in_order, labels_of
 from clip_jax.runtime.progress import Progress
 
 CONTEXT = 77  # tokens of a text that CLIP reads
@@ -115,7 +115,7 @@ def _lines(path: pathlib.Path | None) -> Iterator[Callable[[str], Any]]:
 
 def _trouble(source: Source, i: int, error: Exception) -> Trouble:
     kind = error.kind if isinstance(error, BadRecord) else 'error'
-    return Trouble(i, kind, source.where(i), why(source, i, error))
+    return Trouble(i, kind, source.where(i), error_message(source, i, error))
 
 
 def inspect(

@@ -37,7 +37,7 @@ def labels_of(example: Mapping[str, Any]) -> list[int]:
     return [k for k in example.get('labels', [example.get('label', -1)]) if k >= 0]
 
 
-def why(source: Source, i: int, error: Exception) -> str:
+def error_message(source: Source, i: int, error: Exception) -> str:
     """Says why record i cannot be used, and where it lies unless the error does."""
     where, message = source.where(i), str(error)
     return message if where in message else f'{where}: {message}'

@@ -386,7 +386,7 @@ def test_other_options_than_before_are_refused(write, tmp_path, complete, change
             write([*examples[:5], ValueError('stop'), *examples[6:]], size=24, shard_size=3)
     before = hashes(tmp_path)
     options = {'size': 24, 'shard_size': 3, **change}
-    with pytest.raises(ValueError, match='was begun otherwise') as error:
+    with pytest.raises(ValueError, match='was started with other settings') as error:
         write(examples[: options.pop('source', 9)], **options)
     assert message in str(error.value)
     assert hashes(tmp_path) == before

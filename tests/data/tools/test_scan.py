@@ -101,5 +101,5 @@ class Place:
 
 
 def test_a_place_is_named_once():
-    assert scan.why(Place(), 4, ValueError('no')) == 'a.tar: 4.jpg: no'
-    assert scan.why(Place(), 4, ValueError('a.tar: 4.jpg: no')) == 'a.tar: 4.jpg: no'
+    assert scan.error_message(Place(), 4, ValueError('no')) == 'a.tar: 4.jpg: no'
+    assert scan.error_message(Place(), 4, ValueError('a.tar: 4.jpg: no')) == 'a.tar: 4.jpg: no'
