@@ -13,7 +13,7 @@ _LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601
 
 
 class Box(NamedTuple):
-    """A part of an upright image, in its pixels."""
+    """A rectangle of an upright image, in pixels."""
 
     left: float
     top: float
@@ -23,10 +23,18 @@ class Box(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """How a training image is changed at random."""
+    """Random augmentation of a training image.
 
-    crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the area that stays
-    flip: float = 0.0  # probabilities, here and below
+    Attributes:
+        crop_scale: range of the area of the crop, as a fraction of the image.
+        flip: probability of a horizontal flip.
+        color_jitter: strengths of brightness, contrast, saturation and hue; all 0 for none.
+        color_jitter_prob: probability of color jitter.
+        grayscale: probability of conversion to grayscale.
+    """
+
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    flip: float = 0.0
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     color_jitter_prob: float = 0.8
     grayscale: float = 0.0
@@ -35,7 +43,8 @@ class Augment:
         scale = self.crop_scale
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(
-                f'crop_scale {tuple(scale)} is not a pair of shares of the area, as (0.5, 1)'
+                f'crop_scale {tuple(scale)} is not a range of fractions of the area, such as '
+                '(0.5, 1)'
             )
         for name in ('flip', 'color_jitter_prob', 'grayscale'):
             if not 0 <= getattr(self, name) <= 1:
@@ -54,7 +63,17 @@ class Augment:
         rng: np.random.Generator,
         out: np.ndarray,
     ) -> None:
-        """Makes `out`, uint8 [size, size, 3], of an encoded image of a known (height, width)."""
+        """Augments an image.
+
+        Args:
+            data: the image, encoded or uint8 [height, width, 3].
+            shape: (height, width) of the upright image.
+            rng: the random numbers of this example.
+            out: uint8 [size, size, 3], which is overwritten with the result.
+
+        Raises:
+            BadRecord: if the image cannot be decoded.
+        """
         box = random_box(rng, *shape, scale=self.crop_scale)
         image = flip(resized_crop(data, box, len(out), out=out), rng, self.flip)
         if any(self.color_jitter):
@@ -82,18 +101,27 @@ def random_box(
     scale: tuple[float, float] = (0.9, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Draws a random part of an image.
+    """Samples a random crop (Szegedy et al., arXiv 1409.4842, section 6).
 
-    The part's share of the area is uniform in `scale`, its aspect ratio (width / height) is
-    log-uniform among those in `ratio` with which it fits, its place uniform. (Szegedy et al. 2015,
-    section 6. Others draw again until a part fits, and take the center where none does.)
+    The position is uniform. Other implementations sample again until a crop fits, and take the
+    center crop if none does; this one samples only aspect ratios with which the crop fits.
+
+    Args:
+        rng: random numbers.
+        height: height of the image.
+        width: width of the image.
+        scale: range of the crop's area as a fraction of the image's, sampled uniformly.
+        ratio: range of its aspect ratio, width / height, sampled log-uniformly.
+
+    Returns:
+        The crop, at integer coordinates.
     """
     share, shape, x, y = rng.random(4)
     area = (scale[0] + share * (scale[1] - scale[0])) * height * width
     # width² = area * aspect and height² = area / aspect may not exceed those of the image.
     low, high = (min(max(a, ratio[0]), ratio[1]) for a in (area / height**2, width**2 / area))
     aspect = low * (high / low) ** shape
-    # Where the image is longer than any allowed aspect, the largest part is below the drawn area.
+    # In an image longer than any allowed aspect, the largest crop is smaller than the area drawn.
     area = min(area, width**2 / aspect, height**2 * aspect)
     w = min(width, max(1, round(math.sqrt(area * aspect))))
     h = min(height, max(1, round(math.sqrt(area / aspect))))
@@ -103,11 +131,22 @@ def random_box(
 def resized_crop(
     data: bytes | np.ndarray, box: Box, size: int, *, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Cuts a part out of an image and resizes it to uint8 [size, size, 3], bicubic and without
-    aliasing; into `out`, where that is given. BadRecord if the image cannot be decoded.
+    """Crops an image and resizes the crop, bicubic and antialiased.
 
-    No more is decoded than that needs. The mean difference to Pillow's antialiased bicubic filter
-    is about 1 in 255 on photographs.
+    JPEGs are decoded at a reduced size if that is enough. On photographs, the mean difference to
+    Pillow's antialiased bicubic filter is about 1 in 255.
+
+    Args:
+        data: the image, encoded or uint8 [height, width, 3].
+        box: the crop, in pixels of the upright image.
+        size: side of the output in pixels.
+        out: where to write the output, if not to a new array.
+
+    Returns:
+        uint8 [size, size, 3].
+
+    Raises:
+        BadRecord: if the image cannot be decoded.
     """
     out = np.empty((size, size, 3), np.uint8) if out is None else out
     if isinstance(data, np.ndarray):
@@ -127,7 +166,7 @@ def resized_crop(
 
 
 def flip(image: np.ndarray, rng: np.random.Generator, p: float) -> np.ndarray:
-    """Mirrors an image left to right, where it lies, with probability `p`."""
+    """Flips an image horizontally, in place, with probability `p`."""
     return cv2.flip(image, 1, image) if rng.random() < p else image
 
 
@@ -141,11 +180,21 @@ def color_jitter(
     hue: float = 0.0,
     p: float = 1.0,
 ) -> np.ndarray:
-    """Changes the colors of a uint8 RGB image with probability `p`, in this order.
+    """Jitters the colors of an image, in a fixed order.
 
-    The factors of brightness, contrast (about the mean gray) and saturation are uniform in 1 ± the
-    given value, the shift of the hue in ± its value, a share of the color circle of at most 0.5.
-    (SimCLR, arXiv 2002.05709, appendix A: 0.8, 0.8, 0.8 and 0.2 times the strength, p = 0.8.)
+    SimCLR (arXiv 2002.05709, appendix A) has 0.8, 0.8, 0.8 and 0.2 times the strength and p = 0.8.
+
+    Args:
+        image: uint8 RGB [height, width, 3]; it is not changed.
+        rng: random numbers.
+        brightness: its factor is uniform in 1 ± this value.
+        contrast: its factor, about the mean gray value, is uniform in 1 ± this value.
+        saturation: its factor is uniform in 1 ± this value.
+        hue: its shift is uniform in ± this value, a fraction of the color circle up to 0.5.
+        p: the probability that anything changes.
+
+    Returns:
+        The image itself if nothing changes, otherwise a new one.
     """
     chance, *drawn = rng.random(5)
     if chance >= p:
@@ -162,7 +211,7 @@ def color_jitter(
     if saturation:
         image = cv2.transform(image, s * np.eye(3) + (1 - s) * np.tile(_LUMINANCE, (3, 1)))
     if hue:
-        # A circle of 256 steps, on which uint8 goes around by itself.
+        # The color circle has 256 steps, on which uint8 wraps around by itself.
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
         hsv[:, :, 0] += np.uint8(round(shift * 256) % 256)
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
@@ -170,7 +219,7 @@ def color_jitter(
 
 
 def grayscale(image: np.ndarray, rng: np.random.Generator, p: float) -> np.ndarray:
-    """Puts the luminance (Rec. 601) in all three channels with probability `p`."""
+    """Converts an image to grayscale (Rec. 601), in three channels, with probability `p`."""
     if rng.random() >= p:
         return image
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
@@ -179,16 +228,15 @@ def grayscale(image: np.ndarray, rng: np.random.Generator, p: float) -> np.ndarr
 def _resample(
     image: np.ndarray, box: Box, out: np.ndarray, *, averaged: bool = False
 ) -> np.ndarray:
-    """Resizes a part of an image into `out` [size, size, 3], bicubic and without aliasing.
+    """Resizes a crop of an image into `out` [size, size, 3], bicubic and antialiased.
 
-    The part may begin and end between pixels; `averaged` says that each of them stands for several
-    of the original. It is halved by averaging as often as it can be, then smoothed by as much as it
-    is still too large, then sampled.
+    The box may have fractional coordinates; `averaged` says that the image was reduced before. The
+    crop is halved by area averaging as often as possible, then low-pass filtered, then sampled.
     """
     size = len(out)
     left, top = math.floor(box.left), math.floor(box.top)
     x, y = (_reduction(side / size) for side in (box.width, box.height))
-    # Whole blocks, if need be with pixels from outside of the part.
+    # Complete blocks, if need be with pixels from outside of the crop.
     right = left + x * math.ceil((box.left + box.width - left) / x)
     bottom = top + y * math.ceil((box.top + box.height - top) / y)
     image = image[top:bottom, left:right]
@@ -197,14 +245,14 @@ def _resample(
         image = cv2.resize(
             image[: height * y, : width * x], (width, height), interpolation=cv2.INTER_AREA
         )
-    place = Box((box.left - left) / x, (box.top - top) / y, box.width / x, box.height / y)
-    across, down = place.width / size, place.height / size
+    box = Box((box.left - left) / x, (box.top - top) / y, box.width / x, box.height / y)
+    across, down = box.width / size, box.height / size
     image = _smooth(image, (across, down), averaged=averaged or max(x, y) > 1)
-    if place == (0, 0, image.shape[1], image.shape[0]):
+    if box == (0, 0, image.shape[1], image.shape[0]):
         return cv2.resize(image, (size, size), out, interpolation=cv2.INTER_CUBIC)
-    # Pixels are squares here, and points in their centers there.
+    # In a box pixels are squares; for OpenCV they are points in the centers.
     to_image = np.array(
-        [[across, 0, place.left + across / 2 - 0.5], [0, down, place.top + down / 2 - 0.5]]
+        [[across, 0, box.left + across / 2 - 0.5], [0, down, box.top + down / 2 - 0.5]]
     )
     return cv2.warpAffine(
         image,
@@ -217,20 +265,20 @@ def _resample(
 
 
 def _reduction(shrink: float) -> int:
-    """Returns by which power of two a side that must shrink so much is divided beforehand.
+    """Returns the power of two by which a side is reduced before it is resampled.
 
-    At least 1.5 times the pixels needed are left. With fewer, details are lost: JPEGs decoded to
-    the very size are 3 to 4 in 255 off. At more than 3 times, three taps smooth too little. With
-    this rule, parts of 16 photographs, some of grass, were 0.4 to 1.6 off, and 3.1 at worst.
+    1.5 to 3 times the output's pixels remain. With fewer, detail is lost: JPEGs decoded exactly to
+    the output's size differ by 3 to 4 in 255. With more, three filter taps smooth too little. With
+    this rule, crops of 16 photographs, some of grass, differed by 0.4 to 1.6, and 3.1 at worst.
     """
     return 2 ** max(0, math.ceil(math.log2(shrink / 3)))
 
 
 def _smooth(image: np.ndarray, shrink: tuple[float, float], *, averaged: bool) -> np.ndarray:
-    """Takes out what is too fine for an image that will be so many times smaller across and down.
+    """Low-pass filters an image before it is downsampled by `shrink` (x, y).
 
-    The weight of a neighbor, 0.22 (shrink - 1), was fitted to Pillow's filter. Of patterns as fine
-    as pixels, which averages no longer have, it would leave too much where little is shrunk.
+    The weight of a neighbor, 0.22 (shrink - 1), was fitted to Pillow's filter. Patterns as fine as
+    single pixels, which an averaged image does not have, need a higher weight at small factors.
     """
     x, y = (
         min(1 / 3, 0.22 * (s if averaged else max(s, math.sqrt(s))))
@@ -249,11 +297,11 @@ def _check_inside(box: Box, height: int, width: int) -> None:
         or box.left + box.width > width
         or box.top + box.height > height
     ):
-        raise ValueError(f'{box} is not a part of an image of {width} x {height} pixels.')
+        raise ValueError(f'{box} is not inside an image of {width} x {height} pixels.')
 
 
 def _stored(box: Box, header: headers.Header) -> Box:
-    """Where a part of the upright image lies in the image as it is stored."""
+    """Converts a box of the upright image to one of the stored image."""
     height, width = header.upright
     left, top, w, h = box
     if header.orientation in upright.MIRRORED:

@@ -1,6 +1,4 @@
-"""What a run could not use: counted over all hosts and restarts, listed, and too much of it an
-error.
-"""
+"""The bad records of a run: counted over all hosts and restarts, listed, an error if too many."""
 
 import json
 from collections import Counter
@@ -15,15 +13,21 @@ from clip_jax.data.errors import BAD_RECORD_KINDS
 from clip_jax.data.sources import Source
 from clip_jax.runtime import atomic, multihost
 
-LISTED = 1_000  # records that a host names in its file
-MIN_BAD = 32  # bad records before a share of them says anything
+LISTED = 1_000  # records that each host lists in its file
+MIN_BAD = 32  # bad records below which their fraction is not checked
 
 
 class BadRecordLog:
-    """Counts of the records that gave way to others; every host calls each method at the same step.
+    """Counts the records that were replaced; all hosts call each method at the same step.
 
-    `counts` are those of the whole run until `step`. The first LISTED records of each host are
-    named in `bad_records-HOST.jsonl`.
+    The first LISTED records of each host are listed in `bad_records-HOST.jsonl`.
+
+    Args:
+        source: the training data.
+        workdir: the run directory.
+        step: the step that the run starts or resumes from.
+        counts: counts by kind, of all hosts, until that step.
+        max_bad_fraction: the fraction of bad records above which the run stops.
     """
 
     def __init__(
@@ -33,29 +37,35 @@ class BadRecordLog:
         *,
         step: int,
         counts: Mapping[str, int],
-        max_share: float,
+        max_bad_fraction: float,
     ):
         self.counts = Counter(counts)
         self.path = workdir / f'bad_records-{jax.process_index():05}.jsonl'
-        self._source, self._max_share = source, max_share
+        self._source, self._max_bad_fraction = source, max_bad_fraction
         self._listed = self._until(step)
 
     def _until(self, step: int) -> list[dict]:
-        """What the file says of steps until then: a restart meets the later ones again."""
+        """The lines of the file up to a step; the run will read the later records again."""
         if not self.path.exists():
             return []
         lines = [json.loads(line) for line in self.path.read_text().splitlines()]
         return [line for line in lines if line['step'] <= step]
 
-    def add(self, step: int, troubles: Sequence[tuple[int, str]], seen: int) -> None:
-        """Adds what this host has met since the last call; `seen` are the rows of all hosts so far.
+    def add(self, step: int, bad: Sequence[tuple[int, str]], seen: int) -> None:
+        """Adds the bad records of this host since the last call.
 
-        ValueError if more than the allowed share of what was read is bad.
+        Args:
+            step: the step.
+            bad: (index, kind) of each record.
+            seen: the number of examples of all hosts so far.
+
+        Raises:
+            ValueError: if the fraction of bad records is too high.
         """
-        local = Counter(kind for _, kind in troubles)
+        local = Counter(kind for _, kind in bad)
         total = multihost.all_reduce_sum(np.array([local[kind] for kind in BAD_RECORD_KINDS]))
         self.counts += Counter(dict(zip(BAD_RECORD_KINDS, map(int, total), strict=True)))
-        new = troubles[: LISTED - len(self._listed)]
+        new = bad[: LISTED - len(self._listed)]
         if new:
             self._listed += [
                 {'step': step, 'kind': kind, 'where': self._source.where(record)}
@@ -63,11 +73,11 @@ class BadRecordLog:
             ]
             lines = ''.join(json.dumps(x) + '\n' for x in self._listed)
             atomic.write(self.path, lines)
-        share = examples.bad_fraction(self.counts, seen)
-        if share > self._max_share and share * seen >= MIN_BAD:
+        fraction = examples.bad_fraction(self.counts, seen)
+        if fraction > self._max_bad_fraction and fraction * seen >= MIN_BAD:
             raise ValueError(
-                f'{share:.1%} of the records read until step {step:,} cannot be used, more than '
-                f'data.max_bad_fraction, {self._max_share:.1%}: '
+                f'{fraction:.1%} of the records read until step {step:,} are bad, more than '
+                f'data.max_bad_fraction, {self._max_bad_fraction:.1%}: '
                 f'{examples.describe_counts(self.counts)}. '
-                f'{self.path} names them; clip-jax data verify reads all'
+                f'{self.path} lists them; clip-jax data verify checks all records'
             )

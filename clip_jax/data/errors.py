@@ -1,19 +1,19 @@
-"""Records that cannot be used: one kind each, counted and replaced, never silently dropped."""
+"""Bad records: each has a kind, is counted and replaced, and never silently dropped."""
 
 from typing import NamedTuple
 
-# What can be wrong with a record, found when it is read. Their numbers travel in batches.
+# What can be wrong with a record when it is read. Batches carry the indices of these kinds.
 BAD_RECORD_KINDS = (
-    'no_image',  # the table's file is missing, or a member has no data
+    'no_image',  # the file that a table names is missing, or a tar member is empty
     'empty',  # zero bytes
-    'not_an_image',  # bytes of no known image format
-    'truncated',  # the image ends before its end
-    'damaged',  # a decoder refuses it
+    'not_an_image',  # no known image format
+    'truncated',  # the image ends early
+    'damaged',  # a decoder rejects it
     'too_small',  # a side of fewer than image.headers.MIN_SIDE pixels
-    'too_large',  # more than image.headers.MAX_PIXELS pixels, said by the header; not decoded
+    'too_large',  # more than image.headers.MAX_PIXELS pixels, by its header; not decoded
     'no_caption',
-    'not_utf8',  # the caption is no text
-    'small_side',  # this and what follows: left out by a filter of the config, not bad
+    'not_utf8',  # the caption is not UTF-8 text
+    'small_side',  # this and the following: excluded by config.data.filter, not bad
     'long_aspect',
     'caption_length',
 )
@@ -21,7 +21,7 @@ FILTERED = ('small_side', 'long_aspect', 'caption_length')
 
 
 class BadRecord(ValueError):
-    """A record that cannot be used, of one of KINDS; the message says what was found."""
+    """A record that cannot be used; `kind` is one of BAD_RECORD_KINDS."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -32,11 +32,11 @@ class BadRecord(ValueError):
 
 
 class DataNotFound(ValueError):
-    """Data that a SPEC names and that is not there; nothing is said to be wrong with it."""
+    """The data that a SPEC names does not exist."""
 
 
 class Skipped(NamedTuple):
-    """What a source found when it was opened and could not make records of."""
+    """What a source found when it was opened, of one kind, and could not make records of."""
 
     count: int
-    examples: list[str]  # where the first few lie
+    examples: list[str]  # the places of the first few

@@ -1,4 +1,4 @@
-"""One row of a batch: a record's image and one of its captions, or what takes a bad one's place."""
+"""Training examples: filter, augment, choose a caption; bad records are replaced."""
 
 import dataclasses
 import threading
@@ -14,18 +14,25 @@ from clip_jax.data.image import upright
 from clip_jax.data.sources import Source
 
 _OF_THREAD = threading.local()
-# The rules by which one of several captions is taken.
+# How one of several captions is chosen.
 CAPTION_RULES = ('random', 'first', 'longest')
-TRIES = 32  # records in a row that may be bad or filtered out before a run stops
+TRIES = 32  # consecutive records that may be bad or filtered out before a run stops
 
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
-    """Which records are trained on; 0 asks for nothing."""
+    """Which records are used for training; 0 sets no limit.
 
-    min_side: int = 0  # pixels of the shorter side
-    max_aspect: float = 0.0  # longer side / shorter side
-    min_caption: int = 0  # characters
+    Attributes:
+        min_side: minimum of the shorter side, in pixels.
+        max_aspect: maximum of longer side / shorter side.
+        min_caption: minimum length of a caption, in characters.
+        max_caption: maximum length of a caption, in characters.
+    """
+
+    min_side: int = 0
+    max_aspect: float = 0.0
+    min_caption: int = 0
     max_caption: int = 0
 
     def __post_init__(self):
@@ -34,7 +41,7 @@ class Filter:
                 raise ValueError(f'data.filter.{name} is {value}; expected 0 (none) or more')
 
     def image(self, height: int, width: int) -> None:
-        """Raises BadRecord for an image of a size that is not wanted."""
+        """Raises BadRecord if the size of an image is outside of the limits."""
         shorter, longer = sorted((height, width))
         if shorter < self.min_side:
             raise BadRecord('small_side', f'{width} x {height} pixels; min_side {self.min_side}')
@@ -42,7 +49,7 @@ class Filter:
             raise BadRecord('long_aspect', f'{width} x {height}; max_aspect {self.max_aspect}')
 
     def captions(self, texts: Sequence[str]) -> Sequence[str]:
-        """Returns the texts of a wanted length; BadRecord if there are some, but none of these."""
+        """Returns the texts of an allowed length; BadRecord if there are texts, but no such one."""
         most = self.max_caption or float('inf')
         wanted = [text for text in texts if self.min_caption <= len(text) <= most]
         if texts and not wanted:
@@ -53,23 +60,43 @@ class Filter:
 
 @dataclasses.dataclass(frozen=True)
 class ExampleMaker:
-    """Makes images and texts of rows.
+    """Makes training examples from records.
 
-    What is random in a row depends on seed, record and epoch alone. A record that cannot be used,
-    or that the filter leaves out, gives its place to another one of the same part of the source,
-    drawn with the row's own random numbers; `bad` says which gave way (see `troubles`).
+    The randomness of an example depends only on seed, record and epoch. A record that is bad or
+    filtered out is replaced by another one of the same part of the source, which is drawn with the
+    random numbers of the example.
+
+    Attributes:
+        source: the data.
+        seed: the seed of the run.
+        augment: augmentation of images.
+        filter: which records are used.
+        caption: how a caption is chosen, one of CAPTION_RULES.
+        parts: first record and end of each part of the source.
     """
 
     source: Source
     seed: int
     augment: Augment
     filter: Filter
-    caption: str  # the rule by which one of several captions is taken
-    parts: tuple[tuple[int, int], ...]  # first record and end of each part of the source
+    caption: str
+    parts: tuple[tuple[int, int], ...]
 
     def __call__(self, epoch: int, record: int, image: np.ndarray, bad: np.ndarray) -> str:
-        """Puts a record's image into `image`, uint8 [size, size, 3], notes in `bad`, int64 [TRIES]
-        of -1, which records gave way, and returns a caption.
+        """Makes one example.
+
+        Args:
+            epoch: the epoch of the record's part of the source.
+            record: the index of the record.
+            image: uint8 [size, size, 3], overwritten with the augmented image.
+            bad: int64 [TRIES], -1 everywhere, overwritten with the records that were replaced (see
+                `bad_records`).
+
+        Returns:
+            The caption.
+
+        Raises:
+            ValueError: if TRIES records in sequence cannot be used.
         """
         rng = _generator(self.seed, record, epoch)
         reason = ''
@@ -78,7 +105,7 @@ class ExampleMaker:
                 start, stop = next(part for part in self.parts if record < part[1])
                 record = int(rng.integers(start, stop))
             try:
-                return self._row(record, rng, image)
+                return self._example(record, rng, image)
             except BadRecord as error:
                 bad[i] = record * len(BAD_RECORD_KINDS) + BAD_RECORD_KINDS.index(error.kind)
                 reason = str(error)  # the error itself would keep all that its traceback holds
@@ -86,12 +113,12 @@ class ExampleMaker:
                 raise ValueError(f'{self.source.where(record)}: {error}') from error
         counts = describe_counts(count(bad))
         raise ValueError(
-            f'{TRIES} records drawn one after the other cannot be used ({counts}); the last is '
+            f'{TRIES} consecutive records cannot be used ({counts}); the last is '
             f'{self.source.where(record)}: {reason}. Look at the data with clip-jax data inspect, '
             'or relax data.filter'
         )
 
-    def _row(self, record: int, rng: np.random.Generator, image: np.ndarray) -> str:
+    def _example(self, record: int, rng: np.random.Generator, image: np.ndarray) -> str:
         example = self.source[record]
         texts = self.filter.captions(example.get('texts', ()))
         text = choose_caption(texts, rng, self.caption)
@@ -103,19 +130,25 @@ class ExampleMaker:
 
 
 def choose_caption(texts: Sequence[str], rng: np.random.Generator, rule: str = 'random') -> str:
-    """Returns one of the texts by a rule of CAPTION_RULES; of 'random', all are equally likely.
-    BadRecord if there is none.
+    """Returns one of the texts; BadRecord if there is none.
+
+    Args:
+        texts: the captions of an image.
+        rng: random numbers.
+        rule: 'random' (uniform), 'first' or 'longest'.
     """
     if not texts:
-        raise BadRecord('no_caption', 'no text belongs to this image')
+        raise BadRecord('no_caption', 'the image has no text')
     if rule == 'longest':
         return max(texts, key=len)
     return texts[0 if rule == 'first' else rng.integers(len(texts))]
 
 
 def _generator(seed: int, record: int, epoch: int) -> np.random.Generator:
-    """The random numbers of a row: of a counter-based generator, every key and every counter is a
-    stream of its own. A thread has one generator, since to make one takes longer than to set it.
+    """Returns the random numbers of an example.
+
+    In a counter-based generator every key and counter is an independent stream. Each thread reuses
+    one generator, since creating one takes longer than setting its state.
     """
     if not hasattr(_OF_THREAD, 'generator'):
         _OF_THREAD.generator = np.random.Generator(np.random.Philox(0))
@@ -135,8 +168,8 @@ def _generator(seed: int, record: int, epoch: int) -> np.random.Generator:
 
 
 def bad_records(bad: np.ndarray) -> list[tuple[int, str]]:
-    """Returns (number of a record, its kind) of the records that gave way, from rows' `bad`."""
-    # Almost all are -1, and every batch of training comes here.
+    """Returns (index, kind) of the records that were replaced, from a batch's `bad` [b, TRIES]."""
+    # Fast for the usual case, in which all are -1.
     return [
         (x // len(BAD_RECORD_KINDS), BAD_RECORD_KINDS[x % len(BAD_RECORD_KINDS)])
         for x in bad[bad >= 0].tolist()
@@ -144,16 +177,16 @@ def bad_records(bad: np.ndarray) -> list[tuple[int, str]]:
 
 
 def count(bad: np.ndarray) -> Counter[str]:
-    """Counts the records that gave way by kind."""
+    """Counts replaced records by kind."""
     return Counter(kind for _, kind in bad_records(bad))
 
 
 def bad_fraction(counts: Counter[str], seen: int) -> float:
-    """Returns how much of what was read was bad; what a filter left out is not."""
-    wrong = sum(n for kind, n in counts.items() if kind not in FILTERED)
-    return wrong / max(1, seen + wrong)
+    """Returns the fraction of bad records among all that were read; filtered ones are not bad."""
+    bad = sum(n for kind, n in counts.items() if kind not in FILTERED)
+    return bad / max(1, seen + bad)
 
 
 def describe_counts(counts: dict[str, Any]) -> str:
-    """Counts by kind for people, largest first."""
+    """Returns counts by kind as text, largest first."""
     return ', '.join(f'{kind} {n:,}' for kind, n in sorted(counts.items(), key=lambda x: -x[1]))

@@ -1,4 +1,4 @@
-"""From a source to batches on the devices: shuffled, augmented, read ahead and resumable."""
+"""The input pipeline: from a source to batches on the devices; shuffled, prefetched, resumable."""
 
 import collections
 import functools
@@ -41,25 +41,42 @@ def train_iterator(
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> 'TrainIterator':
-    """Endless batches {'image': uint8 [b, size, size, 3], 'tokens': int32 [b, length], 'bad': int64
-    [b, rows.TRIES]} of a source.
+    """Iterates over batches of a source, infinitely.
 
-    `batch_size` counts the rows of all hosts; this one yields b = batch_size / shard_count of them.
-    Every epoch has its own order, crops, flips and captions. They depend on `seed` alone, not on
-    threads, processes, hosts or interruptions: host h has the h-th block of the one-host batch.
-    `get_state()` is {'global_next_index': n}, the same on all hosts and fit for JSON; `set_state`
-    continues there. Each of `num_threads` makes one batch at a time (0: it is made when asked for)
-    and up to `prefetch` more wait, which bounds memory; `num_workers` processes do so instead, each
-    with as many threads. Call `close()` when done.
-    Records that cannot be used are replaced, see rows.Rows.
+    Every epoch has its own order, crops, flips and captions. They depend only on `seed`, not on
+    threads, processes, hosts or interruptions: host h gets the h-th block of each global batch. Bad
+    records are replaced (see examples.ExampleMaker). Call `close()` when done.
+
+    Args:
+        source: the training data.
+        tokenizer: texts to int32 [b, length].
+        batch_size: examples per global batch, of all hosts.
+        seed: the seed of everything random.
+        image_size: side of the images in pixels.
+        augment: augmentation of images.
+        filter: which records are used.
+        caption: how one of several captions is chosen: 'random', 'first' or 'longest'.
+        num_threads: threads, each of which makes one batch at a time; 0 makes batches on demand.
+        num_workers: processes that make the batches instead, each with so many threads; 0 for none.
+        prefetch: batches that may wait beyond those in progress.
+        shard_index: the number of this host.
+        shard_count: the number of hosts.
+
+    Returns:
+        An iterator of {'image': uint8 [b, size, size, 3], 'tokens': int32 [b, length],
+        'bad': int64 [b, examples.TRIES]} with b = batch_size / shard_count. Its `get_state()` is
+        {'global_next_index': n}, the same on all hosts; `set_state` resumes from it.
+
+    Raises:
+        ValueError: if batch_size is not a multiple of the number of hosts, or larger than the data.
     """
     if batch_size % shard_count:
         raise ValueError(
             f'batch_size {batch_size} must be a multiple of the number of hosts, {shard_count}.'
         )
-    # A thread here has one image at a time; OpenCV's own threads would only compete with it.
+    # Each thread has an image of its own; OpenCV's threads would compete with these.
     cv2.setNumThreads(0)
-    parts, rows = parts_of(source), batch_size // shard_count
+    parts, local = parts_of(source), batch_size // shard_count
     make = ExampleMaker(
         source,
         seed=seed,
@@ -74,12 +91,12 @@ def train_iterator(
             make,
             tokenizer,
             image_size,
-            block=slice(shard_index * rows, (shard_index + 1) * rows),
+            block=slice(shard_index * local, (shard_index + 1) * local),
         ),
         batch_size,
         grain.ReadOptions(
             num_threads=num_threads,
-            # Counted in batches, those in the making included.
+            # In batches, including those in progress.
             prefetch_buffer_size=num_threads + prefetch if num_threads else 0,
         ),
         _processes(num_workers, prefetch),
@@ -113,7 +130,7 @@ def _start_worker(index: int, count: int) -> None:
 
 
 class _Batches(grain.MapDataset):
-    """The batches of one host: number i is its block of global batch i."""
+    """The batches of one host: batch i is its block of global batch i."""
 
     def __init__(
         self,
@@ -134,16 +151,16 @@ class _Batches(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         places = [x[self._block].tolist() for x in self._order.batch(index)]
-        rows, size = len(places[0]), self._image_size
-        image = np.empty((rows, size, size, 3), np.uint8)
-        bad = np.full((rows, TRIES), -1, np.int64)
+        count, size = len(places[0]), self._image_size
+        image = np.empty((count, size, size, 3), np.uint8)
+        bad = np.full((count, TRIES), -1, np.int64)
         texts = [*map(self._make, *places, image, bad)]
         return {'image': image, 'tokens': self._tokenizer(texts), 'bad': bad}
 
 
 class TrainIterator(Iterator):
-    """Batches of one host, read ahead; its state is the number of the next row of all hosts, so
-    that any number of hosts can go on.
+    """Prefetched batches of one host; its state is a global index, so any number of hosts can
+    resume.
     """
 
     def __init__(
@@ -155,7 +172,7 @@ class TrainIterator(Iterator):
     ):
         self._batches, self._batch_size = batches, batch_size
         self._read_options, self._processes = read_options, processes
-        self._next = 0
+        self._next = 0  # global index of the next example
         self._running: grain.DatasetIterator | None = None
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -171,24 +188,24 @@ class TrainIterator(Iterator):
         return batch
 
     def get_state(self) -> dict[str, int]:
-        """Returns where the next batch begins, fit for JSON and the same on all hosts."""
+        """Returns where the next batch starts: JSON values, the same on all hosts."""
         return {'global_next_index': self._next}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes on at a state, of this iterator or of another; what was read ahead is forgotten.
+        """Resumes from a state of this or another iterator; prefetched batches are dropped.
 
-        ValueError if no batch of this size begins there.
+        ValueError if no batch of this size starts there.
         """
         if state['global_next_index'] % self._batch_size:
             raise ValueError(
-                f'the input stands at row {state["global_next_index"]}, which is not a multiple of '
+                f'the input resumes from example {state["global_next_index"]}, not a multiple of '
                 f'batch_size {self._batch_size}; expected the batch_size that it was saved with'
             )
         self.close()
         self._next = state['global_next_index']
 
     def close(self) -> None:
-        """Ends threads and processes."""
+        """Stops threads and processes."""
         if self._running is not None:
             self._running.close()
         self._running = None
@@ -197,18 +214,24 @@ class TrainIterator(Iterator):
 def to_device(
     iterator: TrainIterator, sharding: jax.sharding.Sharding, *, ahead: int = 2
 ) -> 'DeviceBatches':
-    """Moves batches onto the devices, up to `ahead` before use; restore `iterator` before this."""
+    """Transfers batches to the devices, up to `ahead` in advance.
+
+    Restore the state of `iterator` before this.
+    """
     return DeviceBatches(iterator, sharding, ahead=ahead)
 
 
 class DeviceBatches(Iterator):
-    """Batches as global arrays; `waited` is how many seconds `next` has had to wait in all, and
-    `troubles` the (number of a record, kind) of all of this host that gave way in them.
+    """Batches as global arrays.
+
+    Attributes:
+        waited: seconds that `next` has waited for batches in total.
+        bad: (index, kind) of the records of this host that were replaced.
     """
 
     def __init__(self, iterator, sharding: jax.sharding.Sharding, *, ahead: int):
         self.waited = 0.0
-        self.troubles: list[tuple[int, str]] = []
+        self.bad: list[tuple[int, str]] = []
         self._iterator = iterator
         self._sharding = sharding
         self._state = iterator.get_state()
@@ -218,17 +241,17 @@ class DeviceBatches(Iterator):
     def __next__(self) -> dict[str, jax.Array]:
         start = time.perf_counter()
         batch, bad, self._state = self._pending.popleft().result()
-        self.troubles += bad_records(bad)
+        self.bad += bad_records(bad)
         self.waited += time.perf_counter() - start
         self._pending.append(self._worker.submit(self._read))
         return batch
 
     def get_state(self) -> dict:
-        """Returns the host iterator's state after the batch handed out last, not that read last."""
+        """Returns the state after the last batch returned, not the last one prefetched."""
         return self._state
 
-    def close(self):
-        """Stops reading ahead and closes the host iterator."""
+    def close(self) -> None:
+        """Stops prefetching and closes the host iterator."""
         self._worker.shutdown(cancel_futures=True)
         self._iterator.close()
 

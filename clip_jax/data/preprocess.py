@@ -25,22 +25,39 @@ _INTERPOLATIONS = {filter.name.lower(): filter for filter in Image.Resampling}
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Returns (images / 255 - mean) / std: uint8 [..., 3] to float32, on the device."""
+    """Normalizes images on the device: (images / 255 - mean) / std.
+
+    Args:
+        images: uint8 [..., 3].
+        mean: mean of each channel, of values from 0 to 1.
+        std: standard deviation of each channel.
+
+    Returns:
+        float32 of the same shape.
+    """
     images = jnp.asarray(images, jnp.float32) / 255
     return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """How a model wants its images in evaluation, equal to the published rule in every bit.
+    """Evaluation preprocessing, bit-identical to the published implementations.
 
-    `resize`: 'shortest' (OpenAI, open_clip) resizes the shortest side to `size` and cuts out the
-    center, 'squash' (SigLIP) resizes both sides, 'longest' (open_clip) resizes the longest side and
-    pads with zeros. `rgb`: colors become RGB 'after' that, which happens in the image's own mode
-    (OpenAI, open_clip), or 'before' it (`do_convert_rgb` of Hugging Face's transformers), or before
-    it and on 'white' (the same since transformers 5.22); the others drop transparency. `crop`: of
-    an odd number of columns to cut, the half on the left is rounded to 'even' (OpenAI, open_clip)
-    or 'down' (transformers). EXIF orientation is ignored. Normalize with `mean` and `std` after it.
+    EXIF orientation is ignored, as they do. Normalize with `mean` and `std` afterwards.
+
+    Attributes:
+        size: side of the output in pixels.
+        resize: 'shortest' (OpenAI, open_clip) resizes the shortest side to `size` and takes the
+            center crop, 'squash' (SigLIP) resizes both sides, 'longest' (open_clip) resizes the
+            longest side and pads with zeros.
+        interpolation: one of Pillow's filters, in lowercase.
+        mean: mean of each channel.
+        std: standard deviation of each channel.
+        rgb: conversion to RGB 'after' resizing (OpenAI, open_clip), 'before' it (`do_convert_rgb`
+            of transformers), or before it on a 'white' background (transformers since 5.22); the
+            first two drop transparency.
+        crop: an odd number of columns to crop: the half on the left is rounded to 'even' (OpenAI,
+            open_clip) or 'down' (transformers).
     """
 
     size: int
@@ -58,10 +75,13 @@ class Preprocess:
         lookup.check(self.interpolation, _INTERPOLATIONS, what='preprocess: interpolation')
 
     def __call__(self, image: Image.Image | str | os.PathLike | bytes | np.ndarray) -> np.ndarray:
-        """Returns uint8 [size, size, 3] of a PIL image, path, encoded bytes or uint8 array."""
+        """Preprocesses a PIL image, path, encoded bytes or uint8 array to uint8 [size, size, 3].
+
+        Raises BadRecord if it is an image that cannot be used, ValueError for anything else.
+        """
         shape = (self.size, self.size, 3)
         if isinstance(image, np.ndarray) and (image.shape, image.dtype) == (shape, np.uint8):
-            return image  # no rule changes an image of the right size
+            return image  # an image of the right size does not change
         try:
             with _opened(image) as opened:
                 if not isinstance(image, Image.Image | np.ndarray):
@@ -84,21 +104,21 @@ class Preprocess:
         if self.rgb != 'after':
             image = image.convert('RGB')
         resized = self._resized(*image.size)
-        _check_pixels(*resized)  # of two pixels by a million, 'shortest' would make a giant
+        _check_pixels(*resized)  # 'shortest' makes a huge image of 2 x 1,000,000 pixels
         image = image.resize(resized, _INTERPOLATIONS[self.interpolation])
         left, top = map(self._first, image.size)
         box = left, top, left + self.size, top + self.size
         return np.asarray(image.crop(box).convert('RGB'))
 
     def _first(self, side: int) -> int:
-        """Returns where the output begins on a side; below zero where pixels must be added."""
+        """Returns the offset of the crop on a side; negative if the image is padded."""
         excess = side - self.size
         if excess < 0:
             return -(-excess // 2)
         return excess // 2 if self.crop == 'down' else round(excess / 2)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """Returns width and height of a resized image, before it is cut or padded."""
+        """Returns width and height after resizing, before the crop or padding."""
         size = self.size
         if self.resize == 'squash':
             return size, size
@@ -110,12 +130,12 @@ class Preprocess:
 
     @property
     def card(self) -> dict:
-        """The fields as JSON values; `Preprocess.from_card(card)` makes the same rule again."""
+        """The fields as JSON values, for the card of a checkpoint; see `from_card`."""
         return {**dataclasses.asdict(self), 'mean': list(self.mean), 'std': list(self.std)}
 
     @classmethod
     def from_card(cls, card: dict) -> 'Preprocess':
-        """Makes the rule that a checkpoint's card describes; what it does not say is OpenAI's."""
+        """Makes a Preprocess from the card of a checkpoint; the defaults are OpenAI's."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in card:
             lookup.check(name, known, what='preprocess: field of the card')
@@ -123,7 +143,7 @@ class Preprocess:
 
 
 def _opened(image) -> contextlib.AbstractContextManager[Image.Image]:
-    """Opens what `Preprocess` takes; an image that the caller opened stays open."""
+    """Opens an input of `Preprocess`; an image that the caller opened stays open."""
     if isinstance(image, Image.Image):
         return contextlib.nullcontext(image)
     if isinstance(image, np.ndarray):
@@ -132,7 +152,7 @@ def _opened(image) -> contextlib.AbstractContextManager[Image.Image]:
         return Image.open(io.BytesIO(image))
     if isinstance(image, str | os.PathLike):
         return Image.open(image)
-    raise ValueError('expected is a PIL image, a path, encoded bytes or a uint8 array')
+    raise ValueError('expected a PIL image, a path, encoded bytes or a uint8 array')
 
 
 def _check_pixels(width: int, height: int) -> None:
@@ -141,7 +161,7 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def _kind(image, error: Exception) -> str | None:
-    """Returns what is wrong with an image that Pillow did not take; None if it is none at all."""
+    """Returns the kind of bad record for an image that Pillow refused; None if it is no image."""
     if not isinstance(image, bytes | str | os.PathLike | Image.Image):
         return None
     if isinstance(error, UnidentifiedImageError):

@@ -1,4 +1,7 @@
-"""Which records a batch is made of: computed from its number, remembered nowhere."""
+"""Stateless global shuffle: the records of a batch are computed from the number of the batch.
+
+Unlike grain's shuffle, it is vectorized over a batch and mixes several sources exactly by weight.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -10,7 +13,7 @@ ROUNDS = 8  # of the Feistel network; four make it pseudorandom (Luby and Rackof
 
 
 class Part(NamedTuple):
-    """Records from `start` to before `stop` of a source, and the share of rows that are theirs."""
+    """The records from `start` to before `stop` of a source, and their weight in batches."""
 
     start: int
     stop: int
@@ -18,12 +21,17 @@ class Part(NamedTuple):
 
 
 class GlobalShuffle:
-    """The endless sequence of batches of records, each part of a source in epochs of its own.
+    """The infinite sequence of batches; each part of a source has its own epochs.
 
-    Every epoch is another permutation. Of one part, an epoch leaves out the last few of its own
-    order, so that it ends with a batch: one that reached into the next epoch could hold an image
-    twice, and the image would be its own negative. Of several, this may happen where an epoch ends.
-    Batches have of each part what its weight gives, rounded so that no part falls behind.
+    Every epoch is a new permutation. With one part, an epoch drops the last incomplete batch: a
+    batch across two epochs could hold an image twice, and the image would be its own negative. With
+    several parts, that may happen at the end of an epoch. Batches contain each part in proportion
+    to its weight, rounded so that no part falls behind.
+
+    Args:
+        parts: the parts of the source.
+        batch_size: examples per global batch.
+        seed: the seed of the permutations.
     """
 
     def __init__(self, parts: Sequence[Part], batch_size: int, seed: int):
@@ -44,7 +52,7 @@ class GlobalShuffle:
             raise ValueError(f'batch_size {batch_size} is too small to mix {len(parts)} sources')
 
     def batch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (epochs, records) of the rows of a global batch, int64 [batch_size] each."""
+        """Returns (epochs, records) of the examples of a global batch, int64 [batch_size] each."""
         begin, end = self._used(number), self._used(number + 1)
         epochs, records = [], []
         for k, part in enumerate(self._parts):
@@ -59,24 +67,32 @@ class GlobalShuffle:
             epochs.append(epoch)
             records.append(part.start + record)
         epoch, record = np.concatenate(epochs), np.concatenate(records)
-        if len(self._parts) > 1:  # hosts take blocks of a batch, and are to get some of each part
+        if len(self._parts) > 1:  # hosts take blocks of a batch, and each should get all parts
             mixed = shuffled(np.arange(len(record)), len(record), (self._seed, -1, number))
             epoch, record = epoch[mixed], record[mixed]
         return epoch, record
 
     def _used(self, number: int) -> list[int]:
-        """How many rows of each part the batches before this one have."""
-        rows = number * self._batch_size
-        used = [int(rows * share) for share in self._shares]
-        used[self._largest] += rows - sum(used)
+        """Returns how many examples of each part the batches before this one have."""
+        total = number * self._batch_size
+        used = [int(total * share) for share in self._shares]
+        used[self._largest] += total - sum(used)
         return used
 
 
 def shuffled(places: np.ndarray, length: int, key: tuple[int, ...]) -> np.ndarray:
-    """Returns what stands at `places` of the permutation of range(length) that belongs to a key.
+    """Evaluates a pseudorandom permutation of range(length) at some places.
 
-    A Feistel network permutes the next power of four; what falls outside is sent through it again
-    (cycle walking, Black and Rogaway 2002). It takes no memory, whatever the length.
+    A Feistel network permutes the next power of four; results outside of the range are permuted
+    again (cycle walking, Black and Rogaway 2002). It needs no memory, whatever the length.
+
+    Args:
+        places: int64 [n], from 0 to length - 1.
+        length: the length of the permutation.
+        key: selects the permutation.
+
+    Returns:
+        int64 [n].
     """
     half = max(1, -(-max(1, length - 1).bit_length() // 2))
     keys = _round_keys(tuple(k % 2**64 for k in key))
@@ -92,7 +108,7 @@ def _round_keys(key: tuple[int, ...]) -> np.ndarray:
 
 
 def _feistel(numbers: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:
-    """Permutes numbers of 2 x half bits, uint64."""
+    """Permutes uint64 numbers of 2 x half bits."""
     mask, shift = np.uint64(2**half - 1), np.uint64(half)
     left, right = numbers >> shift, numbers & mask
     for key in keys:
@@ -101,7 +117,7 @@ def _feistel(numbers: np.ndarray, half: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """Scatters all bits of 64 over all (the finalizer of SplitMix64, Steele et al. 2014)."""
+    """Mixes 64 bits (the finalizer of SplitMix64, Steele et al. 2014)."""
     x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return x ^ x >> np.uint64(31)

@@ -51,7 +51,7 @@ class Outputs:
             workdir,
             step=start,
             counts=bad or {},
-            max_share=config.data.max_bad_fraction,
+            max_bad_fraction=config.data.max_bad_fraction,
         )
         self.progress = metrics.Progress(config.total_steps, config.batch_size, start_step=start)
         writers = []
@@ -80,7 +80,7 @@ class Outputs:
         """Returns how many records were replaced until a step, by kind; ValueError if more than
         `data.max_bad_fraction` are bad.
         """
-        new, self.batches.troubles = self.batches.troubles, []
+        new, self.batches.bad = self.batches.bad, []
         self.bad_records.add(step, new, seen=step * self._config.batch_size)
         return dict(self.bad_records.counts)
 

@@ -219,7 +219,7 @@ def test_hosts_count_what_one_counts():
     batches = pipeline.to_device(start(bad), by_data(), ahead=3)
     for _ in range(8):
         next(batches)
-    assert sorted(batches.troubles) == want
+    assert sorted(batches.bad) == want
     batches.close()
 
 

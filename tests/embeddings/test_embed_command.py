@@ -202,7 +202,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_files(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     there = {path.name: path.stat().st_mtime_ns for path in out.glob('shard-*.json')}
-    with pytest.raises(ValueError, match=r'no folder of embeddings|not complete'):
+    with pytest.raises(ValueError, match=r'not a folder of embeddings|not complete'):
         open_source(f'embeddings:{out}')
     finish(start(*arguments, f'--out={out}'))
     assert files(out) == files(folder)

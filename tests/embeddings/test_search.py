@@ -162,7 +162,7 @@ def test_a_folder_written_anew_is_read_anew(tmp_path, clip):
 def test_what_cannot_be_searched(folder, clip, tiny_run, tmp_path):
     with pytest.raises(ValueError, match='k is 0; expected at least 1'):
         clip_jax.search(folder, 'a red picture', 0)
-    with pytest.raises(ValueError, match=r'no folder of embeddings \(there is no such folder\)'):
+    with pytest.raises(ValueError, match=r'not a folder of embeddings \(there is no such folder\)'):
         clip_jax.search(tmp_path / 'none', 'a red picture')
     write(tmp_path / 'pre_projection', [np.eye(8, dtype=np.float32)], features='pre_projection')
     with pytest.raises(

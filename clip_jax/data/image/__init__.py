@@ -1,1 +1,1 @@
-"""Encoded images: their headers and decoders."""
+"""Images: reading headers, decoding, orientation."""

@@ -1,7 +1,7 @@
-"""Decoders: each format by the fastest one that is right, without holding the GIL where it counts.
+"""Decoders: the fastest correct one for each format, without the GIL for the common ones.
 
-simplejpeg takes the ordinary JPEG, OpenCV PNG and WebP, Pillow all else: CMYK, odd subsampling,
-JPEGs with harmless rubbish in between, and rare formats.
+simplejpeg decodes ordinary JPEGs, OpenCV PNG and WebP, and Pillow the rest: CMYK, odd subsampling,
+JPEGs with harmless bytes between segments, and rare formats.
 """
 
 import cv2
@@ -18,10 +18,19 @@ from clip_jax.runtime.messages import one_line
 def decode(
     data: bytes, header: Header, *, reduce: int = 1, shrink: float = 1.0
 ) -> tuple[np.ndarray, int]:
-    """Decodes to uint8 RGB [height, width, 3] as stored; BadRecord if it cannot be done.
+    """Decodes an image as stored, without applying its orientation.
 
-    With `reduce`, a power of two, sides may come divided by the number that is returned, rounded
-    up. `shrink` says how many times smaller the picture will be made afterwards.
+    Args:
+        data: the encoded image.
+        header: its header.
+        reduce: a power of two by which the sides may be divided, rounded up.
+        shrink: the factor by which the image will be downsampled afterwards.
+
+    Returns:
+        uint8 RGB [height, width, 3] and the factor by which the sides are divided.
+
+    Raises:
+        BadRecord: if the image cannot be decoded.
     """
     factor = 1
     if header.format == 'JPEG':
@@ -41,8 +50,8 @@ def decode(
 
 def _jpeg(data: bytes, header: Header, factor: int, *, fast: bool) -> tuple[np.ndarray, int]:
     height, width = -(-header.height // factor), -(-header.width // factor)
-    # Into rows that begin at a multiple of 16 bytes libjpeg-turbo writes past the caches, and who
-    # reads them next waits for the memory: with it, a resize after it takes twice as long.
+    # The buffer is misaligned: if rows begin at a multiple of 16 bytes, the stores of libjpeg-turbo
+    # bypass the caches, and the resize that reads them next takes twice as long.
     memory = np.empty(height * width * 3 + 64, np.uint8)
     buffer = memory[-memory.ctypes.data % 64 + 1 :]
     try:
@@ -51,17 +60,17 @@ def _jpeg(data: bytes, header: Header, factor: int, *, fast: bool) -> tuple[np.n
             buffer=buffer,
             min_height=height,
             min_width=width,
-            # Color at its half resolution, where nobody sees it.
+            # Fast chroma upsampling, where the difference is invisible.
             fastupsample=fast,
         )
         return image, factor
     except ValueError as error:
-        said = one_line(error)
-    if 'premature end' in said.lower():
+        message = one_line(error)
+    if 'premature end' in message.lower():
         raise cut_off(data)
-    # What lies between two segments and belongs to neither does no harm.
-    if 'Corrupt JPEG data' in said and 'extraneous' not in said:
-        raise BadRecord('damaged', f'not a readable image: {said}')
+    # Extraneous bytes between segments are harmless.
+    if 'Corrupt JPEG data' in message and 'extraneous' not in message:
+        raise BadRecord('damaged', f'not a readable image: {message}')
     return _by_pillow(data, header), 1
 
 
@@ -81,11 +90,11 @@ def _by_pillow(data: bytes, header: Header) -> np.ndarray:
     jpeg = ('JPEG',) if header.format == 'JPEG' else ()
     try:
         with headers.open_with_pillow(data, *jpeg) as image:
-            if image.mode.startswith('I;16'):  # Pillow would make white of all that is above 255
+            if image.mode.startswith('I;16'):  # Pillow would clip values above 255 to white
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return np.array(image.convert('RGB'))
     except Exception as error:  # Pillow's decoders raise many types
-        said = one_line(error)
-        if 'truncated' in said.lower() or isinstance(error, EOFError):
+        message = one_line(error)
+        if 'truncated' in message.lower() or isinstance(error, EOFError):
             raise cut_off(data) from error
-        raise BadRecord('damaged', f'not a readable image: {said}') from error
+        raise BadRecord('damaged', f'not a readable image: {message}') from error

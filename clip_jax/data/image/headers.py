@@ -1,4 +1,4 @@
-"""What an encoded image says about itself in its first bytes; nothing is decoded."""
+"""Headers of encoded images: format, size and EXIF orientation, without decoding."""
 
 import functools
 import io
@@ -10,25 +10,25 @@ from PIL import Image, UnidentifiedImageError
 from clip_jax.data.errors import BadRecord
 from clip_jax.runtime.messages import one_line
 
-MIN_SIDE = 2  # pixels; what has fewer is a tracking pixel or a broken download
-# A few bytes can promise any number of pixels. Forty million take 120 MB, and are more than most
-# cameras have.
+MIN_SIDE = 2  # pixels; smaller images are tracking pixels or broken downloads
+# A header of a few bytes can claim any number of pixels. Forty million take 120 MB; most cameras
+# have fewer.
 MAX_PIXELS = 40_000_000
 
-# Pillow could open more, some of it by starting other programs (EPS).
+# Pillow could open more formats, some by starting other programs (EPS).
 _FORMATS = ('GIF', 'WEBP', 'BMP', 'TIFF', 'AVIF', 'JPEG2000', 'PPM')
-# How files begin that are images, if they are whole.
+# The first bytes of image files.
 _BEGINNINGS = (b'GIF8', b'RIFF', b'II*\0', b'MM\0*', b'\xff\xd8', b'\x89PNG')
 _PNG = b'\x89PNG\r\n\x1a\n'
 _ORIENTATION = 0x0112  # the tag's number in EXIF
-# Frames of JPEG: baseline, progressive and so on; three numbers in between mean something else.
+# Frame markers of JPEG: baseline, progressive and so on; three numbers in the range are others.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _FRAME = struct.Struct('>HH')  # height, width
 _BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # markers that no length follows
 
 
 class Header(NamedTuple):
-    """Format and size of an image as it is stored, and how it must be turned to stand upright."""
+    """Format, size and orientation of an image as it is stored."""
 
     format: str  # 'JPEG', 'PNG' or another of Pillow's names
     height: int
@@ -37,12 +37,15 @@ class Header(NamedTuple):
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Height and width of the image as it is shown."""
+        """Height and width of the upright image."""
         return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
 
 
 def read(data: bytes) -> Header:
-    """Reads the header of an encoded image; BadRecord for what is none or has no usable size."""
+    """Reads the header of an encoded image.
+
+    Raises BadRecord if the bytes are not an image, or it is too small or too large.
+    """
     if not data:
         raise BadRecord('empty', 'zero bytes; expected an image')
     try:
@@ -50,16 +53,16 @@ def read(data: bytes) -> Header:
             return _jpeg(data)
         if data.startswith(_PNG):
             return _png(data)
-    except (struct.error, IndexError):  # the bytes end where the header wants more
+    except (struct.error, IndexError):  # the bytes end within the header
         raise cut_off(data) from None
     return _by_pillow(data)
 
 
 def check_size(height: int, width: int) -> None:
-    """Raises BadRecord for sizes that are no picture, or more than may be decoded."""
+    """Raises BadRecord for images that are too small, or too large to decode."""
     if min(height, width) < MIN_SIDE:
         raise BadRecord(
-            'too_small', f'{width} x {height} pixels; expected are sides of at least {MIN_SIDE}'
+            'too_small', f'{width} x {height} pixels; expected sides of at least {MIN_SIDE}'
         )
     if height * width > MAX_PIXELS:
         raise BadRecord(
@@ -69,22 +72,20 @@ def check_size(height: int, width: int) -> None:
 
 
 def cut_off(data: bytes) -> BadRecord:
-    """The error for bytes that end before the image does."""
+    """Returns the error for a truncated image."""
     return BadRecord('truncated', f'not a readable image: it ends early, after {len(data):,} bytes')
 
 
 def open_with_pillow(data: bytes, *formats: str) -> Image.Image:
-    """Opens bytes without decoding them; of no formats given, of those other than JPEG and PNG."""
+    """Opens bytes without decoding them; by default in any format but JPEG and PNG."""
     return Image.open(io.BytesIO(data), formats=formats or _known())
 
 
 def _jpeg(data: bytes) -> Header:
-    """Walks over a JPEG's segments up to the frame header (ITU T.81, annex B), before which EXIF
-    has its place.
-    """
+    """Reads the segments of a JPEG up to the frame header (ITU T.81, annex B); EXIF comes first."""
     orientation, at = 1, 2
     while True:
-        at = data.find(b'\xff', at)  # decoders skip what lies between segments, too
+        at = data.find(b'\xff', at)  # decoders also skip bytes between segments
         if at < 0:
             raise cut_off(data)
         marker = data[at + 1]
@@ -106,7 +107,7 @@ def _jpeg(data: bytes) -> Header:
 
 
 def _png(data: bytes) -> Header:
-    """Walks over a PNG's chunks up to the last one; its size is judged before that."""
+    """Reads the chunks of a PNG up to the last one; its size is checked before that."""
     width, height = struct.unpack_from('>II', data, 16)
     check_size(height, width)
     orientation, at = 1, 8
@@ -122,7 +123,7 @@ def _png(data: bytes) -> Header:
 
 
 def _exif(tiff: bytes) -> int:
-    """Returns the orientation from 1 to 8 that EXIF says; 1 where it does not or is damaged."""
+    """Returns the EXIF orientation, 1 to 8; 1 if there is none or EXIF is damaged."""
     order = '>' if tiff.startswith(b'MM') else '<'
     try:
         (at,) = struct.unpack_from(order + 'I', tiff, 4)
@@ -144,9 +145,8 @@ def _by_pillow(data: bytes) -> Header:
     try:
         with open_with_pillow(data) as image:
             width, height = image.size
-            # Pillow turns TIFF itself.
-            turned = image.format == 'TIFF'
-            orientation = 1 if turned else image.getexif().get(_ORIENTATION, 1)
+            # Pillow applies the orientation of TIFF itself.
+            orientation = 1 if image.format == 'TIFF' else image.getexif().get(_ORIENTATION, 1)
             kind = image.format
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRecord('too_large', f'{error}; at most {MAX_PIXELS:,} are decoded') from error
@@ -167,6 +167,6 @@ def _by_pillow(data: bytes) -> Header:
 
 @functools.cache
 def _known() -> tuple[str, ...]:
-    """Those of the formats that this Pillow has; AVIF came late."""
+    """The formats that this version of Pillow supports; AVIF came late."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)

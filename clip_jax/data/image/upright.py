@@ -1,18 +1,22 @@
-"""Size and pixels of an image as it is shown: RGB, with its EXIF orientation applied."""
+"""Reads training images: size and RGB pixels, with the EXIF orientation applied."""
 
 import numpy as np
 
 from clip_jax.data.image import decoders, headers
 
-# EXIF's orientations as what must be done to see the image upright. From 5 on, rows and columns
-# change places first.
+# EXIF orientations by what turns the image upright. From 5 on it is transposed first.
 MIRRORED = (2, 3, 6, 7)
 UPSIDE_DOWN = (3, 4, 7, 8)
 
 
 def measure(data: bytes | np.ndarray) -> tuple[int, int]:
-    """Returns height and width of an image as it is shown, from its header; BadRecord if it has no
-    usable size.
+    """Returns (height, width) of the upright image, from its header.
+
+    Args:
+        data: the image, encoded or as a uint8 array.
+
+    Raises:
+        BadRecord: if it is not an image, or too small or too large.
     """
     if not isinstance(data, np.ndarray):
         return headers.read(data).upright
@@ -22,11 +26,17 @@ def measure(data: bytes | np.ndarray) -> tuple[int, int]:
 
 
 def decode(data: bytes | np.ndarray) -> np.ndarray:
-    """Decodes an image for training to uint8 RGB [height, width, 3]; BadRecord if it cannot be.
+    """Decodes a training image to uint8 RGB [height, width, 3].
 
-    EXIF orientation is applied, so that pictures stand upright, as their captions say; `Preprocess`
-    ignores it, as the published evaluation rule does. Of an animation the first frame is taken,
+    EXIF orientation is applied, so that images are upright, as their captions describe them;
+    `Preprocess` ignores it, as published evaluations do. Of an animation the first frame is taken;
     transparency is dropped.
+
+    Args:
+        data: the image, encoded or as a uint8 array.
+
+    Raises:
+        BadRecord: if the image cannot be decoded.
     """
     if isinstance(data, np.ndarray):
         measure(data)
@@ -37,7 +47,7 @@ def decode(data: bytes | np.ndarray) -> np.ndarray:
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns an image as EXIF asks for, so that it stands upright."""
+    """Turns an image upright, given its EXIF orientation."""
     if orientation == 1:
         return image
     if orientation > 4:
@@ -50,11 +60,11 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def as_rgb(array: np.ndarray) -> np.ndarray:
-    """Returns uint8 [height, width, 3]; one channel is gray; ValueError for anything else."""
+    """Returns uint8 [height, width, 3]; one channel is grayscale; ValueError for anything else."""
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
         return array
     if array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)):
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     raise ValueError(
-        f'an image array must be uint8 [height, width, 3], this one is {array.dtype} {array.shape}.'
+        f'an image array must be uint8 [height, width, 3], not {array.dtype} {array.shape}.'
     )
