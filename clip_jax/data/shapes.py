@@ -1,4 +1,4 @@
-"""Drawings of colored shapes with captions: the pictures of the shapes_captions data set."""
+"""Draws colored shapes with captions: the pictures of the data set shapes_captions."""
 
 import colorsys
 import dataclasses
@@ -42,7 +42,7 @@ PAIRS = [f'{color} {shape}' for color in COLORS for shape in SHAPES]
 HELD_OUT = sorted(PAIRS[10 * i + (i + shift) % 10] for i in range(10) for shift in (0, 4))
 SEEN = [pair for pair in PAIRS if pair not in HELD_OUT]
 
-# Diameters as shares of the picture's width, from and to; two objects are PAIRED times as large.
+# Ranges of diameters as fractions of the picture's width; two objects are PAIRED times as large.
 SIZES = {'small': (0.46, 0.52), 'medium': (0.58, 0.66), 'large': (0.72, 0.82)}
 PAIRED = 0.57
 TEXTURES = ('plain', 'striped', 'dotted', 'checkered')
@@ -95,10 +95,10 @@ DOUBLE_DETAILED = (
     'a {full} {relation} a {other_pair} on a {ground} background',
     'a {ground} background with a {pair} {relation} a {other_full}',
 )
-# Of a picture's captions so many are plain: shapes are much harder to learn than colors, and
-# captions that can be told apart by size, place and background teach them late.
+# Most captions are plain: shapes are much harder to learn than colors, and captions that differ in
+# size, place and background delay learning them.
 CAPTIONS, PLAIN_CAPTIONS = 5, 4
-TWO_OBJECTS = 1 / 8  # share of the pictures
+TWO_OBJECTS = 1 / 8  # fraction of the pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,11 +123,11 @@ class Thing:
         if isinstance(self.size, str):
             lookup.check(self.size, SIZES, what='size')
         elif not 0 < self.size <= 1:
-            raise ValueError(f"size {self.size} is not a share (0 to 1) of the picture's width.")
+            raise ValueError(f"size {self.size} is not a fraction (0 to 1) of the picture's width.")
 
     @classmethod
     def parse(cls, text: str) -> 'Thing':
-        """Makes an object of words such as 'red star' or 'small striped red star'."""
+        """Parses an object such as 'red star' or 'small striped red star'."""
         if len(text.split()) < 2:
             raise ValueError(f"object {text!r}: expected color and shape, for example 'red star'.")
         *extras, color, shape = text.split()
@@ -143,16 +143,18 @@ class Thing:
 
     @property
     def diameter(self) -> float:
-        """The diameter as a share of the picture's width."""
+        """The diameter as a fraction of the picture's width."""
         return sum(SIZES[self.size]) / 2 if isinstance(self.size, str) else self.size
 
 
 @dataclasses.dataclass(frozen=True)
 class Backdrop:
-    """What is behind the objects: a pattern of BACKGROUNDS in shades of one tone (RGB).
+    """The background: a pattern of BACKGROUNDS in shades of one tone.
 
-    Without a tone, the one of TONES that the objects stand out from most is taken. `seed` chooses
-    the direction and the noise.
+    Attributes:
+        pattern: one of BACKGROUNDS.
+        tone: RGB from 0 to 255; None for the one of TONES with the highest contrast to the objects.
+        seed: selects the direction and the noise.
     """
 
     pattern: str = 'plain'
@@ -168,9 +170,20 @@ def draw(
     background: str | Backdrop = 'plain',
     size: int = 64,
 ) -> Image.Image:
-    """Draws objects, given as words or as Things, on a background; ValueError for unknown words.
+    """Draws objects on a background.
 
     `draw('red star')`, `draw(['small blue ring', Thing('pink', 'heart')], 'striped', size=128)`.
+
+    Args:
+        objects: one or several objects, as words or Things.
+        background: one of BACKGROUNDS, or a Backdrop.
+        size: width and height in pixels.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        ValueError: if a word is unknown.
     """
     things = [objects] if isinstance(objects, (str, Thing)) else objects
     things = [Thing.parse(t) if isinstance(t, str) else t for t in things]
@@ -189,7 +202,7 @@ def draw(
 
 
 def contrast(tone: tuple[int, int, int], colors: Sequence[str]) -> float:
-    """Returns the distance in RGB of a background tone from the nearest of the named colors."""
+    """Returns the RGB distance of a background tone to the nearest of the colors."""
     return min((math.dist(COLORS[c], tone) for c in colors), default=0)
 
 
@@ -212,7 +225,7 @@ def _heart() -> np.ndarray:
 
 @functools.cache
 def _outlines() -> dict[str, list[np.ndarray]]:
-    """Each shape's polygon [N, 2] in about the unit circle, y downwards, and one to cut out."""
+    """Each shape's polygon [N, 2] in about the unit circle, y downwards, and its hole, if any."""
     points = {
         'square': '-80 -80  80 -80  80 80  -80 80',
         'triangle': '0 -95  95 75  -95 75',
@@ -231,7 +244,7 @@ def _outlines() -> dict[str, list[np.ndarray]]:
 
 
 def _mask(thing: Thing, size: int, oversample: int = 4) -> np.ndarray:
-    """The object's share of each pixel, float [size, size], antialiased."""
+    """The object's coverage of each pixel, float [size, size], antialiased."""
     big = Image.new('L', (size * oversample, size * oversample))
     canvas = ImageDraw.Draw(big)
     turn = math.radians(thing.rotation)
@@ -251,7 +264,7 @@ def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
 def _pattern(
     name: str, size: int, *, period: float, angle: float, center: Sequence[float], seed: int = 0
 ) -> np.ndarray:
-    """Each pixel's share of the pattern's second tone, float [size, size]; angle in radians."""
+    """Each pixel's fraction of the pattern's second tone, float [size, size]; angle in radians."""
     if name == 'plain':
         return np.zeros((size, size), np.float32)
     if name == 'noisy':
@@ -280,7 +293,7 @@ def _marks(name: str) -> np.ndarray:
 
 
 def _paint_thing(thing: Thing, size: int) -> np.ndarray:
-    """The object's colors over the whole picture, not yet cut out, float [size, size, 3]."""
+    """The object's colors over the entire picture, without its mask, float [size, size, 3]."""
     color = np.array(COLORS[thing.color], np.float32)
     angle = math.radians(thing.rotation + 40)
     weight = _pattern(thing.texture, size, period=0.1, angle=angle, center=thing.position)
@@ -316,7 +329,7 @@ def _random_thing(
 
 @functools.cache
 def _fits(color: str, textured: bool, tone: tuple[int, int, int]) -> bool:
-    """Whether an object of a color stands out from a background, and the marks on it as well."""
+    """Whether a color, and its texture, have enough contrast to a background."""
     marks_fit = math.dist(_marks(color), tone) >= CONTRAST / 2
     return contrast(tone, [color]) >= CONTRAST and (marks_fit or not textured)
 
@@ -342,7 +355,7 @@ def _two_things(rng: np.random.Generator, pairs: Sequence[str], relation: str) -
     margin = 0.015
     gaps = rng.dirichlet([1, 1, 1]) * (1 - before - after - 3 * margin) + margin
     along = [gaps[0] + before / 2, gaps[0] + before + gaps[1] + after / 2]
-    # The second is roughly beside or below the first, so that the relation is never in doubt.
+    # The objects are roughly aligned, so that the relation is unambiguous.
     half = max(sizes) / 2
     across = rng.uniform(half, 1 - half) + np.array([0, rng.uniform(-0.12, 0.12)])
     across = np.clip(across, half, 1 - half)
@@ -375,17 +388,17 @@ def scene(split: str, i: int) -> tuple[list[Thing], Backdrop, list[str]]:
 
 
 def _captions(rng: np.random.Generator, words: dict[str, str]) -> list[str]:
-    """Different captions of one picture, plain ones first."""
+    """Distinct captions of one picture, plain ones first."""
     double = bool(words['relation'])
     plain = DOUBLE_PLAIN if double else SINGLE_PLAIN
     detailed = DOUBLE_DETAILED if double else SINGLE_DETAILED
     chosen = rng.permutation(plain)[:PLAIN_CAPTIONS].tolist() + rng.permutation(detailed).tolist()
-    # A detailed template gives a plain caption where size and texture are unnamed.
+    # A detailed template gives a plain caption if size and texture have no names.
     return list(dict.fromkeys(_caption(template, words) for template in chosen))[:CAPTIONS]
 
 
 def _words(things: Sequence[Thing], backdrop: Backdrop, relation: str) -> dict[str, str]:
-    """What the places in a caption's template stand for."""
+    """The values of the placeholders in caption templates."""
     first, last = things[0], things[-1]
     scale = PAIRED if len(things) > 1 else 1.0
     brightness = np.mean(backdrop.tone)

@@ -1,1 +1,1 @@
-"""Embeddings of a data set on disk: writing a folder of them, and searching in it."""
+"""Embeds a data set into a folder, and searches in it."""

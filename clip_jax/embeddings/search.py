@@ -1,4 +1,4 @@
-"""The nearest records of a folder of embeddings to a text or an image, without loading it whole."""
+"""Nearest-neighbor search in a folder of embeddings, by text or image, in blocks."""
 
 import functools
 import os
@@ -14,15 +14,23 @@ from clip_jax.data.embedding_store import DESCRIPTION, Embeddings
 from clip_jax.embeddings import source_model
 from clip_jax.pretrained import Clip
 
-BLOCK = 65_536  # rows that are compared at a time
+BLOCK = 65_536  # embeddings that are compared at a time
 
 
 class Hit(NamedTuple):
-    """A record of the data that was embedded, and the cosine of its image to the query."""
+    """A record of the embedded data.
+
+    Attributes:
+        score: cosine similarity of its image and the query.
+        where: its place, a path or a shard and a name.
+        record: its index in the data.
+        texts: its captions.
+        label: its class, or None.
+    """
 
     score: float
-    where: str  # its place, a path or a shard and a name
-    record: int  # its number in the data
+    where: str
+    record: int
     texts: list[str]
     label: int | None
 
@@ -34,13 +42,23 @@ def search(
     *,
     model: str | os.PathLike | Clip | None = None,
 ) -> list[Hit] | list[list[Hit]]:
-    """Returns the `k` records whose images lie nearest to a text or an image, best first; of a list
-    or a tuple of queries, such a list for each.
+    """Finds the images nearest to a text or an image by cosine similarity.
 
-    A str is a text; a pathlib.Path, a PIL image, encoded bytes or a uint8 array [H, W, 3] is an
-    image. Equal scores stand in the order of the data. The model is the one that wrote the folder
-    (`clip-jax embed`), read where it was then and kept in memory, or `model`. ValueError for a
-    folder that is not complete, has pre_projection features or is of another model.
+    Args:
+        folder: a folder of embeddings that `clip-jax embed` wrote.
+        query: a text (str), or an image: a pathlib.Path, a PIL image, encoded bytes or a uint8
+            array [H, W, 3]. A list or tuple of these is several queries.
+        k: how many records to return.
+        model: the model that made the embeddings, or its path; by default it is loaded from where
+            it was then, and stays in memory.
+
+    Returns:
+        The `k` records with the highest similarity, best first; equal ones in the order of the
+        data. For several queries, such a list for each.
+
+    Raises:
+        ValueError: if the folder is not complete, has pre_projection features, or was made by
+            another model.
     """
     if k < 1:
         raise ValueError(f'k is {k}; expected at least 1')
@@ -51,8 +69,8 @@ def search(
     source = _opened(os.fspath(folder), _description(os.fspath(folder)))
     if source.description.features != 'embedding':
         raise ValueError(
-            f'{source}: holds the features {source.description.features!r}, which lie in no '
-            'space with texts; write a folder with clip-jax embed --features=embedding'
+            f'{source}: holds {source.description.features} features, which cannot be compared '
+            'with texts; write a folder with clip-jax embed --features=embedding'
         )
     if not queries:
         return []
@@ -66,7 +84,7 @@ def search(
 
 @functools.lru_cache(4)
 def _opened(folder: str, description: bytes) -> Embeddings:
-    """Opens a folder once, as long as its description stays the same."""
+    """Opens a folder, cached until its description changes."""
     return Embeddings(folder)
 
 
@@ -78,8 +96,8 @@ def _description(folder: str) -> bytes:
 def _check_query(query: Any) -> None:
     if isinstance(query, str) and Path(query).suffix and os.path.isfile(query):
         raise ValueError(
-            f'query {query!r} is the name of a file; give pathlib.Path({query!r}) to search with '
-            'that image'
+            f'query {query!r} is the name of a file; to search with that image, give '
+            f'pathlib.Path({query!r})'
         )
 
 
@@ -94,7 +112,7 @@ def _model(source: Embeddings, model: str | os.PathLike | Clip | None) -> Clip:
 
 
 def _embed(queries: Sequence[Any], clip: Clip) -> np.ndarray:
-    """Unit rows [N, D] of texts and images."""
+    """L2-normalized embeddings [N, D] of texts and images."""
     rows = np.empty((len(queries), clip.model.embed_dim), np.float32)
     texts = [i for i, query in enumerate(queries) if isinstance(query, str)]
     images = [i for i, query in enumerate(queries) if not isinstance(query, str)]
@@ -104,13 +122,13 @@ def _embed(queries: Sequence[Any], clip: Clip) -> np.ndarray:
 
 
 def _nearest(source: Embeddings, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best cosines [N, k] of a folder's rows and their numbers, some rows at a time."""
+    """Returns the highest cosine similarities [N, k] and the indices of their images."""
     best = np.full((len(queries), 0), -np.inf, np.float32)
     numbers = np.zeros((len(queries), 0), np.int64)
     for first, _, rows in source.blocks():
         for start in range(0, len(rows), BLOCK):
             block = np.asarray(rows[start : start + BLOCK], np.float32)
-            lengths = np.linalg.norm(block, axis=1)  # half precision has changed it a little
+            lengths = np.linalg.norm(block, axis=1)  # not exactly 1 in half precision
             cosines = queries @ block.T / lengths
             places = np.arange(first + start, first + start + len(block))
             found = _best(cosines, np.broadcast_to(places, cosines.shape), k)
@@ -122,9 +140,9 @@ def _nearest(source: Embeddings, queries: np.ndarray, k: int) -> tuple[np.ndarra
 
 
 def _best(scores: np.ndarray, numbers: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest of each row, largest first; what is equal stays in its order."""
+    """The k largest per query, largest first; equal ones stay in order."""
     if scores.shape[1] > k:
-        # Nothing below the k-th largest is sorted; of what equals it, the first are kept.
+        # Only scores from the k-th largest on are sorted; of equal ones, the first are kept.
         least = np.partition(scores, -k, axis=1)[:, -k, None]
         wanted = (scores >= least).any(axis=0)
         scores, numbers = scores[:, wanted], numbers[:, wanted]

@@ -152,7 +152,7 @@ def test_large_jpegs_are_decoded_no_further_than_needed(monkeypatch):
 def test_parts_that_are_not_there_are_refused():
     for place in (Box(-1, 0, 5, 5), Box(0, 0, 31, 5), Box(0, 18, 5, 3), Box(2, 2, 5, 0)):
         for image in (noise(20, 30), encode(noise(20, 30))):
-            with pytest.raises(ValueError, match='not a part of an image of 30 x 20 pixels'):
+            with pytest.raises(ValueError, match='not inside an image of 30 x 20 pixels'):
                 augment.resized_crop(image, place, 8)
 
 

@@ -161,7 +161,7 @@ def test_too_much_of_it_ends_the_run(arguments, clip_jax_cli, tmp_path):
     ended = clip_jax_cli('train', *arguments, *flags, f'--workdir={workdir}')
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()[-1:]
-    assert 'cannot be used, more than data.max_bad_fraction, 5.0%' in line
+    assert 'are bad, more than data.max_bad_fraction, 5.0%' in line
     assert 'truncated' in line and 'clip-jax data verify' in line and 'Traceback' not in line
     assert 32 <= len(listed(workdir)) < 64
     assert max(int(x.name) for x in (workdir / 'checkpoints').iterdir()) % 4 == 0

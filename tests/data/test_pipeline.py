@@ -173,7 +173,7 @@ def test_impossible_batches_are_refused():
 
 @pytest.mark.parametrize('scale', [(0.5,), (0.0, 1.0), (0.9, 0.5), (0.5, 1.5)])
 def test_impossible_crops_are_refused(scale):
-    with pytest.raises(ValueError, match=r'crop_scale .* is not a pair of shares'):
+    with pytest.raises(ValueError, match=r'crop_scale .* is not a range of fractions'):
         start(Pictures(50), crop_scale=scale)
 
 
@@ -296,7 +296,7 @@ def test_a_mixture_alternates_by_weight():
     halves = [first(mixture, 20, shard_index=i, shard_count=2) for i in range(2)]
     assert_same({k: np.concatenate([h[k] for h in halves], axis=1) for k in got}, got)
     assert mixture.where(31) == 'album: picture 1' and len(mixture) == 80
-    with pytest.raises(IndexError, match='none with the number 80'):
+    with pytest.raises(IndexError, match='none with the index 80'):
         mixture[80]
 
 

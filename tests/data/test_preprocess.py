@@ -147,8 +147,8 @@ def test_preprocess_names_what_it_cannot_read(tmp_path):
         (tmp_path / 'missing.jpg', r'missing\.jpg: not a readable image'),
         (Image.open(path), r'cut\.jpg: not a readable image'),
         (b'junk', r"4 bytes that begin with b'junk': not a readable image \(unknown format\)"),
-        (np.zeros((4, 4, 3)), r'uint8 \[height, width, 3\], this one is float64'),
-        (3, r'int: .*expected is a PIL image'),
+        (np.zeros((4, 4, 3)), r'uint8 \[height, width, 3\], not float64'),
+        (3, r'int: .*expected a PIL image'),
     ]
     for image, message in cases:
         with pytest.raises(ValueError, match=message) as error:

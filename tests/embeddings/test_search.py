@@ -166,7 +166,7 @@ def test_what_cannot_be_searched(folder, clip, tiny_run, tmp_path):
         clip_jax.search(tmp_path / 'none', 'a red picture')
     write(tmp_path / 'pre_projection', [np.eye(8, dtype=np.float32)], features='pre_projection')
     with pytest.raises(
-        ValueError, match="holds the features 'pre_projection', which lie in no space"
+        ValueError, match="holds pre_projection features"
     ):
         clip_jax.search(tmp_path / 'pre_projection', 'a red picture')
     write(tmp_path / 'other', [np.eye(8, dtype=np.float32)])
@@ -175,7 +175,7 @@ def test_what_cannot_be_searched(folder, clip, tiny_run, tmp_path):
     with pytest.raises(ValueError, match='its model cannot be loaded from /no/model'):
         clip_jax.search(tmp_path / 'other', 'a red picture')
     (tmp_path / 'photo.jpg').write_bytes(b'')
-    with pytest.raises(ValueError, match=r"is the name of a file; give pathlib.Path\('.*jpg'\)"):
+    with pytest.raises(ValueError, match=r"is the name of a file; .* pathlib.Path\('.*jpg'\)"):
         clip_jax.search(folder, f'{tmp_path}/photo.jpg')
     with pytest.raises(ValueError, match='not a readable image'):
         clip_jax.search(folder, tmp_path / 'photo.jpg')

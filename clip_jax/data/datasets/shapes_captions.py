@@ -12,7 +12,7 @@ from clip_jax.data.shapes import PAIRS, SPLITS, example
 
 
 class ShapesCaptions(tfds.core.GeneratorBasedBuilder):
-    """Drawn pictures of one or two colored shapes with 5 captions; a label if there is one."""
+    """Drawn pictures of one or two colored shapes with 5 captions; one shape has a label."""
 
     VERSION = tfds.core.Version('1.0.0')
     RELEASE_NOTES = {'1.0.0': 'First release.'}

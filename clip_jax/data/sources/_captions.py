@@ -1,4 +1,4 @@
-"""Stored captions become text, or are reported."""
+"""Decodes stored captions."""
 
 from collections.abc import Iterable
 
@@ -6,16 +6,16 @@ from clip_jax.data.errors import BadRecord
 
 
 def texts(stored: Iterable[bytes | None]) -> list[str]:
-    """Decodes captions without the space around them, leaves out empty ones; BadRecord('not_utf8').
+    """Decodes and strips captions, without a byte order mark; empty ones are left out.
 
-    A byte order mark is no part of a caption.
+    Raises BadRecord('not_utf8').
     """
     decoded = [_decode(data).strip() for data in stored if data]
     return [text for text in decoded if text]
 
 
 def lines(data: bytes) -> list[str]:
-    """Decodes a file of one caption a line, without empty lines; BadRecord('not_utf8')."""
+    """Decodes a file with one caption per line, without empty lines; BadRecord('not_utf8')."""
     stripped = [line.strip() for line in _decode(data).splitlines()]
     return [line for line in stripped if line]
 

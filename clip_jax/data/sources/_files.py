@@ -1,4 +1,4 @@
-"""Files and folders, on this machine or behind an address with '://' that fsspec understands."""
+"""Files and folders: local, or at an address with '://' that fsspec supports."""
 
 import errno
 import glob
@@ -12,10 +12,10 @@ from clip_jax.runtime.atomic import is_remote
 from clip_jax.runtime.messages import first_few
 
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-# Names that no file can have: too long, or links that lead in a circle.
+# Names that no file can have: too long, or circular links.
 _IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ELOOP)
 _GONE = (401, 403, 404, 410, 451)
-# What to install where fsspec has no driver; its own names of the others are `fsspec[PROTOCOL]`.
+# What to install if fsspec has no driver; the others are `fsspec[PROTOCOL]`.
 _DRIVERS = {'gs': 'clipax[gcs]', 'gcs': 'clipax[gcs]', 'https': 'fsspec[http]'}
 
 
@@ -24,7 +24,7 @@ class _UnknownProtocol(ValueError):
 
 
 def open_file(path: str) -> BinaryIO:
-    """Opens a file for reading bytes at any place; OSError if there is none."""
+    """Opens a file for reading bytes, with random access; OSError if it does not exist."""
     if not is_remote(path):
         return open(path, 'rb')
     fs, path = filesystem(path)
@@ -32,7 +32,7 @@ def open_file(path: str) -> BinaryIO:
 
 
 def read(path: str, *, missing: str = 'no_image') -> bytes:
-    """Returns what a file holds; BadRecord of the kind `missing` if there is no such file."""
+    """Reads a file; BadRecord of the kind `missing` if it does not exist."""
     try:
         if is_remote(path):
             fs, name = filesystem(path)
@@ -42,23 +42,23 @@ def read(path: str, *, missing: str = 'no_image') -> bytes:
     except Exception as error:
         reason = _why_missing(error)
         if not reason:
-            raise  # A network or disk that fails says nothing about the record.
+            raise  # A failing network or disk does not mean that the record is bad.
         raise BadRecord(missing, f'cannot read {path[:200]!r} ({reason})') from error
 
 
 def _why_missing(error: Exception) -> str:
-    """Says why there is no file that can be read; '' if that is not what the error means."""
+    """Says why a file does not exist or cannot be read; '' if the error means something else."""
     if isinstance(error, _UnknownProtocol):
-        return 'nothing reads such an address'
+        return 'unknown protocol'
     if isinstance(error, _MISSING) or getattr(error, 'errno', 0) in _IMPOSSIBLE:
         return error.strerror or type(error).__name__
-    # HTTP clients have an error of their own for an answer that is no file.
+    # HTTP clients have their own errors for responses other than a file.
     status = getattr(error, 'status', 0)
     return f'HTTP status {status}' if status in _GONE else ''
 
 
 def join(folder: str, path: str) -> str:
-    """Joins a folder and a path below it; BadRecord('no_image') if '..' leads out of the folder."""
+    """Joins a folder and a path in it; BadRecord('no_image') if '..' leaves the folder."""
     depth = 0
     for part in path.split('/'):
         depth += {'..': -1, '.': 0, '': 0}.get(part, 1)
@@ -68,15 +68,15 @@ def join(folder: str, path: str) -> str:
 
 
 def matches(address: str, kind: str) -> list[str]:
-    """Returns the files that a path, a glob or braces name, sorted; each part must match some."""
+    """Returns the files that a path, a glob or braces match, sorted; each part must match some."""
     address = os.path.expanduser(address)
     found = set()
     for pattern in expand(address):
         files = _glob(pattern)
         if not files:
             raise DataNotFound(
-                f'{kind}: no file matches {pattern!r}. {nearest(pattern)} Expected is a path, a '
-                "glob or a range of files, as 'x-*', 'x-{00000..00041}'."
+                f'{kind}: no file matches {pattern!r}. {nearest(pattern)} Expected a path, a '
+                "glob or a range of files, such as 'x-*', 'x-{00000..00041}'."
             )
         found.update(files)
     return sorted(found)
@@ -98,16 +98,16 @@ def expand(pattern: str) -> list[str]:
 
 
 def listing(folder: str) -> Iterator[tuple[str, str]]:
-    """Yields the (name, type) of what is in a folder, without order; OSError if it is none.
+    """Yields the (name, type) of the entries of a folder, unordered; OSError if it does not exist.
 
-    Types are 'file', 'folder', 'linked_folder', and 'not_a_file' for devices, pipes and links that
-    lead nowhere. A link to a file is a file.
+    Types are 'file' (or a link to one), 'folder', 'linked_folder', and 'not_a_file' for devices,
+    pipes and broken links.
     """
     if is_remote(folder):
         fs, path = filesystem(folder)
         for entry in fs.ls(path, detail=True):
             name = entry['name'].rstrip('/')
-            # Object stores may list a folder as an empty object in itself.
+            # Object stores may list a folder as an empty object within itself.
             if name != path.rstrip('/'):
                 yield name.rpartition('/')[2], 'folder' if entry['type'] == 'directory' else 'file'
         return
@@ -122,13 +122,13 @@ def listing(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def contents(folder: str) -> str:
-    """A sentence on what a folder holds, for error messages."""
+    """Says what a folder contains, for error messages."""
     names = sorted(name for name, _ in listing(folder))
     return f'The folder {folder!r} holds: {first_few(names, 8) or "nothing"}.'
 
 
 def nearest(pattern: str) -> str:
-    """What the innermost folder of a pattern that is there holds."""
+    """Says what the innermost existing folder of a pattern contains."""
     folder = pattern
     while folder:
         try:
@@ -136,7 +136,7 @@ def nearest(pattern: str) -> str:
         except (OSError, NotImplementedError):
             folder = folder.rpartition('/')[0]
             if folder.endswith('/'):
-                return ''  # of an address, nothing but its 'gs:/' is left
+                return ''  # only the protocol of an address is left
     return contents('/' if pattern.startswith('/') else '.')
 
 
@@ -153,11 +153,11 @@ def _glob(pattern: str) -> list[str]:
 
 
 def filesystem(address: str) -> tuple[Any, str]:
-    """Returns the file system of an address and the path there; ValueError if fsspec has none."""
+    """Returns the file system of an address and the path in it; ValueError if fsspec has none."""
     import fsspec
 
     protocol = address.partition('://')[0]
-    # fsspec keeps the file systems that it has made, one for each thread.
+    # fsspec caches file systems per thread.
     try:
         return fsspec.core.url_to_fs(address)
     except ImportError as error:
@@ -168,6 +168,6 @@ def filesystem(address: str) -> tuple[Any, str]:
         ) from error
     except ValueError as error:
         raise _UnknownProtocol(
-            f'{address}: fsspec knows no {protocol}:// ({error}). Expected is a path, or an '
+            f'{address}: fsspec does not support {protocol}:// ({error}). Expected a path, or an '
             'address such as gs://BUCKET/PATH, s3://… or https://…'
         ) from error

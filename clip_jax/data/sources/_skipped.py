@@ -1,14 +1,14 @@
-"""What a source leaves out is counted by kind while it is opened."""
+"""Counts what a source leaves out while it is opened, by kind."""
 
 from clip_jax.data.errors import Skipped
 
-EXAMPLES = 5  # places that are named for each kind
+EXAMPLES = 5  # places that are listed for each kind
 
 
 class Ledger(dict[str, Skipped]):
     """Counts by kind, with the first few places of each."""
 
     def add(self, kind: str, place: str) -> None:
-        """Counts one more of a kind, found at this place."""
+        """Counts one more of a kind, at this place."""
         count, examples = self.get(kind, (0, []))
         self[kind] = Skipped(count + 1, examples if count >= EXAMPLES else [*examples, place])

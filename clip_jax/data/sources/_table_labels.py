@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 
 class Rows(Protocol):
-    """Rows that were read together."""
+    """Rows that were read at once."""
 
     count: int
     columns: dict[str, Any]
@@ -19,11 +19,22 @@ class Rows(Protocol):
 def labels(
     parts: Sequence[Rows], key: str, separator: str, what: str
 ) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
-    """Returns labels int64 [rows], -1 for none, and class names; (None, None, []) if there are no
-    labels. Where a row may have several, labels are those of all rows one after the other, and
-    between them the places [rows + 1] where those of each begin.
+    """Reads the labels of tables.
 
-    Numbers stay what they are; anything else is a class's name, numbered in sorted order.
+    Integers are labels as they are; anything else is a class name, numbered in sorted order.
+
+    Args:
+        parts: the rows.
+        key: the column of labels.
+        separator: splits text into several labels; '' does not split.
+        what: what messages call the source.
+
+    Returns:
+        labels: int64 [rows], -1 for none; None if there is no column. If rows may have several
+            labels, those of all rows, concatenated.
+        ends: int64 [rows + 1], where the labels of each row start, if rows may have several; None
+            otherwise.
+        names: the class names, [] if there are none.
     """
     if not any(key in part.columns for part in parts):
         return None, None, []
@@ -38,7 +49,7 @@ def labels(
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         kinds = ', '.join(sorted({str(column.type) for column in columns}))
         raise ValueError(
-            f'{what}: label_key: column {key!r} ({kinds}) holds no whole numbers or names '
+            f'{what}: label_key: column {key!r} ({kinds}) holds neither integers nor names '
             f'({str(error).splitlines()[0][:100]}). Choose another column.'
         ) from error
     try:
@@ -56,15 +67,16 @@ def labels(
 
 
 def _cut(column: pa.ChunkedArray, separator: str) -> pa.ChunkedArray:
-    """Lists of the texts between separators; lists, and what has none, as they are."""
+    """Splits strings at separators into lists; lists and nulls are returned unchanged."""
     if is_list(column.type) or pa.types.is_null(column.type):
         return column
     return pc.split_pattern(column.cast(pa.large_string()), separator)
 
 
 def _flattened(columns: list[pa.ChunkedArray]) -> tuple[list[pa.ChunkedArray], np.ndarray]:
-    """The values of lists one after the other, and where those of each row begin and end; what is
-    no list counts as a list of one.
+    """Concatenates the values of lists; also returns where those of each row start and end.
+
+    A value that is not a list counts as a list of one.
     """
     flat, lengths = [], [np.zeros(1, np.int64)]
     for column in columns:
@@ -82,7 +94,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def _without_empty(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Strings without the space around them, empty ones as nulls; numbers as they are."""
+    """Strips strings and makes empty ones null; numbers are returned unchanged."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
@@ -93,7 +105,7 @@ def _without_empty(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _whole(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
-    """Returns int64 numbers; ArrowInvalid if there are names, ValueError if there are fractions."""
+    """Casts to int64; ArrowInvalid if there are names, ValueError if there are fractions."""
     try:
         return column.cast(pa.int64())
     except pa.ArrowInvalid:
@@ -102,6 +114,5 @@ def _whole(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
         return numbers.cast(pa.int64())
     except pa.ArrowInvalid as error:
         raise ValueError(
-            f'{what} holds fractions ({error}); expected whole numbers or names. Choose another '
-            'column.'
+            f'{what} holds fractions ({error}); expected integers or names. Choose another column.'
         ) from None

@@ -1,4 +1,4 @@
-"""Readers of tables: the rows of a CSV, TSV, JSONL or Parquet file in Arrow's buffers."""
+"""Readers of CSV, TSV, JSONL and Parquet files: their rows in Arrow's buffers."""
 
 import codecs
 import contextlib
@@ -25,22 +25,21 @@ from clip_jax.data.sources._skipped import Ledger
 
 _DEFAULTS = {'text_key': 'caption', 'label_key': 'label'}
 _MARK = codecs.BOM_UTF8
-_BLOCK = 1 << 23  # bytes of a JSONL file that are parsed together
-# Images of Parquet files are decoded a row group at a time; groups that stay in memory.
-CACHE_BYTES = 512 << 20
+_BLOCK = 1 << 23  # bytes of a JSONL file that are parsed at once
+CACHE_BYTES = 512 << 20  # decoded row groups of images of Parquet files that stay in memory
 
 
 class Columns(NamedTuple):
-    """The names of the columns that hold image, captions and label."""
+    """The names of the columns of image, captions and label."""
 
     image: str
     texts: tuple[str, ...]
     label: str
 
-    def there(self, names: Sequence[str], path: str) -> list[str]:
-        """Those of a table with columns `names`; ValueError if one is missing that must be there.
+    def found_in(self, names: Sequence[str], path: str) -> list[str]:
+        """Returns the columns that a table with columns `names` has.
 
-        Captions and labels may be missing under their default names.
+        ValueError if one is missing; captions and labels with their default names may be missing.
         """
         wanted = {self.image: 'image_key'}
         wanted |= dict.fromkeys(self.texts, 'text_key') | {self.label: 'label_key'}
@@ -52,18 +51,18 @@ class Columns(NamedTuple):
 
 @dataclasses.dataclass
 class Rows:
-    """Rows that were read together: a file, or a part of one."""
+    """Rows that were read at once: a file, or a part of one."""
 
     path: str
     count: int
-    # Absent if the file does not have them. Strings are bytes here, which may not be UTF-8.
+    # Without those that the file lacks. Strings are bytes, which may not be UTF-8.
     columns: dict[str, 'pa.ChunkedArray | StoredImages']
-    first: int = 0  # rows before these in the file
+    first: int = 0  # number of rows before these in the file
     skipped: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     class_names: list[str] = dataclasses.field(default_factory=list)
 
     def number(self, k: int) -> int:
-        """The number of row k in its file, from 1; `skipped` are rows left out, from 0."""
+        """Returns the number of row k in its file, from 1; `skipped` counts from 0."""
         before = self.skipped - np.arange(len(self.skipped))
         return self.first + k + int(np.searchsorted(before, k, side='right')) + 1
 
@@ -75,7 +74,7 @@ class Rows:
 def _read_csv(
     path: str, columns: Columns, ledger: Ledger, images: 'Cache', *, delimiter: str = ','
 ) -> list[Rows]:
-    wanted = columns.there(_header(path, delimiter), path)
+    wanted = columns.found_in(_header(path, delimiter), path)
     skipped = []
     with _files.open_file(path) as file:
         try:
@@ -127,7 +126,7 @@ def _parse_csv(
 
 
 def _header(path: str, delimiter: str) -> list[str]:
-    """The names of columns. Not from pyarrow's open_csv, whose thread reads on in the same file."""
+    """Returns the names of the columns, without pyarrow's open_csv, whose thread keeps reading."""
     with _files.open_file(path) as file:
         text = io.TextIOWrapper(file, 'utf-8-sig', errors='replace', newline='')
         try:
@@ -152,7 +151,7 @@ def _is_utf8(file: BinaryIO) -> bool:
 
 
 def _as_stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Returns the bytes of the file where they were read as Latin-1."""
+    """Returns the original bytes of a column that was read as Latin-1."""
     chunks = [
         [data.decode().encode('latin-1') for data in chunk.to_pylist()] for chunk in column.chunks
     ]
@@ -166,12 +165,12 @@ def _read_jsonl(path: str, columns: Columns, ledger: Ledger, images: 'Cache') ->
             lines = block.count(b'\n') + (not block.endswith(b'\n'))
             if not first and block.lstrip().startswith(b'['):
                 raise ValueError(
-                    f'{path}: begins with a list; expected is one object a line. Write it again, '
+                    f'{path}: starts with a list; expected one object per line. Convert it, '
                     "for example with: jq -c '.[]'"
                 )
             start = _first_objects(block)
             table, skipped = _parse_block(block, columns, start), []
-            # Blank lines would shift the numbers of rows.
+            # Blank lines would shift the row numbers.
             if table is None or len(table) != lines:
                 table, skipped = _parse_lines(block, columns, f'{path}: row', first, ledger)
             names.update(*start)
@@ -180,14 +179,14 @@ def _read_jsonl(path: str, columns: Columns, ledger: Ledger, images: 'Cache') ->
             parts.append(Rows(path, len(table), arrays, first, np.array(skipped, np.int64)))
             first += lines
     if any(part.count for part in parts):
-        there = columns.there(sorted(names), path)
+        found = columns.found_in(sorted(names), path)
         for part in parts:
-            part.columns = {name: part.columns[name] for name in there}
+            part.columns = {name: part.columns[name] for name in found}
     return parts
 
 
 def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    """Yields a file in blocks of whole lines, without a byte order mark."""
+    """Yields a file in blocks of complete lines, without a byte order mark."""
     block = file.read(_BLOCK).removeprefix(_MARK)
     while block:
         yield block + file.readline()
@@ -204,17 +203,17 @@ def _first_objects(block: bytes) -> list[dict[str, Any]]:
 
 
 def _parse_block(block: bytes, columns: Columns, start: list[dict[str, Any]]) -> pa.Table | None:
-    """Parses lines that have all columns in the types of the first; None if some do not."""
+    """Parses lines whose columns have the types of the first ones; None if some have others."""
     types = {columns.image: pa.binary(), columns.label: pa.binary()}
     types |= dict.fromkeys(columns.texts, pa.binary())
     for name in types:
         for row in start:
             value = row.get(name)
             first = value[0] if isinstance(value, list) and value else value
-            whole = name == columns.label and isinstance(first, int)
+            integer = name == columns.label and isinstance(first, int)
             if isinstance(value, list):
-                types[name] = pa.list_(pa.int64() if whole else pa.binary())
-            elif whole:
+                types[name] = pa.list_(pa.int64() if integer else pa.binary())
+            elif integer:
                 types[name] = pa.int64()
     parse = pyarrow.json.ParseOptions(
         explicit_schema=pa.schema(types.items()), unexpected_field_behavior='ignore'
@@ -228,7 +227,7 @@ def _parse_block(block: bytes, columns: Columns, start: list[dict[str, Any]]) ->
 def _parse_lines(
     block: bytes, columns: Columns, where: str, first: int, ledger: Ledger
 ) -> tuple[pa.Table, list[int]]:
-    """Parses line by line; also returns the numbers, from 0 in the block, of those left out."""
+    """Parses line by line; also returns the indices in the block of the lines left out."""
     rows, skipped = [], []
     for number, line in enumerate(block.removesuffix(b'\n').split(b'\n')):
         try:
@@ -248,9 +247,9 @@ def _parse_lines(
 
 
 def _parse_line(line: bytes, columns: Columns) -> dict[str, Any]:
-    """Parses one line of a .jsonl file; ValueError if it is no object or has values of other types.
+    """Parses one line of a .jsonl file; ValueError if it is not an object, or for a wrong type.
 
-    Bytes that are not UTF-8 stay as they are: whether they matter is seen when the row is read.
+    Bytes that are not UTF-8 are kept; if they matter, reading the row fails.
     """
     row = json.loads(line.decode('utf-8', 'surrogateescape'))
     if not isinstance(row, dict):
@@ -266,7 +265,7 @@ def _parse_line(line: bytes, columns: Columns) -> dict[str, Any]:
 
 
 def _as_text(label: Any) -> bytes | None:
-    """A label of JSON as it would stand in CSV."""
+    """Returns a label of JSON as CSV would have it."""
     number = isinstance(label, int | float) and not isinstance(label, bool)
     return _encoded(str(label) if number else label)
 
@@ -278,14 +277,14 @@ def _encoded(text: str | None) -> bytes | None:
         raise ValueError
     try:
         return text.encode('utf-8', 'surrogateescape')
-    except UnicodeEncodeError:  # half a surrogate pair, written as \ud800
+    except UnicodeEncodeError:  # an unpaired surrogate, such as \ud800
         return text.encode('utf-8', 'surrogatepass')
 
 
 def _read_parquet(path: str, columns: Columns, ledger: Ledger, images: 'Cache') -> list[Rows]:
     with _files.open_file(path) as file, pq.ParquetFile(file) as table:
         schema, metadata = table.schema_arrow, table.metadata
-        names = columns.there(schema.names, path)
+        names = columns.found_in(schema.names, path)
         stored = _holds_images(schema.field(columns.image), path)
         in_memory = [name for name in names if name != columns.image or not stored]
         read = table.read(in_memory)
@@ -307,7 +306,7 @@ READERS = {
 
 
 def _holds_images(field: pa.Field, path: str) -> bool:
-    """Whether a column of a Parquet file has encoded images; False if it has paths."""
+    """Whether a column of a Parquet file holds encoded images, not paths."""
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     if _is_string(kind):
         return False
@@ -321,7 +320,7 @@ def _holds_images(field: pa.Field, path: str) -> bool:
 
 
 def _as_bytes(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:
-    """Returns strings, or lists of strings, as bytes: without a copy, and without a check."""
+    """Casts strings, or lists of strings, to bytes, without a copy and without validation."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         column, kind = column.cast(kind.value_type), kind.value_type
@@ -346,7 +345,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _class_names(schema: pa.Schema, label: str) -> list[str]:
-    """The names of classes that Hugging Face's datasets note in the files they write."""
+    """The class names that Hugging Face's datasets store in Parquet files."""
     try:
         noted = json.loads((schema.metadata or {})[b'huggingface'])
         return [str(name) for name in noted['info']['features'][label]['names']]
@@ -355,7 +354,7 @@ def _class_names(schema: pa.Schema, label: str) -> list[str]:
 
 
 class StoredImages:
-    """The images of one Parquet file, by row, decoded a row group at a time."""
+    """The images of one Parquet file by row; they are decoded one row group at a time."""
 
     def __init__(self, path: str, metadata: pq.FileMetaData, name: str, cache: 'Cache'):
         self._path, self._metadata, self._name, self._cache = path, metadata, name, cache
@@ -375,18 +374,18 @@ class StoredImages:
                 return table.read_row_group(group, [self._name])[self._name]
         except (pa.ArrowException, OSError) as error:
             if getattr(error, 'errno', None):
-                raise  # A disk that fails says nothing about the record.
+                raise  # A failing disk does not mean that the record is bad.
             reason = str(error).splitlines()[0][:200]
             raise BadRecord('damaged', f'{self._path}: row group {group}: {reason}') from error
 
 
 class Cache:
-    """What was read last, up to a number of bytes; threads that want the same wait for one read."""
+    """An LRU cache limited in bytes; threads that need the same value wait for one read."""
 
     def __init__(self, limit: int):
         self._limit = limit
         self._lock = threading.Lock()
-        self._futures: dict[Any, Future] = {}  # the one used last is the last
+        self._futures: dict[Any, Future] = {}  # the most recently used is the last
 
     def get(self, key: Any, read: Callable[[], pa.ChunkedArray]) -> pa.ChunkedArray:
         with self._lock:

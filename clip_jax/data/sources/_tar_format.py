@@ -1,7 +1,7 @@
-"""The tar format: what a tar holds, read from its headers alone; damage is told apart by kind.
+"""The tar format: the members of a tar, read from its headers alone, with damage by kind.
 
-The standard library's tarfile takes a damaged header after the first member for the end, so damage
-could not be counted.
+The standard library's tarfile takes a damaged header after the first member for the end of the tar,
+so damage could not be counted.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,29 +9,30 @@ from typing import Any, NamedTuple
 
 BLOCK = 512  # bytes; headers and data of a tar begin at multiples of it
 _LONGEST_NAME = 1 << 20  # bytes of a header that says more about the member after it
-Read = Callable[[int, int], bytes]  # (offset, bytes) -> what is there, less at the end
+Read = Callable[[int, int], bytes]  # (offset, size) -> bytes, fewer at the end
 
 
 class Member(NamedTuple):
-    """One entry of a tar; offset and size, in bytes, are those of its data."""
+    """One entry of a tar; offset and size, in bytes, are of its data."""
 
     name: str
     kind: str  # file, folder or other
-    header: int  # byte at which its first header begins
+    header: int  # offset of its first header
     offset: int
     size: int
 
 
 def members(read: Read, end: int) -> Iterator[Member]:
-    """Yields what a tar of `end` bytes holds, reading headers only; Unreadable where it breaks off.
+    """Yields the members of a tar of `end` bytes, reading headers only.
 
-    Formats: POSIX (ustar and pax), GNU and the older one without a magic number.
+    Formats: POSIX (ustar and pax), GNU and the older one without a magic number. Unreadable if the
+    tar is damaged or truncated.
     """
     start = offset = 0
-    more: dict[str, Any] = {}  # what headers before a member's own say about it
+    more: dict[str, Any] = {}  # from headers before a member's own
     while True:
         block = read(offset, BLOCK) if offset < end else b''
-        # A shard may end without the two blocks of zeros, but not after half of a member.
+        # A shard may end without the two blocks of zeros, but not within a member.
         if not block.strip(b'\0'):
             if offset != start or offset > end:
                 raise Unreadable('truncated_shard', f'it ends at byte {end}')
@@ -54,9 +55,9 @@ def members(read: Read, end: int) -> Iterator[Member]:
 
 
 def name_in(headers: bytes) -> str:
-    """Returns the name of the member whose headers these are; '' if they are not."""
+    """Returns the name of the member with these headers; '' if they are not headers."""
     try:
-        # To the walk over the headers the shard goes on behind them; the data is not read.
+        # As if the tar continued after the headers; the data is not read.
         return next(members(lambda offset, size: headers[offset : offset + size], 1 << 62)).name
     except (Unreadable, StopIteration):
         return ''
@@ -68,7 +69,7 @@ def check_header(block: bytes) -> None:
 
 
 class Unreadable(Exception):
-    """A tar cannot be followed any further; `kind` is what it is counted as."""
+    """The rest of a tar cannot be read; `kind` is what it is counted as."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -89,10 +90,10 @@ def _header(block: bytes, offset: int) -> _Header:
             raise ValueError
     except ValueError:
         raise Unreadable(
-            'damaged_shard', f'no tar header at byte {offset}, what follows is not read'
+            'damaged_shard', f'no tar header at byte {offset}, the rest is not read'
         ) from None
     name = _text(block[:100])
-    # Only in the POSIX format these bytes are the beginning of the name.
+    # Only in the POSIX format these bytes are the start of the name.
     if block[257:263] == b'ustar\0' and (prefix := _text(block[345:500])):
         name = f'{prefix}/{name}'
     return _Header(name, kind, size, kind == b'S' and block[482] != 0)
@@ -102,12 +103,12 @@ def _sum_is_right(block: bytes) -> bool:
     # The sum itself counts as eight spaces.
     rest = block[:148] + b' ' * 8 + block[156:]
     found, total = _number(block[148:156]), sum(rest)
-    # Some programs of old took bytes from 128 on for negative ones.
+    # Some old programs summed signed bytes.
     return found == total or found == total - 256 * sum(byte > 127 for byte in rest)
 
 
 def _number(field: bytes) -> int:
-    """Reads a number of a header: octal digits or, after a byte of 128, binary."""
+    """Parses a number of a header: octal digits or, after a byte of 128, binary."""
     if field[0] == 128:
         return int.from_bytes(field[1:], 'big')
     return int(field.partition(b'\0')[0].strip() or b'0', 8)
@@ -123,7 +124,7 @@ def _more(header: _Header, read: Read, offset: int, end: int) -> dict[str, Any]:
         raise Unreadable('truncated_shard', f'it ends at byte {end}, in a header')
     if header.size > _LONGEST_NAME:
         raise Unreadable('damaged_shard', f'a name of {header.size} bytes at byte {offset}')
-    if header.type == b'K':  # where a link leads to
+    if header.type == b'K':  # the target of a link
         return {}
     data = read(offset, header.size)
     if header.type == b'L':
@@ -146,7 +147,7 @@ def _more(header: _Header, read: Read, offset: int, end: int) -> dict[str, Any]:
         if more.get('size', 0) < 0:
             raise ValueError
     except ValueError:
-        message = f'a pax header at byte {offset - BLOCK} is damaged, what follows is not read'
+        message = f'a pax header at byte {offset - BLOCK} is damaged, the rest is not read'
         raise Unreadable('damaged_shard', message) from None
     return more
 
@@ -159,8 +160,8 @@ def _member(header: _Header, more: dict[str, Any], start: int, offset: int, read
         follows = len(block) == BLOCK and block[504] != 0
     name, size = more.get('name', header.name), more.get('size', header.size)
     kind = 'file' if header.type in (b'0', b'\0', b'7') and 'sparse' not in more else 'other'
-    # Before there was a type for folders, a slash at the end of the name made one.
+    # Before there was a type for folders, a slash at the end of the name marked one.
     if header.type == b'5' or (header.type == b'\0' and name.endswith('/')):
         kind = 'folder'
-    # Of links, devices and folders a size is written sometimes, but no data.
+    # Links, devices and folders sometimes have a size, but no data.
     return Member(name, kind, start, offset, 0 if header.type in b'123456' else size)

@@ -1,4 +1,4 @@
-"""Where the samples of tar shards lie: 24 bytes for each, scanned once and kept in a cache."""
+"""An index of the samples of tar shards: 24 bytes per sample, built once and cached on disk."""
 
 import bisect
 import hashlib
@@ -25,10 +25,10 @@ from clip_jax.data.sources._skipped import EXAMPLES, Ledger
 from clip_jax.data.sources._tar_format import BLOCK, Member, Read, Unreadable
 from clip_jax.runtime.progress import track
 
-# Where the members of a sample are: the block in which their data begins, 0 for one that is absent
-# (block 0 is always a header), and bytes. `head` is how many blocks before the image's data its
-# header begins, 0 if that is too far for the field: names are read there when a message needs one,
-# so that millions of them need not be kept. `json` is 1 if the text is a .json member.
+# The members of a sample: the block in which their data starts, 0 if there is none (block 0 is
+# always a header), and their size in bytes. `head` is the number of blocks from the image's header
+# to its data, 0 if that does not fit: names are read from there when a message needs one, so that
+# millions of them need not be stored. `json` is 1 if the text is a .json member.
 ROW = np.dtype(
     [
         *(('image', '<u4'), ('image_size', '<u4')),
@@ -38,19 +38,19 @@ ROW = np.dtype(
     ]
 )
 _VERSION = 1  # of the cache; raise it when ROW or what counts as a sample changes
-_LARGEST_SHARD = BLOCK << 32  # bytes that block numbers of 32 bits reach
-_LARGEST_MEMBER = 0x7FFFF000  # bytes; what a single read returns at most
-_LARGEST_LABEL = 0xFFFF  # bytes; of a longer one so many are read, which are no number either
-_SCANS = 16  # shards at a time; they wait for the disk or the network most of the time
-_SAVE = 300  # seconds of work that an interruption can cost
+_LARGEST_SHARD = BLOCK << 32  # bytes that 32-bit block numbers can address
+_LARGEST_MEMBER = 0x7FFFF000  # bytes; the most that a single read returns
+_LARGEST_LABEL = 0xFFFF  # bytes; longer labels are cut, and are not a number either way
+_SCANS = 16  # concurrent scans, which mostly wait for the disk or the network
+_SAVE = 300  # seconds between saves, and so of work that an interruption can cost
 
 _MAGIC = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'\x28\xb5\x2f\xfd': 'zstd'}
-# Absolute paths, drive letters, steps upwards, control characters; Windows counts \ as a slash.
+# Absolute paths, drive letters, parent folders, control characters; \ is a slash on Windows.
 _UNSAFE = re.compile(r'[/\\]|[A-Za-z]:|(?:.*[/\\])?\.\.(?:[/\\]|$)|.*[\0-\x1f\x7f-\x9f]', re.DOTALL)
 
 
 class Shard(NamedTuple):
-    """A tar file as it was found; `changed` is its time of change or another mark of its state."""
+    """A tar file as it was found; `changed` is its modification time or another version mark."""
 
     path: str
     size: int
@@ -58,7 +58,7 @@ class Shard(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What one shard holds."""
+    """The content of one shard."""
 
     rows: np.ndarray  # ROW [samples]
     left_out: dict[str, Skipped]
@@ -66,7 +66,7 @@ class Part(NamedTuple):
 
 
 class Index:
-    """The samples of all shards by number, in order; rows of a cache file stay on disk."""
+    """The samples of all shards by index; the rows of a cache file are memory-mapped."""
 
     def __init__(self, parts: dict[Shard, Part], file: str):
         """`file` is the .npy that holds the rows of all parts, '' if they are in memory only."""
@@ -93,7 +93,7 @@ class Index:
         return self._rows.nbytes
 
     def __getstate__(self) -> dict[str, Any]:
-        # Gigabytes need not travel to another process, which can open the file as well.
+        # Other processes open the file instead of receiving gigabytes.
         return {**vars(self), '_rows': None} if self._file else vars(self)
 
     def __setstate__(self, state: dict[str, Any]):
@@ -118,10 +118,17 @@ def open_index(
     folder: str,
     reader: Callable[[str], AbstractContextManager[Read]],
 ) -> Index:
-    """Returns the index of shards, from the cache in `folder` as far as it knows them unchanged.
+    """Returns the index of shards; only shards that are new or have changed are scanned.
 
-    `roles` maps extensions to image, text or label; `reader` opens a shard for one scan, front to
-    back. ValueError: a shard is no uncompressed tar or is empty, or no sample has an image.
+    Args:
+        address: the address of the shards.
+        shards: the shards.
+        roles: maps extensions to image, text or label.
+        folder: the folder of the cache.
+        reader: opens a shard for one sequential scan.
+
+    Raises:
+        ValueError: if a shard is not an uncompressed tar or is empty, or no sample has an image.
     """
     cache = _Cache(folder, address, roles)
     parts = cache.load()
@@ -144,9 +151,9 @@ def open_index(
 
 
 def scan(shard: Shard, read: Read, roles: dict[str, str]) -> Part:
-    """Finds the samples of one shard, in order of appearance, and counts what can be in none.
+    """Finds the samples of one shard, in its order, and counts what belongs to none.
 
-    ValueError: it is compressed, no tar, empty or larger than 2 TiB.
+    ValueError if the shard is compressed, not a tar, empty or larger than 2 TiB.
     """
     _check(shard, read)
     samples: dict[str, dict[str, Member]] = {}
@@ -176,17 +183,17 @@ def scan(shard: Shard, read: Read, roles: dict[str, str]) -> Part:
 
 
 def _check(shard: Shard, read: Read) -> None:
-    """Refuses what is no tar, or none whose samples can be read in place."""
+    """Raises ValueError for a file that is not an uncompressed tar, or too large."""
     block = read(0, min(BLOCK, shard.size)) if shard.size else b''
     for magic, name in _MAGIC.items():
         if block.startswith(magic):
             raise ValueError(
-                f'{shard.path}: is compressed ({name}). Samples are read in place, so it must be '
-                'uncompressed: unpack it to a .tar first.'
+                f'{shard.path}: is compressed ({name}). Random access needs an uncompressed tar: '
+                'decompress it to a .tar first.'
             )
     if shard.size > _LARGEST_SHARD:
         raise ValueError(
-            f'{shard.path}: has {shard.size} bytes, expected are at most {_LARGEST_SHARD} (2 TiB). '
+            f'{shard.path}: has {shard.size} bytes, expected at most {_LARGEST_SHARD} (2 TiB). '
             'Split it into several shards.'
         )
     try:
@@ -196,19 +203,19 @@ def _check(shard: Shard, read: Read) -> None:
             raise Unreadable('damaged_shard', f'it has only {len(block)} bytes')
     except Unreadable as error:
         raise ValueError(
-            f'{shard.path}: is no tar ({error}). Fetch or write the shard again, or leave it out.'
+            f'{shard.path}: is not a tar ({error}). Download or write it again, or leave it out.'
         ) from error
 
 
 def _fault(member: Member) -> str:
-    """Says why a member is left out, whatever it is for; '' if there is nothing against it."""
+    """Returns why a member is left out, whatever its role; '' if it is not."""
     if member.kind == 'other':
         return 'not_a_file'
     return 'unsafe_name' if _UNSAFE.match(member.name) else ''
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Returns the key of the sample that a member belongs to, '' for none, and its extension."""
+    """Returns the key of the sample that a member belongs to, or '', and the extension."""
     folder, slash, base = name.rpartition('/')
     stem, _, extension = base.partition('.')
     return (folder + slash + stem if stem else ''), extension.lower()
@@ -226,7 +233,7 @@ def _row(sample: dict[str, Member]) -> tuple[int, ...]:
 
 
 def _place(shard: Shard, what: str) -> str:
-    # A name may hold anything; in a list it must stay on one line.
+    # A name may contain anything, but must stay on one line.
     return f'{shard.path}: {what if what.isprintable() else repr(what)}'
 
 
@@ -248,8 +255,8 @@ def _no_image(parts: Iterable[Part], roles: dict[str, str]) -> str:
     left_out = _merged(part.left_out for part in parts)
     lost = ''.join(f' {kind}: {n}, first {places[0]}.' for kind, (n, places) in left_out.items())
     return (
-        f'no sample has an image ({wanted}). Extensions found: {found or "none"}. Other ones can '
-        f'be given with image_exts.{lost}'
+        f'no sample has an image ({wanted}). Extensions found: {found or "none"}. Give others with '
+        f'image_exts.{lost}'
     )
 
 
@@ -262,7 +269,7 @@ def _scan_all(
         with reader(shard.path) as read:
             return scan(shard, read, roles)
 
-    # One shard that is refused ends it: what is left of the map is then cancelled.
+    # An invalid shard is an error, which cancels the other scans.
     with ThreadPoolExecutor(_SCANS) as pool:
         yield from track(
             pool.map(scan_one, shards), 'Indexing', len(shards), unit='shards', delay=1
@@ -270,9 +277,9 @@ def _scan_all(
 
 
 class _Cache:
-    """An index on disk: a .npy with the rows of all shards and a .json that says what they are.
+    """An index on disk: a .npy file with the rows of all shards, and a .json file that lists these.
 
-    Their names begin with a dot, so that a glob for shards in the same folder does not match them.
+    The names start with a dot, so that a glob for shards in the same folder does not match them.
     """
 
     def __init__(self, folder: str, address: str, roles: dict[str, str]):
@@ -283,8 +290,8 @@ class _Cache:
         self._prefix = os.path.join(folder, f'.tars-{_digest(self._card)}')
 
     def load(self) -> dict[Shard, Part]:
-        """Returns what is known of each shard; nothing if there is no cache or it is damaged."""
-        # The second time in case that another process replaced both files between the first looks.
+        """Returns the cached parts; none if there is no cache or it is damaged."""
+        # A second time, in case another process replaced both files between the two reads.
         for _ in range(2):
             with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
                 return self._load()
@@ -307,7 +314,7 @@ class _Cache:
         return parts
 
     def save(self, parts: dict[Shard, Part]) -> None:
-        """Replaces what is stored; one warning if that cannot be, which is no error."""
+        """Replaces the files; a warning, not an error, if that is not possible."""
         shards = [
             {
                 **shard._asdict(),
@@ -328,21 +335,21 @@ class _Cache:
             _write(f'{self._prefix}.json', [json.dumps(known).encode()])
         except OSError as error:
             logging.warning(
-                'The index of tar shards cannot be kept in %s (%s) and will be made again by the '
-                'next run; index_dir can name another folder.',
+                'The index of tar shards cannot be saved in %s (%s), so the next run will build it '
+                'again; give another folder with index_dir.',
                 *(self._folder, error),
             )
             self._folder = ''
             return
         self.file = file
         if before and before != file:
-            # What others have open stays theirs; where it does not, it cannot be removed.
+            # Files that other processes have open stay readable, or cannot be removed.
             with suppress(OSError):
                 os.remove(before)
 
     def _rows_file(self, shards: list[dict[str, Any]]) -> str:
-        # The same shards give the same name: processes that do this at once replace like by like,
-        # and a .json never goes with rows of other shards.
+        # The name depends on the shards: concurrent processes write identical files, and a .json
+        # never refers to the rows of other shards.
         return f'{self._prefix}-{_digest(shards)}.npy'
 
 
@@ -351,7 +358,7 @@ def _digest(value: Any) -> str:
 
 
 def _crc(path: str) -> int:
-    """Checksum of a file, read in pieces so that it takes no memory."""
+    """Checksum of a file, read in pieces to save memory."""
     crc = 0
     with open(path, 'rb') as file:
         while piece := file.read(1 << 20):
@@ -362,12 +369,12 @@ def _crc(path: str) -> int:
 def _map(file: str) -> np.ndarray:
     rows = np.load(file, mmap_mode='r', allow_pickle=False)
     if rows.dtype != ROW or rows.ndim != 1:
-        raise ValueError(f'{file}: is no index of tar shards')
+        raise ValueError(f'{file}: is not an index of tar shards')
     return np.asarray(rows)
 
 
 def _npy(arrays: list[np.ndarray]) -> Iterator[bytes]:
-    """Yields the parts of a .npy file that holds arrays of rows one after the other."""
+    """Yields the bytes of a .npy file with the arrays concatenated."""
     header = np.lib.format.header_data_from_array_1_0(np.empty(0, ROW))
     header['shape'] = (sum(map(len, arrays)),)
     beginning = io.BytesIO()
@@ -378,7 +385,7 @@ def _npy(arrays: list[np.ndarray]) -> Iterator[bytes]:
 
 
 def _write(path: str, pieces: Iterable[bytes]) -> None:
-    """Writes a file that appears under its name only when it is complete."""
+    """Writes a file atomically."""
     partial = f'{path}.{uuid.uuid4().hex}.partial'
     try:
         with open(partial, 'xb') as file:

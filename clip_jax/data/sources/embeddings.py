@@ -1,11 +1,18 @@
-"""Folders that `clip-jax embed` wrote, for evaluations: `embeddings:DIR`."""
+"""Folders of embeddings that `clip-jax embed` wrote, for evaluations: `embeddings:DIR`."""
 
 from clip_jax.data.embedding_store import Embeddings
 
 
 def source(address: str) -> Embeddings:
-    """Opens a complete folder of embeddings. ValueError if it is none, or not complete.
+    """Opens a complete folder of embeddings.
 
-    An example has an 'embedding', float32 [D], in place of an image.
+    Examples have an 'embedding', float32 [D], instead of an image.
+
+    Args:
+        address: the folder.
+
+    Raises:
+        DataNotFound: if it is not a folder of embeddings.
+        ValueError: if it is not complete.
     """
     return Embeddings(address)

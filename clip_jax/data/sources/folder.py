@@ -1,4 +1,4 @@
-"""Images in folders, a sub-folder a class, captions beside them: `folder:DIR`."""
+"""Image files in folders, one sub-folder per class, with captions in .txt files: `folder:DIR`."""
 
 import bisect
 import os
@@ -15,12 +15,20 @@ _CAPTIONS = '.txt'
 
 
 def source(address: str, *, image_exts: Sequence[str] = _IMAGE_EXTS) -> 'FolderSource':
-    """Finds the images below each sub-folder of a folder, local or remote; each is a class.
+    """Lists the images in each sub-folder of a folder; each sub-folder is a class.
 
-    Classes are the sub-folders in sorted order, those without images too, so that the parts of a
-    set count alike; images are sorted by class and path. Where no sub-folder has any, the images of
-    the folder itself are taken, without labels. `NAME.txt` beside `NAME.jpg` holds its captions,
-    one a line. Hidden files and folders and links to folders are passed over. ValueError: no image.
+    Classes are the sub-folders in sorted order, including those without images, so that all splits
+    of a data set have the same labels. Images are sorted by class and path. If no sub-folder has
+    images, those of the folder itself are used, without labels. `NAME.txt` next to `NAME.jpg` holds
+    its captions, one per line. Hidden files and folders and links to folders are ignored.
+
+    Args:
+        address: the folder, local or remote.
+        image_exts: extensions of image files.
+
+    Raises:
+        DataNotFound: if the folder does not exist.
+        ValueError: if it has no images.
     """
     return FolderSource(address, {ext.lower().lstrip('.') for ext in image_exts})
 
@@ -29,12 +37,12 @@ class FolderSource:
     """Image files by number; safe to share between threads and to pickle."""
 
     def __init__(self, address: str, image_exts: set[str]):
-        """Lists all folders; keeps names, not contents."""
+        """Lists all folders; only names are kept."""
         self._address = address
         self._root = os.path.expanduser(address).rstrip('/') or '/'
         self._exts = image_exts
         self.left_out = Ledger()
-        # Millions of names are one buffer: name i is what lies before end i.
+        # Millions of names are stored in one buffer; name i ends at _ends[i].
         self._names, self._ends = bytearray(), array('q')
         self._captioned = bytearray()
         self._class_ends: list[int] = []
@@ -56,9 +64,9 @@ class FolderSource:
         return len(self._ends)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns the encoded 'image', and 'texts' and 'label' where there are some."""
+        """Returns the encoded 'image', and 'texts' and 'label' if there are any."""
         if not 0 <= i < len(self):
-            raise IndexError(f'{self} has {len(self)} images, none with the number {i}.')
+            raise IndexError(f'{self} has {len(self)} images, none with the index {i}.')
         path = self.where(i)
         example = {'image': _files.read(path)}
         if self._captioned[i]:
@@ -86,7 +94,7 @@ class FolderSource:
             self._captioned.append(captioned)
 
     def _below(self, name: str) -> list[tuple[str, bool]]:
-        """All images of one class, at any depth, and whether captions lie beside them."""
+        """All images of one class, at any depth, and whether they have captions."""
         found, left = [], [name]
         while left:
             folder = left.pop()
@@ -96,7 +104,7 @@ class FolderSource:
         return found
 
     def _list(self, prefix: str) -> tuple[list[tuple[str, bool]], list[str]]:
-        """The images of a folder, with whether they have captions, and its sub-folders, sorted."""
+        """The images of a folder, whether they have captions, and the sub-folders; all sorted."""
         images, folders, others = [], [], []
         folder = self._path(prefix).rstrip('/') or '/'
         try:
@@ -115,7 +123,7 @@ class FolderSource:
             gone = isinstance(error, FileNotFoundError)
             raise (DataNotFound if gone else ValueError)(
                 f'{self}: cannot list {folder} ({error.strerror or type(error).__name__}). '
-                f'{_files.nearest(folder)} Give a folder with images, or with a folder a class.'
+                f'{_files.nearest(folder)} Give a folder of images, or one of sub-folders.'
             ) from error
         stems = {os.path.splitext(name)[0] for name in images}
         captions = {stem + _CAPTIONS for stem in stems}.intersection(others)
@@ -131,6 +139,6 @@ class FolderSource:
             f' There are {found.count} other files, first {found.examples[0]}.' if found else ''
         )
         return (
-            f'{self}: no image ({", ".join(sorted(self._exts))}) in it or below. '
-            f'{_files.contents(self._root)}{others} Other endings can be given with image_exts.'
+            f'{self}: no images ({", ".join(sorted(self._exts))}) in it or its sub-folders. '
+            f'{_files.contents(self._root)}{others} Give other extensions with image_exts.'
         )

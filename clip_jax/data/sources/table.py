@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV, JSONL and Parquet files, an image and its captions a row: `table:FILE`."""
+"""Tables in CSV, TSV, JSONL and Parquet files, one image per row: `table:FILE`."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from clip_jax.data.sources import _captions, _files, _table_labels, _table_reade
 from clip_jax.data.sources._skipped import Ledger
 from clip_jax.data.sources._table_readers import Cache, Columns, Rows, StoredImages
 
-_LARGE_GROUP = 32 << 20
+_LARGE_GROUP = 32 << 20  # bytes of a Parquet row group above which there is a warning
 
 
 def source(
@@ -28,15 +28,22 @@ def source(
     label_separator: str = '',
     root: str = '',
 ) -> 'TableSource':
-    """Opens the files of one kind that a path, a glob or braces name; a row is an example.
+    """Opens tables; each row is an example.
 
-    The column `image_key` holds paths: relative to `root` (not set: to the folder of the row's
-    table), absolute, or with '://'. In Parquet it may hold encoded images, or {'bytes', 'path'}.
-    Rows with the same image stay examples of their own. `text_key` names a column of captions or
-    of lists of captions, or several columns; `label_key` one of whole numbers or of class names. A
-    column of lists of these gives 'labels', as does text that `label_separator` cuts.
-    Parquet decodes images by whole row groups: write groups of about 100 rows for shuffled reading.
-    ValueError: nothing matches, no rows, or a column is missing that has no default name.
+    Rows with the same image are separate examples. Parquet decodes images by row group: write
+    groups of about 100 rows for shuffled reading.
+
+    Args:
+        address: a path, a glob or braces; all files have the same format.
+        image_key: the column of images: paths or, in Parquet, encoded images or {'bytes', 'path'}.
+        text_key: the column of captions or of lists of captions, or several columns.
+        label_key: the column of labels, integers or class names; lists of these give 'labels'.
+        label_separator: splits a label into several, which gives 'labels'; '' does not split.
+        root: the folder of relative image paths; '': the folder of the table.
+
+    Raises:
+        DataNotFound: if no file matches.
+        ValueError: if there are no rows, or a column is missing that has no default name.
     """
     texts = (text_key,) if isinstance(text_key, str) else tuple(text_key)
     columns = Columns(image_key, texts, label_key)
@@ -45,10 +52,10 @@ def source(
 
 
 class TableSource:
-    """Rows of tables by number, kept in Arrow's buffers; safe in threads, and can be pickled."""
+    """Rows of tables by index, in Arrow's buffers; thread-safe, and can be pickled."""
 
     def __init__(self, address: str, paths: list[str], columns: Columns, root: str, separator: str):
-        """Reads the columns that are asked for, except the images that are stored in Parquet."""
+        """Reads the requested columns, except images that are stored in Parquet."""
         self.left_out = Ledger()
         self._address, self._paths, self._columns, self._root = address, paths, columns, root
         self._separator = separator
@@ -76,7 +83,7 @@ class TableSource:
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Returns the encoded 'image', and 'texts', 'label' or 'labels' if the tables have them."""
         if not 0 <= i < len(self):
-            raise IndexError(f'{self} has {len(self)} rows, none with the number {i}.')
+            raise IndexError(f'{self} has {len(self)} rows, none with the index {i}.')
         part, k = self._place(i)
         example = {'image': self._image(part, k)}
         if self._has_texts:
@@ -89,7 +96,7 @@ class TableSource:
         return example
 
     def where(self, i: int) -> str:
-        """Names the file and the row, from 1 without the header, of example `i`."""
+        """Returns the file and the row of example `i`, from 1 without the header."""
         part, k = self._place(i)
         return f'{part.path}: row {part.number(k)}'
 
@@ -121,13 +128,13 @@ class TableSource:
         if not found:
             return f'{self}: has no rows. Give a table that has at least one.'
         return (
-            f'{self}: no row can be parsed, {found.count} are left out, the first is '
-            f'{found.examples[0]}. Expected is what the ending says: .jsonl has an object a line, '
-            '.csv and .tsv have as many values a row as there are names in the first line.'
+            f'{self}: no row can be parsed; {found.count} are left out, the first is '
+            f'{found.examples[0]}. Expected an object per line in .jsonl, and in .csv and .tsv as '
+            'many values per row as there are names in the first line.'
         )
 
     def __reduce__(self) -> tuple:
-        # The files are read again where the copy is made: that is faster than to send columns.
+        # The copy reads the files again, which is faster than pickling the columns.
         state = (self._address, self._paths, self._columns, self._root, self._separator)
         return _reopened, (*state, len(self))
 
@@ -145,15 +152,15 @@ def _reopened(
 
 
 def _ending(paths: list[str], address: str) -> str:
-    """The one ending of all files, as '.csv'; ValueError if it is unknown or not the same."""
+    """The common extension of the files, such as '.csv'; ValueError if unknown or not the same."""
     endings = {os.path.splitext(path)[1].lower() for path in paths}
     if len(endings) > 1:
         raise ValueError(
-            f'table:{address}: names files of several kinds, {", ".join(sorted(endings))}. Give '
-            "those of one kind, as 'x-*.csv'."
+            f'table:{address}: matches files of several formats, {", ".join(sorted(endings))}. '
+            "Give those of one format, such as 'x-*.csv'."
         )
     (ending,) = endings
-    return lookup.check(ending, _table_readers.READERS, what=f'table:{address}: ending')
+    return lookup.check(ending, _table_readers.READERS, what=f'table:{address}: extension')
 
 
 def _warn_of_large_groups(source: TableSource, parts: list[Rows], image: str) -> None:
@@ -161,8 +168,8 @@ def _warn_of_large_groups(source: TableSource, parts: list[Rows], image: str) ->
     largest = max((s.largest for s in stored if isinstance(s, StoredImages)), default=0)
     if largest > _LARGE_GROUP:
         logging.warning(
-            '%s: has row groups of %d MB, and one is decoded for each image that is read in random '
-            'order. For training write groups of about 100 rows, or use `clip-jax data import`.',
+            '%s: has row groups of %d MB; in random order, one is decoded for each image. For '
+            'training, write groups of about 100 rows, or use `clip-jax data import`.',
             source,
             largest >> 20,
         )

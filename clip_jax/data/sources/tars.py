@@ -1,4 +1,4 @@
-"""Uncompressed tar shards as WebDataset and img2dataset write them, read in place: `tars:GLOB`."""
+"""Uncompressed tar shards, as of WebDataset and img2dataset, with random access: `tars:GLOB`."""
 
 import contextlib
 import functools
@@ -19,8 +19,8 @@ from clip_jax.data.sources._tar_index import Index, Shard
 
 # Below the usual limit of 1,024 open files per process.
 _OPEN_SHARDS = 512
-_LOOK_UPS = 32  # at a time, of remote shards
-_AHEAD = 8 << 20  # bytes of a remote shard that one request fetches while it is indexed
+_LOOK_UPS = 32  # concurrent look-ups of remote shards
+_AHEAD = 8 << 20  # bytes per request while a remote shard is indexed
 
 
 def source(
@@ -32,21 +32,30 @@ def source(
     json_key: str = 'caption',
     index_dir: str = '',
 ) -> 'TarSource':
-    """Indexes the shards that a path, a glob or a brace range such as `x-{00000..00041}.tar` names.
+    """Indexes tar shards.
 
-    A sample is the members of one shard that share a key, the path up to the first dot of the base
-    name; samples come in order of appearance, those without an image are left out. The lines of the
-    text member are the texts; of a .json member it is the field `json_key`, a text or a list. The
-    label member holds a whole number, or several with space between them, which are 'labels'.
-    Addresses with `://` are read through fsspec. The index is kept in `index_dir`, '' for
-    `clip_jax/tars` in the user's cache folder, and used again as far as shards are the same.
-    ValueError: nothing matches, no sample has an image, or a shard is compressed, empty or no tar.
-    What else is wrong with shards is counted in `left_out`.
+    A sample is the members of one shard with the same key, the path up to the first dot of the file
+    name. Samples are in the order of the shards; those without an image are left out. The lines of
+    the text member are the texts. The label member holds an integer, or several separated by space,
+    which become 'labels'. Damage in shards is counted in `left_out`.
+
+    Args:
+        address: a path, a glob or a brace range such as `x-{00000..00041}.tar`; with `://`, it is
+            read through fsspec.
+        image_exts: extensions of images.
+        text_exts: extensions of captions, one caption per line, or json.
+        label_ext: the extension of labels.
+        json_key: the field of .json members with the caption, a string or a list.
+        index_dir: the folder of cached indices; '': `clip_jax/tars` in the user's cache folder.
+
+    Raises:
+        DataNotFound: if no file matches.
+        ValueError: if no sample has an image, or a shard is compressed, empty or not a tar.
     """
     roles = _roles({'image': image_exts, 'text': text_exts, 'label': [label_ext]})
     if _files.is_remote(index_dir):
-        raise ValueError(f'tars: index_dir is {index_dir!r}; expected is a local folder')
-    # Absolute, because another process opens the index there.
+        raise ValueError(f'tars: index_dir is {index_dir!r}; expected a local folder')
+    # Absolute, because other processes open the index as well.
     folder = os.path.abspath(os.path.expanduser(index_dir) or _cache_folder())
     index = _tar_index.open_index(address, _matches(address), roles, folder, _front_to_back)
     return TarSource(address, index, json_key)
@@ -63,19 +72,19 @@ class TarSource:
 
     @property
     def left_out(self) -> dict[str, Skipped]:
-        """What lies in the shards and is in no sample, by kind."""
+        """What the shards hold besides samples, by kind."""
         return self._index.left_out
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns the encoded 'image', and 'texts', 'label' or 'labels' where the sample has them.
+        """Returns the encoded 'image', and 'texts', 'label' or 'labels' if the sample has them.
 
-        BadRecord: its text is no UTF-8, or no JSON with such a field.
+        BadRecord if its text is not UTF-8, or not JSON with the field.
         """
         if not 0 <= i < len(self):
-            raise IndexError(f'{self} has {len(self)} samples, none with the number {i}.')
+            raise IndexError(f'{self} has {len(self)} samples, none with the index {i}.')
         shard, (image, image_size, text, text_size, label, label_size, _, is_json) = self._index[i]
         example: dict[str, Any] = {'image': self._read(shard, image, image_size)}
         if text:
@@ -89,7 +98,7 @@ class TarSource:
         return example
 
     def where(self, i: int) -> str:
-        """Says in which shard and under which name image `i` is stored."""
+        """Returns the shard and the name of image `i`."""
         shard, (image, *_, head, _) = self._index[i]
         name = _tar_format.name_in(self._read(shard, image - head, head * BLOCK))
         return f'{shard}: {name or f"image at byte {image * BLOCK}"}'
@@ -100,23 +109,23 @@ class TarSource:
     def _read(self, shard: str, block: int, size: int) -> bytes:
         if not size:
             return b''
-        # The name keeps the shard open until the read is done, even if the cache drops it.
+        # This reference keeps the shard open during the read, even if the cache drops it.
         file = self._open(shard)
         data = file.read(block * BLOCK, size)
         if len(data) < size:
             raise ValueError(
-                f'{shard}: has become shorter since it was indexed: expected {size} bytes at '
+                f'{shard}: was truncated since it was indexed: expected {size} bytes at '
                 f'{block * BLOCK}, found {len(data)}. Start again when the shard is complete.'
             )
         return data
 
     def _labels(self, data: bytes, i: int) -> list[int]:
         try:
-            # Nothing at all is not a list of no labels: it is a file that was not written.
+            # An empty file is not an empty list of labels: it was not written.
             return [int(number) for number in data.split() or [data]]
         except ValueError:
             raise ValueError(
-                f'{self.where(i)}: its label should be a whole number, it is {data[:40]!r}.'
+                f'{self.where(i)}: expected an integer label, found {data[:40]!r}.'
             ) from None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -128,16 +137,16 @@ class TarSource:
 
 
 def _roles(extensions: dict[str, Sequence[str]]) -> dict[str, str]:
-    """Returns what a member of each extension is, image, text or label."""
+    """Maps extensions to image, text or label."""
     roles: dict[str, str] = {}
     for role, exts in extensions.items():
         if isinstance(exts, str):
-            raise ValueError(f'tars: {role}_exts is {exts!r}; expected is a list as [{exts!r}]')
+            raise ValueError(f'tars: {role}_exts is {exts!r}; expected a list such as [{exts!r}]')
         for ext in (ext.lower().removeprefix('.') for ext in exts):
             if roles.setdefault(ext, role) != role:
                 raise ValueError(
-                    f'tars: members .{ext} are to be both {roles[ext]} and {role}. Choose one with '
-                    'image_exts, text_exts and label_ext.'
+                    f'tars: extension .{ext} is given for {roles[ext]} and for {role}. Choose one '
+                    'with image_exts, text_exts and label_ext.'
                 )
     return roles
 
@@ -152,25 +161,25 @@ def _json_texts(data: bytes, key: str) -> list[str] | None:
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise BadRecord('not_utf8', f'its .json member is no JSON ({error})') from None
+        raise BadRecord('not_utf8', f'its .json member is not JSON ({error})') from None
     if not isinstance(fields, dict):
-        raise BadRecord('not_utf8', f'its .json member is no object: {data[:60]!r}')
+        raise BadRecord('not_utf8', f'its .json member is not an object: {data[:60]!r}')
     if key not in fields:
-        there = ', '.join(map(repr, list(fields)[:12])) or 'nothing'
-        raise BadRecord('no_caption', f'its .json member has no {key!r} (json_key); it has {there}')
+        found = ', '.join(map(repr, list(fields)[:12])) or 'nothing'
+        raise BadRecord('no_caption', f'its .json member has no {key!r} (json_key); it has {found}')
     if fields[key] is None:
         return None
     texts = fields[key] if isinstance(fields[key], list) else [fields[key]]
     try:
-        # JSON can spell half a character, which no tokenizer can encode.
+        # JSON can hold unpaired surrogates, which no tokenizer can encode.
         return [text.strip() for text in texts if text.strip() and text.encode()]
     except (AttributeError, UnicodeEncodeError):
         found = repr(fields[key])[:60]
-        raise BadRecord('not_utf8', f'{key!r} of its .json member is no text: {found}') from None
+        raise BadRecord('not_utf8', f'{key!r} of its .json member is not text: {found}') from None
 
 
 class _LocalShard:
-    """An open file, closed when nobody refers to it any more."""
+    """An open file, closed when the last reference to it is dropped."""
 
     def __init__(self, path: str):
         self._number = os.open(path, os.O_RDONLY)
@@ -181,7 +190,7 @@ class _LocalShard:
 
 
 class _RemoteShard:
-    """A file of a server, of which every read is a request."""
+    """A remote file; every read is a request."""
 
     def __init__(self, url: str):
         self._fs, self._path = _files.filesystem(url)
@@ -190,13 +199,15 @@ class _RemoteShard:
         try:
             data = self._fs.cat_file(self._path, start=offset, end=offset + size)
         except Exception:
-            # Servers refuse, each with another error, a range that lies behind the end.
+            # Servers reject a range beyond the end, each with another error.
             self._fs.invalidate_cache()
             if self._fs.size(self._path) <= offset:
                 return b''
             raise
         if len(data) > size:
-            raise ValueError(f'{self._path}: its server sends whole files only. Copy the shards.')
+            raise ValueError(
+                f'{self._path}: its server does not support range requests. Copy the shards.'
+            )
         return data
 
 
@@ -206,7 +217,7 @@ def _open(path: str) -> _LocalShard | _RemoteShard:
 
 @contextlib.contextmanager
 def _front_to_back(path: str) -> Iterator[Read]:
-    """Opens a shard for reading its headers, few requests for many of them."""
+    """Opens a shard for reading its headers sequentially, with few requests."""
     if not _files.is_remote(path):
         yield _LocalShard(path).read
         return
@@ -219,19 +230,20 @@ def _front_to_back(path: str) -> Iterator[Read]:
                 return file.read(size)
             except ValueError as error:
                 raise ValueError(
-                    f'{path}: its server does not send parts of files ({error}). Copy the shards.'
+                    f'{path}: its server does not support range requests ({error}). Copy the '
+                    'shards.'
                 ) from error
 
         yield read
 
 
 def _matches(address: str) -> list[Shard]:
-    """Returns the files that a path, a glob or braces name, sorted; every part must match some."""
+    """Returns the files that a path, a glob or braces match, sorted; each part must match some."""
     remote = _files.is_remote(address)
     address = address if remote else os.path.expanduser(address)
     # A local file may have braces in its name.
-    whole = not remote and os.path.isfile(address)
-    patterns = [address] if whole else _files.expand(address)
+    is_file = not remote and os.path.isfile(address)
+    patterns = [address] if is_file else _files.expand(address)
     with ThreadPoolExecutor(_LOOK_UPS) as pool:
         found = list(pool.map(_remote_shards if remote else _local_shards, patterns))
     for pattern, shards in zip(patterns, found, strict=True):
@@ -252,12 +264,12 @@ def _local_shards(pattern: str) -> list[Shard]:
 
 def _remote_shards(pattern: str) -> list[Shard]:
     fs, path = _files.filesystem(pattern)
-    # In http a question mark begins a query.
+    # In http a question mark starts a query.
     magic = re.search('[*[]' if pattern.startswith('http') else '[*?[]', path)
     try:
         found = fs.glob(path, detail=True) if magic else {path: fs.info(path)}
     except OSError as error:
-        # fsspec calls everything that goes wrong on the way to a web server a missing file.
+        # fsspec reports every failure of a web request as a missing file.
         cause = error.__cause__ or error
         if isinstance(cause, FileNotFoundError) or getattr(cause, 'status', 0) == 404:
             return []
@@ -271,8 +283,8 @@ def _remote_shards(pattern: str) -> list[Shard]:
 
 def _remote_shard(url: str, info: dict[str, Any]) -> Shard:
     if info.get('size') is None:
-        raise ValueError(f'{url}: its server does not say how long it is. Copy the shards.')
-    # Each kind of server has its own word for the state of a file.
+        raise ValueError(f'{url}: its server does not send its size. Copy the shards.')
+    # Each kind of server has its own name for the version of a file.
     marks = ('ETag', 'etag', 'md5Hash', 'mtime', 'LastModified', 'Last-Modified', 'updated')
     changed = next((str(info[mark]) for mark in (*marks, 'created') if info.get(mark)), '')
     return Shard(url, int(info['size']), changed)
@@ -282,8 +294,8 @@ def _no_match(pattern: str) -> str:
     try:
         there = _files.nearest(pattern)
     except Exception:
-        there = ''  # Not every server lists what it has, and each says so with its own error.
+        there = ''  # Not every server lists its files, and each has its own error.
     return (
         f'tars: no file matches {pattern!r}. {there} '
-        "Expected is a path, a glob or a range of tar files: 'x-*.tar', 'x-{00000..00041}.tar'."
+        "Expected a path, a glob or a range of tar files: 'x-*.tar', 'x-{00000..00041}.tar'."
     )

@@ -1,6 +1,6 @@
-"""TFDS data sets stored as ArrayRecord: `tfds:NAME[/CONFIG]/SPLIT`.
+"""TFDS data sets in ArrayRecord format: `tfds:NAME[/CONFIG]/SPLIT`.
 
-Our own sets (`clip_jax/data/datasets`) are built when they are first asked for.
+The built-in data sets (`clip_jax/data/datasets`) are generated when they are first used.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ INFO_FILE = 'dataset_info.json'
 
 
 class TfdsSource:
-    """Random access to one split of a prepared set; images stay encoded."""
+    """Random access to one split of a prepared data set; images stay encoded."""
 
-    left_out: dict[str, Skipped] = {}  # whoever prepared the set has seen to that
+    left_out: dict[str, Skipped] = {}  # the preparation has dealt with that
 
     def __init__(
         self,
@@ -36,8 +36,14 @@ class TfdsSource:
         keys: Mapping[str, str],
         label_names: list[str],
     ):
-        """`keys` says which feature of a parsed record holds 'image', 'texts', and 'label' or
-        'labels'.
+        """Makes the source of serialized records.
+
+        Args:
+            name: what messages call it.
+            records: the serialized records.
+            parse: parses a record into features.
+            keys: the features of 'image', 'texts', and 'label' or 'labels'.
+            label_names: the class names.
         """
         self.label_names = label_names
         self._name = name
@@ -50,10 +56,10 @@ class TfdsSource:
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         if not 0 <= i < len(self):
-            raise IndexError(f'{self} has {len(self)} records, none with the number {i}.')
+            raise IndexError(f'{self} has {len(self)} records, none with the index {i}.')
         try:
             record = self._records[i]
-        except RuntimeError as error:  # ArrayRecord's checksums do not fit
+        except RuntimeError as error:  # a checksum of ArrayRecord is wrong
             raise BadRecord('damaged', one_line(error)) from error
         parsed = self._parse(record)
         example = {what: _at(parsed, key) for what, key in self._keys.items()}
@@ -66,7 +72,7 @@ class TfdsSource:
         return example
 
     def where(self, i: int) -> str:
-        """Names record `i` in error messages."""
+        """Says where example i is stored."""
         return f'record {i} of {self}'
 
     def __str__(self) -> str:
@@ -81,12 +87,21 @@ def source(
     text_key: str = 'captions',
     label_key: str = 'label',
 ) -> TfdsSource:
-    """Opens `NAME[/CONFIG]/SPLIT` in `data_dir` (or in TFDS's own folder), built if it is ours.
+    """Opens a split of a prepared data set.
 
-    A feature inside another is named with a slash, as in text_key='captions/text'. A `label_key`
-    that holds several labels an image gives 'labels' in place of 'label'; where there is no feature
-    'label', one called 'labels' is read. ValueError if
-    the set, the split or a feature is not there, or if the set is not stored as ArrayRecord.
+    Nested features have a slash in their names: text_key='captions/text'.
+
+    Args:
+        address: NAME[/CONFIG]/SPLIT; SPLIT may be a slice.
+        data_dir: the folder of prepared data sets; '': TFDS's default.
+        image_key: the feature of images.
+        text_key: the feature of one caption or several.
+        label_key: the feature of labels; several labels per image give 'labels'. If there is no
+            feature 'label', 'labels' is read.
+
+    Raises:
+        DataNotFound: if the data set does not exist.
+        ValueError: if the split or a feature does not exist, or the format is not ArrayRecord.
     """
     set_name, _, split = address.rpartition('/')
     if not set_name or not split:
@@ -104,7 +119,7 @@ def source(
     label = _at(features, label_key) if label_key else None
     label = label.feature if isinstance(label, tfds.features.Sequence) else label
     names = label.names if isinstance(label, tfds.features.ClassLabel) else []
-    # What is not asked for is not parsed.
+    # Only the features in use are parsed.
     tops = {key.split('/')[0] for key in keys.values()}
     used = tfds.features.FeaturesDict({top: features[top] for top in sorted(tops)})
     encoded = {image_key: tfds.decode.SkipDecoding()}
@@ -117,25 +132,25 @@ def _at(tree: Any, key: str) -> Any:
 
 
 def _folder(root: epath.Path, set_name: str) -> epath.Path:
-    """The folder of a set's newest version; our own sets are built if theirs is not there."""
+    """Returns the folder of the newest version of a data set; built-in ones are generated."""
     base = root / set_name
     if (base / INFO_FILE).exists():  # The name ends with a version.
         return base
     name, _, config = set_name.partition('/')
     if name in lookup.names('data.datasets'):
-        return _own_folder(root, name, config)
+        return _built_in_folder(root, name, config)
     versions = _versions(base)
     if not versions:
-        place = root / name if (root / name).exists() else root
+        nearest = root / name if (root / name).exists() else root
         raise DataNotFound(
-            f'tfds: no prepared data set in {base}. {_contents(place)} Prepare it with: '
+            f'tfds: no prepared data set in {base}. {_contents(nearest)} Prepare it with: '
             f'tfds build {set_name} --file_format=array_record --data_dir={root}'
         )
     return versions[-1]
 
 
 def _versions(base: epath.Path) -> list[epath.Path]:
-    """Prepared versions, oldest first; a build under way has a folder of another kind of name."""
+    """Prepared versions, oldest first; unfinished builds have other names."""
     from tensorflow_datasets.core import Version
 
     folders = base.glob('*') if base.exists() else ()
@@ -151,8 +166,8 @@ def _contents(folder: epath.Path) -> str:
     return f'{folder} holds: {", ".join(there) or "nothing"}.'
 
 
-def _own_folder(root: epath.Path, name: str, config: str) -> epath.Path:
-    """The folder of the current version of one of our own sets, built if need be."""
+def _built_in_folder(root: epath.Path, name: str, config: str) -> epath.Path:
+    """Returns the folder of the current version of a built-in data set, generated if needed."""
     import tensorflow_datasets as tfds
 
     lookup.module('data.datasets', name)
@@ -165,18 +180,18 @@ def _own_folder(root: epath.Path, name: str, config: str) -> epath.Path:
         raise ValueError(f'tfds: {name} has no config {config!r}. Its configs: {configs}.')
     print(f'Building {name} in {folder} (once)', file=sys.stderr, flush=True)
     try:
-        # TFDS prints its own notices; its progress bars go to stderr and stay.
+        # Only the notices of TFDS are hidden; its progress bars go to stderr.
         with contextlib.redirect_stdout(io.StringIO()):
             make(data_dir=root, config=config or None).download_and_prepare()
     except OSError:
-        # A build ends with renaming its folder, which fails if another process was faster.
+        # The last step renames the folder, which fails if another process was faster.
         if not (folder / INFO_FILE).exists():
             raise
     return folder
 
 
 def _records(builder: Any, address: str, split: str) -> Sequence[bytes]:
-    """The split's serialized records; ValueError if it is unknown or empty or not ArrayRecord."""
+    """The serialized records of a split; ValueError if unknown, empty or not ArrayRecord."""
     import tensorflow_datasets as tfds
 
     needed = tfds.core.FileFormat.ARRAY_RECORD
@@ -194,7 +209,7 @@ def _records(builder: Any, address: str, split: str) -> Sequence[bytes]:
         there = ', '.join(f'{name} ({splits[name].num_examples})' for name in sorted(splits))
         raise ValueError(
             f'tfds:{address}: there is no split {split!r}. There are: {there}; a slice is written '
-            'like train[:10%].'
+            'as train[:10%].'
         ) from error
     if not count:
         raise ValueError(f'tfds:{address}: {split!r} selects no examples. Take a larger slice.')
@@ -205,7 +220,7 @@ def _records(builder: Any, address: str, split: str) -> Sequence[bytes]:
 def _keys(
     features: Any, address: str, image_key: str, text_key: str, label_key: str
 ) -> dict[str, str]:
-    """What is in which feature; only texts and labels under their default names may be missing."""
+    """Finds the features; only texts and labels with their default names may be missing."""
     import tensorflow_datasets as tfds
 
     stored = flatten_dict(features.get_serialized_info(), sep='/')
@@ -214,8 +229,8 @@ def _keys(
     texts = [
         k for k, f in others.items() if np.dtype(f.np_dtype) == np.object_ and len(f.shape) < 2
     ]
-    whole = {k: f for k, f in others.items() if np.issubdtype(f.np_dtype, np.integer)}
-    labels = [k for k, f in whole.items() if len(f.shape) < 2]
+    integers = {k: f for k, f in others.items() if np.issubdtype(f.np_dtype, np.integer)}
+    labels = [k for k, f in integers.items() if len(f.shape) < 2]
     keys = {}
     for what, key, default, choices in (
         ('image', image_key, '', images),
@@ -223,7 +238,7 @@ def _keys(
         ('label', label_key, 'label', labels),
     ):
         if what == 'label' and key == default and 'label' not in choices:
-            key = default = 'labels'  # as sets call it whose images have several
+            key = default = 'labels'  # the usual name if images have several
         if key in choices:
             several = what == 'label' and stored[key].shape
             keys['labels' if several else what] = key

@@ -1,1 +1,1 @@
-"""What `clip-jax data` does: scan, inspect, verify and import a data set."""
+"""The tools of `clip-jax data`: inspect, verify and import a data set."""

@@ -1,4 +1,4 @@
-"""What a source holds: numbers of a sample for people, and every record that cannot be used."""
+"""Data set statistics of a sample of records, and a check of every record."""
 
 import collections
 import contextlib
@@ -21,51 +21,56 @@ from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, check, error_message, in_order, labels_of
 from clip_jax.runtime.progress import Progress
 
-CONTEXT = 77  # tokens of a text that CLIP reads
+CONTEXT = 77  # context length of CLIP, in tokens
 PART = 256  # records in memory at a time
-PICTURES = 24  # kept with their captions
+PICTURES = 24  # sample images with their captions
 PICTURE_SIZE = 320  # pixels of their longer side
-SAID = 20  # bad records that are named to people
-OTHER_FILE = 'other_file'  # what sources call a README among images
-COMMON = 20  # labels that are counted by name
+LISTED = 20  # bad records in the report
+OTHER_FILE = 'other_file'  # the kind of a README among images
+COMMON = 20  # most frequent labels that are listed
 
 
-class Trouble(NamedTuple):
+class Failure(NamedTuple):
     """A record that cannot be used."""
 
     record: int
-    kind: str  # one of bad.KINDS, or 'error': reading it ends a run
+    kind: str  # one of BAD_RECORD_KINDS, or 'error', which stops a run
     where: str
-    message: str  # begins with that
+    message: str  # starts with `where`
 
 
 class Picture(NamedTuple):
-    """A record to look at."""
+    """A sample image with its captions."""
 
     image: np.ndarray  # uint8 [H, W, 3]
     texts: Sequence[str]
     label: str
 
 
-def troubles(
+def failures(
     source: Source, *, decode: bool, threads: int, advance: Callable[[], None] = lambda: None
-) -> Iterator[Trouble]:
-    """Reads all records and yields those that cannot be used, in their order; `advance` is called
-    after each record.
-    """
-    cv2.setNumThreads(0)  # a thread here has one image at a time
+) -> Iterator[Failure]:
+    """Reads all records and yields those that cannot be used, in order.
 
-    def look(i: int) -> Trouble | None:
+    Args:
+        source: the data.
+        decode: whether to decode every image.
+        threads: how many threads read and decode.
+        advance: is called after each record.
+    """
+    cv2.setNumThreads(0)  # each thread has an image of its own
+
+    def look(i: int) -> Failure | None:
         try:
             check(source[i], decode=decode)
         except ERRORS as error:
-            return _trouble(source, i, error)
+            return _failure(source, i, error)
         return None
 
-    for trouble in in_order(look, 0, len(source), threads=threads):
+    for failure in in_order(look, 0, len(source), threads=threads):
         advance()
-        if trouble:
-            yield trouble
+        if failure:
+            yield failure
 
 
 def verify(
@@ -76,21 +81,28 @@ def verify(
     out: pathlib.Path | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Reads all records, says which of the first SAID cannot be used, lists all in a file, one JSON
-    a line, and returns counts.
+    """Reads all records and lists those that cannot be used.
 
-    `all_usable` is false if there are such records, or if the source left out anything but files of
-    other kinds.
+    Args:
+        source: the data.
+        decode: whether to decode every image.
+        threads: how many threads read and decode.
+        out: a JSONL file that lists all such records; None for none.
+        say: is called with a line for each of the first LISTED.
+
+    Returns:
+        Counts and speed. `all_usable` is false if there are such records, or if the source left out
+        anything but files of other kinds.
     """
-    begun, kinds = time.monotonic(), Counter()
+    start, kinds = time.monotonic(), Counter()
     with Progress('verify', len(source)) as progress, _lines(out) as write:
-        for trouble in troubles(source, decode=decode, threads=threads, advance=progress.advance):
-            kinds[trouble.kind] += 1
-            write(json.dumps(trouble._asdict(), ensure_ascii=False) + '\n')
-            if kinds.total() <= SAID:
-                say(f'{trouble.kind}: {trouble.message}')
-    seconds = time.monotonic() - begun
-    # A mixture names the source before the kind.
+        for failure in failures(source, decode=decode, threads=threads, advance=progress.advance):
+            kinds[failure.kind] += 1
+            write(json.dumps(failure._asdict(), ensure_ascii=False) + '\n')
+            if kinds.total() <= LISTED:
+                say(f'{failure.kind}: {failure.message}')
+    seconds = time.monotonic() - start
+    # In a mixture the kind comes after the source.
     lost = [kind for kind in source.left_out if kind.rpartition(': ')[2] != OTHER_FILE]
     return {
         'records': len(source),
@@ -104,7 +116,7 @@ def verify(
 
 @contextlib.contextmanager
 def _lines(path: pathlib.Path | None) -> Iterator[Callable[[str], Any]]:
-    """Gives what writes text to a new file, or nowhere."""
+    """Yields a function that writes text to a new file, or nowhere."""
     if path is None:
         yield lambda text: None
         return
@@ -113,17 +125,20 @@ def _lines(path: pathlib.Path | None) -> Iterator[Callable[[str], Any]]:
         yield file.write
 
 
-def _trouble(source: Source, i: int, error: Exception) -> Trouble:
+def _failure(source: Source, i: int, error: Exception) -> Failure:
     kind = error.kind if isinstance(error, BadRecord) else 'error'
-    return Trouble(i, kind, source.where(i), error_message(source, i, error))
+    return Failure(i, kind, source.where(i), error_message(source, i, error))
 
 
 def inspect(
     source: Source, *, sample: int, threads: int
 ) -> tuple[dict[str, Any], dict[str, list[float]], list[Picture]]:
-    """Looks at up to `sample` records, evenly spread over a source.
+    """Computes statistics of up to `sample` evenly spaced records.
 
-    Returns a report that JSON can hold, the values behind its numbers, and PICTURES of the records.
+    Returns:
+        report: the statistics, JSON values.
+        values: the values behind them, by name.
+        pictures: up to PICTURES sample images.
     """
     if sample < 1:
         raise ValueError(f'sample is {sample}; expected at least 1')
@@ -132,16 +147,16 @@ def inspect(
     places = [i * len(source) // count for i in range(count)]
     shown = {places[i * count // PICTURES] for i in range(PICTURES)}
     found = _Found(source)
-    _look((_read(source, 0), False))  # decoders load what they need, which is not to be timed
+    _look((_read(source, 0), False))  # warm-up: loading the decoders should not be timed
     with Progress('inspect', count) as progress:
         for start in range(0, count, PART):
             part = places[start : start + PART]
-            begun = time.perf_counter()
+            start_time = time.perf_counter()
             examples = _all(functools.partial(_read, source), part, threads)
             read = time.perf_counter()
             kept = [i in shown for i in part]
             looks = _all(_look, list(zip(examples, kept, strict=True)), threads)
-            found.seconds += np.array([read - begun, time.perf_counter() - read])
+            found.seconds += np.array([read - start_time, time.perf_counter() - read])
             for i, example, look in zip(part, examples, looks, strict=True):
                 found.add(i, example, look)
             progress.advance(len(part))
@@ -159,7 +174,7 @@ def _all(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> 
 
 
 def _read(source: Source, i: int) -> dict[str, Any] | Exception:
-    """Returns record i, or why it cannot be read."""
+    """Returns record i, or the error of reading it."""
     try:
         return source[i]
     except ERRORS as error:
@@ -169,9 +184,9 @@ def _read(source: Source, i: int) -> dict[str, Any] | Exception:
 def _look(
     item: tuple[dict[str, Any] | Exception, bool],
 ) -> tuple[tuple[int, int], np.ndarray | None] | Exception:
-    """Returns height and width of a record's image and, to keep it, a small copy; or what is wrong.
+    """Checks a record and returns (height, width) and a thumbnail of its image, or the error.
 
-    An item is a record, or why it cannot be read, and whether to keep a copy.
+    An item is a record, or the error of reading it, and whether to make a thumbnail.
     """
     example, keep = item
     if isinstance(example, Exception):
@@ -188,23 +203,23 @@ def _look(
 
 
 class _Found:
-    """What is known of the records that were looked at so far."""
+    """Statistics of the records so far."""
 
     def __init__(self, source: Source):
         self.values: dict[str, list[float]] = collections.defaultdict(list)
         self.pictures: list[Picture] = []
         self.seconds = np.zeros(2)  # of reading and of decoding
         self._source = source
-        self._bad: list[Trouble] = []
+        self._bad: list[Failure] = []
         self._formats, self._modes, self._labels = Counter(), Counter(), Counter()
         self._tokenize = lookup.module('tokenizers', 'bpe').create((), context_length=CONTEXT + 1)
         self._too_long = self._seen = self._with_label = 0
 
     def add(self, i: int, example: Any, look: Any) -> None:
-        """Counts record i, which is what `_read` and `_look` have made of it."""
+        """Adds record i, given the results of `_read` and `_look`."""
         self._seen += 1
         if isinstance(look, Exception):
-            self._bad.append(_trouble(self._source, i, look))
+            self._bad.append(_failure(self._source, i, look))
             return
         (height, width), pixels = look
         texts, data = example.get('texts', []), example['image']
@@ -245,11 +260,11 @@ class _Found:
             self._formats['unknown'] += 1
 
     def report(self) -> dict[str, Any]:
-        """All of it, as JSON can hold it."""
+        """Returns the statistics as JSON values."""
         read, decoded = self._seen / np.maximum(self.seconds, 1e-9)
         return {
-            'bad': dict(Counter(trouble.kind for trouble in self._bad)),
-            'bad_records': [trouble._asdict() for trouble in self._bad[:SAID]],
+            'bad': dict(Counter(failure.kind for failure in self._bad)),
+            'bad_records': [failure._asdict() for failure in self._bad[:LISTED]],
             'formats': dict(self._formats.most_common()),
             'modes': dict(self._modes.most_common()),
             **{what: _spread(values) for what, values in self.values.items() if values},

@@ -11,19 +11,23 @@ from clip_jax.data.errors import BadRecord
 from clip_jax.data.image import upright
 from clip_jax.data.sources import Source
 
-CHUNK = 8  # records that a thread takes at a time
+CHUNK = 8  # records per task of a thread
 
-# What reading a record may raise; of these, BadRecord (a ValueError) alone lets a run go on.
+# What reading a record may raise; a run survives only BadRecord (a ValueError).
 ERRORS = (ValueError, RuntimeError, OSError)
 
 T = TypeVar('T')
 
 
 def check(example: Mapping[str, Any], *, decode: bool) -> np.ndarray | None:
-    """BadRecord if training cannot use a record; returns its image, uint8 RGB, if it is to `decode`
-    it, else judges it by its header alone.
+    """Raises BadRecord if a record cannot be used; it needs an image, and a caption or a label.
 
-    A record may lack captions if it has a label.
+    Args:
+        example: the record.
+        decode: whether to decode the image; otherwise only its header is read.
+
+    Returns:
+        The image, uint8 RGB [height, width, 3]; None without `decode`.
     """
     if not example.get('texts') and not labels_of(example):
         raise BadRecord('no_caption', 'neither a caption nor a label')
@@ -33,12 +37,12 @@ def check(example: Mapping[str, Any], *, decode: bool) -> np.ndarray | None:
 
 
 def labels_of(example: Mapping[str, Any]) -> list[int]:
-    """The classes that a record belongs to."""
+    """The classes of a record."""
     return [k for k in example.get('labels', [example.get('label', -1)]) if k >= 0]
 
 
 def error_message(source: Source, i: int, error: Exception) -> str:
-    """Says why record i cannot be used, and where it lies unless the error does."""
+    """Returns the message of an error of record i, with its place if the message lacks it."""
     where, message = source.where(i), str(error)
     return message if where in message else f'{where}: {message}'
 
@@ -46,24 +50,24 @@ def error_message(source: Source, i: int, error: Exception) -> str:
 def in_order(
     function: Callable[[int], T], start: int, stop: int, *, threads: int, ahead: int = 0
 ) -> Iterator[T]:
-    """Yields function(i) for start <= i < stop, in this order, made by threads.
+    """Yields function(i) for start <= i < stop in this order, computed in threads.
 
-    No more than 2 x CHUNK results a thread exist at a time or, if that is more, `ahead`.
+    At most 2 x CHUNK results per thread are in memory or, if that is more, `ahead`.
     """
     tasks = max(2 * threads, -(-ahead // CHUNK))
 
-    def some(first: int) -> list[T]:
+    def chunk(first: int) -> list[T]:
         return [function(i) for i in range(first, min(first + CHUNK, stop))]
 
     with ThreadPoolExecutor(threads) as pool:
         waiting = collections.deque()
         try:
             for first in range(start, stop, CHUNK):
-                waiting.append(pool.submit(some, first))
+                waiting.append(pool.submit(chunk, first))
                 if len(waiting) >= tasks:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
         finally:
-            # Whoever stops early waits for what has begun only.
+            # A caller that stops early waits only for tasks that have started.
             pool.shutdown(wait=False, cancel_futures=True)

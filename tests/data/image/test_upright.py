@@ -19,6 +19,6 @@ def test_arrays_are_images_too():
             upright.decode(wrong)
     for image in (noise(1, 30), noise(30, 1)):
         for use in (upright.decode, upright.measure):
-            with pytest.raises(BadRecord, match='expected are sides of at least 2') as error:
+            with pytest.raises(BadRecord, match='expected sides of at least 2') as error:
                 use(image)
             assert error.value.kind == 'too_small'

@@ -217,8 +217,8 @@ def test_many_names_take_little_memory(monkeypatch):
         ('none', r'cannot list .*none \(No such file.*holds: empty, text'),
         ('none/deeper', r'No such file.*holds: empty, text'),
         ('text/a.txt', r'cannot list .*a\.txt \(Not a directory\).*text.* holds: a\.txt, b\.csv'),
-        ('empty', r'no image \(bmp, .*webp\).*empty. holds: nothing'),
-        ('text', r'no image .*holds: a\.txt, b\.csv\. There are 2 other files.*image_exts'),
+        ('empty', r'no images \(bmp, .*webp\).*empty. holds: nothing'),
+        ('text', r'no images .*holds: a\.txt, b\.csv\. There are 2 other files.*image_exts'),
     ],
 )
 def test_folders_without_images_say_what_they_hold(tmp_path, address, said):

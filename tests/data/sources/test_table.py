@@ -602,7 +602,7 @@ def test_columns_of_a_wrong_type_are_refused(album):
         with pytest.raises(ValueError, match=said):
             table.source(path, **option)
     lists = write(album / 'b.parquet', [{'image': 'x', 'label': {'a': 1}}])
-    with pytest.raises(ValueError, match=r'label_key: column .* holds no whole numbers or names'):
+    with pytest.raises(ValueError, match=r'label_key: column .* holds neither integers nor names'):
         table.source(lists)
 
 
@@ -612,8 +612,8 @@ def test_columns_of_a_wrong_type_are_refused(album):
         ('none-*.csv', r'no file matches .*none-\*\.csv.*holds: a\.csv, a\.tsv'),
         ('missing/deep/a.csv', r'no file matches .*holds: a\.csv'),
         ('images', 'no file matches'),
-        ('a.*', r'several kinds, \.csv, \.tsv'),
-        ('notes.txt', r"ending: there is no '\.txt'.*There are: \.csv, \.jsonl, \.parquet, \.tsv"),
+        ('a.*', r'several formats, \.csv, \.tsv'),
+        ('notes.txt', r"extension: there is no '\.txt'.*There are: \.csv, \.jsonl, \.parquet, \.tsv"),
     ],
 )
 def test_wrong_addresses(album, address, said):
@@ -635,11 +635,11 @@ def test_wrong_addresses(album, address, said):
         (
             'a.jsonl',
             b'[\n{"image": "a"},\n{"image": "b"}\n]',
-            'a.jsonl: begins with a list',
+            'a.jsonl: starts with a list',
         ),
-        ('a.csv', b'image,caption\nx\ny\n', 'no row can be parsed, 2 are left out, .*a.csv: row 1'),
+        ('a.csv', b'image,caption\nx\ny\n', 'no row can be parsed; 2 are left out, .*a.csv: row 1'),
         ('a.csv', b'image,caption\n"x,1\ny,2\n', 'no row can be parsed'),
-        ('a.jsonl', b'hello\nthere\n', 'no row can be parsed, 2 are left out, .*a.jsonl: row 1'),
+        ('a.jsonl', b'hello\nthere\n', 'no row can be parsed; 2 are left out, .*a.jsonl: row 1'),
         ('a.parquet', b'', 'a.parquet: cannot be read'),
         ('a.parquet', b'PAR1' + bytes(100), 'a.parquet: cannot be read'),
         ('a.csv', bytes(range(256)) * 9, 'a.csv: '),

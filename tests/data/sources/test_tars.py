@@ -225,7 +225,7 @@ def test_compressed_tars_are_refused_by_content(tmp_path):
 @pytest.mark.parametrize('data', [b'hello' * 1000, b'hello', bytes(8) + b'?' * 700])
 def test_what_is_no_tar_is_refused(tmp_path, three_shards, data):
     (three_shards / 'x-00003.tar').write_bytes(data)
-    with pytest.raises(ValueError, match=r'x-00003\.tar: is no tar') as error:
+    with pytest.raises(ValueError, match=r'x-00003\.tar: is not a tar') as error:
         tars.source(f'{three_shards}/x-*.tar')
     assert '\n' not in str(error.value)
 
@@ -529,7 +529,7 @@ def test_a_tar_that_ends_without_end_mark_is_read(tmp_path):
 def test_bad_labels_are_refused(tmp_path):
     for i, label in enumerate((b'cat', b'1 cat', b' ', b'1' * (1 << 16 | 2))):
         path = write(tmp_path / f'{i}.tar', [('a.png', png(0)), ('a.cls', label)])
-        with pytest.raises(ValueError, match=rf"{i}\.tar: a\.png.*whole number.*'[1 cat]+'"):
+        with pytest.raises(ValueError, match=rf"{i}\.tar: a\.png.*integer label.*'[1 cat]+'"):
             tars.source(path)[0]
 
 
@@ -564,13 +564,13 @@ def test_json_members_give_one_field_as_text(tmp_path):
 @pytest.mark.parametrize(
     ('data', 'kind', 'message'),
     [
-        (b'{"caption": 3}', 'not_utf8', "'caption' of its .json member is no text: 3"),
-        (b'{"caption": ["a", {}]}', 'not_utf8', 'no text'),
-        (b'{"caption": "\\ud800"}', 'not_utf8', 'no text'),
-        (b'["a"]', 'not_utf8', 'no object'),
-        (b'{"caption":', 'not_utf8', 'no JSON'),
-        (b'[' * 100_000, 'not_utf8', 'no JSON'),
-        (b'{"caption": "\xe9"}', 'not_utf8', 'no JSON'),
+        (b'{"caption": 3}', 'not_utf8', "'caption' of its .json member is not text: 3"),
+        (b'{"caption": ["a", {}]}', 'not_utf8', 'not text'),
+        (b'{"caption": "\\ud800"}', 'not_utf8', 'not text'),
+        (b'["a"]', 'not_utf8', 'not an object'),
+        (b'{"caption":', 'not_utf8', 'not JSON'),
+        (b'[' * 100_000, 'not_utf8', 'not JSON'),
+        (b'{"caption": "\xe9"}', 'not_utf8', 'not JSON'),
         (b'{"text": "a", "url": "b"}', 'no_caption', r"no 'caption' \(json_key\).*'text', 'url'"),
     ],
 )
@@ -582,9 +582,9 @@ def test_json_without_a_text_is_a_bad_record(tmp_path, data, kind, message):
 
 
 def test_options_that_contradict_each_other_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r'\.txt are to be both text and label'):
+    with pytest.raises(ValueError, match=r'\.txt is given for text and for label'):
         tars.source('x.tar', label_ext='.TXT')
-    with pytest.raises(ValueError, match=r"image_exts is 'jpg'; expected is a list"):
+    with pytest.raises(ValueError, match=r"image_exts is 'jpg'; expected a list"):
         tars.source('x.tar', image_exts='jpg')
     with pytest.raises(ValueError, match=r"index_dir is 'gs://x'.*local"):
         tars.source('x.tar', index_dir='gs://x')
@@ -594,7 +594,7 @@ def test_a_shard_that_shrank_after_indexing_is_noticed(tmp_path):
     path = write(tmp_path / 'a.tar', samples(0, 2))
     source = tars.source(path)
     os.truncate(path, 2000)
-    with pytest.raises(ValueError, match=r'a\.tar: has become shorter'):
+    with pytest.raises(ValueError, match=r'a\.tar: was truncated'):
         source[1]
 
 
@@ -720,7 +720,7 @@ def test_an_interrupted_indexing_goes_on_where_it_was(three_shards, scanned, mon
     last = three_shards / 'x-00002.tar'
     good = last.read_bytes()
     last.write_bytes(b'no tar' * 100)
-    with pytest.raises(ValueError, match='no tar'):
+    with pytest.raises(ValueError, match='not a tar'):
         tars.source(address)
     last.write_bytes(good)
     scanned.clear()
@@ -745,7 +745,7 @@ def test_a_refused_shard_ends_the_work_on_all_others(tmp_path, monkeypatch):
     monkeypatch.setattr(_tar_index, 'scan', slow)
     for shard in range(50):
         write(tmp_path / f'{shard:02}.tar', [('a.png', b'')])
-    with pytest.raises(ValueError, match='no tar'):
+    with pytest.raises(ValueError, match='not a tar'):
         tars.source(f'{tmp_path}/*.tar')
     assert len(read) < 25
 
@@ -870,7 +870,7 @@ def test_remote_shards_give_what_local_ones_give(three_shards, memory, pattern, 
     assert tars.source(f'memory://clip-jax-test/{pattern}')[5] == local[0]
     assert scanned == ['x-00001.tar']
     memory.pipe_file('/clip-jax-test/x-00001.tar', b'short')
-    with pytest.raises(ValueError, match='has become shorter'):
+    with pytest.raises(ValueError, match='was truncated'):
         remote[7]
 
 
@@ -943,7 +943,7 @@ def test_shards_of_a_web_server_are_read_in_parts(three_shards, server, scanned)
     assert tars.source(address)[3] == local[3]
     assert not scanned
     os.truncate(three_shards / 'x-00000.tar', 1000)
-    with pytest.raises(ValueError, match=r'x-00000\.tar\?token=1: has become shorter'):
+    with pytest.raises(ValueError, match=r'x-00000\.tar\?token=1: was truncated'):
         remote[4]
     with pytest.raises(ValueError, match=r'no file matches.*x-00003\.tar'):
         tars.source(f'{server}/x-{{00000..00003}}.tar')
@@ -952,10 +952,10 @@ def test_shards_of_a_web_server_are_read_in_parts(three_shards, server, scanned)
 def test_a_web_server_that_sends_whole_files_only_is_refused(server, monkeypatch):
     remote = tars.source(f'{server}/x-00000.tar')
     monkeypatch.setattr(_Ranges, 'ranges', False)
-    with pytest.raises(ValueError, match=r'x-00000\.tar.*whole files'):
+    with pytest.raises(ValueError, match=r'x-00000\.tar.*range requests'):
         remote[0]
     monkeypatch.setattr(tars, '_AHEAD', 1024)
-    with pytest.raises(ValueError, match=r'x-00001\.tar.*does not send parts'):
+    with pytest.raises(ValueError, match=r'x-00001\.tar.*range requests'):
         tars.source(f'{server}/x-00001.tar')
 
 
@@ -969,7 +969,7 @@ def test_a_driver_that_is_not_installed_is_named(monkeypatch):
     with pytest.raises(ValueError, match=r"gs://.*pip install 'clipax\[gcs\]'") as error:
         tars.source('gs://bucket/x-*.tar')
     assert '\n' not in str(error.value)
-    with pytest.raises(ValueError, match='fsspec knows no nowhere://'):
+    with pytest.raises(ValueError, match='fsspec does not support nowhere://'):
         tars.source('nowhere://bucket/x-*.tar')
 
 

@@ -197,7 +197,7 @@ def test_what_ends_a_run_ends_an_import(write):
 
 
 def test_nothing_that_can_be_used(write, tmp_path):
-    with pytest.raises(ValueError, match=r"none of 2 records can be used: \{'empty': 2\}"):
+    with pytest.raises(ValueError, match=r"none of its 2 records can be used: \{'empty': 2\}"):
         write([{'image': b'', 'texts': ['a']}] * 2)
     assert not (tmp_path / 'set/1.0.0/dataset_info.json').exists()
     assert len((tmp_path / 'set/1.0.0/left_out-train.jsonl').read_text().splitlines()) == 2
@@ -428,16 +428,16 @@ def test_other_classes_are_refused(write):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'name': 'Pets'}, "name is 'Pets'; expected small letters"),
+        ({'name': 'Pets'}, "name is 'Pets'; expected lowercase letters"),
         ({'name': 'a/b'}, "name is 'a/b'"),
         ({'split': 'all'}, "split is 'all'"),
         ({'split': 'train[:10%]'}, 'split is'),
-        ({'name': 'shapes_captions'}, 'which is a set of clip_jax'),
+        ({'name': 'shapes_captions'}, 'which is a built-in data set'),
         ({'size': -1}, 'size is -1; expected 0 to'),
         ({'quality': 0}, 'quality is 0; expected 1 to 100'),
         ({'shard_size': 0}, 'shard_size is 0; expected 1'),
-        ({'threads': 0}, 'workers is 0; expected at least 1'),
-        ({'directory': 'gs://bucket/sets'}, 'local disks and mounted folders only'),
+        ({'threads': 0}, 'threads is 0; expected at least 1'),
+        ({'directory': 'gs://bucket/sets'}, 'local disks and mounted folders'),
     ],
 )
 def test_wrong_options(write, tmp_path, options, message):
@@ -450,7 +450,7 @@ def test_wrong_options(write, tmp_path, options, message):
 def test_a_set_of_others_is_left_alone(write, tmp_path):
     (tmp_path / 'set/1.0.0').mkdir(parents=True)
     (tmp_path / 'set/1.0.0/dataset_info.json').write_text('{}')
-    with pytest.raises(ValueError, match='not written by import; choose another name'):
+    with pytest.raises(ValueError, match='did not write; choose another name'):
         write(captioned(1))
 
 

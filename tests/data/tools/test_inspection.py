@@ -100,7 +100,7 @@ def test_bad_records_of_the_sample_are_named():
     examples = [GOOD, TRUNCATED, BadRecord('not_utf8', 'no text'), OSError('gone')] * 10
     report = inspect(Listed(examples))
     assert report['bad'] == {'truncated': 10, 'not_utf8': 10, 'error': 10}
-    assert len(report['bad_records']) == inspection.SAID
+    assert len(report['bad_records']) == inspection.LISTED
     assert report['bad_records'][2] == {
         'record': 3,
         'kind': 'error',
@@ -169,7 +169,7 @@ def test_without_decoding_the_header_is_judged_alone():
 def test_people_are_told_of_the_first_only(tmp_path):
     report, said = verify(Listed([BadRecord('damaged', 'no')] * 50), out=tmp_path / 'x.jsonl')
     assert report['bad'] == {'damaged': 50}
-    assert len(said) == inspection.SAID
+    assert len(said) == inspection.LISTED
     assert len((tmp_path / 'x.jsonl').read_text().splitlines()) == 50
 
 
