@@ -319,7 +319,7 @@ class Embeddings:
         """
         if features != self.description.features:
             raise ValueError(
-                f'{self}: holds the features {self.description["features"]!r}, this evaluation '
+                f'{self}: holds the features {self.description.features!r}, this evaluation '
                 f'needs {features!r}; write them with clip-jax embed --features={features}'
             )
         rows = np.empty((len(self), self.description.width), np.float32)
