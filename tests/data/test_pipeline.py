@@ -229,7 +229,7 @@ def test_a_source_of_bad_records_alone_is_an_error():
             return {'image': b'', 'texts': ['0 0']}
 
     with pytest.raises(
-        ValueError, match=r'32 records .* \(empty 32\); the last is album: pict'
+        ValueError, match=r'32 consecutive records .* \(empty 32\); the last is album: pict'
     ) as e:
         first(Empty(16), 1)
     assert '\n' not in str(e.value)

@@ -165,9 +165,7 @@ def test_what_cannot_be_searched(folder, clip, tiny_run, tmp_path):
     with pytest.raises(ValueError, match=r'not a folder of embeddings \(there is no such folder\)'):
         clip_jax.search(tmp_path / 'none', 'a red picture')
     write(tmp_path / 'pre_projection', [np.eye(8, dtype=np.float32)], features='pre_projection')
-    with pytest.raises(
-        ValueError, match="holds pre_projection features"
-    ):
+    with pytest.raises(ValueError, match='holds pre_projection features'):
         clip_jax.search(tmp_path / 'pre_projection', 'a red picture')
     write(tmp_path / 'other', [np.eye(8, dtype=np.float32)])
     with pytest.raises(ValueError, match='are embeddings of another model: of /no/model'):

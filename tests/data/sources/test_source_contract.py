@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support.sources import CAPTIONS, MAKERS, png, row
 
-from clip_jax import lookup
+from clip_jax import build, lookup
 from clip_jax.data.errors import BadRecord, DataNotFound, Skipped
 from clip_jax.data.sources import open_source
 
@@ -131,3 +131,42 @@ def test_a_caption_that_is_not_utf8_is_a_bad_record_and_the_others_are_read(made
     assert sorted(read) == CAPTIONS[:4] + CAPTIONS[5:]
     assert [error.kind for error in errors] == ['not_utf8']
     assert '\n' not in str(errors[0])
+
+
+PLUGIN = """
+class Numbers:
+    label_names, left_out = [], {}
+
+    def __init__(self, count, scale):
+        self.count, self.scale = count, scale
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        return {'image': b'', 'texts': [str(i * self.scale)]}
+
+    def where(self, i):
+        return f'number {i}'
+
+
+def source(address, *, scale: int = 1):
+    return Numbers(int(address), scale) if address != 'broken' else object()
+"""
+
+
+def test_a_module_outside_the_package_is_a_source_by_its_import_path(tmp_path, monkeypatch):
+    (tmp_path / 'their_package').mkdir()
+    (tmp_path / 'their_package' / 'numbers.py').write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = 'their_package.numbers:3'
+    options = {'numbers': {'scale': 10}, 'tars': {'json_key': 'x'}}
+    assert build.source(spec, options)[2]['texts'] == ['20']
+    mixture = build.source(f'{spec} + 2 * their_package.numbers:4', options)
+    assert [mixture.where(i) for i in (2, 3)] == ['number 2', 'number 0']
+    with pytest.raises(ValueError, match=r"their_package.numbers: there is no 'size'.*scale"):
+        open_source(spec, size=1)
+    with pytest.raises(ValueError, match='object is not a data source; .*label_names'):
+        open_source('their_package.numbers:broken')
+    with pytest.raises(ValueError, match=r'their_package\.letters.*PYTHONPATH'):
+        open_source('their_package.letters:3')

@@ -613,7 +613,10 @@ def test_columns_of_a_wrong_type_are_refused(album):
         ('missing/deep/a.csv', r'no file matches .*holds: a\.csv'),
         ('images', 'no file matches'),
         ('a.*', r'several formats, \.csv, \.tsv'),
-        ('notes.txt', r"extension: there is no '\.txt'.*There are: \.csv, \.jsonl, \.parquet, \.tsv"),
+        (
+            'notes.txt',
+            r"extension: there is no '\.txt'.*There are: \.csv, \.jsonl, \.parquet, \.tsv",
+        ),
     ],
 )
 def test_wrong_addresses(album, address, said):
