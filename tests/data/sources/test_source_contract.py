@@ -166,7 +166,7 @@ def test_a_module_outside_the_package_is_a_source_by_its_import_path(tmp_path, m
     assert [mixture.where(i) for i in (2, 3)] == ['number 2', 'number 0']
     with pytest.raises(ValueError, match=r"their_package.numbers: there is no 'size'.*scale"):
         open_source(spec, size=1)
-    with pytest.raises(ValueError, match='object is not a data source; .*label_names'):
+    with pytest.raises(ValueError, match=r'object is not a data source; .*label_names'):
         open_source('their_package.numbers:broken')
     with pytest.raises(ValueError, match=r'their_package\.letters.*PYTHONPATH'):
         open_source('their_package.letters:3')
