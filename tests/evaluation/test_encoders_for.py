@@ -45,9 +45,7 @@ def test_equal_weights_with_another_card_are_another_model(clip, stored):
         source_model.check_source_model(with_another_mean(clip), stored, 'here')
     other = object.__new__(Embeddings)
     other.__dict__.update(vars(stored))
-    other.description = dataclasses.replace(
-        stored.description, card=with_another_mean(clip).card
-    )
+    other.description = dataclasses.replace(stored.description, card=with_another_mean(clip).card)
     with pytest.raises(ValueError, match='are embeddings of different models'):
         encoders.encoders_for(None, [stored, other])
     assert source_model.source_model(stored).card == clip.card

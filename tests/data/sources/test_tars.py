@@ -739,7 +739,7 @@ def test_a_refused_shard_ends_the_work_on_all_others(tmp_path, monkeypatch):
     def slow(shard, *_):
         read.append(shard)
         time.sleep(0.01)
-        raise ValueError('no tar')
+        raise ValueError('not a tar')
 
     monkeypatch.setattr(_tar_index, '_SCANS', 1)
     monkeypatch.setattr(_tar_index, 'scan', slow)
