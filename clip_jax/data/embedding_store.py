@@ -311,7 +311,7 @@ class Embeddings:
     def __str__(self) -> str:
         return f'embeddings:{self._address}'
 
-    def rows(self, features: str = 'embedding') -> np.ndarray:
+    def embeddings(self, features: str = 'embedding') -> np.ndarray:
         """Returns the embeddings of all images, float32 [N, D].
 
         Embeddings stored in half precision are L2-normalized again. ValueError if the folder holds
@@ -322,10 +322,10 @@ class Embeddings:
                 f'{self}: holds the features {self.description.features!r}, this evaluation '
                 f'needs {features!r}; write them with clip-jax embed --features={features}'
             )
-        rows = np.empty((len(self), self.description.width), np.float32)
+        values = np.empty((len(self), self.description.width), np.float32)
         for start, _, part in self.blocks():
-            rows[start : start + len(part)] = part
-        return self._exact(rows)
+            values[start : start + len(part)] = part
+        return self._exact(values)
 
     def records(self) -> list[dict[str, Any]]:
         """Returns texts and labels of all images, as other sources do."""
@@ -346,22 +346,22 @@ class Embeddings:
     def texts(self) -> tuple[list[str], np.ndarray]:
         """Returns all captions and their embeddings, float32 [M, D]; none if not embedded."""
         counts = [count for _, count in self.description.shards]
-        rows = np.empty((sum(counts), self.description.width), np.float32)
+        values = np.empty((sum(counts), self.description.width), np.float32)
         captions, start = [], 0
         for shard, count in enumerate(counts):
             if count:
-                rows[start : start + count] = self._load(text_file(self.folder, shard))
+                values[start : start + count] = self._load(text_file(self.folder, shard))
                 start += count
                 captions += [
                     t for own in self._table(shard)['texts'].to_pylist() for t in own or ()
                 ]
-        return captions, self._exact(rows)
+        return captions, self._exact(values)
 
-    def _exact(self, rows: np.ndarray) -> np.ndarray:
+    def _exact(self, values: np.ndarray) -> np.ndarray:
         """Normalizes embeddings again, whose length rounding has changed."""
         if self.description.features == 'embedding' and self.description.save_dtype != 'float32':
-            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows
+            values /= np.linalg.norm(values, axis=1, keepdims=True)
+        return values
 
     def _place(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):

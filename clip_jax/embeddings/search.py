@@ -113,21 +113,21 @@ def _model(source: Embeddings, model: str | os.PathLike | Clip | None) -> Clip:
 
 def _embed(queries: Sequence[Any], clip: Clip) -> np.ndarray:
     """L2-normalized embeddings [N, D] of texts and images."""
-    rows = np.empty((len(queries), clip.model.embed_dim), np.float32)
+    embeddings = np.empty((len(queries), clip.model.embed_dim), np.float32)
     texts = [i for i, query in enumerate(queries) if isinstance(query, str)]
     images = [i for i, query in enumerate(queries) if not isinstance(query, str)]
-    rows[texts] = clip.encode_text([queries[i] for i in texts])
-    rows[images] = clip.encode_image([queries[i] for i in images])
-    return rows
+    embeddings[texts] = clip.encode_text([queries[i] for i in texts])
+    embeddings[images] = clip.encode_image([queries[i] for i in images])
+    return embeddings
 
 
 def _nearest(source: Embeddings, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the highest cosine similarities [N, k] and the indices of their images."""
     best = np.full((len(queries), 0), -np.inf, np.float32)
     numbers = np.zeros((len(queries), 0), np.int64)
-    for first, _, rows in source.blocks():
-        for start in range(0, len(rows), BLOCK):
-            block = np.asarray(rows[start : start + BLOCK], np.float32)
+    for first, _, embeddings in source.blocks():
+        for start in range(0, len(embeddings), BLOCK):
+            block = np.asarray(embeddings[start : start + BLOCK], np.float32)
             lengths = np.linalg.norm(block, axis=1)  # not exactly 1 in half precision
             cosines = queries @ block.T / lengths
             places = np.arange(first + start, first + start + len(block))

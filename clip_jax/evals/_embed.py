@@ -31,8 +31,8 @@ def records(
     Raises:
         ValueError: a record cannot be used, or an embedding is not finite.
     """
-    if hasattr(data, 'rows'):
-        return finite(data.rows(features), 'images'), data.records()
+    if hasattr(data, 'embeddings'):
+        return finite(data.embeddings(features), 'images'), data.records()
     wanted = {} if features == 'embedding' else {'features': features}
     rows, others = [], []
     with Progress('images', len(data), unit='images', log=False, delay=1) as progress:

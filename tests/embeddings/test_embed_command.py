@@ -29,6 +29,7 @@ from clip_jax.embeddings import embed, source_model
 from clip_jax.evaluation import encoders
 from clip_jax.runtime import lock
 
+SLOW = pytest.mark.slow
 SMALL = '--shard-size=10', '--batch-size=4'
 
 
@@ -96,13 +97,13 @@ def test_rows_captions_labels_and_places_are_those_of_the_data(folder, clip, sou
     records = [source[i] for i in range(64)]
     assert len(stored) == 64
     images = clip.encode_image([record['image'] for record in records])
-    np.testing.assert_allclose(stored.rows(), images, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(stored.embeddings(), images, rtol=0, atol=2e-6)
     captions, texts = stored.texts()
     assert captions == [text for record in records for text in record['texts']]
     np.testing.assert_allclose(texts, clip.encode_text(captions), rtol=0, atol=2e-6)
     for i in range(64):
         example = stored[i]
-        np.testing.assert_array_equal(example.pop('embedding'), stored.rows()[i])
+        np.testing.assert_array_equal(example.pop('embedding'), stored.embeddings()[i])
         assert example == {k: records[i][k] for k in ('texts', 'label')}
         assert stored.where(i) == source.where(i)
 
@@ -126,7 +127,9 @@ def test_files_are_the_same_from_eight_devices(arguments, folder, tmp_path):
     assert files(tmp_path / 'x') == files(folder)
 
 
-@pytest.mark.parametrize('batch_size', [1, 7, 64])
+@pytest.mark.parametrize(
+    'batch_size', [pytest.param(1, marks=SLOW), 7, pytest.param(64, marks=SLOW)]
+)
 def test_rows_and_scores_do_not_depend_on_the_batch(
     tiny_run, tiny_tars, folder, tmp_path, batch_size
 ):
@@ -134,7 +137,7 @@ def test_rows_and_scores_do_not_depend_on_the_batch(
     shared = f'--model={tiny_run}', f'--data={tiny_tars}', f'--out={out}'
     run('embed', *shared, f'--batch-size={batch_size}', '--shard-size=100')
     ours, expected = (open_source(f'embeddings:{path}') for path in (out, folder))
-    np.testing.assert_allclose(ours.rows(), expected.rows(), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(ours.embeddings(), expected.embeddings(), rtol=0, atol=2e-6)
     for name, options in EVALUATIONS:
         assert scores(name, options, out) == scores(name, options, folder)
 
@@ -189,11 +192,13 @@ def test_what_a_kill_left_of_the_first_file_is_no_other_thing(arguments, tmp_pat
     assert len(open_source(f'embeddings:{out}')) == 64
 
 
-@pytest.mark.parametrize('signal_after', [0, 2, 5])
+@pytest.mark.parametrize(
+    'signal_after', [pytest.param(0, marks=SLOW), 2, pytest.param(5, marks=SLOW)]
+)
 def test_killed_at_any_moment_it_goes_on_to_the_same_files(
     arguments, folder, tmp_path, signal_after
 ):
-    out, rng = tmp_path / 'x', np.random.default_rng([signal_after, time.time_ns()])
+    out, rng = tmp_path / 'x', np.random.default_rng(signal_after)
     process = start(*arguments, f'--out={out}')
     begun = time.monotonic()
     while len(list(out.glob('shard-*.json'))) < signal_after or not out.exists():
@@ -215,7 +220,7 @@ def test_a_shard_that_was_damaged_is_written_again(arguments, folder, tmp_path):
     (out / 'images-00001.npy').write_bytes(b'')
     (out / 'texts-00002.npy').unlink()
     (out / 'shard-00003.json').unlink()
-    finish(start(*arguments, f'--out={out}'))
+    run(*arguments, f'--out={out}')
     assert files(out) == files(folder)
     assert json.loads((out / 'summary.json').read_text())['records_now'] == 30
 
@@ -260,7 +265,7 @@ def test_what_cannot_be_used_is_left_out_and_listed(tiny_run, spoilt, tmp_path, 
     assert len(stored) == 60
     assert [stored.record(i)['record'] for i in range(60)] == usable
     rows = clip.encode_image([source[i]['image'] for i in usable])
-    np.testing.assert_allclose(stored.rows(), rows, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(stored.embeddings(), rows, rtol=0, atol=2e-6)
     assert stored.left_out['empty'].count == 1
 
 
@@ -288,7 +293,10 @@ def test_half_precision_is_near_and_has_length_1(arguments, folder, tmp_path):
     run(*arguments, f'--out={out}', '--save-dtype=float16')
     assert np.load(out / 'images-00000.npy').dtype == np.float16
     half, full = (open_source(f'embeddings:{path}') for path in (out, folder))
-    for ours, theirs in ((half.rows(), full.rows()), (half.texts()[1], full.texts()[1])):
+    for ours, theirs in (
+        (half.embeddings(), full.embeddings()),
+        (half.texts()[1], full.texts()[1]),
+    ):
         assert ours.dtype == np.float32
         assert 1e-6 < np.abs(ours - theirs).max() < 1e-3
         np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
@@ -300,12 +308,14 @@ def test_trunk_features_are_the_rows_before_the_projection(
     out = tmp_path / 'x'
     run(*arguments, f'--out={out}', '--features=pre_projection')
     stored = open_source(f'embeddings:{out}')
-    rows = stored.rows('pre_projection')
+    rows = stored.embeddings('pre_projection')
     assert rows.shape == (64, 32)  # the width of the encoder
     assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() > 0.1
     projected = rows @ np.asarray(clip.variables['params']['image_projection']['kernel'])
     projected /= np.linalg.norm(projected, axis=1, keepdims=True)
-    np.testing.assert_allclose(projected, open_source(f'embeddings:{folder}').rows(), atol=1e-5)
+    np.testing.assert_allclose(
+        projected, open_source(f'embeddings:{folder}').embeddings(), atol=1e-5
+    )
     assert not list(out.glob('texts-*')) and stored[0]['texts'] == source[0]['texts']
 
 
