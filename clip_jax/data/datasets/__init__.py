@@ -1,3 +1,1 @@
-"""Our own TFDS builders, found by name: `tfds:shapes_captions/train` needs nothing but this
-package.
-"""
+"""Built-in TFDS data sets, one builder per file: `tfds:shapes_captions/train` needs no download."""
