@@ -17,7 +17,7 @@ from clip_jax.data.embedding_store import Embeddings
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.image.upright import decode
 from clip_jax.data.preprocess import Preprocess
-from clip_jax.data.sources import open_source
+from clip_jax.data.sources import Source, open_source
 from clip_jax.models import clip, layers, presets
 from clip_jax.step import optimizers
 
@@ -74,7 +74,9 @@ def bind(
     return functools.partial(function, **options)
 
 
-def source(spec: str, options: Mapping[str, Mapping[str, Any]], *, embeddings: bool = False) -> Any:
+def source(
+    spec: str, options: Mapping[str, Mapping[str, Any]], *, embeddings: bool = False
+) -> Source:
     """Opens the data set that a SPEC, or a mixture of several, names; `options` holds those of each
     kind of source.
 
@@ -111,7 +113,7 @@ def image_loader(options: Mapping[str, Mapping[str, Any]]) -> Callable[[str, lis
     return load_images
 
 
-def tokenizer(config: Mapping[str, Any], train_source: Any) -> Any:
+def tokenizer(config: Mapping[str, Any], train_source: Source) -> Any:
     """Makes the tokenizer of a config.
 
     Args:

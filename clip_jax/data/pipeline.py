@@ -57,7 +57,7 @@ def train_iterator(
         filter: which records are used.
         caption: how one of several captions is chosen: 'random', 'first' or 'longest'.
         num_threads: threads, each of which makes one batch at a time; 0 makes batches on demand.
-        num_workers: processes that make the batches instead, each with num_threads threads; 0: none.
+        num_workers: processes that make the batches instead, with num_threads each; 0 for none.
         prefetch: batches that may wait beyond those in progress.
         shard_index: the number of this host.
         shard_count: the number of hosts.
