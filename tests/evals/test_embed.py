@@ -125,9 +125,9 @@ def test_an_error_that_has_nothing_to_do_with_a_record_is_told_as_it_is():
         _embed.records(encode, Toy(20))
 
 
-def test_a_folder_of_embeddings_has_the_rows():
+def test_a_folder_of_embeddings_has_them():
     class Folder(Toy):
-        def rows(self, features):
+        def embeddings(self, features):
             return np.full((self.n, 2), len(features), np.float32)
 
         def records(self):
