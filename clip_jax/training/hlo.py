@@ -1,5 +1,7 @@
-"""What a program will do, read from it before it runs: FLOPs, collectives, cycles. A loop counts as
-often as it runs.
+"""Static analysis of traced and compiled programs: FLOPs, collectives, cycles.
+
+The body of a loop counts once per iteration. The text of compiled programs is read with regular
+expressions, which fit the HLO of jaxlib 0.10 and of libtpu of the same time; tests pin them.
 """
 
 import collections
@@ -15,13 +17,18 @@ MIB = 2**20
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device, or one that a program was compiled for, has too little memory."""
+    """Whether an error says that a device has too little memory, at run time or when compiling."""
     return any(words in str(error) for words in ('RESOURCE_EXHAUSTED', 'ut of memory'))
 
 
 def flops(jaxpr: Any) -> collections.Counter[str]:
-    """FLOPs of all matrix products and convolutions of a traced program, of all devices together,
-    by the type of what is multiplied.
+    """Counts the FLOPs of all matrix products and convolutions of a traced program.
+
+    Args:
+      jaxpr: a jaxpr, as `jax.jit(f).trace(...).jaxpr.jaxpr` has it.
+
+    Returns:
+      FLOPs over all devices, by the dtype of the operands.
     """
     total = _own_flops(jaxpr)
     for equation in jaxpr.eqns:
@@ -35,7 +42,7 @@ def flops(jaxpr: Any) -> collections.Counter[str]:
 
 
 def _inner(equation: Any) -> Iterator[Any]:
-    """The programs that an equation holds."""
+    """The inner jaxprs of an equation."""
     for value in equation.params.values():
         for one in value if isinstance(value, (tuple, list)) else [value]:
             one = getattr(one, 'jaxpr', one)
@@ -60,7 +67,14 @@ def _own_flops(jaxpr: Any) -> collections.Counter[str]:
 
 
 def collectives(text: str) -> dict[str, dict[str, float]]:
-    """Counts the collectives of a compiled program by kind, and their results' MiB on a device."""
+    """Counts the collectives of a compiled program.
+
+    Args:
+      text: the optimized HLO of the program, of one device.
+
+    Returns:
+      By kind, the `count` per step and the `mib` of their results on a device.
+    """
     once: dict[tuple, tuple[int, float]] = {}
     for number, (times, _, line) in enumerate(_lines(text)):
         match = re.search(r'= (.+?) (' + '|'.join(COLLECTIVES) + r')(-start)?\(', line)
@@ -71,10 +85,10 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
             BYTES.get(dtype, 4) * int(np.prod([int(n) for n in dims.split(',') if n]))
             for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', shapes)
         ]
-        # What is started names what it takes before what it gives.
+        # An asynchronous start lists its operands before its results.
         size = max(arrays, default=0) if started else sum(arrays)
-        # On TPU, what is done beside other work stands in the program once in each of these, loops
-        # included, all with one name; where in memory its result lies may differ.
+        # On TPU, an asynchronous collective appears once in every computation that it overlaps
+        # with, under one name; the memory space of its result may differ.
         name = re.search(r'metadata=\{[^}]*\}', line)
         key = (kind, re.sub(r'\{[^}]*\}', '', shapes), name[0] if name else number)
         once[key] = min(times, once.get(key, (times,))[0]), size / MIB
@@ -87,8 +101,8 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
 
 
 def cycles(text: str) -> int:
-    """The TPU compiler's estimate of a compiled program's cycles, without its collectives; 0 where
-    it gives none.
+    """Sums the TPU compiler's estimates of cycles over a program, collectives left out; 0 if it has
+    none.
     """
     total = 0
     for times, scheduled, line in _lines(text):
@@ -98,8 +112,8 @@ def cycles(text: str) -> int:
 
 
 def _lines(text: str) -> Iterator[tuple[int, bool, str]]:
-    """The instructions of a compiled program, each with how often it runs and whether it is one
-    that is scheduled, not a part of one.
+    """The instructions of a compiled program, each with how often it runs and whether it is
+    scheduled by itself, not as a part of a fusion.
     """
     parts: dict[str, list[str]] = {}
     current, entry = [], ''

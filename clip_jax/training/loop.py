@@ -48,7 +48,7 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> dict[str, Any]:
     """
     workdir = checkpoint.absolute(workdir)
     resolved = json.loads(config.to_json_best_effort())
-    if multihost.run_on_primary(lambda: run_directory.finished(workdir, resolved)):
+    if multihost.run_on_primary(lambda: run_directory.is_complete(workdir, resolved)):
         _say(f'{workdir}: this run is complete ({config.total_steps:,} steps); nothing to do.')
         return _summary(workdir)
     if config.compilation_cache:

@@ -1,5 +1,5 @@
-"""Compiles the train step of a config for devices that are not there: does it fit, and what will
-it cost?
+"""Compiles the train step of a config for a topology that this machine does not have: does it fit,
+and what does it cost?
 
 TPU topologies are compiled by libtpu (extra `tpu`), which needs no TPU.
 """
@@ -30,7 +30,7 @@ from clip_jax.training import hlo, setup
 class Chip(NamedTuple):
     """Figures of Google's Cloud TPU documentation (cloud.google.com/tpu/docs, system architecture).
 
-    The clock is what gives the peak with the products that its units do in a cycle.
+    The clock is the one at which the matrix units reach the peak.
     """
 
     hbm_gib: float
@@ -48,7 +48,7 @@ CHIPS = {
 
 @dataclasses.dataclass
 class Tokens:
-    """What an architecture takes from a tokenizer, where no vocabulary has been trained yet."""
+    """The sizes of a tokenizer whose vocabulary has not been trained yet."""
 
     vocab_size: int
     context_length: int
@@ -64,9 +64,14 @@ class Planned(NamedTuple):
 
 
 def topology(name: str) -> Planned:
-    """Returns the devices of `v5e:16x16` and the like, or of `local`; ValueError if there are none.
+    """Returns the devices of a topology.
 
-    `local` are this machine's, of which XLA_FLAGS can simulate several.
+    Args:
+      name: a TPU topology such as `v5e:16x16`, or `local` for the devices of this machine, of
+        which XLA_FLAGS can simulate several.
+
+    Raises:
+      ValueError: there is no such topology, or libtpu is not installed.
     """
     kind, _, shape = name.partition(':')
     if kind == 'local':
@@ -88,7 +93,13 @@ def topology(name: str) -> Planned:
 
 
 def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
-    """Compiles a config's train step for a topology; returns what it takes, as JSON can hold it."""
+    """Compiles the train step of a config for a topology.
+
+    Returns:
+      The report, JSON types: sizes, memory in MiB per device, TFLOPs per step over all devices,
+      collectives, and the compiler's estimate of seconds. `fits` says whether a device has enough
+      memory.
+    """
     # On this machine, 'auto' would be float32.
     on_chip = planned.chip and config.model.dtype == 'auto'
     step = step_of(config, planned.devices, 'bfloat16' if on_chip else config.model.dtype)
@@ -134,17 +145,17 @@ def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
 
 
 def _refused_mib(reason: str, report: dict[str, Any]) -> float | None:
-    """Reads from the compiler's refusal what a device would need; None if it does not say."""
+    """MiB that a device would need, from the compiler's error; None if it does not say."""
     found = re.search(r'(Used|temporaries \() ?([\d.]+)([MG])', reason)
     if not found:
         return None
     size = float(found[2]) * (1024 if found[3] == 'G' else 1)
-    # Temporaries come on top of what the program is given.
+    # Temporaries are needed in addition to the arguments.
     return size if found[1] == 'Used' else size + sum(report['memory_mib'].values())
 
 
 def _of_program(program: Any, report: dict[str, Any], chip: Chip | None) -> dict[str, Any]:
-    """What the compiled program says of memory, seconds and collectives, of one device."""
+    """Memory, estimated seconds and collectives of a compiled program, on one device."""
     memory = program.memory_analysis()
     total = (
         memory.argument_size_in_bytes
@@ -163,7 +174,7 @@ def _of_program(program: Any, report: dict[str, Any], chip: Chip | None) -> dict
         'fits': total / hlo.MIB <= report.get('hbm_mib', float('inf')),
         'needs_mib': total / hlo.MIB,
         'memory_mib': kinds,
-        # What is in a loop counts once here.
+        # The body of a loop counts once here.
         'bytes_accessed': (program.cost_analysis() or {}).get('bytes accessed'),
         'collectives': hlo.collectives(text),
     }
@@ -175,7 +186,7 @@ def _of_program(program: Any, report: dict[str, Any], chip: Chip | None) -> dict
 
 
 class Step(NamedTuple):
-    """A config's train step with its parts, and the shapes and places of what it takes."""
+    """The train step of a config with its parts, and its abstract arguments with shardings."""
 
     function: Callable
     model: clip.CLIP
@@ -186,7 +197,7 @@ class Step(NamedTuple):
 
 
 def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
-    """Makes the train step of a config for devices, there or not; nothing is put on them."""
+    """Builds the train step of a config for devices, real or not; no array is created."""
     mesh = sharding.make_mesh(devices, **config.mesh)
     setup.check_batch(config.batch_size, config.microbatches, mesh)
     card = _architecture(config)
@@ -228,7 +239,7 @@ def _batch(config: ConfigDict, card: dict[str, Any], mesh: Mesh) -> dict[str, An
 
 
 def _local_mib(tree: Any) -> float:
-    """What a tree of shapes takes on one device."""
+    """MiB of a tree of shapes on one device."""
     sizes = [
         int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
@@ -237,7 +248,7 @@ def _local_mib(tree: Any) -> float:
 
 
 def forward_flops(model: clip.CLIP, batch_size: int) -> int:
-    """FLOPs of both encoders for a batch, forward, as the architecture has them."""
+    """FLOPs of the forward pass of both encoders for a batch, by the architecture alone."""
     model = clip.from_card(clip.to_card(model))  # a fused attention hides its products
     size, length = model.image.image_size, model.text.context_length
     jaxpr = jax.make_jaxpr(functools.partial(model.apply, train=True, mutable=['batch_stats']))(
@@ -273,10 +284,10 @@ def search(config: ConfigDict, planned: Planned, say: Callable[[str], None]) -> 
 
 
 def remedies(config: ConfigDict, devices: int) -> Iterator[dict[str, Any]]:
-    """Changes that make a config's step smaller, cheapest first; none takes back what it has.
+    """Changes of a config that save memory, cheapest first; none undoes what the config has.
 
-    After those that leave parameters where they are come the same with parameters and optimizer
-    state dealt out over all devices.
+    First those that keep the sharding of the parameters, then the same with parameters and
+    optimizer state sharded over all devices.
     """
     strongest = list(layers.REMAT)
     implementation = config.loss.get('implementation')
@@ -305,7 +316,7 @@ def remedies(config: ConfigDict, devices: int) -> Iterator[dict[str, Any]]:
 def remedy(
     config: ConfigDict, planned: Planned, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Returns the first changes of a config with which it fits, and their plan; None if none do."""
+    """Returns the first changes with which a config fits, and its plan; None if there are none."""
     devices = len(planned.devices)
     for changes in remedies(config, devices):
         changed = _changed(config, changes)
@@ -319,9 +330,7 @@ def remedy(
 
 
 def _parameters_fit(config: ConfigDict, planned: Planned) -> bool:
-    """Whether parameters, their gradients and the optimizer's state leave room for more; that is
-    known without compiling.
-    """
+    """Whether parameters, gradients and optimizer state alone fit; known without compiling."""
     if not planned.chip:
         return True
     step = step_of(config, planned.devices, 'bfloat16')
@@ -342,13 +351,13 @@ def _changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
 
 def _verdict(report: dict[str, Any]) -> str:
     needs = report['needs_mib']
-    size = 'more than there is' if needs is None else f'{needs / 1024:.2f} GiB'
+    size = 'more than available' if needs is None else f'{needs / 1024:.2f} GiB'
     of = f' of {report["hbm_mib"] / 1024:.0f} GiB' if 'hbm_mib' in report else ''
     return f'{"fits" if report["fits"] else "does NOT fit"}: {size}{of} a device'
 
 
 def table(report: dict[str, Any]) -> str:
-    """A plan for people."""
+    """A plan as a text table."""
     mesh = ' x '.join(f'{name} {size}' for name, size in report['mesh'].items())
     rows = [
         ('topology', f'{report["topology"]}, {report["devices"]} devices, mesh {mesh}'),
@@ -381,7 +390,14 @@ def table(report: dict[str, Any]) -> str:
 def run(
     config: ConfigDict, name: str, *, largest: bool, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], bool]:
-    """Plans a config for a topology and says what was found; returns the report, and if it fits."""
+    """Plans a config for a topology and prints the result with `say`.
+
+    Args:
+      largest: whether to search for the largest batch that fits.
+
+    Returns:
+      The report, and whether it fits.
+    """
     planned = topology(name)
     if largest and not planned.chip:
         raise ValueError(f'--search: how much memory {name} has is not known; name a TPU topology')
@@ -400,5 +416,5 @@ def run(
 
 
 def as_json(report: dict[str, Any]) -> str:
-    """A plan for programs."""
+    """A plan as JSON."""
     return json.dumps(report, indent=1) + '\n'

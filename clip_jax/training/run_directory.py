@@ -1,16 +1,16 @@
-"""The folder of a run: whose run it is, whether it is complete, and its small files."""
+"""The run directory: which config it belongs to, whether the run is complete, and small files."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
+from flax import traverse_util
 
 from clip_jax.data import examples
 from clip_jax.runtime import atomic, lock, multihost
 from clip_jax.runtime.messages import first_few
 
-# What may differ when a run goes on: it says how and where something is computed or kept, not what.
+# Keys that may change when a run resumes: they say how and where, not what is computed.
 FREE = (
     'mesh',
     'microbatches',
@@ -33,8 +33,16 @@ FREE = (
 )
 
 
-def finished(workdir: epath.Path, resolved: dict[str, Any]) -> bool:
-    """Whether `workdir` holds a complete run of this config; ValueError if of another."""
+def is_complete(workdir: epath.Path, resolved: dict[str, Any]) -> bool:
+    """Whether a run directory is complete.
+
+    Args:
+      workdir: the run directory.
+      resolved: the config of the run, as JSON.
+
+    Raises:
+      ValueError: it holds a run of another config, or something else.
+    """
     path = workdir / 'config.json'
     if not path.exists():
         inside = workdir.is_dir() and atomic.unexpected_files(workdir, lock.name(), path.name)
@@ -44,20 +52,20 @@ def finished(workdir: epath.Path, resolved: dict[str, Any]) -> bool:
             )
         return False
     try:
-        there = json.loads(path.read_text())
+        saved = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(
-            f'{path} is damaged ({error}); in each checkpoint, `about` has what it held as "config"'
+            f'{path} is corrupt ({error}); each checkpoint has the config, in `about`'
         ) from None
-    changed = _changes(there, resolved)
+    changed = _changes(saved, resolved)
     if wrong := [key for key in changed if not _is_free(key)]:
-        shown = [f'{k} is {changed[k][0]} there, {changed[k][1]} here' for k in wrong]
+        shown = [f'{k} is {changed[k][0]} there, {changed[k][1]} now' for k in wrong]
         raise ValueError(
             f'{workdir}: holds a run of another config ({first_few(shown, 3, separator="; ")}); '
             'expected the same config, or another --workdir'
         )
     for key, (old, new) in changed.items():
-        print(f'{workdir}: goes on with {key} {new}, {old} until now', flush=True)
+        print(f'{workdir}: resumes with {key} {new}, which was {old}', flush=True)
     return (workdir / 'summary.json').exists()
 
 
@@ -65,17 +73,13 @@ def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(f'{free}.') for free in FREE)
 
 
-def _changes(there: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def _changes(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """The keys in which two configs differ, with both values, '-' where there is none."""
 
-    def flat(tree: dict[str, Any], prefix: str = '') -> Iterator[tuple[str, str]]:
-        for key, value in tree.items():
-            if isinstance(value, dict) and value:
-                yield from flat(value, f'{prefix}{key}.')
-            else:
-                yield prefix + key, repr(value)
-
-    old, new = dict(flat(there)), dict(flat(here))
+    old, new = (
+        {key: repr(value) for key, value in traverse_util.flatten_dict(x, sep='.').items()}
+        for x in (saved, now)
+    )
     return {
         key: (old.get(key, '-'), new.get(key, '-'))
         for key in {**old, **new}
@@ -84,19 +88,26 @@ def _changes(there: dict[str, Any], here: dict[str, Any]) -> dict[str, tuple[str
 
 
 def write_json(path: epath.Path, content: Any) -> None:
-    """Writes a file whole or not at all, once for all hosts."""
+    """Writes a JSON file atomically, on the primary process only."""
     if multihost.is_primary():
         atomic.write_json(path, content)
 
 
 def summary_text(workdir: epath.Path) -> str:
-    """The last numbers of a complete run and where things lie, for people."""
+    """The scores of a complete run, and where its files are, as text."""
     summary = json.loads((workdir / 'summary.json').read_text())
-    lines = [f'{name:44} {v:.4f}' for name, v in summary.items() if isinstance(v, float)]
+    lines = [f'{name:44} {v:.4f}' for name, v in summary.items() if _is_shown(name, v)]
     if summary['bad_records']:
         counts = examples.describe_counts(summary['bad_records'])
         lines.append(f'records replaced by others: {counts}; bad_records-*.jsonl names them')
     if skipped := {k: n for k, n in summary['skipped_updates'].items() if n}:
-        lines.append(f'updates that were not made: {examples.describe_counts(skipped)}')
+        lines.append(f'skipped updates: {examples.describe_counts(skipped)}')
     places = ['summary.json', 'card.json', 'metrics.jsonl', 'checkpoints/', *summary['figures']]
     return '\n'.join([*lines, f'in {workdir}: {", ".join(places)}'])
+
+
+def _is_shown(name: str, value: float | None) -> bool:
+    """Whether a number of the summary is shown: scores, which are named EVALUATION/SCORE, the loss
+    and the speed.
+    """
+    return value is not None and ('/' in name or name in ('loss', 'seconds', 'pairs_per_second'))

@@ -18,24 +18,24 @@ def workdir(tmp_path):
 
 
 def test_a_run_is_complete_with_its_summary(workdir):
-    assert not run_directory.finished(workdir, CONFIG)
+    assert not run_directory.is_complete(workdir, CONFIG)
     (workdir / 'summary.json').write_text('{}')
-    assert run_directory.finished(workdir, CONFIG)
+    assert run_directory.is_complete(workdir, CONFIG)
 
 
 def test_how_and_where_it_is_computed_may_change(workdir, capsys):
     other = {**CONFIG, 'mesh': {'fsdp': 4, 'tensor': 2}, 'checkpoint': {'every': 20}}
-    assert not run_directory.finished(workdir, other)
+    assert not run_directory.is_complete(workdir, other)
     said = capsys.readouterr().out
-    for change in 'mesh.fsdp 4, 1 until', 'mesh.tensor 2, - until', 'checkpoint.every 20, 10 until':
-        assert f'goes on with {change} now' in said
+    for change in ('mesh.fsdp 4', '1'), ('mesh.tensor 2', '-'), ('checkpoint.every 20', '10'):
+        assert f'{change[0]}, which was {change[1]}' in said
 
 
 def test_what_is_computed_may_not(workdir):
     other = {**CONFIG, 'seed': 1, 'mesh': {'fsdp': 4}, 'optimizer': {'b1': 0.5}}
-    message = r'another config \(seed is 0 there, 1 here; optimizer.b1 is 0.9 there, 0.5 here\)'
+    message = r'another config \(seed is 0 there, 1 now; optimizer.b1 is 0.9 there, 0.5 now\)'
     with pytest.raises(ValueError, match=message):
-        run_directory.finished(workdir, other)
+        run_directory.is_complete(workdir, other)
 
 
 def test_every_key_that_may_change_is_one_of_the_default_config():
@@ -59,12 +59,12 @@ def test_every_key_that_may_change_is_one_of_the_default_config():
 def test_a_folder_of_something_else_is_refused(tmp_path):
     folder = epath.Path(tmp_path)
     (folder / lock.name()).write_text('')
-    assert not run_directory.finished(folder, CONFIG)
+    assert not run_directory.is_complete(folder, CONFIG)
     (folder / 'config.json.partial').write_text('{"se')  # killed in the middle of its first file
-    assert not run_directory.finished(folder, CONFIG)
+    assert not run_directory.is_complete(folder, CONFIG)
     (folder / 'thesis.tex').write_text('')
     with pytest.raises(ValueError, match='not empty and no run directory'):
-        run_directory.finished(folder, CONFIG)
+        run_directory.is_complete(folder, CONFIG)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
