@@ -1,4 +1,4 @@
-"""Names and numbers of a config become the things that they name, or an error that says why not."""
+"""Objects are made from a config, or an error says why not."""
 
 import json
 
@@ -119,7 +119,7 @@ def test_a_model_is_the_same_after_its_card_was_stored():
         ('cpu', 'bfloat16', 'bfloat16'),
     ],
 )
-def test_arithmetic_is_bfloat16_on_accelerators_and_parameters_float32(
+def test_computation_is_bfloat16_on_accelerators_and_parameters_float32(
     monkeypatch, backend, dtype, expected
 ):
     monkeypatch.setattr(jax, 'default_backend', lambda: backend)
@@ -131,11 +131,11 @@ def test_arithmetic_is_bfloat16_on_accelerators_and_parameters_float32(
     variables = clip.shapes(model)
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
     tokens = jnp.zeros((2, 12), jnp.int32)
-    rows = jax.eval_shape(lambda v: model.apply(v, tokens, method='encode_text'), variables)
-    assert (rows.shape, rows.dtype) == ((2, 4), jnp.dtype(expected))
+    embeddings = jax.eval_shape(lambda v: model.apply(v, tokens, method='encode_text'), variables)
+    assert (embeddings.shape, embeddings.dtype) == ((2, 4), jnp.dtype(expected))
 
 
-def test_an_unknown_type_of_arithmetic_gets_the_nearest():
+def test_an_unknown_dtype_gets_the_nearest():
     with pytest.raises(ValueError, match=r"dtype: there is no 'bf16'.*bfloat16"):
         small(dtype='bf16')
 

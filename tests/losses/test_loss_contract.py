@@ -19,8 +19,8 @@ LOSSES = [
     for p in MODULES
     for implementation in p.values[0].IMPLEMENTATIONS
 ]
-# Devices, pairs a device, masked: every pair of values, and all of those on which the way of the
-# communication depends. 5 and 12 pairs are one block and a part, and three whole blocks.
+# Devices, pairs per device, masked: every two values, and all of those on which the way of the
+# communication depends. In blocks of 4, 5 pairs are two padded blocks and 12 three full ones.
 CASES = [(1, 5, False), (2, 12, True), (4, 5, True), (8, 12, False), (8, 5, True), (1, 12, True)]
 SCALE = jnp.float32(100)
 
@@ -51,8 +51,8 @@ def run(module, implementation, args, mask=None, mesh=None, block_size=512):
 
 def on_devices(n, image, text):
     mesh = sharding.make_mesh(jax.devices()[:n])
-    rows = sharding.over_batch(mesh)
-    return mesh, *(jax.device_put(x, rows) for x in (image, text))
+    embeddings = sharding.over_batch(mesh)
+    return mesh, *(jax.device_put(x, embeddings) for x in (image, text))
 
 
 def assert_exact(module, result, image, text, mask=None):
@@ -92,11 +92,11 @@ def test_without_an_implementation_a_mesh_gathers(module):
 
 @pytest.mark.parametrize(('module', 'implementation'), LOSSES)
 def test_matching_pairs_cost_less_and_pairs_may_come_in_any_order(module, implementation):
-    rows = l2_normalize(jax.random.normal(jax.random.key(0), (16, 8)))
+    embeddings = l2_normalize(jax.random.normal(jax.random.key(0), (16, 8)))
     loss = functools.partial(module.loss, implementation=implementation)
-    right, metrics = loss(rows, rows, jnp.float32(20))
-    wrong, _ = loss(rows, jnp.roll(rows, 1, axis=0), jnp.float32(20))
-    other_order, _ = loss(rows[::-1], rows[::-1], jnp.float32(20))
+    right, metrics = loss(embeddings, embeddings, jnp.float32(20))
+    wrong, _ = loss(embeddings, jnp.roll(embeddings, 1, axis=0), jnp.float32(20))
+    other_order, _ = loss(embeddings[::-1], embeddings[::-1], jnp.float32(20))
     assert right.shape == () and right.dtype == jnp.float32
     assert right < wrong
     assert jnp.allclose(right, other_order, rtol=1e-5)
@@ -108,8 +108,10 @@ def test_matching_pairs_cost_less_and_pairs_may_come_in_any_order(module, implem
 def test_value_and_gradients_equal_a_float64_oracle(module, implementation, devices, local, masked):
     image, text = pairs(devices * local)
     mask = np.random.default_rng(1).random(len(image)) < 0.7 if masked else None
-    mesh, *rows = on_devices(devices, image, text)
-    result = run(module, implementation, (*rows, SCALE, bias(module)), mask, mesh, block_size=4)
+    mesh, *embeddings = on_devices(devices, image, text)
+    result = run(
+        module, implementation, (*embeddings, SCALE, bias(module)), mask, mesh, block_size=4
+    )
     assert_exact(module, result, image, text, mask)
     if masked:
         left_out = np.asarray(result[1][0])[~mask]
@@ -123,9 +125,9 @@ def test_value_and_gradients_equal_a_float64_oracle(module, implementation, devi
 def test_the_gradient_is_multiplied_by_what_comes_after(module, implementation):
     """A loss that is only a part of an objective, and a loss that is not differentiated."""
     image, text = pairs(16)
-    mesh, *rows = on_devices(8, image, text)
+    mesh, *embeddings = on_devices(8, image, text)
     loss = functools.partial(module.loss, implementation=implementation, mesh=mesh)
-    args = [*rows, SCALE] + ([bias(module)] if bias(module) is not None else [])
+    args = [*embeddings, SCALE] + ([bias(module)] if bias(module) is not None else [])
 
     @jax.jit
     def both(*args):
@@ -136,7 +138,7 @@ def test_the_gradient_is_multiplied_by_what_comes_after(module, implementation):
     plain, thrice, value = both(*args)
     np.testing.assert_allclose(thrice[0], 3 * plain[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(thrice[1], 3 * plain[1] + 1, rtol=1e-5)
-    assert value == run(module, implementation, (*rows, *args[2:]), mesh=mesh)[0][0]
+    assert value == run(module, implementation, (*embeddings, *args[2:]), mesh=mesh)[0][0]
 
 
 @pytest.mark.parametrize(('module', 'implementation'), LOSSES)
@@ -163,11 +165,11 @@ def test_a_batch_over_two_axes_and_a_third_that_holds_copies(module, implementat
 
 @pytest.mark.parametrize(('module', 'implementation'), LOSSES)
 def test_all_pairs_of_other_devices_are_negatives(module, implementation):
-    """With 8 devices of one pair each, a softmax within devices would be 0."""
+    """With one pair on each of 8 devices, a softmax over local negatives would be 0."""
     image, text = pairs(8)
-    mesh, *rows = on_devices(8, image, text)
+    mesh, *embeddings = on_devices(8, image, text)
     one = run(module, implementation, (image, text, SCALE, bias(module)))
-    many = run(module, implementation, (*rows, SCALE, bias(module)), mesh=mesh)
+    many = run(module, implementation, (*embeddings, SCALE, bias(module)), mesh=mesh)
     assert many[0][0] == pytest.approx(float(one[0][0]), rel=1e-6) and one[0][0] > 1e-3
 
 
@@ -219,14 +221,14 @@ def test_wrong_arguments_are_refused(module, implementation):
 def compiled(module, implementation, devices, local, d, block_size=512):
     mesh = sharding.make_mesh(jax.devices()[:devices])
     split, same = sharding.over_batch(mesh), sharding.replicated(mesh)
-    rows = jax.ShapeDtypeStruct((devices * local, d), jnp.float32, sharding=split)
+    embeddings = jax.ShapeDtypeStruct((devices * local, d), jnp.float32, sharding=split)
     scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=same)
     loss = functools.partial(
         module.loss, implementation=implementation, mesh=mesh, block_size=block_size
     )
     grad = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
     out = (same, same), (split, split, same)
-    return jax.jit(grad, out_shardings=out).lower(rows, rows, scale).compile()
+    return jax.jit(grad, out_shardings=out).lower(embeddings, embeddings, scale).compile()
 
 
 @pytest.mark.usefixtures('optimized')
@@ -238,27 +240,27 @@ def test_memory_and_collectives(module):
         program = compiled(module, *args)
         return program.memory_analysis().temp_size_in_bytes, program.as_text()
 
-    rows, tile = 4 * local * d, 4 * block_size * local
+    embeddings_size, block = 4 * local * d, 4 * block_size * local  # bytes
     ring, text = scratch('ring', 8, local, d, block_size)
-    assert ring <= 6 * rows + tile
+    assert ring <= 6 * embeddings_size + block
     assert ' all-gather(' not in text and ' all-gather-start(' not in text
     # Whatever the number of devices.
     assert scratch('ring', 2, local, d, block_size)[0] == pytest.approx(ring, rel=0.01)
     gather, text = scratch('gather', 8, local, d)
     assert gather <= 4 * local * 8 * local / 2
-    embeddings = [x for x in text.splitlines() if ' all-gather(' in x and f',{d}]' in x]
-    assert len(embeddings) == 1
+    gathers = [x for x in text.splitlines() if ' all-gather(' in x and f',{d}]' in x]
+    assert len(gathers) == 1
     assert scratch('gather', 1, 65536, 512)[0] < 2e9
 
 
 @pytest.mark.parametrize('module', MODULES)
 @pytest.mark.parametrize('implementation', ['gather', 'ring'])
-def test_arithmetic(module, implementation):
-    """8 b B d a device: logits twice, and the gradients of both sides."""
+def test_flops(module, implementation):
+    """8 b B d per device: logits twice, and the gradients of images and texts."""
     devices, local, d = 8, 512, 64
     mesh = sharding.make_mesh(jax.devices())
-    rows = jax.ShapeDtypeStruct((devices * local, d), jnp.float32)
+    embeddings = jax.ShapeDtypeStruct((devices * local, d), jnp.float32)
     loss = functools.partial(module.loss, implementation=implementation, mesh=mesh, block_size=128)
     grad = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-    flops = hlo.flops(jax.make_jaxpr(grad)(rows, rows, jnp.float32(1)).jaxpr)
+    flops = hlo.flops(jax.make_jaxpr(grad)(embeddings, embeddings, jnp.float32(1)).jaxpr)
     assert 7.9 < flops.total() / devices / (local * (devices * local) * d) < 8.5

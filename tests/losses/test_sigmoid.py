@@ -16,9 +16,9 @@ def test_initial_values_are_the_papers():
 
 @pytest.mark.parametrize('implementation', sigmoid.IMPLEMENTATIONS)
 def test_every_combination_is_a_question_of_its_own(implementation):
-    rows = jnp.eye(3)
+    embeddings = jnp.eye(3)
     value, _ = sigmoid.loss(
-        rows, rows, jnp.float32(4), jnp.float32(-1), implementation=implementation
+        embeddings, embeddings, jnp.float32(4), jnp.float32(-1), implementation=implementation
     )
     positive, negative = np.log1p(np.exp(-3)), np.log1p(np.exp(-1))  # logits 3, and -1 twice
     assert value == pytest.approx(positive + 2 * negative, rel=1e-6)

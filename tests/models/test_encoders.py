@@ -1,4 +1,4 @@
-"""The encoders: their contracts, their sizes, and what must not influence what."""
+"""The encoders: their contracts, their sizes, and which inputs influence an output."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ from clip_jax.models.text import transformer
 SMALL = {'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 64}
 IMAGE = {'name': 'vit', 'image_size': 16, 'patch_size': 8, **SMALL}
 QUERIES = {'pool_queries': 3, 'pool_width': 16, 'pool_heads': 2}
-# Small fields of every image encoder, and the width of the rows that come out.
+# Small fields of every image encoder, and the width of its features.
 RESNET = {'name': 'resnet', 'image_size': 32, 'width': 4, 'depths': (1, 1, 1, 1), 'heads': 4}
 IMAGES = {'vit': IMAGE, 'resnet': RESNET}
-ROWS = {'vit': 32, 'resnet': 128}
+FEATURES = {'vit': 32, 'resnet': 128}
 TEXT = {
     'name': 'transformer',
     'vocab_size': 50,
@@ -52,8 +52,8 @@ def test_image_encoder_contract(name):
     model = module.Encoder(**fields)
     images = jnp.zeros((2, model.image_size, model.image_size, 3))
     variables = jax.jit(model.init)(jax.random.key(0), images)
-    rows = jax.jit(model.apply)(variables, images)
-    assert rows.shape == (2, ROWS[name]) and rows.dtype == jnp.float32
+    features = jax.jit(model.apply)(variables, images)
+    assert features.shape == (2, FEATURES[name]) and features.dtype == jnp.float32
     assert module.VARIANTS and hash(model) == hash(module.Encoder(**fields))
 
 
@@ -107,13 +107,13 @@ def test_the_causal_mask_lets_nothing_of_the_future_through():
 
 def test_text_is_read_at_its_end_and_what_follows_does_not_matter():
     model, variables, tokens = text_model()
-    rows = model.apply(variables, tokens)
+    features = model.apply(variables, tokens)
     other_padding = tokens.at[:, 6:].set(9)
-    assert jnp.array_equal(rows, model.apply(variables, other_padding))
+    assert jnp.array_equal(features, model.apply(variables, other_padding))
     changed = model.apply(variables, tokens.at[:, 1].set(11))
-    assert (jnp.abs(changed - rows).max(axis=1) > 1e-3).all()
+    assert (jnp.abs(changed - features).max(axis=1) > 1e-3).all()
     # Cutting off the padding changes nothing but the shapes of sums.
-    np.testing.assert_allclose(model.apply(variables, tokens[:, :6]), rows, atol=1e-6)
+    np.testing.assert_allclose(model.apply(variables, tokens[:, :6]), features, atol=1e-6)
 
 
 def test_text_ends_at_its_first_end_token():
@@ -130,11 +130,11 @@ def test_the_largest_id_is_the_end_where_it_is_the_largest():
     assert jnp.array_equal(eot.apply(variables, tokens), argmax.apply(variables, tokens))
 
 
-def test_pools_at_the_last_place_need_whole_rows():
+def test_pools_at_the_last_token_need_the_full_context():
     for pool in ('last', 'cls'):
         model, variables, tokens = text_model(pool=pool)
-        rows = model.apply(variables, tokens)
-        assert jnp.abs(rows - model.apply(variables, tokens.at[:, 1].set(11))).max() > 1e-3
+        features = model.apply(variables, tokens)
+        assert jnp.abs(features - model.apply(variables, tokens.at[:, 1].set(11))).max() > 1e-3
         with pytest.raises(ValueError, match='needs texts of 10 tokens, these have 6; pad them'):
             model.apply(variables, tokens[:, :6])
 
@@ -171,14 +171,14 @@ def test_layer_scale_weighs_what_a_block_adds():
 @pytest.mark.parametrize(('pool', 'after'), [('mean', True), ('mean', False), ('map', True)])
 def test_the_last_norm_may_come_after_the_pooling(pool, after):
     model, variables, images = image_model(pool=pool, norm_after_pool=after)
-    rows = model.apply(variables, images)
-    normed = jnp.allclose(rows.mean(axis=1), 0, atol=1e-5) and jnp.allclose(
-        rows.var(axis=1), 1, atol=1e-2
+    features = model.apply(variables, images)
+    normed = jnp.allclose(features.mean(axis=1), 0, atol=1e-5) and jnp.allclose(
+        features.var(axis=1), 1, atol=1e-2
     )
     assert normed == after
 
 
-def test_of_two_ways_to_say_the_same_there_is_one():
+def test_equivalent_fields_are_normalized():
     plain = vit.Encoder(**{k: v for k, v in IMAGE.items() if k != 'name'})
     same = {**IMAGE, 'class_token': True, 'norm_after_pool': True}
     assert vit.Encoder(**{k: v for k, v in same.items() if k != 'name'}) == plain
@@ -250,14 +250,14 @@ def test_patch_dropout_keeps_its_share_and_only_in_training():
     assert jnp.array_equal(dropped, model.apply(variables, images, train=True, rngs=key))
 
 
-def test_arithmetic_is_bfloat16_over_float32_parameters():
+def test_computation_is_bfloat16_with_float32_parameters():
     card = {'image': IMAGE, 'text': TEXT, 'embed_dim': 16}
     model, exact = build.model(card, 'bfloat16'), build.model(card, 'float32')
     variables = clip.init(model, jax.random.key(0))
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
     images, tokens = jnp.ones((2, 16, 16, 3)), jnp.full((2, 10), 3)
-    rows = model.apply(variables, images, method='encode_image')
-    assert rows.dtype == jnp.bfloat16
+    features = model.apply(variables, images, method='encode_image')
+    assert features.dtype == jnp.bfloat16
     text = model.apply(variables, tokens, method='encode_text')
     assert text.dtype == jnp.bfloat16
     image, text, scale, bias = model.apply(variables, images, tokens)
@@ -265,17 +265,17 @@ def test_arithmetic_is_bfloat16_over_float32_parameters():
     np.testing.assert_allclose(image, exact.apply(variables, images, tokens)[0], atol=0.03)
 
 
-def test_outputs_are_unit_rows_and_the_initial_scale_is_one_over_007():
+def test_embeddings_are_l2_normalized_and_the_initial_scale_is_one_over_007():
     model = build.model({'image': IMAGE, 'text': TEXT, 'embed_dim': 16})
     variables = clip.init(model, jax.random.key(0))
     images, tokens = jax.random.normal(jax.random.key(1), (2, 16, 16, 3)), jnp.full((2, 10), 3)
     image, text, scale, _ = model.apply(variables, images, tokens)
-    for rows in (image, text):
-        np.testing.assert_allclose(jnp.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    for features in (image, text):
+        np.testing.assert_allclose(jnp.linalg.norm(features, axis=1), 1, atol=1e-6)
     assert scale == pytest.approx(1 / 0.07, rel=1e-6)
-    rows = model.apply(variables, images, method='encode_image')
+    features = model.apply(variables, images, method='encode_image')
     np.testing.assert_allclose(
-        rows / jnp.linalg.norm(rows, axis=1, keepdims=True), image, atol=1e-6
+        features / jnp.linalg.norm(features, axis=1, keepdims=True), image, atol=1e-6
     )
 
 

@@ -31,7 +31,7 @@ def test_attention_and_its_gradients_are_those_of_jax(causal, mask):
 
 
 @pytest.mark.parametrize('image', ['vit', 'resnet'])
-def test_all_products_of_both_towers_are_bfloat16_backward_too(image):
+def test_all_products_of_both_encoders_are_bfloat16_in_the_backward_pass_too(image):
     small = {'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 64}
     fields = {
         'vit': {'name': 'vit', 'image_size': 16, 'patch_size': 8, **small},

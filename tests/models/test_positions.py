@@ -54,8 +54,8 @@ def test_a_model_takes_images_of_another_size(kind):
     larger, changed = clip.with_image_size(clip.to_card(model), variables, 2 * size)
     new = clip.from_card(larger)
     assert jax.tree.map(np.shape, changed) == jax.tree.map(np.shape, clip.shapes(new))
-    rows = new.apply(changed, np.ones((2, 2 * size, 2 * size, 3)), method='encode_image')
-    assert rows.shape == (2, 8)
+    embeddings = new.apply(changed, np.ones((2, 2 * size, 2 * size, 3)), method='encode_image')
+    assert embeddings.shape == (2, 8)
     same = [
         np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (changed, before)), strict=False)
     ]

@@ -53,8 +53,8 @@ def test_the_batch_is_the_global_one_on_any_number_of_devices():
 
     @jax.jit
     def step(images):
-        rows, updated = encoder.apply(variables, images, train=True, mutable=['batch_stats'])
-        return rows, updated['batch_stats']
+        features, updated = encoder.apply(variables, images, train=True, mutable=['batch_stats'])
+        return features, updated['batch_stats']
 
     def on(count):
         mesh = sharding.make_mesh(jax.devices()[:count])

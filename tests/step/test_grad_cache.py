@@ -35,15 +35,18 @@ def test_batch_norm_uses_the_statistics_of_a_microbatch():
     data = batch(0, 32, 32)
     after, numbers = step(current, put(data))
     embed = jax.jit(functools.partial(build.model(card).apply, train=True, mutable='batch_stats'))
-    variables, rows = current.variables, {'image': np.zeros((32, 16)), 'text': np.zeros((32, 16))}
+    variables, embeddings = (
+        current.variables,
+        {'image': np.zeros((32, 16)), 'text': np.zeros((32, 16))},
+    )
     for i in range(4):
         part = preprocess.normalize(
             data['image'][i::4], mean=preprocess.CLIP_MEAN, std=preprocess.CLIP_STD
         )
         (image, text, scale, _), new = embed(variables, part, data['tokens'][i::4])
-        rows['image'][i::4], rows['text'][i::4] = image, text
+        embeddings['image'][i::4], embeddings['text'][i::4] = image, text
         variables = {**variables, **new}
-    expected, _ = softmax.loss(rows['image'], rows['text'], scale)
+    expected, _ = softmax.loss(embeddings['image'], embeddings['text'], scale)
     assert numbers['loss'] == pytest.approx(float(expected), rel=1e-5)
     compare = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
     jax.tree.map(compare, after.buffers['batch_stats'], variables['batch_stats'])

@@ -66,7 +66,7 @@ def test_it_learns_to_match():
     assert numbers['accuracy/image_to_text'] > 0.4
 
 
-def test_state_lies_on_every_device_and_seeds_differ():
+def test_the_state_is_on_every_device_and_seeds_differ():
     eight, _, _ = setup(8)
     assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(eight))
     mesh = sharding.make_mesh(jax.devices()[:1])
