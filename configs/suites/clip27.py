@@ -3,8 +3,9 @@
     clip-jax eval suite --suite=clip27 --model=runs/a --out=suites/a
     clip-jax eval suite --suite=clip27:zeroshot --model=ViT-B-32.pt
 
-Those that TFDS builds are read from there, the others from `data/NAME/train` and `data/NAME/test`,
-with a sub-folder a class. README.md says what to put there, and where this differs from the paper.
+Data sets that TFDS builds are read from its folder, the others from `data/NAME/train` and
+`data/NAME/test` with a sub-folder for each class. README.md describes these folders, and how this
+suite differs from the paper.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -46,7 +47,7 @@ SETS = {
     'mnist': ('tfds:mnist/train', 'tfds:mnist/test', 'accuracy', 'digits'),
     'fer2013': ('folder:data/fer2013/train', 'folder:data/fer2013/test', 'accuracy', 'expressions'),
     'stl10': ('tfds:stl10/train', 'tfds:stl10/test', 'accuracy', 'general'),
-    # Of these two, TFDS has all images as `train`, shuffled.
+    # TFDS has all images of these two as `train`, shuffled.
     'eurosat': (
         'tfds:eurosat/rgb/train[:10000]',
         'tfds:eurosat/rgb/train[10000:15000]',
@@ -82,7 +83,7 @@ SETS = {
     'kinetics700': (
         'folder:data/kinetics700/train',
         'folder:data/kinetics700/test',
-        'accuracy',  # of the probe; zero-shot, the paper's mean of top-1 and top-5
+        'accuracy',  # for the probe; zero-shot: the mean of top-1 and top-5, as in the paper
         'actions',
     ),
     'clevr_counts': (
@@ -105,17 +106,17 @@ SETS = {
     ),
     'imagenet': ('tfds:imagenet2012/train', 'tfds:imagenet2012/validation', 'accuracy', 'general'),
 }
-# Where a set has images to choose C by: the probe's last fit sees these too.
+# Validation sets, to choose C with; the last fit of the probe uses them too.
 VALIDATION = {
     'dtd': 'tfds:dtd/validation',
     'oxford_flowers': 'tfds:oxford_flowers102/validation',
     'patch_camelyon': 'tfds:patch_camelyon/validation',
     'voc2007': 'tfds:voc/2007/validation',
 }
-# Options of the source, where a set needs some.
+# Options of the source of a set.
 SOURCES = {'voc2007': {'label_key': 'labels'}}
-# Names of classes, in the order of labels, where those of the set are no words; a file of them has
-# one a line.
+# Class names in the order of labels, where those of the data set are not words; or a file of them,
+# one per line.
 CLASSES = {
     'eurosat': (
         *('fields of annual crops', 'a forest', 'wild grass and shrubs', 'a highway'),
@@ -130,7 +131,7 @@ EVALS = ('zeroshot', 'linear_probe')
 
 
 def get_config(evals: str = '') -> ConfigDict:
-    """Returns the lines of both evaluations, or of the one that is named."""
+    """Returns the tasks of both evaluations, or of one: zeroshot or linear_probe."""
     chosen = (evals,) if evals else EVALS
     tasks = {}
     for kind in chosen:
@@ -143,23 +144,23 @@ def get_config(evals: str = '') -> ConfigDict:
 
 
 def zeroshot(name: str) -> dict:
-    """The line of a set for zero-shot transfer."""
+    """Returns the zero-shot task of a data set."""
     _, test, metric, prompts = SETS[name]
     score = 'top1' if metric == 'accuracy' else metric
     score = ('top1', 'top5') if name == 'kinetics700' else score
-    line = {'type': 'zeroshot', 'data': test, 'score': score, 'templates': prompts}
+    task = {'type': 'zeroshot', 'data': test, 'score': score, 'templates': prompts}
     if name in CLASSES:
-        line['classes'] = CLASSES[name]
-    return line | _source(name)
+        task['classes'] = CLASSES[name]
+    return task | _source(name)
 
 
 def linear_probe(name: str) -> dict:
-    """The line of a set for the linear probe."""
+    """Returns the linear-probe task of a data set."""
     train, test, metric, _ = SETS[name]
-    line = {'type': 'linear_probe', 'data': test, 'train': train, 'metric': metric, 'score': metric}
+    task = {'type': 'linear_probe', 'data': test, 'train': train, 'metric': metric, 'score': metric}
     if name in VALIDATION:
-        line['validation'] = VALIDATION[name]
-    return line | _source(name)
+        task['validation'] = VALIDATION[name]
+    return task | _source(name)
 
 
 def _source(name: str) -> dict:
