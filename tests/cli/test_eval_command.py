@@ -113,18 +113,14 @@ def test_options_of_data_are_those_of_a_mixture_and_stand_in_the_report(
 
 def test_an_evaluation_of_ones_own(run, tiny_run, tiny_tars, tmp_path, monkeypatch):
     (tmp_path / 'my_evals').mkdir()
-    (tmp_path / 'my_evals' / 'norm.py').write_text(
-        'import numpy as np\n'
+    (tmp_path / 'my_evals' / 'share.py').write_text(
         'from clip_jax import evals\n\n'
         'def evaluate(encode_image, encode_text, data, *, texts):\n'
-        '    norm = float(np.linalg.norm(encode_text(texts), axis=1).mean())\n'
-        "    return {'scores': {'norm': evals.score(norm)}, 'counts': {'texts': len(texts)}}\n"
+        '    found = len(encode_text(texts))\n'
+        "    return {'scores': {'share': evals.score(found / len(data))}, 'counts': {'t': found}}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     flags = f'--model={tiny_run}', f'--data={tiny_tars}', '--texts=["a", "b"]'
-    code, printed, error = run('eval', 'my_evals.norm', *flags)
+    code, printed, error = run('eval', 'my_evals.share', *flags)
     assert (code, error) == (0, '')
-    assert [line.split() for line in printed.splitlines()[:2]] == [
-        ['norm', '1.0000'],
-        ['texts', '2'],
-    ]
+    assert [line.split() for line in printed.splitlines()[:2]] == [['share', '0.0312'], ['t', '2']]
