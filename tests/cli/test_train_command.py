@@ -90,7 +90,7 @@ def test_a_wrong_key_or_value_of_the_config(train, change, message):
         ('data.train=tars:/no/such-*.tar', "no file matches '/no/such-*.tar'"),
         ('evals.retrieval.data=tars:/no/such-*.tar', "no file matches '/no/such-*.tar'"),
         ('optimizer.warmup_steps=12', 'warmup_steps is 12'),
-        ('batch_size=12', 'not a multiple of microbatches 1 x 8 devices'),
+        ('microbatches=3', 'not a multiple of microbatches 3 x '),
         ('batch_size=128', 'larger than the data set, which has 64'),
         ('batch_size=0', 'batch_size is 0; expected at least 1'),
         ('checkpoint.every=0', 'checkpoint.every is 0; expected at least 1'),
