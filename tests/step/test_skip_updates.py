@@ -52,7 +52,12 @@ def poisoned(images):
 
 @pytest.mark.parametrize(
     ('encoder', 'devices', 'microbatches'),
-    [('vit', 1, 1), pytest.param('vit', 8, 2, marks=pytest.mark.slow), ('resnet', 2, 1)],
+    [
+        ('vit', 1, 1),
+        ('resnet', 1, 1),
+        pytest.param('vit', 8, 2, marks=pytest.mark.slow),
+        pytest.param('resnet', 2, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_batch_of_nan_changes_only_the_counts(encoder, devices, microbatches):
     card = {**lookup.module('losses', 'softmax').INIT, **CARDS[encoder]}
