@@ -53,13 +53,11 @@ def training(
         keys = ', '.join(sorted(curves)) or 'none'
         raise ValueError(f'training figure: expected rows with a "loss"; keys found: {keys}.')
     last = max(steps[-1] for steps, _ in curves.values())
-    figure = _style.new(
-        13.5, 0.9 + 3.6 * bool(large) + 2.9 * bool(small), title, f'after {last:,} steps'
-    )
-    grids = figure.add_gridspec(
-        bool(large) + bool(small), 1, height_ratios=[3.6] * bool(large) + [2.9] * bool(small)
-    )
-    for grid, panels in zip(grids, filter(None, (large, small)), strict=True):
+    lines = [large[i : i + 2] for i in range(0, len(large), 2)] + [small] * bool(small)
+    heights = [2.9 if line is small else 3.6 for line in lines]
+    figure = _style.new(13.5, 0.9 + sum(heights), title, f'after {last:,} steps')
+    grids = figure.add_gridspec(len(lines), 1, height_ratios=heights)
+    for grid, panels in zip(grids, lines, strict=True):
         for cell, (draw, found) in zip(grid.subgridspec(1, len(panels)), panels, strict=True):
             axes = figure.add_subplot(cell)
             draw(axes, found)

@@ -398,7 +398,7 @@ def _vector(encoders, name):
         (Unlabeled([0, 1], NAMES), {}, 'toy has images without a label; expected a labeled'),
         (Toy([0, 12, 3], NAMES), {}, 'labels of toy go up to 12, but there are 9 class names'),
         (Toy([0, 2]), {'classes': ['cat', 'dog']}, 'go up to 2, but there are 2 class names'),
-        (Toy([0, 1]), {}, 'toy does not name its classes; give a file with one name a line'),
+        (Toy([0, 1]), {}, 'toy does not name its classes; give a file'),
         (Toy([0, 1]), {'classes': 'present'}, 'toy does not name its classes'),
         (Toy([-1, -1], NAMES), {}, 'no image of toy belongs to a class'),
         (Toy([0, 1], ['cat', 'cat']), {}, "toy are named 'cat'"),
@@ -407,9 +407,9 @@ def _vector(encoders, name):
         (
             Toy([0, 1], ['a_cat', 'dog']),
             {'classes': ['dog', 'a cat']},
-            "the names of toy in another order: 'dog' for label 0, which is 'a cat' there; give",
+            "the names of toy in another order: 'dog' for label 0, which is 'a cat'",
         ),
-        (Toy([0, 1]), {'classes': '/no/such.txt'}, "no file '/no/such.txt'"),
+        (Toy([0, 1]), {'classes': '/no/such.txt'}, "'/no/such.txt'"),
         (Toy([0, 1]), {'classes': []}, 'classes is an empty list; expected at least one name'),
         (
             Toy([0, 1], NAMES),

@@ -399,9 +399,9 @@ def test_pictures_may_be_gray_and_of_any_shape(shape, monkeypatch):
 
 
 def test_missing_pictures_and_crooked_matrices_are_errors(tmp_path):
-    with pytest.raises(ValueError, match='2 pictures for the 3 examples'):
+    with pytest.raises(ValueError, match='2 images for the 3 examples'):
         drawing.zero_shot(zero_shot_report(3), pictures(2), tmp_path / 'a.png')
-    with pytest.raises(ValueError, match='0 pictures for the 0 examples'):
+    with pytest.raises(ValueError, match='0 images for the 0 examples'):
         drawing.zero_shot(zero_shot_report(0), [], tmp_path / 'a.png')
     report = similarity_report(3)
     report['similarity']['matrix'].pop()
