@@ -88,6 +88,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from clip_jax.evaluation import evaluate
     from clip_jax.reports import files
 
+    build.check_dtype(args.dtype)
     if out:
         files.check(out)
     of_kind = _flags.by_kind(args.data, source_options, 'data.')

@@ -35,7 +35,7 @@ def test_data_that_cannot_be_evaluated(evaluate, bad_tar, one_name):
     assert 'classes is an empty list' in evaluate('zeroshot', '--classes=[]')
     json_file = one_name.with_suffix('.json')
     json_file.write_text('{"a": ["red"], "b": ["x"]}')
-    assert 'say with `key` which one' in evaluate('zeroshot', f'--classes={json_file}')
+    assert 'with `key`' in evaluate('zeroshot', f'--classes={json_file}')
     assert 'lacks the {}' in evaluate('zeroshot', few, '--templates=["a photo"]')
     assert 'go up to 3, but there are 2 class names' in evaluate('zeroshot', few)
     names = '--classes=["red", "green", "blue", "white"]'
