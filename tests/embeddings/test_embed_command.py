@@ -324,10 +324,7 @@ def test_trunk_features_are_the_rows_before_the_projection(
 def test_rows_too_large_for_half_precision_are_an_error(arguments, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(embed, '_embed_texts', lambda job, texts: np.full((1, 16), 7e4, np.float32))
     run(*arguments, f'--out={tmp_path / "x"}', '--save-dtype=float16', code=1)
-    assert (
-        'goes up to 70,000, more than float16 holds; give --save-dtype=float32'
-        in capfd.readouterr().err
-    )
+    assert '70,000 overflow float16; give --save-dtype=float32' in capfd.readouterr().err
 
 
 def test_captions_are_kept_where_there_is_no_tokenizer(tiny_run, folder, tmp_path):
@@ -364,7 +361,7 @@ def test_other_options_in_a_folder_are_named(arguments, folder, fails, tiny_conf
     before, out = hashes(folder), f'--out={folder}'
     for option, message in (
         ('--features=pre_projection', 'features was embedding, is pre_projection'),
-        ('--save-dtype=float16', 'dtype was float32, is float16'),
+        ('--save-dtype=float16', 'save_dtype was float32, is float16'),
         ('--shard-size=20', 'shard_size was 10, is 20'),
         ('--batch-size=5', 'batch_size was 4, is 5'),
         ("--data.text_exts=['x']", "data_options was {}, is {'text_exts': ['x']}"),
@@ -496,7 +493,7 @@ def test_wrong_options_are_refused_and_nothing_is_written(
 
 def test_a_folder_with_other_things_stays_as_it_is(arguments, tmp_path, fails):
     (tmp_path / 'notes.txt').write_text('mine')
-    assert 'holds other things (notes.txt)' in fails(*arguments, f'--out={tmp_path}')
+    assert 'holds other files (notes.txt)' in fails(*arguments, f'--out={tmp_path}')
     assert 'is a file; name a folder' in fails(*arguments, f'--out={tmp_path / "notes.txt"}')
     assert list(hashes(tmp_path)) == ['notes.txt']
 
