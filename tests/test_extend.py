@@ -1,6 +1,4 @@
-"""docs/extend.md as a user would follow it: its files in an empty folder, its commands one after the
-other.
-"""
+"""docs/extend.md as a user would follow it: its files in an empty folder, its commands in order."""
 
 import csv
 import json

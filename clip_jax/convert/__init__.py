@@ -66,6 +66,12 @@ def write(
     module = lookup.module('convert', check_layout(layout))
     if folder.exists():
         raise ValueError(f'{folder}: exists; name a new folder')
+    for encoder in (card['model']['image']['name'], card['model']['text']['name']):
+        if '.' in encoder:
+            raise ValueError(
+                f'{layout} has no place for the encoder {encoder}; its checkpoint is loaded with '
+                'clip_jax.load, from its run directory'
+            )
     model, variables = _cards.learned_positions(card['model'], variables)
     card = {**card, 'model': model}
     parent = folder.absolute().parent

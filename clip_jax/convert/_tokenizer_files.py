@@ -141,7 +141,16 @@ def save(folder: pathlib.Path, card: Mapping[str, Any] | None) -> None:
     tokenizer.save(folder)
     (folder / CARD).write_text(json.dumps(card, indent=1) + '\n')
     config: Card = {'model_max_length': card['context_length']}
-    if card['name'] == 'bpe':
+    if '.' in card['name']:  # a plug-in of another package
+        if not hasattr(tokenizer, 'hf_config'):
+            logging.warning(
+                'transformers cannot read the tokenizer %s, which has no hf_config; tokens for the '
+                'model are made with clip_jax',
+                card['name'],
+            )
+            return
+        config |= tokenizer.hf_config(folder)
+    elif card['name'] == 'bpe':
         config['tokenizer_class'] = 'CLIPTokenizer'
     elif card['name'] == 'huggingface':
         library = tokenizers.Tokenizer.from_str(card['tokenizer_json'])
@@ -173,6 +182,8 @@ def open_clip_config(card: Mapping[str, Any] | None) -> Card:
     """Returns what a `text_cfg` of open_clip says of a tokenizer in the same folder."""
     if card is None or (card['name'] == 'bpe' and card['clean'] == 'lower'):
         return {}
+    if '.' in card['name']:  # a plug-in of another package
+        return {'hf_tokenizer_name': 'local', 'tokenizer_kwargs': {'clean': 'whitespace'}}
     options = {'tokenizer_kwargs': {'clean': _OPEN_CLIP_RULES[card['clean']]}}
     # Any name will do: the files beside the config are taken where there are some.
     return options if card['name'] == 'bpe' else {'hf_tokenizer_name': 'local', **options}

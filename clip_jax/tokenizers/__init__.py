@@ -8,6 +8,9 @@ tokenizer again: `Tokenizer.from_card(card)`. `save(folder)` writes a file for o
 A tokenizer pickles and may be called from several threads.
 `create(texts, *, context_length, **options) -> Tokenizer`; `texts` yields training captions, which
 only tokenizers that learn their vocabulary read.
+A tokenizer of another package may have `hf_config(folder) -> dict`: it writes `tokenizer.json` for
+transformers and open_clip when a model is exported, and returns the content of
+`tokenizer_config.json`.
 """
 
 from typing import Any
