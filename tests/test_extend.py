@@ -25,7 +25,7 @@ COMMANDS = [
     if line.startswith('clip-jax')
 ]
 TRAIN, EVAL, PLOT, REFUSED, TRAIN_STANDARD, CONVERT = COMMANDS
-CLOCK = re.compile(r'per_second|seconds|_s$|bad_records')
+CLOCK = re.compile('second|wait')
 
 
 def train(folder: Path) -> str:
@@ -114,17 +114,18 @@ def test_it_resumes_exactly(project, tmp_path):
     (workdir / 'summary.json').unlink()
     train(folder)
     assert metrics(workdir) == metrics(project / 'runs/mine')
-    for name in ('metrics.csv',):
-        ours, theirs = (
-            (f / name).read_text().splitlines() for f in (workdir, project / 'runs/mine')
-        )
-        assert len(ours) == len(theirs)
+    ours, theirs = (
+        (path / 'metrics.csv').read_text().splitlines() for path in (workdir, project / 'runs/mine')
+    )
+    assert [line.rpartition(',')[0] for line in ours] == [
+        line.rpartition(',')[0] for line in theirs
+    ]
 
 
 def test_its_parameters_are_sharded_by_its_own_axes(inside):
     """A fresh step on a mesh with fsdp: kernels of the plug-ins need LOGICAL_AXES."""
     assert jax.device_count() == 8
-    small = ['--workdir=runs/sharded', '--config.total_steps=1', '--config.mesh.fsdp=2']
+    small = ['--workdir=runs/sharded', '--config.total_steps=2', '--config.mesh.fsdp=2']
     small += ['--config.optimizer.warmup_steps=1']
     assert run(['train', TRAIN[1], *small]) == 0
 
@@ -162,7 +163,7 @@ def test_a_layout_without_a_place_for_its_encoder_says_so(inside, capsys):
 
 
 def test_with_our_encoders_it_is_exported(inside, capsys):
-    small = ['--config.total_steps=1', '--config.optimizer.warmup_steps=1']
+    small = ['--config.total_steps=2', '--config.optimizer.warmup_steps=1']
     assert run([*TRAIN_STANDARD, *small]) == 0, capsys.readouterr().err
     assert run(CONVERT) == 0, capsys.readouterr().err
     ours, exported = clip_jax.load('runs/standard'), clip_jax.load('exported')
