@@ -122,6 +122,7 @@ def test_it_resumes_exactly(project, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_its_parameters_are_sharded_by_its_own_axes(inside):
     """A fresh step on a mesh with fsdp: kernels of the plug-ins need LOGICAL_AXES."""
     assert jax.device_count() == 8
