@@ -18,7 +18,6 @@ from support.process import (  # before JAX
     cache_only_programs_of_one_device,
     clip_jax_command,
     environment,
-    use_one_device_by_default,
 )
 from support.runs import command
 
@@ -35,7 +34,6 @@ LONG = (
 
 def pytest_configure() -> None:
     cache_only_programs_of_one_device()
-    use_one_device_by_default()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -69,21 +69,3 @@ def cache_only_programs_of_one_device() -> None:
         return None if several else key_of(options, backend, computation, devices, *rest)
 
     compiler._get_cache_key = key_of_one
-
-
-def use_one_device_by_default() -> None:
-    """Makes the default mesh one of one device: programs for eight take long to compile. Tests of
-    several devices name them, or give the mesh an axis.
-    """
-    import jax
-
-    from clip_jax import sharding
-
-    make_mesh = sharding.make_mesh
-
-    def make(devices: Any = None, **axes: int) -> jax.sharding.Mesh:
-        if devices is None and all(size == 1 for size in axes.values()):
-            devices = jax.local_devices()[:1]
-        return make_mesh(devices, **axes)
-
-    sharding.make_mesh = make
