@@ -44,7 +44,9 @@ def get_config():
     assert common == {*reports[0]} == KEYS | {'similarity', 'queries'}
     assert {*reports[1]} - common == {'fingerprint', 'card_hash', 'text_hash'}
     assert {*reports[2]} - common == {'step'}
-    for key in common - {'seconds'}:
+    # A config has all options of a source, with their defaults.
+    assert reports[0]['data_options'] == reports[1]['data_options'] == {}
+    for key in common - {'seconds', 'data_options'}:
         assert reports[0][key] == reports[1][key] == reports[2][key]
 
 

@@ -306,7 +306,7 @@ def test_a_wrong_page_is_an_error_before_anything_runs(
         ([], 'at least one --model=PATH'),
         (['--model=x', '--data=y'], 'and no --data'),
         (['--model=x', '--top=3'], "there is no flag '--top=3'; expected --suite.key=value"),
-        (['--model=x', '--suite.tasks.colors.data=y'], "Did you mean 'colors'?"),
+        (['--model=x', '--suite.tasks.colrs.data=y'], "Did you mean 'colors'?"),
         (['--model=/no/x', '--model=/no/x'], 'expected different checkpoints'),
         (['--model=/no/x'], '/no/x: there is no such file or folder'),
         (['--model=x', '--dtype=float16'], "dtype: there is no 'float16'"),
