@@ -46,7 +46,6 @@ class Checkpoints:
         keep: int,
         keep_every: int = 0,
         keep_best: int = 0,
-        best_mode: str = 'max',
         verify: str = 'all',
     ):
         self.folder = epath.Path(workdir) / FOLDER
@@ -55,7 +54,6 @@ class Checkpoints:
             'last': keep,
             'every': keep_every,
             'best': keep_best,
-            'sign': {'max': 1, 'min': -1}[best_mode],
         }
         self._verify = verify
         self._orbax = ocp.AsyncCheckpointer(
@@ -195,14 +193,12 @@ def kept(
     last: int,
     every: int,
     best: int,
-    sign: int = 1,
 ) -> set[int]:
     """Which steps stay: the `last` ones, the first from each multiple of `every` on (0: none), and
-    the `best` ones by score, higher being better where `sign` is 1, lower where it is -1; of equals
-    the newer, and none that is NaN.
+    the `best` ones by score, higher being better; of equals the newer, and none that is NaN.
     """
     scored = [step for step in there if not math.isnan(scores.get(step, math.nan))]
-    scored.sort(key=lambda step: (sign * scores[step], step))
+    scored.sort(key=lambda step: (scores[step], step))
     # A save may have come later than it was due.
     first = {step // every: step for step in sorted(there, reverse=True) if step >= every > 0}
     return {

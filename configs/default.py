@@ -33,7 +33,6 @@ def get_config() -> ConfigDict:
     c.checkpoint.keep_every = 0  # also keep the first at or after each multiple of this; 0: none
     c.checkpoint.keep_best = 0  # also keep this many checkpoints with the best metric
     c.checkpoint.best_metric = placeholder(str)  # a score of an evaluation, such as zeroshot/top1
-    c.checkpoint.best_mode = 'max'  # max or min
     c.checkpoint.verify = 'all'  # checksums before resuming: all, or sampled (parts of large files)
 
     c.skip_updates = ConfigDict()

@@ -273,17 +273,16 @@ def test_another_model_cannot_be_restored_from_it(opened, tmp_path, change, mess
 
 
 def test_what_stays_is_new_or_due_or_good():
-    def stay(last=1, every=0, best=0, sign=1):
+    def stay(last=1, every=0, best=0):
         scores = {10: 0.5, 20: 0.9, 30: 0.1, 40: 0.9}
         there = [50, 10, 40, 30, 20]
-        return checkpoint.kept(there, scores, last=last, every=every, best=best, sign=sign)
+        return checkpoint.kept(there, scores, last=last, every=every, best=best)
 
     assert stay() == {50}
     assert stay(last=3) == {30, 40, 50}
     assert stay(every=20) == {20, 40, 50}
     assert stay(best=1) == {40, 50}  # of equals the newer
     assert stay(best=3) == {10, 20, 40, 50}
-    assert stay(best=1, sign=-1) == {30, 50}
     assert stay(best=9) == {10, 20, 30, 40, 50}
     assert stay(every=25) == {30, 50}  # saved later than due
     scores = {1: 0.9, 2: math.nan, 3: 0.1}

@@ -1,6 +1,7 @@
 """The evaluations of a run: when they are due, their reports, and the scores of each step."""
 
 import dataclasses
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,7 +23,8 @@ Reports = dict[str, dict[str, Any]]  # name in config.evals -> report
 class Evaluations:
     """Runs what `config.evals` names on the model that is being trained.
 
-    `best` are the scores of `config.checkpoint.best_metric`, by step: `keep_best` reads them.
+    `best` are the scores of `config.checkpoint.best_metric` by step, for `keep_best`; where lower is
+    better, negated.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Evaluations:
                 atomic.write_json(path, {**report, 'step': step})
         scores = evaluate.values(reports)
         writer.write_scalars(step, scores)
-        self._note_best([{'step': step, **scores}])
+        self._note_best([{'step': step, **scores}], reports)
         return scores
 
     def due(self, step: int) -> bool:
@@ -98,8 +100,13 @@ class Evaluations:
         names = tuple(f'{name}/' for name in self._parts.evals)
         if scores := {k: v for line in lines for k, v in line.items() if k.startswith(names)}:
             self.check_best(scores)
-        self._note_best(lines)
+            name = self._config.checkpoint.best_metric.partition('/')[0]
+            path = self._workdir / 'evals' / f'{name}.json'
+            self._note_best(lines, {name: json.loads(path.read_text())})
 
-    def _note_best(self, lines: list[dict[str, Any]]) -> None:
+    def _note_best(self, lines: list[dict[str, Any]], reports: Reports) -> None:
         metric = self._config.checkpoint.best_metric
-        self.best |= {line['step']: line[metric] for line in lines if metric in line}
+        if found := {line['step']: line[metric] for line in lines if metric in line}:
+            name, _, score = metric.partition('/')
+            sign = 1 if reports[name]['scores'][score]['better'] == 'higher' else -1
+            self.best |= {step: sign * value for step, value in found.items()}

@@ -170,7 +170,6 @@ def _check_counts(config: ConfigDict) -> None:
         raise ValueError(
             f'skip_updates.loss_spike_std is {skip_updates.loss_spike_std}; expected 0 or more'
         )
-    lookup.check(config.checkpoint.best_mode, ('max', 'min'), what='checkpoint.best_mode')
     lookup.check(config.checkpoint.verify, ('all', 'sampled'), what='checkpoint.verify')
 
 
