@@ -23,8 +23,8 @@ Reports = dict[str, dict[str, Any]]  # name in config.evals -> report
 class Evaluations:
     """Runs what `config.evals` names on the model that is being trained.
 
-    `best` are the scores of `config.checkpoint.best_metric` by step, for `keep_best`; where lower is
-    better, negated.
+    `best` are the scores of `config.checkpoint.best_metric` by step, for `keep_best`; negated where
+    lower is better.
     """
 
     def __init__(
