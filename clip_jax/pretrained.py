@@ -1,5 +1,6 @@
-"""`load(path)`: from a run directory or any published checkpoint to a model that embeds images and
-texts and classifies.
+"""`load(path)` makes a `Clip` of a run directory or of any published checkpoint.
+
+A `Clip` embeds images and texts and classifies images.
 """
 
 import collections
@@ -24,37 +25,54 @@ from clip_jax.models import clip
 from clip_jax.models.clip import CLIP, l2_normalize, shapes
 
 FEATURES = ('embedding', 'pre_projection')
-THREADS = min(32, (os.cpu_count() or 1) + 4)  # they also wait for disks and networks
-KNOWN_CLASSES = 64  # lists of classes whose embeddings a model keeps
-AHEAD = 2  # batches of images that are prepared while devices work on others
+THREADS = min(32, (os.cpu_count() or 1) + 4)  # more than cores, since they also wait for I/O
+KNOWN_CLASSES = 64  # size of the cache of class embeddings, in lists of classes
+AHEAD = 2  # batches of images that are prefetched while the devices compute
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A CLIP model with everything that its use needs.
+    """A CLIP model with its variables, tokenizer and preprocessing; `load` makes one.
 
-    `variables` is what `model.apply` takes: `{'params': …}`, with a ResNet also `batch_stats`;
-    `card` describes architecture, preprocessing and tokenizer.
+    Attributes:
+        model: the Flax module.
+        variables: what `model.apply` takes: `{'params': …}`, for a ResNet also `batch_stats`.
+        card: the model card: architecture, preprocessing and tokenizer, as JSON values.
+        tokenizer: texts -> tokens, int32 [N, L]; None if the checkpoint has no tokenizer files.
+        preprocess: any image -> uint8 [size, size, 3].
+        mesh: the devices that embed; batches are sharded over them, parameters are replicated.
+        batch_size: images or texts per forward pass, over all devices.
+        on_batch: called before each batch, in the caller's thread.
     """
 
     model: CLIP
     variables: dict[str, Any]
     card: dict[str, Any]
-    tokenizer: Callable[[Sequence[str]], np.ndarray] | None  # None: no file of it was found
+    tokenizer: Callable[[Sequence[str]], np.ndarray] | None
     preprocess: Preprocess
     mesh: Mesh
     batch_size: int = 256
-    on_batch: Callable[[], Any] | None = None  # called before each batch, in the caller's thread
+    on_batch: Callable[[], Any] | None = None
     _known_classes: dict[tuple, np.ndarray] = dataclasses.field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def encode_image(self, images: Any, *, features: str = 'embedding') -> np.ndarray:
-        """Embeds images (PIL images, paths, encoded bytes, uint8 arrays [H, W, 3]; one or many):
-        unit rows [N, D]; of the features 'pre_projection', the image encoder's rows before the
-        projection, [N, width], not of unit length.
+        """Embeds one image or a sequence of images.
 
-        Threads take the images from their sequence and prepare them ahead of the devices.
+        Threads read and preprocess the images ahead of the devices.
+
+        Args:
+            images: PIL images, paths, encoded bytes or uint8 arrays [H, W, 3]; a sequence of these,
+                a single one, or one uint8 array [N, H, W, 3].
+            features: 'embedding', L2-normalized; or 'pre_projection', the image encoder's output
+                before the projection, not normalized.
+
+        Returns:
+            float32 [N, feature_dim(features)].
+
+        Raises:
+            ValueError: an image cannot be read, or `features` is unknown.
         """
         many = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
         if not many and not (isinstance(images, np.ndarray) and images.ndim == 4):
@@ -68,26 +86,34 @@ class Clip:
         )
         with contextlib.closing(prepared):
             batches = map(np.stack, groups(prepared, self.batch_size))
-            rows = list(self.encode_batches(batches, features=features))
-        return np.concatenate(rows) if rows else np.zeros((0, self.width(features)), np.float32)
+            embedded = list(self.encode_batches(batches, features=features))
+        if not embedded:
+            return np.zeros((0, self.feature_dim(features)), np.float32)
+        return np.concatenate(embedded)
 
     def encode_batches(
         self, batches: Iterable[np.ndarray], *, features: str = 'embedding'
     ) -> Iterator[np.ndarray]:
-        """Yields the rows of one batch of prepared images, uint8 [B, size, size, 3], after the
-        other; devices are already at the next.
-        """
-        return self._rows(self._forward(features), batches)
+        """Embeds batches of preprocessed images; the devices compute one batch ahead.
 
-    def width(self, features: str = 'embedding') -> int:
-        """The numbers in a row of these features."""
+        Args:
+            batches: uint8 arrays [B, size, size, 3]; B may differ from batch to batch.
+            features: 'embedding' or 'pre_projection', as in `encode_image`.
+
+        Yields:
+            float32 [B, feature_dim(features)] for each batch.
+        """
+        return self._embedded(self._forward(features), batches)
+
+    def feature_dim(self, features: str = 'embedding') -> int:
+        """Returns the size of one image's features, 'embedding' or 'pre_projection'."""
         size = self.preprocess.size
         image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
         return jax.eval_shape(self._forward(features), self.variables, image).shape[1]
 
     def _forward(self, features: str) -> Callable:
         return functools.partial(
-            _image_rows,
+            _image_features,
             model=self.model,
             mean=tuple(self.preprocess.mean),
             std=tuple(self.preprocess.std),
@@ -96,16 +122,26 @@ class Clip:
         )
 
     def encode_text(self, texts: str | Sequence[str] | np.ndarray) -> np.ndarray:
-        """Embeds texts, or their tokens, int [N, L]: unit rows [N, D], float32."""
+        """Embeds texts or tokens.
+
+        Args:
+            texts: one text, a sequence of texts, or their tokens, int [N, L].
+
+        Returns:
+            float32 [N, D], L2-normalized.
+
+        Raises:
+            ValueError: a text is not a str, or the model has no tokenizer.
+        """
         where = sharding.replicated(self.mesh)
-        forward = functools.partial(_text_rows, model=self.model, where=where)
+        forward = functools.partial(_text_embeddings, model=self.model, where=where)
         if isinstance(texts, np.ndarray) and np.issubdtype(texts.dtype, np.integer):
             tokenizer = functools.partial(np.asarray, dtype=np.int32)
         elif self.tokenizer is None:
             raise ValueError(
-                'this model has no tokenizer, since no file of one lay beside its weights; put it '
-                'there and load again (tokenizer.json, or a SentencePiece model as spiece.model), '
-                'or give tokens, int [N, L]'
+                'this model has no tokenizer, since no tokenizer file was found next to its '
+                'weights; add one (tokenizer.json, or a SentencePiece model as spiece.model) and '
+                'load again, or give tokens, int [N, L]'
             )
         else:
             texts, tokenizer = [texts] if isinstance(texts, str) else texts, self.tokenizer
@@ -113,15 +149,27 @@ class Clip:
             tokenizer(texts[start : start + self.batch_size])
             for start in range(0, len(texts), self.batch_size)
         )
-        none = np.zeros((0, self.model.embed_dim), np.float32)
-        return np.concatenate([none, *self._rows(forward, batches)])
+        empty = np.zeros((0, self.model.embed_dim), np.float32)
+        return np.concatenate([empty, *self._embedded(forward, batches)])
 
     def classify(
         self, images: Any, labels: Sequence[str], *, templates: str | Sequence[str] = 'plain'
     ) -> np.ndarray:
-        """Probability of each label for each image: float32 [N, len(labels)], rows sum to 1.
+        """Classifies images zero-shot: the softmax over labels of the scaled cosine similarities.
 
-        `templates`: a prompt set's name, or templates such as 'a photo of a {}.'.
+        Args:
+            images: as in `encode_image`.
+            labels: the names of the classes.
+            templates: the name of a prompt set, or templates such as 'a photo of a {}.'; a class
+                embedding is the normalized mean over the templates.
+
+        Returns:
+            float32 [N, len(labels)]: the probabilities of the labels, which sum to 1 per image.
+
+        Raises:
+            ValueError: an empty or wrong list of labels, unknown templates or unreadable images.
+
+        Source: Radford et al. 2021, section 3.1.
         """
         if isinstance(labels, str) or not len(labels):
             raise ValueError(f'labels {labels!r}: expected a list of at least one name')
@@ -133,21 +181,21 @@ class Clip:
     def _class_embeddings(
         self, labels: tuple[str, ...], templates: prompts.Templates
     ) -> np.ndarray:
-        """Embeds classes, or returns what they were at one of the last calls."""
+        """Returns float32 [classes, D], cached for the last KNOWN_CLASSES lists of classes."""
         prompts.check_classes(labels, templates)
         key = tuple(tuple(prompts.filled(label, templates)) for label in labels)
         found = self._known_classes.pop(key, None)
         if found is None:
             found = prompts.class_embeddings(self.encode_text, labels, templates)
-        self._known_classes[key] = found  # the last used come last
+        self._known_classes[key] = found  # the most recently used comes last
         if len(self._known_classes) > KNOWN_CLASSES:
             del self._known_classes[next(iter(self._known_classes))]
         return found
 
-    def _rows(self, forward: Callable, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yields the rows of each batch, padded to one of a few sizes, so that few are compiled.
+    def _embedded(self, forward: Callable, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields the output for each batch; batches are padded to a few sizes to limit recompiles.
 
-        The devices get a batch before the rows of the one before it are taken from them.
+        A batch is dispatched before the previous one's output is fetched.
         """
         waiting = collections.deque()
         for inputs in batches:
@@ -164,22 +212,20 @@ class Clip:
         padding = _bucket(len(inputs), self.batch_size, self.mesh.size) - len(inputs)
         if padding:
             inputs = np.pad(inputs, [(0, padding)] + [(0, 0)] * (inputs.ndim - 1))
-        # Every host has the whole of it and gives its devices their part.
+        # Every process has the full batch and passes its devices their shards.
         return jax.make_array_from_callback(
             inputs.shape, sharding.over_batch(self.mesh), inputs.__getitem__
         )
 
 
 def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Yields lists of `size` items, the last with what is left."""
+    """Yields lists of `size` items; the last one may be shorter."""
     items = iter(items)
     return iter(lambda: list(itertools.islice(items, size)), [])
 
 
 def _bucket(n: int, most: int, devices: int) -> int:
-    """The smallest power of two times the number of devices that holds n rows; no more than are
-    needed for `most`.
-    """
+    """Returns the size to pad n examples to: the devices times a power of two, up to `most`."""
     size = devices
     while size < n:
         size *= 2
@@ -187,7 +233,7 @@ def _bucket(n: int, most: int, devices: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'mean', 'std', 'features', 'where'))
-def _image_rows(
+def _image_features(
     variables,
     images,
     *,
@@ -199,10 +245,10 @@ def _image_rows(
 ) -> jax.Array:
     images = normalize(images, mean, std)
     if features == 'pre_projection':
-        rows = model.apply(variables, images, method=_pre_projection).astype(np.float32)
+        found = model.apply(variables, images, method=_pre_projection).astype(np.float32)
     else:
-        rows = l2_normalize(model.apply(variables, images, method='encode_image'))
-    return jax.lax.with_sharding_constraint(rows, where)
+        found = l2_normalize(model.apply(variables, images, method='encode_image'))
+    return jax.lax.with_sharding_constraint(found, where)
 
 
 def _pre_projection(model: CLIP, images: jax.Array) -> jax.Array:
@@ -210,30 +256,41 @@ def _pre_projection(model: CLIP, images: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'where'))
-def _text_rows(variables, tokens, *, model: CLIP, where: jax.sharding.Sharding) -> jax.Array:
-    rows = model.apply(variables, tokens, method='encode_text')
-    return jax.lax.with_sharding_constraint(l2_normalize(rows), where)
+def _text_embeddings(variables, tokens, *, model: CLIP, where: jax.sharding.Sharding) -> jax.Array:
+    embeddings = model.apply(variables, tokens, method='encode_text')
+    return jax.lax.with_sharding_constraint(l2_normalize(embeddings), where)
 
 
 def _check_tokenizer(tokenizer: Any, text: Any) -> None:
-    """ValueError if a text encoder cannot read what a tokenizer writes."""
+    """Raises a ValueError if a tokenizer's tokens do not fit a text encoder."""
     for name in ('vocab_size', 'context_length'):
         ours, its = getattr(tokenizer, name), getattr(text, name)
         if ours > its:
             raise ValueError(
-                f"the tokenizer's {name} is {ours:,} and the model's {its:,}: "
-                'they do not belong together'
+                f"the tokenizer's {name} is {ours:,} and the model's {its:,}: the tokenizer does "
+                'not belong to this model'
             )
     if text.eot_id not in (None, tokenizer.eot_id):
         raise ValueError(
-            f'the tokenizer ends texts with token {tokenizer.eot_id}, and the model reads them at '
-            f'token {text.eot_id}: they do not belong together'
+            f"the tokenizer's eot_id is {tokenizer.eot_id} and the model pools at eot_id "
+            f'{text.eot_id}: the tokenizer does not belong to this model'
         )
 
 
 def from_card(card: dict[str, Any], variables: dict, model: CLIP, mesh: Mesh) -> Clip:
-    """Joins a model and its variables with the tokenizer and the preprocessing that the card
-    describes.
+    """Joins a model and its variables with the tokenizer and the preprocessing of its card.
+
+    Args:
+        card: the model card, with `tokenizer` (None if there is none) and `preprocess`.
+        variables: the model's variables, on the devices of `mesh`.
+        model: the model of `card['model']`.
+        mesh: the devices that embed.
+
+    Returns:
+        The `Clip`.
+
+    Raises:
+        ValueError: the tokenizer cannot be made, or does not belong to the model.
     """
     tokenizer = card['tokenizer'] and tokenizers.from_card(card['tokenizer'])
     if tokenizer:
@@ -249,8 +306,16 @@ def from_card(card: dict[str, Any], variables: dict, model: CLIP, mesh: Mesh) ->
 
 
 def find(path: str | pathlib.Path) -> tuple[Any, str]:
-    """Returns where the checkpoint lies that `path` names, and its foreign layout, '' for our own;
-    nothing is loaded. ValueError if there is none.
+    """Finds a checkpoint without loading it.
+
+    Args:
+        path: as for `load`.
+
+    Returns:
+        The checkpoint's path, and its published layout (a name in convert/), '' for our own.
+
+    Raises:
+        ValueError: there is no checkpoint at `path`.
     """
     place = pathlib.Path(path).expanduser()
     if place.exists() and (layout := convert.layout_of(place)):
@@ -264,17 +329,41 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
 def read(
     path: str | pathlib.Path, mesh: Mesh | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads card and variables of a run directory, one checkpoint in it, or a file or folder of any
-    known foreign layout, told apart by content; the variables may lie on the mesh already.
+    """Reads the card and the variables of a checkpoint.
 
-    ValueError if there is no checkpoint at `path`, or one that is not whole.
+    Args:
+        path: as for `load`; the layout is detected by content.
+        mesh: the devices that our own checkpoints are restored to, the first device by default.
+
+    Returns:
+        The model card, and the variables: on the mesh for our own checkpoints, NumPy arrays for
+        published ones.
+
+    Raises:
+        ValueError: there is no checkpoint at `path`, it is incomplete or corrupt, or its card names
+            a module that cannot be imported.
     """
     folder, layout = find(path)
     if layout:
         return convert.read(folder, layout)
     mesh = mesh or sharding.make_mesh(jax.devices()[:1])
     card = checkpoint.read_about(folder)['card']
+    _check_importable(folder, card)
     return card, checkpoint.read_variables(folder, shapes(clip.from_card(card['model'])), mesh)
+
+
+def _check_importable(folder: Any, card: dict[str, Any]) -> None:
+    """Raises a ValueError if a card names a module of another package that cannot be imported."""
+    for plugins, fields in (
+        ('models.image', card['model']['image']),
+        ('models.text', card['model']['text']),
+        ('tokenizers', card['tokenizer']),
+    ):
+        if fields and '.' in fields['name']:
+            try:
+                lookup.module(plugins, fields['name'])
+            except ValueError as error:
+                raise ValueError(f'{folder}: its card names a plug-in. {error}') from error
 
 
 def load(
@@ -284,13 +373,22 @@ def load(
     image_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> Clip:
-    """Loads a model from a run directory (its newest checkpoint), one checkpoint in it, or a file
-    or folder of OpenAI, open_clip, Hugging Face or big_vision.
+    """Loads a model.
 
-    `dtype` is the type of arithmetic: 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators).
-    `image_size` (pixels) makes it a model for other images: its positions are interpolated.
-    `mesh` are the devices that it uses, by default all of all hosts.
-    ValueError if there is no checkpoint at `path`, or one that is not whole or not supported.
+    Args:
+        path: a run directory (its newest checkpoint is loaded), one checkpoint of a run, or a file
+            or folder as OpenAI, open_clip, Hugging Face or big_vision publish them.
+        dtype: the compute dtype: 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators).
+            Parameters stay float32.
+        image_size: another image size in pixels; position embeddings are interpolated.
+        mesh: the devices that embed; by default all devices of all processes.
+
+    Returns:
+        The `Clip`.
+
+    Raises:
+        ValueError: there is no checkpoint at `path`, it is incomplete, corrupt or not supported, or
+            its card names a module (an encoder, a tokenizer) that cannot be imported.
     """
     mesh = mesh or sharding.make_mesh()
     card, variables = read(path, mesh)
@@ -303,14 +401,27 @@ def load(
 def with_image_size(
     card: dict[str, Any], variables: dict[str, Any], image_size: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns card and variables of the same model for images of another size."""
+    """Returns the card and the variables of the same model for another image size.
+
+    Args:
+        card: the model card.
+        variables: the model's variables.
+        image_size: the new image size in pixels; position embeddings are interpolated.
+
+    Raises:
+        ValueError: the image encoder does not work at that size.
+    """
     model, variables = clip.with_image_size(card['model'], variables, image_size)
     preprocess = {**card['preprocess'], 'size': image_size}
     return {**card, 'model': model, 'preprocess': preprocess}, variables
 
 
 def on_devices(variables: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Copies variables onto every device, and frees each array here as soon as it is there."""
+    """Replicates variables on all devices of a mesh.
+
+    `variables` is emptied and each host array is freed once it is copied, so that host memory never
+    holds the model twice.
+    """
     leaves, tree = jax.tree.flatten(variables)
     variables.clear()
     for i, leaf in enumerate(leaves):
@@ -319,9 +430,7 @@ def on_devices(variables: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
 
 
 def fingerprint(variables: dict[str, Any]) -> str:
-    """Returns 32 hexadecimal digits that differ for any other parameters: of their names, types,
-    shapes and bytes.
-    """
+    """Returns a hash of variables (names, dtypes, shapes, bytes) as 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(variables):
         array = np.ascontiguousarray(leaf)

@@ -352,7 +352,7 @@ def _check_bad(job: EmbedJob, bad: Mapping[str, int], usable: int) -> None:
 
 def _to_save(job: EmbedJob, shard: Shard) -> dict[str, np.ndarray]:
     """The embeddings of a shard in the dtype of the files; ValueError if some are not finite."""
-    width = job.clip.width(job.options.features)
+    width = job.clip.feature_dim(job.options.features)
     images = np.concatenate([np.zeros((0, width), np.float32), *shard.embeddings])
     texts = [text for record in shard.records for text in record.get('texts') or ()]
     return {
@@ -417,7 +417,7 @@ def _complete(job: EmbedJob) -> None:
         **job.settings,
         images=images,
         texts=sum(m for _, m in counts),
-        width=job.clip.width(job.options.features),
+        width=job.clip.feature_dim(job.options.features),
         bad={k: {'count': kinds[k], 'examples': found} for k, found in examples.items()},
         shards=counts,
     )
