@@ -36,7 +36,7 @@ def test_lists_in_order_although_the_files_lie_in_several_places(fruit):
 
 def test_lists_what_the_package_has():
     assert {'bpe', 'sentencepiece'} <= set(lookup.names('tokenizers'))
-    assert '_rows' not in lookup.names('tokenizers')
+    assert '_tokens' not in lookup.names('tokenizers')
 
 
 def test_a_new_file_is_a_plug_in(fruit):

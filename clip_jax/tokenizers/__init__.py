@@ -1,16 +1,24 @@
-"""One file = one tokenizer: `Tokenizer`, and `create`, which makes one for a training run.
+"""Tokenizers, one a file: a class `Tokenizer`, and `create`, which makes one for a training run.
 
-`tokenizer(texts) -> int32 [N, context_length]` for one string or a sequence of them, padded with
-`pad_id`; a text that is too long is cut and its last token is still `eot_id`, where models pool.
-`vocab_size`, `context_length`, `eot_id`, `pad_id`; `decode(ids) -> str` reads a row up to its end.
-`card` is a JSON dict, with its `name` and the content of any model file, that alone makes the same
-tokenizer again: `Tokenizer.from_card(card)`. `save(folder)` writes a file for other programs.
-A tokenizer pickles and may be called from several threads.
-`create(texts, *, context_length, **options) -> Tokenizer`; `texts` yields training captions, which
-only tokenizers that learn their vocabulary read.
-A tokenizer of another package may have `hf_config(folder) -> dict`: it writes `tokenizer.json` for
-transformers and open_clip when a model is exported, and returns the content of
-`tokenizer_config.json`.
+`create(texts, *, context_length, **options) -> Tokenizer`: `texts` yields training captions, which
+only tokenizers that learn their vocabulary read; `options` are those of `config.tokenizer`.
+
+A `Tokenizer` has:
+
+* `tokenizer(texts) -> int32 [N, context_length]` for one string or a sequence of strings, padded
+  with `pad_id`. Long texts are truncated; the last token is still `eot_id`, where models pool.
+* `vocab_size`, `context_length`, `eot_id`, `pad_id`.
+* `decode(ids) -> str`: the text of one sequence of tokens, up to its end token.
+* `card`: a JSON dict with the module's name as `name` and the content of any vocabulary file, from
+  which `Tokenizer.from_card(card)` makes the same tokenizer.
+* `save(folder)`: writes a vocabulary file for other programs.
+
+It must pickle and be safe to call from several threads.
+
+To export models with a tokenizer of another package, its class also needs `hf_config(folder) ->
+dict`: it writes `tokenizer.json` for transformers and open_clip into the folder and returns the
+content of `tokenizer_config.json`. Without it the weights are exported and transformers has no
+tokenizer for them; a warning says so.
 """
 
 from typing import Any
@@ -19,7 +27,19 @@ from clip_jax import lookup
 
 
 def from_card(card: dict[str, Any]) -> Any:
-    """Makes the tokenizer that a card describes; ValueError if its name or a field is wrong."""
+    """Makes the tokenizer that a card describes.
+
+    Args:
+        card: the tokenizer's `card`: its `name` (a file in this folder, or the import path of a
+            module) and its fields.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: the name is unknown, the module cannot be imported, or a field is missing,
+            unknown or wrong.
+    """
     module = lookup.module('tokenizers', card.get('name'), 'Tokenizer')
     try:
         tokenizer = module.Tokenizer.from_card(card)

@@ -1,4 +1,4 @@
-"""What published models do to a text before they cut it into tokens, by the names in a card."""
+"""Text cleaning rules of published models, applied before tokenization, by name."""
 
 import html
 import string
@@ -13,7 +13,7 @@ _LOWER_ASCII = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 def repaired(text: str) -> str:
-    """Repairs encoding, undoes HTML escapes and makes whitespace single spaces, as CLIP does."""
+    """Fixes mojibake, unescapes HTML and collapses whitespace, as CLIP does."""
     # ftfy takes 90% of the time and leaves text of printable ASCII without '&' as it is.
     if '&' in text or not (text.isascii() and text.isprintable()):
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -37,8 +37,8 @@ def _remove_punctuation(text: str) -> str:
 
 
 RULES: dict[str, Callable[[str], str]] = {
-    'none': str,  # the text as it is
-    'whitespace': _single_spaces,  # open_clip's for vocabularies that are not CLIP's
+    'none': str,  # unchanged
+    'whitespace': _single_spaces,  # open_clip's, for vocabularies other than CLIP's
     'lower': str.lower,  # CLIP's; Hugging Face's SigLIP 2
     'lower_ascii': _lower_ascii,  # big_vision's SigLIP and SigLIP 2: tf.strings.lower
     'canonicalize': _canonicalize,  # open_clip's SigLIP, big_vision's prompts: '_' is a space
@@ -47,15 +47,15 @@ RULES: dict[str, Callable[[str], str]] = {
 
 
 def check(rule: str) -> str:
-    """Returns the name of a rule; ValueError if there is none of that name."""
+    """Returns the name of a rule; ValueError if it is unknown."""
     return lookup.check(rule, RULES, what='tokenizers: clean')
 
 
 def cleaned(text: str, rule: str, repair: bool) -> str:
-    """Returns the text after a rule of `RULES`, repaired before it if `repair`."""
+    """Applies a rule of `RULES` to a text, after CLIP's `repaired` if `repair`."""
     return RULES[rule](repaired(text) if repair else text)
 
 
 def utf8(text: str) -> bytes:
-    """Encodes text; halves of surrogate pairs, as cut-off emoji leave them, become '?'."""
+    """Encodes text as UTF-8; lone surrogates, as truncated emoji leave them, become '?'."""
     return text.encode('utf-8', 'replace')

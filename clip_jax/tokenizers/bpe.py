@@ -1,4 +1,4 @@
-"""CLIP's byte-pair encoding (Radford et al. 2021), with its published 49,408 tokens."""
+"""CLIP's byte-pair encoding (Radford et al. 2021): the published vocabulary of 49,408 tokens."""
 
 import functools
 import gzip
@@ -14,25 +14,25 @@ import numpy as np
 import regex
 from etils import epath
 
-from clip_jax.tokenizers import _clean, _rows
+from clip_jax.tokenizers import _clean, _tokens
 
-# The published list of merges is not ours to copy; this package brings it and needs no PyTorch.
+# The license of the published merges is not ours: this package ships them, without PyTorch.
 _PACKAGE, _FILE = 'openai-clip', 'clip/bpe_simple_vocab_16e6.txt.gz'
 _SHA256 = '924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a'
 _MERGES = 48894
 
-# How OpenAI spells the start and the end token; open_clip writes <start_of_text>, <end_of_text>.
+# OpenAI's start and end tokens; open_clip spells them <start_of_text> and <end_of_text>.
 _SPECIAL = ('<|startoftext|>', '<|endoftext|>')
-# A word, one digit, a run of other signs, or an English clitic.
+# An English clitic, a word, one digit, or a run of other characters.
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _END = '</w>'  # marks the last token of a word
 
 
 @functools.cache
 def _alphabet() -> list[str]:
-    """Returns the sign that stands for each byte: itself where it shows, otherwise one above 255.
+    """Returns the character for each byte: itself if printable, otherwise one above 255.
 
-    The sorted order of these signs is the order of the first 256 ids.
+    The sorted order of these characters is the order of the first 256 ids.
     """
     hidden = iter(range(256, 512))
     shows = {*range(33, 127), *range(161, 173), *range(174, 256)}
@@ -40,7 +40,7 @@ def _alphabet() -> list[str]:
 
 
 def _read_merges() -> list[tuple[str, str]]:
-    """Returns the published merges, most important first; ValueError where they are not found."""
+    """Returns the published merges by rank; ValueError if the package or its file is missing."""
     try:
         packed = metadata.distribution(_PACKAGE).locate_file(_FILE).read_bytes()
     except (metadata.PackageNotFoundError, OSError):
@@ -57,16 +57,16 @@ def _read_merges() -> list[tuple[str, str]]:
 
 @functools.cache
 def _vocabulary() -> tuple[dict[str, int], dict[tuple[str, str], int]]:
-    """Returns the id of every token but the special, in their order, and every merge's rank."""
+    """Returns the ids of all tokens but the special ones, in order, and the ranks of merges."""
     merges = _read_merges()
-    signs = sorted(_alphabet())
-    tokens = [*signs, *(sign + _END for sign in signs), *map(''.join, merges)]
+    chars = sorted(_alphabet())
+    tokens = [*chars, *(char + _END for char in chars), *map(''.join, merges)]
     return {token: i for i, token in enumerate(tokens)}, {pair: i for i, pair in enumerate(merges)}
 
 
 @functools.lru_cache(maxsize=2**16)
 def _encode_word(word: str) -> list[int]:
-    """Returns the ids of one word: its bytes, the best-ranked neighbors merged while any are."""
+    """Returns the ids of one word: its bytes, merged pair by pair in the order of the ranks."""
     ids, ranks = _vocabulary()
     parts = [_alphabet()[byte] for byte in word.encode()]
     parts[-1] += _END
@@ -80,11 +80,16 @@ def _encode_word(word: str) -> list[int]:
 
 
 class Tokenizer:
-    """Turns texts into rows `[SOT] ids [EOT] 0 ...`, equal to OpenAI's with `truncate=True`.
+    """CLIP's tokenizer: `[SOT] ids [EOT] 0 ...`, equal to OpenAI's with `truncate=True`.
 
-    Every text is repaired, then follows the rule `clean` ('lower' is OpenAI's; open_clip also has
-    'whitespace' and 'canonicalize'). Where the start or the end token stands in a text, spelled as
-    in `special`, it becomes that token.
+    Args:
+        context_length: tokens per text, at least 3.
+        special: how the start and the end token are spelled; in a text they become these tokens.
+        clean: the cleaning rule, applied after CLIP's repair of encoding and HTML: 'lower' is
+            OpenAI's; open_clip also has 'whitespace' and 'canonicalize'.
+
+    Raises:
+        ValueError: an argument is wrong, or the package with the vocabulary is missing.
     """
 
     vocab_size = 49408
@@ -100,39 +105,40 @@ class Tokenizer:
     ):
         if context_length < 3:
             raise ValueError(
-                f'tokenizers/bpe: context_length is {context_length}; start, token and end need 3.'
+                f'tokenizers/bpe: context_length is {context_length}; it must be at least 3 '
+                '(start, one token, end).'
             )
         if len(special) != 2 or special[0] == special[1] or '' in special:
             raise ValueError(
-                f'tokenizers/bpe: special is {special!r}; expected are two different strings, that '
-                'of the start token and that of the end token.'
+                f'tokenizers/bpe: special is {special!r}; expected two different strings, the '
+                'start token and the end token.'
             )
-        _vocabulary()  # Raises here rather than at the first text.
+        _vocabulary()  # raise here rather than at the first text
         self.context_length = context_length
         self.clean = _clean.check(clean)
         self._special = dict(zip(special, (self.sot_id, self.eot_id), strict=True))
-        # Specials count where a match can begin: in '!<|endoftext|>' the run '!<|' wins and nothing
-        # is special. Case matters little: after lower-casing "'ſ" is one more "'s".
+        # A special token is matched only where a match can start: in '!<|endoftext|>' the run '!<|'
+        # matches first. IGNORECASE matters only for "'ſ", which lower-casing makes another "'s".
         names = '|'.join(map(regex.escape, special))
         self._words = regex.compile(f'{names}|{_WORDS}', regex.IGNORECASE)
 
     def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Returns int32 [N, context_length]; too long a text is cut, its end token kept."""
-        rows = [self._row(text) for text in _rows.as_list(texts)]
-        return _rows.padded(rows, self.context_length, self.pad_id)
+        """Tokenizes texts: int32 [N, context_length]; truncation keeps the end token."""
+        sequences = [self._encode(text) for text in _tokens.as_list(texts)]
+        return _tokens.padded(sequences, self.context_length, self.pad_id)
 
-    def _row(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
         ids = []
         for word in self._words.findall(_clean.cleaned(text, self.clean, repair=True)):
             ids += [self._special[word]] if word in self._special else _encode_word(word)
         return [self.sot_id, *ids[: self.context_length - 2], self.eot_id]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of one row, cleaned as it was for encoding; signs may stand apart."""
+        """Returns the cleaned text of one sequence; spaces may surround punctuation."""
         tokens = list(_vocabulary()[0])
-        signs = ''.join(tokens[i] for i in _rows.content(ids, self) if i != self.sot_id)
-        byte_of = {sign: byte for byte, sign in enumerate(_alphabet())}
-        words = [bytes(byte_of[sign] for sign in word) for word in signs.split(_END)]
+        text = ''.join(tokens[i] for i in _tokens.content(ids, self) if i != self.sot_id)
+        byte_of = {char: byte for byte, char in enumerate(_alphabet())}
+        words = [bytes(byte_of[char] for char in word) for word in text.split(_END)]
         return b' '.join(words).decode(errors='replace').strip()
 
     @property
@@ -147,10 +153,10 @@ class Tokenizer:
     @classmethod
     def from_card(cls, card: dict[str, Any]) -> 'Tokenizer':
         """Makes the tokenizer that `card` describes."""
-        return cls(card['context_length'], **_rows.given(card, 'special', 'clean'))
+        return cls(card['context_length'], **_tokens.given(card, 'special', 'clean'))
 
     def save(self, folder: str) -> None:
-        """Writes `vocab.json` and `merges.txt`, as Hugging Face's libraries read CLIP's tokens."""
+        """Writes `vocab.json` and `merges.txt`, the files of transformers' CLIPTokenizer."""
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         ids, ranks = _vocabulary()
@@ -161,6 +167,6 @@ class Tokenizer:
 
 
 def create(texts: Iterable[str], *, context_length: int) -> Tokenizer:
-    """Makes CLIP's tokenizer; its vocabulary is fixed, so the captions are not read."""
+    """Makes CLIP's tokenizer; its vocabulary is fixed, so `texts` is not read."""
     del texts
     return Tokenizer(context_length)

@@ -1,4 +1,4 @@
-"""SentencePiece vocabularies (Kudo and Richardson 2018), learned from captions or from a file."""
+"""SentencePiece tokenizers (Kudo and Richardson 2018), trained on captions or read from a file."""
 
 import base64
 import io
@@ -12,18 +12,24 @@ from absl import logging
 from etils import epath
 
 from clip_jax import lookup
-from clip_jax.tokenizers import _clean, _rows
+from clip_jax.tokenizers import _clean, _tokens
 
 MOST_CAPTIONS = 1_000_000
 
 
 class Tokenizer:
-    """Turns texts into rows `[BOS] ids [EOS] padding`; too long a text is cut, its EOS kept.
+    """A SentencePiece tokenizer: `[BOS] ids [EOS] padding`; truncation keeps EOS.
 
-    `model` is the content of a SentencePiece model file, whose own rules clean text; `clean`, after
-    CLIP's repair if `repair`, comes before them. Rows begin with BOS if `add_bos` and are padded
-    with `pad_id`. None stands for what the model has: a BOS if it has one, its own padding or, for
-    want of that, its EOS, as SigLIP does.
+    Args:
+        model: the content of a SentencePiece model file.
+        context_length: tokens per text.
+        clean: the cleaning rule, applied before the model's own normalization.
+        repair: whether CLIP's repair of encoding and HTML comes before `clean`.
+        add_bos: whether sequences start with BOS; by default if the model has one.
+        pad_id: by default the model's padding token, or else its EOS, as in SigLIP.
+
+    Raises:
+        ValueError: the model cannot be read, has no EOS, or an argument does not fit it.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class Tokenizer:
         if self.eot_id < 0:
             raise ValueError(
                 'tokenizers/sentencepiece: the model has no end-of-text token; '
-                'train it with an eos_id, for models pool at that token.'
+                'train it with an eos_id, since CLIP models pool at that token.'
             )
         bos_id = self._library.bos_id()
         if add_bos and bos_id < 0:
@@ -60,30 +66,32 @@ class Tokenizer:
         self._start = [] if add_bos is False or bos_id < 0 else [bos_id]
         if pad_id is None:
             pad_id = self._library.pad_id() if self._library.pad_id() >= 0 else self.eot_id
-        self.pad_id = _rows.known(pad_id, self.vocab_size, what='tokenizers/sentencepiece: pad_id')
+        self.pad_id = _tokens.known(
+            pad_id, self.vocab_size, what='tokenizers/sentencepiece: pad_id'
+        )
         self.clean, self.repair = _clean.check(clean), repair
         self.context_length = context_length
         if context_length < len(self._start) + 2:
             raise ValueError(
-                f'tokenizers/sentencepiece: context_length is {context_length}; one token and the '
-                f'special ones need {len(self._start) + 2}.'
+                f'tokenizers/sentencepiece: context_length is {context_length}; it must be at '
+                f'least {len(self._start) + 2} (one token and the special tokens).'
             )
 
     def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Returns int32 [N, context_length]; too long a text is cut, its end token kept."""
-        # One text at a time: the library starts threads for each list, which costs a short one
-        # three quarters of its speed, and input pipelines have threads of their own.
-        rows = [self._row(text) for text in _rows.as_list(texts)]
-        return _rows.padded(rows, self.context_length, self.pad_id)
+        """Tokenizes texts: int32 [N, context_length]; truncation keeps the end token."""
+        # One text at a time: the library starts threads for each list, which makes short lists four
+        # times slower, and input pipelines have threads of their own.
+        sequences = [self._encode(text) for text in _tokens.as_list(texts)]
+        return _tokens.padded(sequences, self.context_length, self.pad_id)
 
-    def _row(self, text: str) -> list[int]:
+    def _encode(self, text: str) -> list[int]:
         text = _clean.cleaned(text, self.clean, self.repair)
         ids = self._start + self._library.encode(_clean.utf8(text))
         return [*ids[: self.context_length - 1], self.eot_id]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of one row, as the model's rules cleaned it for encoding."""
-        return self._library.decode(_rows.content(ids, self))
+        """Returns the text of one sequence, as the model normalized it."""
+        return self._library.decode(_tokens.content(ids, self))
 
     @property
     def card(self) -> dict[str, Any]:
@@ -103,11 +111,11 @@ class Tokenizer:
         return cls(
             base64.b64decode(card['model'], validate=True),
             card['context_length'],
-            **_rows.given(card, 'clean', 'repair', 'add_bos', 'pad_id'),
+            **_tokens.given(card, 'clean', 'repair', 'add_bos', 'pad_id'),
         )
 
     def save(self, folder: str) -> None:
-        """Writes `spiece.model`, which every program with SentencePiece reads."""
+        """Writes `spiece.model`, a SentencePiece model file."""
         folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'spiece.model').write_bytes(self._model)
@@ -124,9 +132,22 @@ def create(
     path: str = '',
     algorithm: str = 'bpe',
 ) -> Tokenizer:
-    """Loads the model file `path`, or without one learns at most `vocab_size` tokens from `texts`.
+    """Loads a model file, or trains a vocabulary on captions.
 
-    The first 1,000,000 captions are read. The same captions in the same order give the same model.
+    The same captions in the same order give the same model.
+
+    Args:
+        texts: training captions; the first 1,000,000 are read, none if `path` is given.
+        context_length: tokens per text.
+        vocab_size: the maximum size of the trained vocabulary.
+        path: a SentencePiece model file; '' trains one.
+        algorithm: 'bpe' or 'unigram'.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: there is no such file, or no such vocabulary can be trained on the captions.
     """
     model = _read(path) if path else _train(texts, vocab_size, algorithm)
     return Tokenizer(model, context_length)
@@ -141,14 +162,14 @@ def _read(path: str) -> bytes:
 
 def _train(texts: Iterable[str], vocab_size: int, algorithm: str) -> bytes:
     lookup.check(algorithm, ['bpe', 'unigram'], what='tokenizers/sentencepiece algorithm')
-    captions = _rows.as_list(itertools.islice(texts, MOST_CAPTIONS))
+    captions = _tokens.as_list(itertools.islice(texts, MOST_CAPTIONS))
     if not any(caption.strip() for caption in captions):
         raise ValueError(
             f'tokenizers/sentencepiece: no text in {len(captions)} captions; give captions to '
-            'learn a vocabulary from, or the path of a model file.'
+            'train a vocabulary on, or the path of a model file.'
         )
     logging.info(
-        'sentencepiece: learning up to %d tokens (%s) from %d captions',
+        'sentencepiece: training a vocabulary of up to %d tokens (%s) on %d captions',
         vocab_size,
         algorithm,
         len(captions),
@@ -162,18 +183,19 @@ def _train(texts: Iterable[str], vocab_size: int, algorithm: str) -> bytes:
             vocab_size=vocab_size,
             hard_vocab_limit=False,
             normalization_rule_name='nmt_nfkc_cf',
-            character_coverage=0.99999,  # every character that is left out becomes 'unknown'
-            max_sentence_length=2**20,  # longer captions are left out; the default is 4,192 bytes
+            character_coverage=0.99999,  # characters that are left out become 'unknown'
+            max_sentence_length=2
+            ** 20,  # bytes; longer captions are skipped, by default those above 4,192
             pad_id=0,
             unk_id=1,
             bos_id=2,
             eos_id=3,
-            num_threads=16,  # is written into the model, so it must not depend on the machine
+            num_threads=16,  # is stored in the model, so it must not depend on the machine
             minloglevel=2,
         )
     except RuntimeError as error:
         raise ValueError(
-            f'tokenizers/sentencepiece: no vocabulary of {vocab_size} tokens could be learned from '
-            f'{len(captions)} captions; it must hold 4 special tokens and every character. {error}'
+            f'tokenizers/sentencepiece: no vocabulary of {vocab_size} tokens can be trained on '
+            f'{len(captions)} captions; it needs 4 special tokens and every character. {error}'
         ) from error
     return model.getvalue()

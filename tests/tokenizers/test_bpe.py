@@ -115,7 +115,7 @@ def odd_texts(count: int) -> list[str]:
 
 
 def test_equals_the_published_code_on_any_text(published):
-    texts = odd_texts(2000)
+    texts = odd_texts(600)
     rows = bpe.Tokenizer(context_length=128)(texts)
     assert max(map(len, map(ids_of, rows))) > 50
     for text, row in zip(texts, rows, strict=True):
@@ -124,7 +124,7 @@ def test_equals_the_published_code_on_any_text(published):
 
 def test_decodes_as_the_published_code_any_ids(tokenizer, published):
     rng = random.Random(0)
-    for _ in range(1000):
+    for _ in range(300):
         ids = rng.choices(range(SOT), k=5)
         assert tokenizer.decode([SOT, *ids, EOT]) == published.decode(ids).strip()
 

@@ -216,7 +216,7 @@ def test_create_takes_end_and_padding_from_the_file(tmp_path, padding, pad_id):
 @pytest.mark.parametrize('processor', ['', '<s> $A'])
 def test_create_refuses_a_file_that_adds_no_end_token(tmp_path, processor):
     (tmp_path / 'x.json').write_text(words_json(processor))
-    with pytest.raises(ValueError, match=r'adds no end token .* post_processor'):
+    with pytest.raises(ValueError, match=r'adds no end token.* post_processor'):
         huggingface.create([], context_length=7, path=str(tmp_path / 'x.json'))
 
 
@@ -240,8 +240,8 @@ def test_a_file_that_is_none_is_refused(text):
         ('$A </s>', {'eot_id': 99}, r'eot_id: there is no token 99; ids are below 9'),
         ('$A </s>', {'pad_id': -1}, r'pad_id: there is no token -1'),
         ('$A </s>', {'start_ids': [9]}, r'start_ids: there is no token 9'),
-        ('<s> $A </s>', {'context_length': 2}, r'context_length is 2; .* need 3'),
-        ('$A </s>', {'context_length': 3, 'start_ids': [2, 2]}, r'length is 3; .* need 4'),
+        ('<s> $A </s>', {'context_length': 2}, r'context_length is 2; .* at least 3'),
+        ('$A </s>', {'context_length': 3, 'start_ids': [2, 2]}, r'length is 3; .* at least 4'),
         ('$A </s>', {'clean': 'upper'}, r"clean: there is no 'upper'"),
     ],
 )

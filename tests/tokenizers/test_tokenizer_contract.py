@@ -37,7 +37,7 @@ def tokenizer(request, tmp_path_factory):
     return module.create(iter(CORPUS), context_length=LENGTH, **options)
 
 
-def test_rows_are_int32_of_the_context_length(tokenizer):
+def test_tokens_are_int32_of_the_context_length(tokenizer):
     rows = tokenizer(CORPUS[:3])
     assert (rows.shape, rows.dtype) == ((3, LENGTH), np.int32)
     assert tokenizer.context_length == LENGTH
@@ -52,11 +52,11 @@ def test_a_string_a_list_a_tuple_and_an_array_of_strings_are_equal(tokenizer):
         np.testing.assert_array_equal(tokenizer(texts), expected)
 
 
-def test_no_texts_give_no_rows(tokenizer):
+def test_no_texts_give_no_tokens(tokenizer):
     assert tokenizer([]).shape == (0, LENGTH)
 
 
-def test_a_row_does_not_depend_on_its_batch(tokenizer):
+def test_tokens_do_not_depend_on_the_batch(tokenizer):
     rows = tokenizer([*CORPUS, 'cat ' * 50])
     np.testing.assert_array_equal(rows[0], tokenizer(CORPUS[0])[0])
 
@@ -76,7 +76,7 @@ def test_truncation_keeps_the_end_token_last(tokenizer):
     np.testing.assert_array_equal(long[:end], short[:end])
 
 
-def test_the_empty_string_is_a_row_that_ends(tokenizer):
+def test_the_empty_string_has_an_end_token(tokenizer):
     row = tokenizer('')[0]
     assert tokenizer.eot_id in row
     assert tokenizer.decode(row) == ''
@@ -97,7 +97,7 @@ def test_decode_needs_no_end_token_and_drops_padding(tokenizer):
 
 
 @pytest.mark.parametrize('ids', [[-1], [10**6], [[2, 5]], [0.5]])
-def test_decode_refuses_what_is_no_row_of_ids(tokenizer, ids):
+def test_decode_refuses_what_is_no_sequence_of_ids(tokenizer, ids):
     with pytest.raises(ValueError, match='tokenizers: '):
         tokenizer.decode(ids)
 
