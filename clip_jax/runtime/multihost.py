@@ -1,5 +1,8 @@
-"""The processes of a run, one a host: how they find each other, and what the first does for all."""
+"""The processes of a multi-host run, one for each host: connecting them, barriers, all-gathers of
+Python objects, and what only the primary process does.
+"""
 
+import functools
 import itertools
 import json
 import os
@@ -12,21 +15,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import distributed
+from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-DAY = 24 * 60 * 60 * 1000  # milliseconds
-_BARRIERS = itertools.count()  # a name serves once; all processes come to all barriers in order
-SHORT = 5.0  # seconds for what takes none where all is well
-MESSAGE = 4096  # bytes, more than any of the words that hosts exchange before they are connected
+DAY = 24 * 60 * 60  # seconds
+EXIT_TIMEOUT = 5  # seconds that a failed process waits for the others to fail as well
+_BARRIERS = itertools.count()  # each name is used once; all processes reach barriers in one order
 
 
 def initialize(coordinator: str, processes: int, process: int, *, timeout: int) -> None:
-    """Connects this process with the others; the first listens at `coordinator`, HOST:PORT.
+    """Connects this process to the others with `jax.distributed.initialize`.
 
-    ValueError if within `timeout` seconds not all are there, or if they do not agree on how many
-    they are. JAX itself would end the process without a word that helps.
+    JAX aborts a process that cannot connect, from C++, where nothing can catch it. Before that can
+    happen, the log says what this process waits for and what to check.
+
+    Args:
+        coordinator: HOST:PORT at which process 0 listens.
+        processes: the number of processes.
+        process: the index of this process.
+        timeout: seconds to wait for process 0, and then for all the others.
+
+    Raises:
+        ValueError: if an argument is malformed, if the port is in use in process 0, if process 0
+            cannot be reached in time, or if the devices of all processes cannot be connected.
     """
     host, _, port = coordinator.rpartition(':')
     if not host or not port.isdigit():
@@ -35,120 +47,81 @@ def initialize(coordinator: str, processes: int, process: int, *, timeout: int) 
         raise ValueError(
             f'--process-id is {process}, --num-processes {processes}; expected 0 to {processes - 1}'
         )
+    if process:
+        _wait_for_coordinator(host, int(port), timeout)
+    logging.info(
+        'process %d of %d connects at %s. If not all do within %d s, or their numbers differ, JAX '
+        'aborts it: check --coordinator, --num-processes and --process-id of every process',
+        *(process, processes, coordinator, timeout),
+    )
+    try:
+        jax.distributed.initialize(coordinator, processes, process, initialization_timeout=timeout)
+        _connect_devices()
+    except RuntimeError as error:
+        line = str(error).strip().partition('\n')[0]
+        raise ValueError(
+            f'--coordinator {coordinator}: process {process} of {processes} cannot connect '
+            f'({line}); expected a free port on process 0, and the same --coordinator and '
+            '--num-processes in all processes'
+        ) from error
+
+
+def _wait_for_coordinator(host: str, port: int, timeout: int) -> None:
+    """Waits until process 0 listens; ValueError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
-    if process == 0:
-        _gather(int(port), processes, deadline)
-    else:
-        _report(host, int(port), processes, process, deadline)
-    left = max(1, int(deadline - time.monotonic()))
-    jax.distributed.initialize(coordinator, processes, process, initialization_timeout=left)
-    _connect_devices()
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            socket.create_connection((host, port), timeout=left).close()
+            return
+        except OSError:
+            time.sleep(min(0.2, left))
+    raise ValueError(
+        f'--coordinator: no answer from {host}:{port} within {timeout} s; expected process 0 to '
+        'listen there, started with the same --coordinator'
+    )
 
 
 def _connect_devices() -> None:
-    """Lets all devices hear of each other while every process is here.
+    """Runs a first collective over all devices.
 
-    On CPU they connect at their first collective, and only wait half a minute for each other: too
-    short if one of them still draws data or compiles.
+    On CPU, devices connect in their first collective and wait for each other for only about 30 s:
+    too short if one process still reads data or compiles.
     """
     count = jax.device_count()
     mesh = jax.make_mesh((count,), ('all',), axis_types=(AxisType.Auto,))
-    over_all, whole = (
-        NamedSharding(mesh, PartitionSpec('all')),
-        NamedSharding(mesh, PartitionSpec()),
-    )
-    ones = jax.make_array_from_callback((count,), over_all, lambda place: np.ones(count)[place])
-    total = jax.jit(jnp.sum, out_shardings=whole)(ones)
+    over_all = NamedSharding(mesh, PartitionSpec('all'))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    ones = jax.make_array_from_callback((count,), over_all, lambda index: np.ones(count)[index])
+    total = jax.jit(jnp.sum, out_shardings=replicated)(ones)
     multihost_utils.process_allgather(np.float32(total))
 
 
-def _gather(port: int, processes: int, deadline: float) -> None:
-    """Waits for the other processes, compares what they believe, and lets them go on."""
-    found: dict[int, socket.socket] = {}
-    try:
-        server = socket.create_server(('', port))
-    except OSError as error:
-        raise ValueError(f'--coordinator: port {port} cannot be used: {error.strerror}') from None
-    with server:
-        try:
-            while len(found) < processes - 1:
-                server.settimeout(max(0.01, deadline - time.monotonic()))
-                connection, _ = server.accept()
-                said = _heard(connection)
-                if said is None:
-                    continue
-                process, count = said
-                found[process] = connection
-                if count != processes:
-                    raise ValueError(
-                        f'--num-processes is {processes} in process 0 and {count} in process '
-                        f'{process}; expected the same number in all'
-                    )
-        except TimeoutError:
-            missing = sorted({*range(1, processes)} - {*found})
-            error = ValueError(
-                f'--num-processes is {processes}, and of these {len(missing)} did not come to port '
-                f'{port} in time: process {", ".join(map(str, missing[:8]))}'
-            )
-            _tell(found, str(error))
-            raise error from None
-        except ValueError as error:
-            _tell(found, str(error))
-            raise
-        _tell(found, '')
+@functools.cache
+def _wait_at_barrier() -> Callable[..., None]:
+    """Orbax's barrier, (key=, timeout_ms=), which is no collective: it may wait for hours."""
+    import orbax.checkpoint as ocp  # slow to import, and not needed by a single process
 
-
-def _heard(connection: socket.socket) -> tuple[int, int] | None:
-    """Which process this is and how many it believes there are; None of a stranger, which scanners
-    of ports and health checks are.
-    """
-    connection.settimeout(SHORT)
-    try:
-        said = json.loads(connection.recv(MESSAGE))
-        return said['process'], said['processes']
-    except (OSError, ValueError, KeyError, TypeError):
-        connection.close()
-        return None
-
-
-def _tell(connections: dict[int, socket.socket], error: str) -> None:
-    for connection in connections.values():
-        with connection:
-            connection.sendall(json.dumps({'error': error}).encode())
-
-
-def _report(host: str, port: int, processes: int, process: int, deadline: float) -> None:
-    """Tells process 0 who this is, and waits until all are there."""
-    said = {'processes': processes, 'process': process}
-    while True:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise ValueError(
-                f'--coordinator: nobody answers at {host}:{port}; expected process 0 to have been '
-                'started there, with the same --coordinator'
-            )
-        try:
-            with socket.create_connection((host, port), timeout=left) as connection:
-                connection.sendall(json.dumps(said).encode())
-                connection.settimeout(left + 5)  # so that the reason comes from process 0
-                answer = connection.recv(MESSAGE)
-        except OSError:
-            answer = b''
-        if answer:
-            if error := json.loads(answer)['error']:
-                raise ValueError(error)
-            return
-        time.sleep(0.2)
+    return ocp.multihost.get_barrier_sync_fn()
 
 
 def is_primary() -> bool:
-    """Whether this process writes what is written once: metrics, cards, figures."""
+    """Whether this is process 0, which alone writes metrics, cards and figures."""
     return jax.process_index() == 0
 
 
 def primary_first(make: Callable[[], Any]) -> Any:
-    """Calls `make` in every process; the first is done before the others begin, so that they find
-    what it has put on the disk that they share.
+    """Calls `make` in the primary process, then in all others.
+
+    The others find the files that the primary process wrote to a shared disk.
+
+    Args:
+        make: a function without arguments.
+
+    Returns:
+        What `make` returned in this process.
+
+    Raises:
+        ValueError: in the other processes, if `make` failed in the primary one.
     """
     made: list[Any] = []
     run_on_primary(lambda: made.append(make()))
@@ -156,22 +129,39 @@ def primary_first(make: Callable[[], Any]) -> Any:
 
 
 def run_on_primary(make: Callable[[], Any]) -> Any:
-    """Returns to every process what `make`, called by the first alone, returns: anything that JSON
-    can hold. What it raises there is raised in all, in the others as a ValueError.
+    """Calls `make` in the primary process and broadcasts the result.
+
+    Args:
+        make: a function without arguments that returns a JSON value.
+
+    Returns:
+        The result, in every process.
+
+    Raises:
+        Exception: what `make` raised, in the primary process.
+        ValueError: with the same message, in all others.
     """
     made, error = None, None
     if is_primary():
         try:
             made = make()
-        except Exception as raised:  # the others would wait for ever
+        except Exception as raised:  # the others would wait forever
             error = raised
     raise_on_all(error)
     return all_gather_objects(made)[0]
 
 
 def raise_on_all(error: Exception | None) -> None:
-    """Raises in every process the error of the first that has one; all come here."""
-    barrier('errors')  # a gather alone would not wait for long
+    """Raises an error in every process if at least one has an error; every process calls it.
+
+    Args:
+        error: the error of this process, or None.
+
+    Raises:
+        Exception: `error`, where it is not None.
+        ValueError: with the message of the first process that has an error, in all others.
+    """
+    barrier('errors')  # an all-gather on CPU does not wait for long
     texts = all_gather_objects('' if error is None else str(error) or type(error).__name__)
     if error:
         raise error
@@ -181,66 +171,68 @@ def raise_on_all(error: Exception | None) -> None:
 
 
 def all_gather_objects(value: Any) -> list[Any]:
-    """Returns the values of all processes, in their order: anything that JSON can hold."""
+    """Returns the JSON values of all processes, in the order of their indices."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int64(len(text)))
     padded = np.pad(text, (0, int(sizes.max()) - len(text)))
-    rows = multihost_utils.process_allgather(padded)
-    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+    texts = multihost_utils.process_allgather(padded)
+    return [json.loads(text[:size].tobytes()) for text, size in zip(texts, sizes, strict=True)]
 
 
 def all_reduce_max(number: int) -> int:
-    """The largest of the numbers of all processes."""
+    """Returns the largest of an int32 number over all processes."""
     if jax.process_count() == 1:
         return number
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
 def all_reduce_sum(numbers: np.ndarray) -> np.ndarray:
-    """Sums an array over all processes."""
+    """Returns the sum of an array over all processes."""
     if jax.process_count() == 1:
         return numbers
     return np.sum(multihost_utils.process_allgather(numbers), axis=0)
 
 
-def barrier(what: str) -> None:
-    """Returns when every process has come here, however long that takes."""
+def barrier(name: str) -> None:
+    """Waits until every process reaches this barrier, for up to a day."""
     if jax.process_count() > 1:
-        # Not a collective: on CPU, these wait for half a minute only.
-        client = distributed.global_state.client
-        client.wait_at_barrier(f'clip_jax {what} {next(_BARRIERS)}', timeout_in_ms=DAY)
+        key = f'clip_jax {name} {next(_BARRIERS)}'
+        _wait_at_barrier()(key=key, timeout_ms=1000 * DAY)
 
 
 def exit_if_peer_lost(error: Exception) -> None:
-    """Ends this process at once, with a line, if the error is JAX's and there are others: likely
-    one of them is gone, and an orderly end would wait for it.
+    """Exits at once with one line if the error is JAX's and there are several processes.
+
+    Most likely another process is gone, and a normal exit would wait for it.
     """
     if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
         line = str(error).strip().partition('\n')[0]
         print(
-            f'clip-jax: process {jax.process_index()} cannot go on, most likely since another one '
-            f'ended ({line}); the same command goes on where it was',
+            f'clip-jax: process {jax.process_index()} cannot continue, most likely because another '
+            f'process exited ({line}); the same command resumes the run',
             file=sys.stderr,
         )
         exit_now(1)
 
 
 def exit_together(code: int) -> None:
-    """Ends this process after an error: in order if all have come here, with one of their own; at
-    once if others go on, or are gone, since an orderly end would wait for them for minutes.
+    """Exits after an error.
+
+    If all processes fail within EXIT_TIMEOUT, each exits normally. Otherwise this one exits at
+    once: a normal exit would wait for the others for minutes.
     """
-    if client := distributed.global_state.client:
+    if jax.distributed.is_initialized():
         try:
-            client.wait_at_barrier('clip_jax end', timeout_in_ms=int(1000 * SHORT))
-        except jax.errors.JaxRuntimeError:
+            _wait_at_barrier()(key='clip_jax exit', timeout_ms=1000 * EXIT_TIMEOUT)
+        except RuntimeError:
             exit_now(code)
     sys.exit(code)
 
 
 def exit_now(code: int) -> None:
-    """Ends this process at once."""
+    """Exits at once, without cleaning up."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
