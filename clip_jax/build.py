@@ -330,3 +330,25 @@ def preprocess(
     for name in config:
         lookup.check(name, fields, what='preprocess: field')
     return Preprocess.from_card({**(base or {}), **given(config), 'size': image_size})
+
+
+def writers(config: Mapping[str, Mapping[str, Any]]) -> list[Callable]:
+    """Checks the metric writers of a config, without opening them.
+
+    Args:
+      config: the type and the options of each writer, by a name of the user's choice.
+
+    Returns:
+      One function (workdir, *, resume_step, config) -> writer for each of them.
+
+    Raises:
+      ValueError: a type that does not exist, or an option that it does not have.
+    """
+    found = []
+    for name, entry in config.items():
+        what = f'config.writers.{name}'
+        lookup.check('type', entry, what=what)
+        create = lookup.module('metrics', entry['type'], 'create').create
+        options = given(entry, 'type')
+        found.append(bind(create, options, what=what, own=1, reserved=('resume_step', 'config')))
+    return found

@@ -27,6 +27,10 @@ def get_config() -> ConfigDict:
     # code 75. 0: no limit.
     c.step_timeout = 1800.0
 
+    # Metric writers beside metrics.jsonl: NAME -> type (a file of metrics/ or an import path) and
+    # options of that type, such as {'type': 'wandb', 'project': 'clip'}.
+    c.writers = ConfigDict({'tensorboard': {'type': 'tensorboard'}})
+
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 1_000  # steps between checkpoints
     c.checkpoint.keep = 2  # number of newest checkpoints to keep

@@ -4,10 +4,10 @@
 config names, `c.writers.NAME = ConfigDict({'type': TYPE, ...options})`, where TYPE is a file of
 this folder or the import path of a module of your own. A plug-in defines
 
-    create(workdir, resume_step, config, **options) -> Writer
+    create(workdir, *, resume_step, config, **options) -> Writer
 
-Its first three parameters, which may be keyword-only, come from training: the run directory, the
-step that the run resumes from (-1 for a new run), and the config as a dict. A writer must drop or
+Training passes the run directory, the step that the run resumes from (-1 for a new run), and the
+config as a dict. A writer must drop or
 hide what it wrote for later steps, so that a step that is trained twice is shown once. Further
 parameters are the options of the config; those without a default must be set there.
 

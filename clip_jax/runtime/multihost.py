@@ -38,7 +38,8 @@ def initialize(coordinator: str, processes: int, process: int, *, timeout: int) 
 
     Raises:
         ValueError: if an argument is malformed, if the port is in use in process 0, if process 0
-            cannot be reached in time, or if the devices of all processes cannot be connected.
+            cannot be reached in time, if the devices of all processes cannot be connected, or if
+            the processes were given different `processes`.
     """
     host, _, port = coordinator.rpartition(':')
     if not host or not port.isdigit():
@@ -64,6 +65,13 @@ def initialize(coordinator: str, processes: int, process: int, *, timeout: int) 
             f'({line}); expected a free port on process 0, and the same --coordinator and '
             '--num-processes in all processes'
         ) from error
+    wrong = None
+    if jax.process_count() != processes:
+        wrong = ValueError(
+            f'--num-processes is {processes} in process {process} and {jax.process_count()} in '
+            'process 0; expected the same number in all processes'
+        )
+    raise_on_all(wrong)
 
 
 def _wait_for_coordinator(host: str, port: int, timeout: int) -> None:

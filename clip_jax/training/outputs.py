@@ -57,7 +57,13 @@ class Outputs:
         writers = []
         if multihost.is_primary():
             # Without a checkpoint nothing of an earlier attempt counts, not even its step 0.
-            writers = [self.progress, metrics.default_writer(workdir, resume_step=start or -1)]
+            options = {'resume_step': start or -1, 'config': resolved}
+            jsonl = metrics.JsonlWriter(workdir / 'metrics.jsonl', resume_step=start or -1)
+            writers = [
+                self.progress,
+                jsonl,
+                *(open_(workdir, **options) for open_ in parts.writers),
+            ]
         self.writer = metrics.MultiWriter(writers)
         self.batches = pipeline.to_device(parts.batches, sharding.over_batch(parts.mesh))
 

@@ -19,6 +19,7 @@ FREE = (
     'eval_every',
     'evals',
     'figures',
+    'writers',
     'checkpoint',
     'skip_updates',
     'step_timeout',

@@ -33,6 +33,7 @@ class Parts(NamedTuple):
     batches: pipeline.TrainIterator  # this host's batches of it
     clip: Clip  # the model with its card, tokenizer and preprocessing, without variables
     evals: dict[str, Evaluation]  # by name, with its data open
+    writers: list[Callable]  # (workdir, *, resume_step, config) -> metric writer
     resumes: bool  # whether the run directory has a checkpoint
 
 
@@ -51,6 +52,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
       ValueError: a value of the config, the data or a checkpoint is not usable.
     """
     _check_counts(config)
+    writers = build.writers(config.writers)
     mesh = sharding.make_mesh(**config.mesh)
     check_batch(config.batch_size, config.microbatches, mesh)
     optimizer, schedule = build.optimizer(config.optimizer, config.total_steps)
@@ -99,6 +101,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         batches=batches,
         clip=model_clip,
         evals=evals,
+        writers=writers,
         resumes=resumes,
     )
 

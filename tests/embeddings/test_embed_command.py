@@ -504,4 +504,4 @@ def test_only_one_run_writes_at_a_time(arguments, tmp_path, fails):
     held = lock.Lock(epath.Path(out), what='embed')
     with contextlib.closing(held):
         held.open()
-        assert 'another embed writes there' in fails(*arguments, f'--out={out}')
+        assert 'another embed writes to it' in fails(*arguments, f'--out={out}')

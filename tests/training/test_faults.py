@@ -13,7 +13,7 @@ import pytest
 from support.files import hashes
 from support.process import ROOT, clip_jax_command, environment
 from support.runs import FAST, Process, command, rows, train, training
-from test_interrupts import machine  # noqa: F401
+from test_preemption import machine  # noqa: F401
 
 import clip_jax
 from clip_jax import checkpoint
@@ -84,7 +84,7 @@ def test_a_second_training_on_the_same_directory_is_refused(tiny_config, tiny_ru
     second = command('train', f'--config={tiny_config}', f'--workdir={workdir}', *changes)
     assert second.returncode == 1
     (line,) = second.stderr.splitlines()
-    assert f'{workdir}: another training writes there' in line
+    assert f'{workdir}: another training writes to it' in line
     assert f'process {first.process.pid}' in line
     assert first.end().code == 0
     assert_complete_and_same(workdir, tiny_run)

@@ -397,7 +397,7 @@ def test_one_process_at_a_time(write, tmp_path):
     held = lock.Lock(epath.Path(tmp_path / 'set/1.0.0/import-train'), what='import')
     with contextlib.closing(held):
         held.open()
-        with pytest.raises(ValueError, match='another import writes there'):
+        with pytest.raises(ValueError, match='another import writes to it'):
             write(captioned(2))
         write(captioned(2), split='val')
 

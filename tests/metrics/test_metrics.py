@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax import metrics
+from clip_jax import build, metrics
+from clip_jax.metrics import tensorboard
 from clip_jax.runtime import atomic
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Clock:
@@ -121,7 +122,7 @@ def test_lines_are_dropped_in_one_move(tmp_path, monkeypatch):
 
 
 def test_tensorboard_reads_scalars_and_images(tmp_path):
-    writer = metrics.TensorBoardWriter(tmp_path)
+    writer = tensorboard.TensorBoardWriter(tmp_path)
     picture = np.random.default_rng(0).integers(0, 256, [5, 7, 3], np.uint8)
     writer.write_scalars(1, {'loss': 2.5, 'zeroshot/top1': jnp.float32(0.25)})
     writer.write_scalars(2, {'loss': np.float32(2.0)})
@@ -139,28 +140,15 @@ def test_tensorboard_reads_scalars_and_images(tmp_path):
 
 
 def test_tensorboard_forgets_later_steps_on_resume(tmp_path):
-    first = metrics.TensorBoardWriter(tmp_path)
+    first = tensorboard.TensorBoardWriter(tmp_path)
     for step in range(1, 10):
         first.write_scalars(step, {'loss': 1.0})
     first.close()
-    second = metrics.TensorBoardWriter(tmp_path, resume_step=4)
+    second = tensorboard.TensorBoardWriter(tmp_path, resume_step=4)
     second.write_scalars(7, {'loss': 2.0})
     second.close()
     want = [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (7, 2.0)]
     assert steps_and_values(events(tmp_path), 'loss') == want
-
-
-def test_default_writer_tells_the_same_story_twice(tmp_path):
-    workdir = tmp_path / 'runs' / 'a'
-    for begin, value in (0, 1.0), (3, 2.0):
-        writer = metrics.default_writer(workdir, resume_step=begin)
-        for step in range(begin + 1, begin + 6):
-            writer.write_scalars(step, {'loss': value})
-        writer.close()
-    want = [(n, 1.0 if n <= 3 else 2.0) for n in range(1, 9)]
-    rows = metrics.read_jsonl(workdir / 'metrics.jsonl')
-    assert [(row['step'], row['loss']) for row in rows] == want
-    assert steps_and_values(events(workdir), 'loss') == want
 
 
 def test_object_storage_gets_whole_files_now_and_then(tmp_path, monkeypatch):
@@ -172,13 +160,25 @@ def test_object_storage_gets_whole_files_now_and_then(tmp_path, monkeypatch):
     assert len(metrics.read_jsonl(path)) == 1
     writer.flush()
     assert [row['step'] for row in metrics.read_jsonl(path)] == [1, 2]
-    monkeypatch.setattr(metrics, 'SEND_EVERY', 0.0)
+    writer = metrics.JsonlWriter(path, upload_every=0.0)
     writer.write_scalars(3, {'loss': 1.0})
     assert len(metrics.read_jsonl(path)) == 3
-    monkeypatch.setattr(metrics, 'SEND_EVERY', 60.0)
+    writer = metrics.JsonlWriter(path)
     writer.write_scalars(4, {'loss': 1.0})
     writer.close()
     assert [row['step'] for row in metrics.read_jsonl(path)] == [1, 2, 3, 4]
+
+
+def test_object_storage_gets_event_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, 'is_remote', lambda path: True)
+    writer = tensorboard.TensorBoardWriter(tmp_path / 'run', resume_step=-1)
+    writer.write_scalars(1, {'loss': 2.5})
+    assert not (tmp_path / 'run').exists()
+    writer.flush()
+    assert steps_and_values(events(tmp_path / 'run'), 'loss') == [(1, 2.5)]
+    writer.write_scalars(2, {'loss': 2.0})
+    writer.close()
+    assert steps_and_values(events(tmp_path / 'run'), 'loss') == [(1, 2.5), (2, 2.0)]
 
 
 def test_multi_writer_takes_any_writer_with_clus_methods():
@@ -262,7 +262,7 @@ def test_progress_gives_each_group_of_an_evaluation_a_line():
 
 
 @pytest.mark.parametrize(
-    ('seconds', 'words'),
+    ('seconds', 'text'),
     [
         (-1, '0.0 s'),
         (4.24, '4.2 s'),
@@ -274,13 +274,17 @@ def test_progress_gives_each_group_of_an_evaluation_a_line():
         (186_000, '2 d 03 h'),
     ],
 )
-def test_duration_is_for_people(seconds, words):
-    assert metrics.duration(seconds) == words
+def test_durations_are_formatted(seconds, text):
+    assert metrics.duration(seconds) == text
 
 
 def test_writing_scalars_costs_less_than_a_millisecond(tmp_path):
     writer = metrics.MultiWriter(
-        [metrics.default_writer(tmp_path), metrics.Progress(1000, 8, stream=io.StringIO())]
+        [
+            metrics.JsonlWriter(tmp_path / 'metrics.jsonl'),
+            tensorboard.TensorBoardWriter(tmp_path),
+            metrics.Progress(1000, 8, stream=io.StringIO()),
+        ]
     )
     row = {'loss': 1.0} | {f'group/number_{i}': 0.1 * i for i in range(11)}
     writer.write_scalars(0, row)
@@ -293,15 +297,17 @@ def test_writing_scalars_costs_less_than_a_millisecond(tmp_path):
     assert np.median(seconds) < 1e-3
 
 
-def test_no_tensorflow_even_where_it_is_installed(tmp_path):
-    (tmp_path / 'site' / 'tensorflow').mkdir(parents=True)
-    (tmp_path / 'site' / 'tensorflow' / '__init__.py').write_text('io = compat = None\n')
+def test_neither_tensorflow_nor_torch_is_imported_even_where_it_is_installed(tmp_path):
+    for package in 'tensorflow', 'torch':
+        (tmp_path / 'site' / package).mkdir(parents=True)
+        (tmp_path / 'site' / package / '__init__.py').write_text('io = compat = Tensor = None\n')
     program = """
 import sys
 import numpy as np
 from clip_jax import metrics
-assert 'tensorboard' not in sys.modules, 'importing clip_jax.metrics should be quick'
-writer = metrics.default_writer(sys.argv[1])
+assert 'tensorboardX' not in sys.modules, 'importing clip_jax.metrics should be quick'
+from clip_jax.metrics import tensorboard
+writer = tensorboard.create(sys.argv[1], resume_step=-1, config={})
 writer.write_scalars(1, {'loss': 1.0})
 writer.write_images(1, {'picture': np.zeros([4, 4, 3], np.uint8)})
 writer.close()
@@ -314,7 +320,7 @@ assert not found, found
         command, env={**os.environ, 'PYTHONPATH': path}, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / 'run' / 'metrics.jsonl').exists()
+    assert steps_and_values(events(tmp_path / 'run'), 'loss') == [(1, 1.0)]
 
 
 def test_lines_are_on_the_disk_when_they_are_to_be_safe(tmp_path, monkeypatch):
@@ -324,3 +330,112 @@ def test_lines_are_on_the_disk_when_they_are_to_be_safe(tmp_path, monkeypatch):
     writer.write_scalars(1, {'loss': 1.0})
     writer.flush()
     assert synced == [(tmp_path / 'metrics.jsonl').stat().st_ino]
+
+
+# Writers that a config names
+
+WANDB = """
+calls = []
+
+class Image:
+    def __init__(self, pixels):
+        self.shape = pixels.shape
+
+class Run:
+    def __init__(self, starting_step):
+        self.starting_step = starting_step
+
+    def log(self, values, step):
+        values = {k: getattr(v, 'shape', v) for k, v in values.items()}
+        calls.append(('log', step, values))
+
+    def finish(self):
+        calls.append('finish')
+
+starting_step = 0
+
+def init(**options):
+    calls.append(('init', options))
+    return Run(starting_step)
+"""
+
+
+@pytest.fixture
+def wandb(tmp_path, monkeypatch):
+    """A module that takes the place of wandb and records its calls."""
+    (tmp_path / 'site').mkdir()
+    (tmp_path / 'site/wandb.py').write_text(WANDB)
+    monkeypatch.syspath_prepend(tmp_path / 'site')
+    monkeypatch.delitem(sys.modules, 'wandb', raising=False)
+    import wandb
+
+    yield wandb
+    del sys.modules['wandb']
+
+
+def opened(workdir, resume_step, **entries):
+    """The writers that a config names."""
+    config = {'seed': 3}
+    return [
+        make(workdir, resume_step=resume_step, config=config) for make in build.writers(entries)
+    ]
+
+
+def test_wandb_resumes_a_run_by_its_id_and_repeats_no_step(wandb, tmp_path):
+    workdir, entry = tmp_path / 'mine', {'type': 'wandb', 'project': 'p', 'tags': ('a',)}
+    [writer] = opened(workdir, -1, w=entry)
+    writer.write_scalars(5, {'loss': jnp.float32(0.5)})
+    writer.write_images(5, {'two': np.zeros([2, 4, 5, 3], np.uint8)})
+    writer.close()
+    (_, options), *logged = wandb.calls
+    assert options['project'] == 'p' and options['tags'] == ['a'] and options['name'] == 'mine'
+    assert options['config'] == {'seed': 3} and options['dir'] == str(workdir)
+    assert options['resume'] == 'allow'
+    images = {'two/0': (4, 5, 3), 'two/1': (4, 5, 3)}
+    assert logged == [('log', 5, {'loss': 0.5}), ('log', 5, images), 'finish']
+
+    wandb.calls.clear()
+    wandb.starting_step = 6
+    [writer] = opened(workdir, 4, w=entry)
+    for step in 5, 6:
+        writer.write_scalars(step, {'loss': 0.25})
+    (_, again), *logged = wandb.calls
+    assert again['id'] == options['id'] and logged == [('log', 6, {'loss': 0.25})]
+
+    wandb.calls.clear()
+    opened(workdir, -1, w=entry)  # from the start: another run
+    assert wandb.calls[0][1]['id'] != options['id']
+
+
+def test_wandb_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    with pytest.raises(ValueError, match='wandb'):
+        opened(tmp_path, -1, w={'type': 'wandb'})
+
+
+@pytest.mark.parametrize(
+    ('entry', 'names'),
+    [
+        ({'type': 'tensorbord'}, ('tensorbord', 'tensorboard', 'wandb')),
+        ({'type': 'wandb', 'projct': 'x'}, ('config.writers.mine', 'projct', 'project')),
+        ({'type': 'tensorboard', 'resume_step': 3}, ('config.writers.mine', 'resume_step')),
+        ({'project': 'x'}, ('config.writers.mine', 'type')),
+        ({'type': 'no_such.writer'}, ('metrics', 'no_such.writer')),
+        ({'type': 'os.path'}, ('posixpath', 'create')),
+    ],
+)
+def test_a_wrong_writer_is_refused_before_anything_is_opened(entry, names):
+    with pytest.raises(ValueError) as error:
+        build.writers({'mine': entry})
+    assert all(name in str(error.value) for name in names)
+
+
+def test_a_writer_of_ones_own_gets_its_options(tmp_path, monkeypatch):
+    (tmp_path / 'my_writers').mkdir()
+    (tmp_path / 'my_writers/lines.py').write_text("""
+def create(workdir, *, resume_step, config, sep=' '):
+    return workdir, resume_step, config, sep
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = {'type': 'my_writers.lines', 'sep': ','}
+    assert opened(tmp_path, 7, mine=entry) == [(tmp_path, 7, {'seed': 3}, ',')]

@@ -13,7 +13,7 @@ from clip_jax.runtime import watchdog
 
 PROGRAM = """
 import re, sys, time
-from clip_jax import watchdog
+from clip_jax.runtime import watchdog
 watchdog.GRACE = 0.5
 def asleep():
     time.sleep(60)
@@ -51,7 +51,7 @@ def test_it_is_counted_from_the_call_before_the_last():
     """Who waited for what another had done before it stood still ends in time all the same."""
     program = """
 import time
-from clip_jax import watchdog
+from clip_jax.runtime import watchdog
 dog = watchdog.Watchdog(3)
 dog.begin('step 1')
 print(time.time(), flush=True)
