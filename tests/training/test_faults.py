@@ -11,9 +11,9 @@ import sys
 
 import pytest
 from support.files import hashes
+from support.google_cloud import machine  # noqa: F401
 from support.process import ROOT, clip_jax_command, environment
 from support.runs import FAST, Process, command, rows, train, training
-from test_preemption import machine  # noqa: F401
 
 import clip_jax
 from clip_jax import checkpoint
