@@ -142,7 +142,7 @@ class Loop:
     ):
         self.state, self.at = state, start
         self.outputs = outputs
-        self._config, self._mesh, self._step = config, parts.mesh, parts.step
+        self.mesh, self._config, self._step = parts.mesh, config, parts.step
         self._evals, self._watchdog, self._signals = evals, watchdog, signals
         self._finished = start  # the newest step that all hosts finished
         self._flags: tuple[int, Any] = (-1, None)
@@ -154,7 +154,7 @@ class Loop:
         for step in range(self.at + 1, config.total_steps + 1):
             self._watchdog.doing = f'step {step:,}'
             batch = next(self.outputs.batches)
-            with jax.set_mesh(self._mesh):
+            with jax.set_mesh(self.mesh):
                 self.state, numbers = self._step(self.state, batch, self._stop_flags())
             stop = self._wait_for(step - 1, previous)
             previous, self.at = numbers, step
@@ -191,7 +191,7 @@ class Loop:
         """The request to stop of this host, int32, 0 for none, once for each of its devices."""
         signal = self._signals.stop
         if self._flags[0] != signal:
-            self._flags = signal, _on_all_devices(signal, self._mesh)
+            self._flags = signal, _on_all_devices(signal, self.mesh)
         return self._flags[1]
 
     def _wait_for(self, step: int, numbers: dict[str, jax.Array] | None) -> int:
@@ -281,7 +281,7 @@ def _summarize(
         'parameters': count_parameters(loop.state.params),
         'seconds': round(time.monotonic() - outputs.began, 1),
         'pairs_per_second': round(statistics.median(rates), 1),
-        'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+        'devices': f'{loop.mesh.size} x {jax.devices()[0].device_kind}',
         'versions': environment.versions(),
         'bad_records': dict(outputs.bad_records.counts),
         'skipped_updates': {reason: int(skipped[reason]) for reason in skip_updates.REASONS},

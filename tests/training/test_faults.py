@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_not_believed(tiny_config, tiny_run, tmp_path):
     assert_complete_and_same(workdir, tiny_run)
     assert next((workdir / 'checkpoints/12.damaged').rglob(data.name)).read_bytes() == content
     listed = command('checkpoint', 'list', workdir)
-    assert 'no step' in listed.stdout
+    assert 'not a step' in listed.stdout
     assert 'loss' in listed.stdout and 'zeroshot/top1' in listed.stdout
 
 
