@@ -54,18 +54,21 @@ class Outputs:
             max_bad_fraction=config.data.max_bad_fraction,
         )
         self.progress = metrics.Progress(config.total_steps, config.batch_size, start_step=start)
-        writers = []
-        if multihost.is_primary():
-            # Without a checkpoint nothing of an earlier attempt counts, not even its step 0.
-            options = {'resume_step': start or -1, 'config': resolved}
-            jsonl = metrics.JsonlWriter(workdir / 'metrics.jsonl', resume_step=start or -1)
-            writers = [
-                self.progress,
-                jsonl,
-                *(open_(workdir, **options) for open_ in parts.writers),
-            ]
-        self.writer = metrics.MultiWriter(writers)
-        self.batches = pipeline.to_device(parts.batches, sharding.over_batch(parts.mesh))
+        with contextlib.ExitStack() as stack:  # if one cannot be opened, the others are closed
+            writers = []
+            if multihost.is_primary():
+                # Without a checkpoint nothing of an earlier attempt counts, not even its step 0.
+                step, writers = start or -1, [self.progress]
+                jsonl = metrics.JsonlWriter(workdir / 'metrics.jsonl', resume_step=step)
+                stack.callback(jsonl.close)
+                writers.append(jsonl)
+                for create in parts.writers:
+                    writers.append(create(workdir, resume_step=step, config=resolved))
+                    stack.callback(writers[-1].close)
+            self.writer = metrics.MultiWriter(writers)
+            self.batches = pipeline.to_device(parts.batches, sharding.over_batch(parts.mesh))
+            stack.callback(self.batches.close)
+            self._opened = stack.pop_all()
 
     def log(self, step: int, numbers: dict[str, jax.Array]) -> None:
         """Writes the metrics of a step; ValueError if the last save failed."""
@@ -127,6 +130,4 @@ class Outputs:
 
     def close(self) -> None:
         """Stops reading ahead and closes all files."""
-        with contextlib.ExitStack() as stack:  # if one fails, the others are closed as well
-            stack.callback(self.writer.close)
-            stack.callback(self.batches.close)
+        self._opened.close()  # if one fails, the others are closed as well
