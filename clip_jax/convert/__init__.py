@@ -1,9 +1,13 @@
-"""One file = one foreign checkpoint layout, read and, where there is a `write`, written.
+"""Published checkpoint layouts, one a file: import and, where there is a `write`, export.
 
-`sniff(path) -> bool` says whether a file or folder is of this layout, by its content.
-`read(path) -> (card, variables)` returns variables as NumPy arrays, float32. `write(folder, card,
-variables)` makes a folder that the layout's own programs load, and returns the table of names that
-it applied. ValueError for what is not whole, not safe or not supported.
+A layout module has:
+
+* `sniff(path) -> bool`: whether a file or folder has this layout, detected by content.
+* `read(path) -> (card, variables)`: the model card, and float32 NumPy arrays.
+* `write(folder, card, variables)`, optional: fills a new folder with a checkpoint that the layout's
+  own programs load, and returns the parameter name table that it applied.
+
+All raise a ValueError for checkpoints that are incomplete, unsafe or not supported.
 """
 
 import pathlib
@@ -19,15 +23,15 @@ from clip_jax.convert import _cards, _table
 from clip_jax.convert._table import Row
 from clip_jax.data.preprocess import Preprocess
 
-_NUMBER = re.compile(r'(?<=block_)\d+|(?<=\.)\d+(?=\.)')  # of a block
+_NUMBER = re.compile(r'(?<=block_)\d+|(?<=\.)\d+(?=\.)')  # the index of a block
 EXPECTED = (
-    "OpenAI's .pt; open_clip's open_clip_config.json beside its weights; transformers' config.json "
-    "beside its weights (CLIP, SigLIP); big_vision's .npz (SigLIP)"
+    "OpenAI's .pt; open_clip's open_clip_config.json with its weights; transformers' config.json "
+    "with its weights (CLIP, SigLIP); big_vision's .npz (SigLIP)"
 )
 
 
 def layout_of(path: pathlib.Path) -> str | None:
-    """Returns the layout of a file or folder, None if it is of none that is known."""
+    """Returns the name of a checkpoint's layout, None if it is unknown."""
     for name in lookup.names('convert'):
         if lookup.module('convert', name).sniff(path):
             return name
@@ -35,21 +39,32 @@ def layout_of(path: pathlib.Path) -> str | None:
 
 
 def read(path: pathlib.Path, layout: str | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the complete card, and variables, of a checkpoint of any known layout."""
+    """Reads a published checkpoint.
+
+    Args:
+        path: a file or folder.
+        layout: the name of the layout; by default it is detected.
+
+    Returns:
+        The complete model card, and the variables, float32 NumPy arrays.
+
+    Raises:
+        ValueError: the layout is unknown, or the checkpoint is incomplete, unsafe or not supported.
+    """
     layout = layout or layout_of(path)
     if layout is None:
         inside = (
             ', '.join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else 'a file'
         )
         raise ValueError(
-            f'{path}: no checkpoint of a known layout (found {inside}); expected is {EXPECTED}'
+            f'{path}: no checkpoint of a known layout (found {inside}); expected {EXPECTED}'
         )
     card, variables = lookup.module('convert', layout).read(path)
     return {**card, 'preprocess': Preprocess.from_card(card['preprocess']).card}, variables
 
 
 def check_layout(layout: str) -> str:
-    """Returns the name of a layout that can be written; else a ValueError with those that can."""
+    """Returns a layout's name; ValueError, with the choices, if it cannot be exported to."""
     names = [n for n in lookup.names('convert') if hasattr(lookup.module('convert', n), 'write')]
     return lookup.check(layout, names, what='convert: layout to write')
 
@@ -57,11 +72,21 @@ def check_layout(layout: str) -> str:
 def write(
     folder: pathlib.Path, layout: str, card: Mapping[str, Any], variables: Mapping[str, Any]
 ) -> tuple[str, list[str]]:
-    """Writes a checkpoint in a layout into a new folder, and reads it back to compare.
+    """Exports a checkpoint to a new folder, reads it back and compares every parameter.
 
-    Returns a table of what was mapped, and what of the card the layout does not say as it is.
-    ValueError if the layout cannot hold the model, or if what was read back is not what was
-    written; the folder is then not there.
+    Args:
+        folder: the folder to create; it appears only when it is complete and verified.
+        layout: the name of the layout.
+        card: the model card.
+        variables: the variables.
+
+    Returns:
+        The table of parameter names, ours and theirs, as text; and the settings of the card that
+        the layout cannot express, one line each.
+
+    Raises:
+        ValueError: the folder exists, the layout cannot express the model, or the parameters read
+            back differ.
     """
     module = lookup.module('convert', check_layout(layout))
     if folder.exists():
@@ -69,14 +94,14 @@ def write(
     for encoder in (card['model']['image']['name'], card['model']['text']['name']):
         if '.' in encoder:
             raise ValueError(
-                f'{layout} has no place for the encoder {encoder}; its checkpoint is loaded with '
-                'clip_jax.load, from its run directory'
+                f'{layout} cannot hold the encoder {encoder}; load the model with clip_jax.load, '
+                'from its run directory'
             )
     model, variables = _cards.learned_positions(card['model'], variables)
     card = {**card, 'model': model}
     parent = folder.absolute().parent
     parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place, so that it can be moved there whole.
+    # In the same file system, so that the rename is atomic.
     with tempfile.TemporaryDirectory(prefix=f'{folder.name}.partial-', dir=parent) as scratch:
         partial = pathlib.Path(scratch) / folder.name
         partial.mkdir()
@@ -92,11 +117,11 @@ def _check_equal(written: Mapping[str, Any], back: Mapping[str, Any], layout: st
     ours, theirs = _table.flat(written), _table.flat(back)
     wrong = [n for n in ours if not np.array_equal(ours[n], theirs.get(n), equal_nan=True)]
     if wrong or set(ours) != set(theirs):
-        raise ValueError(f'{layout}: read back, these parameters are others: {wrong[:8]}')
+        raise ValueError(f'{layout}: these parameters differ when read back: {wrong[:8]}')
 
 
 def _changed(card: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
-    """What a layout has no words for, besides the model."""
+    """Returns the settings of preprocessing and tokenizer that a layout cannot express."""
     before, after = card['preprocess'], again['preprocess']
     changed = [
         f'preprocess.{name} {before[name]!r} becomes {after[name]!r}'
@@ -104,12 +129,12 @@ def _changed(card: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
         if before[name] != after[name]
     ]
     if card['tokenizer'] is None:
-        changed.append('no tokenizer was written, since none is known')
+        changed.append('no tokenizer was written, since the checkpoint has none')
     return changed
 
 
 def _described(table: list[Row], variables: Mapping[str, Any]) -> str:
-    """Which of our parameters became which of theirs, for people; alike ones together."""
+    """Returns the table of parameter names as text, with numbered blocks merged into one line."""
     shapes = {name: np.shape(x) for name, x in _table.flat(variables).items()}
     groups: dict[tuple[str, str, str], int] = {}
     for row in table:
@@ -127,7 +152,7 @@ def _described(table: list[Row], variables: Mapping[str, Any]) -> str:
 
 
 def _paired(row: Row) -> list[tuple[str, str]]:
-    """Names of ours with those of theirs; one of a kind stands beside each of the other."""
+    """Returns pairs of our and their names; a single name is paired with each of the others."""
     times = max(len(row.ours), len(row.theirs))
     ours, theirs = (x * times if len(x) == 1 else x for x in (row.ours, row.theirs))
     return list(zip(ours, theirs, strict=True))

@@ -1,4 +1,4 @@
-"""Cards: how they are completed from a foreign config, and checked before they become one."""
+"""Model cards: made from a layout's config, and checked before export."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,13 +12,13 @@ from clip_jax.convert._table import Array, Row
 from clip_jax.models import clip, positions
 
 HALF = (0.5, 0.5, 0.5)
-# What only training needs, so that a layout may leave it out.
+# Fields that only training needs: a layout may lack them.
 OF_TRAINING = ('patch_dropout', 'init_logit_scale', 'init_logit_bias')
 
 
 @contextlib.contextmanager
 def understood(what: str) -> Iterator[None]:
-    """Turns what goes wrong while a config or shapes are understood into a ValueError."""
+    """Turns errors while a config or shapes are interpreted into a ValueError that names `what`."""
     try:
         yield
     except KeyError as error:
@@ -26,7 +26,7 @@ def understood(what: str) -> Iterator[None]:
     except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         if what in str(error):
             raise
-        raise ValueError(f'{what}: a value of a kind that no such model has ({error})') from error
+        raise ValueError(f'{what}: a value of an unexpected kind ({error})') from error
 
 
 def complete(
@@ -37,21 +37,31 @@ def complete(
     what: str,
     ignored: Callable[[str], bool] = lambda name: False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the card's `model` with every field, and the variables that `rows` makes of theirs.
+    """Completes an architecture and converts its parameters.
 
-    ValueError, beginning with `what`, for an architecture that cannot be and for arrays that are
-    not its own.
+    Args:
+        fields: the fields of the architecture that the layout's config gives.
+        rows: makes the name table of a complete architecture.
+        theirs: the checkpoint's arrays by name.
+        what: the file; error messages start with it.
+        ignored: whether an array of that name is no parameter.
+
+    Returns:
+        The card's `model` with every field, and our variables.
+
+    Raises:
+        ValueError: the architecture is impossible, or the arrays do not fit it.
     """
     try:
         model = clip.from_card(fields)
         card, like = clip.to_card(model), clip.shapes(model)
     except (TypeError, ValueError) as error:
-        raise ValueError(f'{what}: no such architecture can be: {error}') from error
+        raise ValueError(f'{what}: an impossible architecture: {error}') from error
     return card, _table.read(rows(card), theirs, like, what=what, ignored=ignored)
 
 
 def check_expressible(model: Mapping[str, Any], written: Mapping[str, Any], layout: str) -> None:
-    """ValueError if `written`, what a layout's config would say, is not `model`."""
+    """Raises a ValueError if the exported config `written` does not describe `model` exactly."""
     ours, theirs = (_that_counts(clip.to_card(clip.from_card(x))) for x in (model, written))
     wrong = [
         f'{name} {ours.get(name)!r} (it would be {theirs.get(name)!r})'
@@ -65,7 +75,7 @@ def check_expressible(model: Mapping[str, Any], written: Mapping[str, Any], layo
 
 
 def _that_counts(model: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an architecture changes results, flat."""
+    """Returns the fields of an architecture that change its outputs, flattened."""
     fields = {k: v for k, v in _table.flat(model).items() if k.split('/')[-1] not in OF_TRAINING}
     return {**fields, 'logit_bias': model['init_logit_bias'] is not None}
 
@@ -73,7 +83,7 @@ def _that_counts(model: Mapping[str, Any]) -> dict[str, Any]:
 def learned_positions(
     model: Mapping[str, Any], variables: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the same model with its image positions as a parameter, for layouts with no other."""
+    """Returns the same model with fixed image positions turned into learned ones, for export."""
     image = model['image']
     if image.get('positions', 'learned') == 'learned':
         return dict(model), dict(variables)

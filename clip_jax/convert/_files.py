@@ -1,4 +1,4 @@
-"""Files of weights, whatever holds them, as {name: array that is read when asked for}."""
+"""Weight files of any format as {name: Array}, read lazily."""
 
 import functools
 import json
@@ -30,7 +30,14 @@ _TYPES = {
 
 
 def arrays(path: pathlib.Path) -> dict[str, Array]:
-    """Opens a file of weights: safetensors, an index of several, or any of torch's."""
+    """Opens a weight file: safetensors, an index of several files, or a torch file.
+
+    Returns:
+        The arrays by name; their data is read on demand.
+
+    Raises:
+        ValueError: the file is incomplete, unsafe or of another format.
+    """
     if path.name.endswith(_INDEX):
         return _sharded(path)
     if path.suffix == '.safetensors' or _start(path)[8:9] == b'{':
@@ -40,7 +47,7 @@ def arrays(path: pathlib.Path) -> dict[str, Array]:
 
 def _start(path: pathlib.Path) -> bytes:
     with path.open('rb') as file:
-        return file.read(9)  # of safetensors: the length of its header, and the header's first sign
+        return file.read(9)  # in safetensors: the length of the header, and its first character
 
 
 def _safetensors(path: pathlib.Path) -> dict[str, Array]:
@@ -54,26 +61,26 @@ def _safetensors(path: pathlib.Path) -> dict[str, Array]:
                 found[name] = Array(tuple(part.get_shape()), dtype, read)
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f'{path}: not a whole safetensors file ({error}); copy or download it again'
+            f'{path}: not a complete safetensors file ({error}); copy or download it again'
         ) from error
     return found
 
 
 def _safetensor(path: pathlib.Path, name: str) -> np.ndarray:
-    # Opened anew for each: what an open file has read stays in memory, a second time the weights.
+    # Opened for each tensor: an open file keeps what it read in memory, a second copy of the model.
     with safetensors.safe_open(path, 'numpy') as file:
         return file.get_tensor(name)
 
 
 def _sharded(path: pathlib.Path) -> dict[str, Array]:
-    """Reads `*.index.json`: {'weight_map': {name: file beside it}}."""
+    """Reads `*.index.json`: {'weight_map': {name: file in the same folder}}."""
     names = json_of(path).get('weight_map')
     if not isinstance(names, dict) or not all(isinstance(x, str) for x in names.values()):
-        raise ValueError(f"{path}: no index of weights: 'weight_map' should say each name's file")
+        raise ValueError(f"{path}: no index of weights: 'weight_map' should map names to files")
     found: dict[str, Array] = {}
     for file in sorted(set(names.values())):
         if pathlib.PurePath(file).name != file or not (path.parent / file).is_file():
-            raise ValueError(f'{path}: names the file {file!r}, which is not beside it')
+            raise ValueError(f'{path}: names the file {file!r}, which is not in the same folder')
         found |= arrays(path.parent / file)
     if set(found) != set(names):
         wrong = sorted(set(found) ^ set(names))[:8]
@@ -82,14 +89,14 @@ def _sharded(path: pathlib.Path) -> dict[str, Array]:
 
 
 def names_of(path: pathlib.Path) -> list[str]:
-    """Returns the names of a file's arrays; none of a JSON file that is no index of weights."""
+    """Returns the names of a file's arrays, [] for a JSON file that is no index of weights."""
     if path.suffix == '.json' and not path.name.endswith(_INDEX):
         return []
     return list(arrays(path))
 
 
 def json_of(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON file that holds an object."""
+    """Reads a JSON file with an object; ValueError if it holds anything else."""
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -100,21 +107,21 @@ def json_of(path: pathlib.Path) -> dict[str, Any]:
 
 
 def locate(path: pathlib.Path, names: Iterable[str]) -> pathlib.Path:
-    """Returns the file of weights that a path means: itself, or the first of `names` in it."""
+    """Returns the weight file of a path: the path itself, or the first of `names` in the folder."""
     if path.is_file():
         return path
     names = list(names)
     for name in names:
         if (path / name).is_file():
             return path / name
-    raise ValueError(f'{path}: no file of weights; expected one of {", ".join(names)}')
+    raise ValueError(f'{path}: no weight file; expected one of {", ".join(names)}')
 
 
 def folder_of(path: pathlib.Path) -> pathlib.Path:
-    """Returns the folder whose other files (config, tokenizer) go with a path."""
+    """Returns the folder of a checkpoint, where its config and tokenizer files are."""
     return path if path.is_dir() else path.parent
 
 
 def save(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes safetensors that PyTorch programs read."""
+    """Writes a safetensors file with the metadata that PyTorch programs expect."""
     save_file(tensors, path, metadata={'format': 'pt'})

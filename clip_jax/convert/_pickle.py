@@ -1,8 +1,8 @@
-"""Reads the pickles inside torch's files. Nothing in them is imported, called or executed.
+"""A safe unpickler for torch files: nothing in them is imported, called or executed.
 
-A pickle is a program for a stack machine, and Python's own machine imports and calls what the
-program names. This one knows the instructions that torch's files are made of; a name stays a name,
-and what a call of it means is the caller's table to say.
+A pickle is a program for a stack machine; Python's unpickler imports and calls what it names. This
+one implements only the opcodes that occur in torch files. Names stay names, and the caller decides
+what a call of a name returns.
 """
 
 import struct
@@ -10,16 +10,16 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 MOST_ON_STACK = 100_000
-MOST_MARKS = 100  # how deep containers may lie in each other
+MOST_MARKS = 100  # maximum nesting of containers
 LONGEST_NAME = 1_000
 
 
 class Name(str):
-    """What a file names as a class or a function: 'module name'."""
+    """A class or function that a file names, as 'module name'; it is never imported."""
 
 
 class Instance:
-    """An object of a class that TorchScript compiled; only its attributes count."""
+    """An object of a TorchScript class, reduced to its attributes."""
 
     __slots__ = ('attributes',)
 
@@ -35,10 +35,21 @@ def load(
     call: Callable[[Name, tuple], Any],
     persistent: Callable[[Any], Any],
 ) -> Any:
-    """Reads one pickle, which lies before the position `end` of a file, and returns its value.
+    """Reads one pickle.
 
-    It is made of dicts, lists, tuples, strings, numbers, None, `Instance`s, names that are `known`,
-    and what `call(name, arguments)` and `persistent(id)` return. ValueError for anything else.
+    Args:
+        file: the file, at the start of the pickle.
+        end: the position in the file that the pickle must not exceed.
+        known: whether a name is allowed.
+        call: what a call of a name with arguments returns.
+        persistent: what a persistent id stands for.
+
+    Returns:
+        The value: dicts, lists, tuples, strings, numbers, None, `Instance`s, `Name`s, and what
+        `call` and `persistent` return.
+
+    Raises:
+        ValueError: the pickle has an opcode, a name or a value that torch files do not contain.
     """
     return _Machine(file, end, known, call, persistent).run()
 
@@ -54,17 +65,17 @@ class _Machine:
     def run(self) -> Any:
         while (code := self.read(1)) != b'.':
             if code not in _STEPS:
-                raise ValueError(f'the instruction {code!r} does not occur in files of tensors')
+                raise ValueError(f'the opcode {code!r} does not occur in files of tensors')
             _STEPS[code](self)
             if len(self.stack) > MOST_ON_STACK or len(self.marks) > MOST_MARKS:
-                raise ValueError('values lie too deep in each other')
+                raise ValueError('values are nested too deeply')
         value = self.pop()
         if self.stack or self.marks:
-            raise ValueError('values are left over at its end')
+            raise ValueError('values are left on the stack at its end')
         return value
 
     def read(self, size: int) -> bytes:
-        # Checked before it is read: Python makes room for as much as is asked for.
+        # Checked before reading, since Python allocates the requested size.
         if size > self.end - self.file.tell():
             raise ValueError('it ends in the middle of a value')
         return self.file.read(size)
@@ -86,12 +97,12 @@ class _Machine:
 
     def pop(self, kind: type = object) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise ValueError('it takes a value where there is none')
+            raise ValueError('it pops an empty stack')
         return self.of_kind(self.stack.pop(), kind)
 
     def pop_to_mark(self) -> list[Any]:
         if not self.marks:
-            raise ValueError('it takes values where there are none')
+            raise ValueError('it pops to a mark that was never set')
         start = self.marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
@@ -99,7 +110,7 @@ class _Machine:
 
     def of_kind(self, value: Any, kind: type) -> Any:
         if kind is not object and type(value) is not kind:
-            raise ValueError(f'a {kind.__name__} is expected where a {type(value).__name__} is')
+            raise ValueError(f'expected a {kind.__name__}, found a {type(value).__name__}')
         return value
 
     def set_items(self, pairs: list[Any]) -> None:
@@ -108,7 +119,7 @@ class _Machine:
             raise ValueError('a key has no value')
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if type(key) not in (str, int):
-                raise ValueError(f'a {type(key).__name__} is a key')
+                raise ValueError(f'a dict key is a {type(key).__name__}')
             target[key] = value
         self.push(target)
 
@@ -117,20 +128,20 @@ class _Machine:
         target.extend(values)
         self.push(target)
 
-    def put(self, place: int) -> None:
+    def put(self, index: int) -> None:
         value = self.pop()
-        self.memo[place] = value
+        self.memo[index] = value
         self.push(value)
 
-    def get(self, place: int) -> None:
-        if place not in self.memo:
-            raise ValueError('it takes a value again that it never kept')
-        self.push(self.memo[place])
+    def get(self, index: int) -> None:
+        if index not in self.memo:
+            raise ValueError('it reads a memo entry that was never written')
+        self.push(self.memo[index])
 
     def name(self, module: str, name: str) -> None:
         full = Name(f'{module} {name}')
         if not self.known(full):
-            raise ValueError(f'it names {module}.{name}, which has no place in a file of tensors')
+            raise ValueError(f'it names {module}.{name}, which files of tensors do not contain')
         self.push(full)
 
     def reduce(self) -> None:
@@ -140,14 +151,14 @@ class _Machine:
     def new_object(self) -> None:
         arguments, name = self.pop(tuple), self.pop(Name)
         if arguments or not is_script_class(name):
-            raise ValueError(f'it makes an object of {name.replace(" ", ".")}')
+            raise ValueError(f'it creates an object of {name.replace(" ", ".")}')
         self.push(Instance())
 
     def build(self) -> None:
         state, target = self.pop(dict), self.pop()
         if isinstance(target, Instance):
             target.attributes |= {self.of_kind(key, str): x for key, x in state.items()}
-        elif type(target) is not dict or set(state) != {'_metadata'}:  # torch's note of versions
+        elif type(target) is not dict or set(state) != {'_metadata'}:  # torch's version metadata
             raise ValueError(f'it sets attributes of a {type(target).__name__}')
         self.push(target)
 
@@ -157,7 +168,7 @@ class _Machine:
 
 
 def is_script_class(name: Name) -> bool:
-    """Says whether a name is of a class that TorchScript compiled; which one means nothing."""
+    """Returns whether a name is that of a TorchScript class."""
     return name.startswith(('__torch__.', '__torch__ '))
 
 

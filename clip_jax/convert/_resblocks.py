@@ -1,4 +1,4 @@
-"""The table of OpenAI's CLIP and of open_clip's classes after it: `visual.*`, `resblocks`."""
+"""The name table of OpenAI's CLIP and of open_clip's classes: `visual.*`, `resblocks`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,17 +18,17 @@ from clip_jax.convert._table import (
 
 Fields = Mapping[str, Any]
 
-# Numbers that OpenAI's TorchScript archives carry beside the parameters.
+# Scalars in OpenAI's TorchScript archives that are no parameters.
 NUMBERS = ('input_resolution', 'context_length', 'vocab_size')
 
 
 def ignored(name: str) -> bool:
-    """Says whether a name is of no parameter: three numbers, BatchNorm's counters, a mask."""
+    """Returns whether an array is no parameter: NUMBERS, BatchNorm counters, the mask."""
     return name in NUMBERS or name.rpartition('.')[2] in ('num_batches_tracked', 'attn_mask')
 
 
 def rows(model: Fields, text: str = '') -> Iterator[Row]:
-    """The whole model; `text` is the prefix of the text tower's names."""
+    """Yields the table of the whole model; `text` is the prefix of the text tower's names."""
     image = {'vit': vit, 'resnet': resnet}[model['image']['name']]
     yield from image(model['image'], 'visual')
     if model['image']['name'] == 'vit':
@@ -37,20 +37,20 @@ def rows(model: Fields, text: str = '') -> Iterator[Row]:
 
 
 def text_rows(model: Fields, text: str) -> Iterator[Row]:
-    """The text tower, its projection and the numbers, which several image towers go with."""
+    """Yields the table of the text tower, its projection, and the logit scale and bias."""
     yield from text_tower(model['text'], text)
     ours, theirs = 'params/text_projection', f'{text}text_projection'
     if model['text_proj'] == 'biased':
         yield from dense(ours, theirs)
     elif model['text_proj'] == 'linear':
-        yield row(f'{ours}/kernel', theirs, SAME)  # (in, out): a bare parameter, no layer
+        yield row(f'{ours}/kernel', theirs, SAME)  # (in, out): a parameter, not a layer
     yield row('params/logit_scale', 'logit_scale', SAME)
     if model.get('init_logit_bias') is not None:
         yield row('params/logit_bias', 'logit_bias', SAME)
 
 
 def vit(fields: Fields, theirs: str) -> Iterator[Row]:
-    """The image transformer."""
+    """Yields the table of the vision transformer."""
     ours = 'params/image'
     yield row(f'{ours}/patch_embedding/kernel', f'{theirs}.conv1.weight', CONV)
     yield row(f'{ours}/class_embedding', f'{theirs}.class_embedding', SAME)
@@ -64,7 +64,7 @@ def vit(fields: Fields, theirs: str) -> Iterator[Row]:
 
 
 def query_pool(fields: Fields, ours: str, theirs: str) -> Iterator[Row]:
-    """CoCa's attentional pooler; query, key and value are in one array where torch can do so."""
+    """Yields the table of CoCa's attentional pooler; torch fuses Q, K and V if widths are equal."""
     heads, names = fields['pool_heads'], ('query', 'key', 'value')
     yield row(f'{ours}/probe', f'{theirs}.query', SAME)
     yield from norm(f'{ours}/query_norm', f'{theirs}.ln_q')
@@ -81,7 +81,7 @@ def query_pool(fields: Fields, ours: str, theirs: str) -> Iterator[Row]:
 
 
 def text_tower(fields: Fields, theirs: str) -> Iterator[Row]:
-    """The text transformer, without its projection."""
+    """Yields the table of the text transformer without its projection."""
     ours = 'params/text'
     yield row(f'{ours}/token_embedding/embedding', f'{theirs}token_embedding.weight', SAME)
     yield row(f'{ours}/position_embedding', f'{theirs}positional_embedding', SAME)
@@ -92,7 +92,7 @@ def text_tower(fields: Fields, theirs: str) -> Iterator[Row]:
 
 
 def blocks(fields: Fields, ours: str, theirs: str) -> Iterator[Row]:
-    """The blocks of one tower."""
+    """Yields the table of the blocks of one tower."""
     heads = fields['heads']
     for i in range(fields['depth']):
         a, b = f'{ours}/transformer/block_{i}', f'{theirs}transformer.resblocks.{i}'
@@ -108,7 +108,7 @@ def blocks(fields: Fields, ours: str, theirs: str) -> Iterator[Row]:
 
 
 def resnet(fields: Fields, theirs: str) -> Iterator[Row]:
-    """The ModifiedResNet, with the output projection of its attention pool."""
+    """Yields the table of ModifiedResNet with the output projection of its attention pool."""
     ours = 'image/stem'
     for i in (1, 2, 3):
         yield from dense(f'params/{ours}/conv_{i}', f'{theirs}.conv{i}', CONV, bias=False)
@@ -134,7 +134,7 @@ def resnet(fields: Fields, theirs: str) -> Iterator[Row]:
 
 
 def batch_norm(ours: str, theirs: str) -> Iterator[Row]:
-    """A batch normalization with its running statistics."""
+    """Yields the table of a BatchNorm with its running statistics."""
     yield from norm(f'params/{ours}', theirs)
     yield row(f'batch_stats/{ours}/mean', f'{theirs}.running_mean', SAME)
     yield row(f'batch_stats/{ours}/var', f'{theirs}.running_var', SAME)

@@ -1,4 +1,4 @@
-"""Tables of names and rules between our parameters and a foreign layout's, applied both ways."""
+"""Tables that map our parameter names to another layout's, applied in both directions."""
 
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ SHOWN = 20  # names of one kind of problem in an error
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array in a file: shape and type are known, the numbers are read when asked for."""
+    """An array in a file: shape and dtype are known, the data is read on demand."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -24,9 +24,9 @@ class Array:
 
 
 class Rule(NamedTuple):
-    """How shapes change: `read` makes ours of theirs, `write` theirs of ours.
+    """How arrays are converted: `read` from theirs to ours, `write` from ours to theirs.
 
-    Several arrays come as several arguments and go as a sequence.
+    Several arrays are passed as several arguments and returned as a sequence.
     """
 
     read: Callable[..., Any]
@@ -34,7 +34,7 @@ class Rule(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Which of our parameters ('params/image/…') are which of theirs."""
+    """One row of a table: our parameters ('params/image/…'), theirs, and the rule between them."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 def row(ours: str | Iterable[str], theirs: str | Iterable[str], rule: Rule) -> Row:
-    """Makes a row; a single name stands for a sequence of one."""
+    """Makes a table row; a single name is a sequence of one."""
 
     def names(x: str | Iterable[str]) -> tuple[str, ...]:
         return (x,) if isinstance(x, str) else tuple(x)
@@ -55,14 +55,14 @@ LINEAR = Rule(np.transpose, np.transpose)  # (out, in) <-> (in, out)
 CONV = Rule(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
 ONE = Rule(lambda x: x.reshape(()), lambda x: x.reshape(1))  # (1) <-> ()
 LEADING_ONE = Rule(lambda x: x[0], lambda x: x[None])  # (1, ...) <-> (...)
-# Three arrays or parts of attention, query, key, value: (..., h, k) x 3 <-> (..., 3, h, k)
+# Query, key and value: three arrays <-> one, (..., h, k) x 3 <-> (..., 3, h, k)
 STACKED = Rule(lambda *xs: np.stack(xs, axis=-3), lambda x: np.moveaxis(x, -3, 0))
 
 
 def into_heads(*sizes: int) -> Rule:
-    """(out, in) <-> (in, *sizes, rest), and of a bias (out) <-> (*sizes, rest).
+    """Splits the output axis: (out, in) <-> (in, *sizes, rest), a bias (out) <-> (*sizes, rest).
 
-    `into_heads(heads)` is one projection, `into_heads(3, heads)` query, key and value at once.
+    `into_heads(heads)` is one projection, `into_heads(3, heads)` fused query, key and value.
     """
 
     def read(x: np.ndarray) -> np.ndarray:
@@ -75,17 +75,17 @@ def into_heads(*sizes: int) -> Rule:
 
 
 def out_of_heads(heads: int) -> Rule:
-    """(out, in) <-> (heads, in / heads, out)."""
+    """Splits the input axis into heads: (out, in) <-> (heads, in / heads, out)."""
     return Rule(lambda x: x.T.reshape(heads, -1, len(x)), lambda x: x.reshape(-1, x.shape[-1]).T)
 
 
 def joined(rule: Rule, parts: int) -> Rule:
-    """Theirs in several arrays, which `rule` knows as one, along its first axis."""
+    """Maps several of their arrays to one of ours: concatenated on axis 0, then `rule`."""
     return Rule(lambda *xs: rule.read(np.concatenate(xs)), lambda x: np.split(rule.write(x), parts))
 
 
 def divided(rule: Rule, parts: int) -> Rule:
-    """Ours in several arrays, each by `rule`; theirs one, with the parts along its first axis."""
+    """Maps one of their arrays to several of ours: split on axis 0, then `rule` for each."""
     return Rule(
         lambda x: [rule.read(part) for part in np.split(x, parts)],
         lambda *xs: np.concatenate([rule.write(x) for x in xs]),
@@ -93,20 +93,20 @@ def divided(rule: Rule, parts: int) -> Rule:
 
 
 def norm(ours: str, theirs: str) -> Iterator[Row]:
-    """Rows of a layer norm as torch has it."""
+    """Yields the rows of a torch LayerNorm or BatchNorm."""
     yield row(f'{ours}/scale', f'{theirs}.weight', SAME)
     yield row(f'{ours}/bias', f'{theirs}.bias', SAME)
 
 
 def dense(ours: str, theirs: str, rule: Rule = LINEAR, *, bias: bool = True) -> Iterator[Row]:
-    """Rows of a torch linear layer or convolution; `rule` is the weight's."""
+    """Yields the rows of a torch linear layer or convolution; `rule` converts the weight."""
     yield row(f'{ours}/kernel', f'{theirs}.weight', rule)
     if bias:
         yield row(f'{ours}/bias', f'{theirs}.bias', SAME)
 
 
 def mlp(ours: str, theirs: str, first: str, second: str) -> Iterator[Row]:
-    """Rows of the two layers of an MLP."""
+    """Yields the rows of the two linear layers of an MLP."""
     yield from dense(f'{ours}/in', f'{theirs}.{first}')
     yield from dense(f'{ours}/out', f'{theirs}.{second}')
 
@@ -119,9 +119,21 @@ def read(
     what: str,
     ignored: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, Any]:
-    """Returns our variables, float32, nested; `like` has the same tree with shapes as leaves.
+    """Converts their arrays to our variables.
 
-    ValueError with all names that are missing, unknown, misshapen or no floating-point numbers.
+    Args:
+        rows: the table.
+        theirs: their arrays by name.
+        like: our variables with shapes as leaves.
+        what: the file; error messages start with it.
+        ignored: whether an array of that name is no parameter.
+
+    Returns:
+        Our variables, nested, float32.
+
+    Raises:
+        ValueError: arrays are missing, unknown, of a wrong shape or not floating point; the message
+            names them all.
     """
     rows, shapes = list(rows), flat(like)
     _check(rows, theirs, shapes, what, ignored)
@@ -135,7 +147,7 @@ def read(
 
 
 def write(rows: Iterable[Row], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns their arrays, float32, by name."""
+    """Converts our variables to their arrays, float32, by name."""
     arrays, rows, ours = {}, list(rows), flat(variables)
     _check_rows(rows, ours)
     for paths, names, rule in rows:
@@ -145,7 +157,7 @@ def write(rows: Iterable[Row], variables: Mapping[str, Any]) -> dict[str, np.nda
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a nested tree as {'params/image/…': leaf}."""
+    """Flattens a nested tree to {'params/image/…': leaf}."""
     return flax.traverse_util.flatten_dict(tree, sep='/')
 
 
@@ -154,7 +166,7 @@ def _several(x: Any, names: tuple[str, ...]) -> Any:
 
 
 def _check_rows(rows: list[Row], ours: Mapping[str, Any]) -> None:
-    """A table and a model that do not fit together are a mistake of the layout's author."""
+    """Asserts that a table covers every parameter once; otherwise the layout module has a bug."""
     covered = collections.Counter(path for r in rows for path in r.ours)
     wrong = set(covered) ^ set(ours) | {path for path, times in covered.items() if times > 1}
     if wrong:
@@ -169,22 +181,22 @@ def _check(
     ignored: Callable[[str], bool],
 ) -> None:
     _check_rows(rows, ours)
-    # Rules run on arrays of unwritten bytes, which take address space but no memory.
+    # Rules run on empty arrays, which take address space but no memory.
     expected = {}
     for paths, names, rule in rows:
         blank = rule.write(*(np.empty(ours[p].shape, np.bool_) for p in paths))
         expected |= {n: x.shape for n, x in zip(names, _several(blank, names), strict=True)}
-    there = {name for name in theirs if name in expected or not ignored(name)}
-    common = sorted(there & set(expected))
+    found = {name for name in theirs if name in expected or not ignored(name)}
+    common = sorted(found & set(expected))
     problems = {
-        'missing': sorted(set(expected) - there),
-        'unknown': sorted(there - set(expected)),
-        'of another shape than the architecture says': [
+        'missing': sorted(set(expected) - found),
+        'unknown': sorted(found - set(expected)),
+        'of a wrong shape': [
             f'{n} is {theirs[n].shape}, expected {expected[n]}'
             for n in common
             if not _same_shape(theirs[n].shape, expected[n])
         ],
-        'no floating-point numbers': [
+        'not floating point': [
             f'{n} is {theirs[n].dtype}'
             for n in common
             if not jnp.issubdtype(theirs[n].dtype, jnp.floating)
@@ -195,13 +207,13 @@ def _check(
             f'{len(names)} {kind}: {_listed(names)}' for kind, names in problems.items() if names
         ]
         raise ValueError(
-            f'{what}: the parameters are not those of its architecture. {". ".join(parts)}. '
-            'Is this the file, and the config, that belong together?'
+            f'{what}: the parameters do not fit the architecture. {". ".join(parts)}. '
+            'Check that the weights and the config belong together'
         )
 
 
 def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    return tuple(a) == tuple(b) or (set(a) | set(b) <= {1})  # a number: () or (1)
+    return tuple(a) == tuple(b) or (set(a) | set(b) <= {1})  # a scalar: () or (1)
 
 
 def _listed(names: list[str]) -> str:

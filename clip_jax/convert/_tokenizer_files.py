@@ -1,7 +1,7 @@
-"""The tokenizer that lies beside a checkpoint, and how the checkpoint's own program uses it.
+"""Tokenizer files next to a checkpoint, used as the checkpoint's own program uses them.
 
-Each function returns a card's `tokenizer`, or None where no file was found: the model can then be
-used with rows of tokens only.
+`openai`, `open_clip`, `huggingface` and `big_vision` return a card's `tokenizer`, or None if there
+are no files: the model then takes tokens only.
 """
 
 import base64
@@ -18,16 +18,16 @@ from clip_jax.convert import _files
 from clip_jax.tokenizers import from_card
 
 JSON = 'tokenizer.json'
-CONFIGS = ('special_tokens_map.json', 'tokenizer_config.json')  # later ones count
+CONFIGS = ('special_tokens_map.json', 'tokenizer_config.json')  # later files override earlier ones
 PIECES = ('spiece.model', 'tokenizer.model', 'sentencepiece.model')
-CARD = 'tokenizer_card.json'  # ours, which says all; written beside the others
+CARD = 'tokenizer_card.json'  # our own complete card, written next to the others
 CLIP_VOCABULARY = 49408
-# SigLIP's vocabulary (c4_en of big_vision) has a padding token, and its models were trained with
-# the end token, 1, in its place. SigLIP 2's (Gemma's) pads with its own, 0.
+# SigLIP's vocabulary (big_vision's c4_en) has a padding token, but its models were trained with the
+# end token, 1, as padding. SigLIP 2 (Gemma's vocabulary) pads with the padding token, 0.
 SIGLIP_VOCABULARY, SIGLIP_PAD = 32000, 1
-# open_clip writes the specials of CLIP's vocabulary so; OpenAI writes <|startoftext|>.
+# open_clip's spelling of CLIP's special tokens; OpenAI's is <|startoftext|>, <|endoftext|>.
 OPEN_CLIP_SPECIAL = ['<start_of_text>', '<end_of_text>']
-# Of our rules for text, those that come nearest among open_clip's.
+# The open_clip cleaning rule that comes closest to each of ours.
 _OPEN_CLIP_RULES = {
     'none': 'whitespace',
     'whitespace': 'whitespace',
@@ -41,7 +41,7 @@ Card = dict[str, Any]
 
 
 def openai(text: Mapping[str, Any]) -> Card | None:
-    """CLIP's vocabulary, which every file of OpenAI's is for."""
+    """Returns CLIP's tokenizer, which all of OpenAI's checkpoints use."""
     if text['vocab_size'] != CLIP_VOCABULARY:
         return None
     return {'name': 'bpe', 'context_length': text['context_length']}
@@ -50,7 +50,7 @@ def openai(text: Mapping[str, Any]) -> Card | None:
 def open_clip(
     folder: pathlib.Path, text: Mapping[str, Any], config: Mapping[str, Any]
 ) -> Card | None:
-    """CLIP's vocabulary, unless the `text_cfg` names one of Hugging Face's."""
+    """Returns CLIP's tokenizer, or the files of the Hugging Face one that `text_cfg` names."""
     if own := _own(folder):
         return own
     options = config.get('tokenizer_kwargs') or {}
@@ -59,13 +59,13 @@ def open_clip(
         clean = options.get('clean', 'lower')
         return card and {**card, 'special': OPEN_CLIP_SPECIAL, 'clean': clean}
     how = {'clean': options.get('clean', 'whitespace'), 'repair': True}
-    if options.get('strip_sep_token'):  # its place is padding
+    if options.get('strip_sep_token'):  # replaced by padding
         how |= {'eot_id': 0, 'pad_id': 0}
     return _json(folder, text, how) or _pieces(folder, text, how)
 
 
 def huggingface(folder: pathlib.Path, text: Mapping[str, Any]) -> Card | None:
-    """`tokenizer.json`, or a SentencePiece model, or the vocabulary that all CLIP models share."""
+    """Returns `tokenizer.json`, a SentencePiece model, or CLIP's tokenizer."""
     if own := _own(folder):
         return own
     if text['pool'] != 'last':
@@ -78,7 +78,7 @@ def huggingface(folder: pathlib.Path, text: Mapping[str, Any]) -> Card | None:
 
 
 def big_vision(folder: pathlib.Path, text: Mapping[str, Any]) -> Card | None:
-    """A SentencePiece model, with the padding that its models were trained with."""
+    """Returns a SentencePiece model with the padding that the models were trained with."""
     siglip = text['vocab_size'] == SIGLIP_VOCABULARY
     pad = {'pad_id': SIGLIP_PAD} if siglip else {}
     return _own(folder) or _pieces(folder, text, {'clean': 'lower_ascii', **pad})
@@ -89,7 +89,7 @@ def _own(folder: pathlib.Path) -> Card | None:
 
 
 def _pieces(folder: pathlib.Path, text: Mapping[str, Any], how: Card) -> Card | None:
-    """A SentencePiece model; no published layout begins its rows with a start token."""
+    """Returns a SentencePiece model; no published layout adds BOS."""
     for name in PIECES:
         if (folder / name).is_file():
             model = base64.b64encode((folder / name).read_bytes()).decode('ascii')
@@ -99,14 +99,14 @@ def _pieces(folder: pathlib.Path, text: Mapping[str, Any], how: Card) -> Card | 
 
 
 def _json(folder: pathlib.Path, text: Mapping[str, Any], how: Card) -> Card | None:
-    """A `tokenizer.json`, with what the files beside it say of special tokens."""
+    """Returns a `tokenizer.json` with the special tokens of the config files next to it."""
     if not (folder / JSON).is_file():
         return None
     content = (folder / JSON).read_text(encoding='utf-8')
     try:
         library = tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # the library raises nothing more precise
-        raise ValueError(f'{folder / JSON}: not read ({error})') from error
+        raise ValueError(f'{folder / JSON}: not a valid tokenizer.json ({error})') from error
     options: Card = {}
     for name in CONFIGS:
         if (folder / name).is_file():
@@ -124,7 +124,7 @@ def _json(folder: pathlib.Path, text: Mapping[str, Any], how: Card) -> Card | No
     }
     if token('pad') is not None:
         card['pad_id'] = token('pad')
-    # Where the file itself adds no special tokens, or not the one wanted, the program does.
+    # If the file adds no special tokens, or others than the model needs, the tokenizer adds them.
     if 'eot_id' in how:
         card['start_ids'] = [x for x in (token('cls'),) if x is not None]
     elif not library.num_special_tokens_to_add(is_pair=False):
@@ -134,18 +134,26 @@ def _json(folder: pathlib.Path, text: Mapping[str, Any], how: Card) -> Card | No
 
 
 def save(folder: pathlib.Path, card: Mapping[str, Any] | None) -> None:
-    """Writes a card's tokenizer: for transformers as far as that has it, and for us the card."""
+    """Writes the tokenizer files of an exported model.
+
+    Args:
+        folder: the exported model's folder.
+        card: the card's `tokenizer`; None writes nothing.
+
+    The folder gets our own card, and the files of transformers where it has such a tokenizer; a
+    warning says if it has not.
+    """
     if card is None:
         return
     tokenizer = from_card(card)
     tokenizer.save(folder)
     (folder / CARD).write_text(json.dumps(card, indent=1) + '\n')
     config: Card = {'model_max_length': card['context_length']}
-    if '.' in card['name']:  # a plug-in of another package
+    if '.' in card['name']:  # a plug-in
         if not hasattr(tokenizer, 'hf_config'):
             logging.warning(
-                'transformers cannot read the tokenizer %s, which has no hf_config; tokens for the '
-                'model are made with clip_jax',
+                'transformers cannot read the tokenizer %s, which has no hf_config; use clip_jax '
+                'to tokenize for this model',
                 card['name'],
             )
             return
@@ -154,7 +162,7 @@ def save(folder: pathlib.Path, card: Mapping[str, Any] | None) -> None:
         config['tokenizer_class'] = 'CLIPTokenizer'
     elif card['name'] == 'huggingface':
         library = tokenizers.Tokenizer.from_str(card['tokenizer_json'])
-        # transformers has no rule beside the file's.
+        # transformers applies no other rules than those of the file.
         if card['clean'] in ('lower', 'lower_ascii'):
             lower = tokenizers.normalizers.Lowercase()
             rules = [lower, library.normalizer] if library.normalizer else [lower]
@@ -165,8 +173,8 @@ def save(folder: pathlib.Path, card: Mapping[str, Any] | None) -> None:
         config['tokenizer_class'] = 'PreTrainedTokenizerFast'
     elif card['add_bos']:
         logging.warning(
-            'transformers has no tokenizer that begins its rows as this one does; tokens for the '
-            'model are made with clip_jax'
+            'transformers has no SentencePiece tokenizer that adds BOS as this one does; use '
+            'clip_jax to tokenize for this model'
         )
         return
     else:
@@ -179,11 +187,11 @@ def save(folder: pathlib.Path, card: Mapping[str, Any] | None) -> None:
 
 
 def open_clip_config(card: Mapping[str, Any] | None) -> Card:
-    """Returns what a `text_cfg` of open_clip says of a tokenizer in the same folder."""
+    """Returns the fields of open_clip's `text_cfg` for a tokenizer in the same folder."""
     if card is None or (card['name'] == 'bpe' and card['clean'] == 'lower'):
         return {}
-    if '.' in card['name']:  # a plug-in of another package
+    if '.' in card['name']:  # a plug-in
         return {'hf_tokenizer_name': 'local', 'tokenizer_kwargs': {'clean': 'whitespace'}}
     options = {'tokenizer_kwargs': {'clean': _OPEN_CLIP_RULES[card['clean']]}}
-    # Any name will do: the files beside the config are taken where there are some.
+    # Any name works: open_clip prefers the files in the same folder.
     return options if card['name'] == 'bpe' else {'hf_tokenizer_name': 'local', **options}

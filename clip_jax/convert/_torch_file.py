@@ -1,6 +1,4 @@
-"""Files of torch.save (both containers) and TorchScript archives, read without torch and without
-running anything that is in them.
-"""
+"""Reads torch.save files (both containers) and TorchScript archives safely and without torch."""
 
 import dataclasses
 import functools
@@ -42,7 +40,7 @@ _STORAGES: dict[str, np.dtype] = {
 
 @dataclasses.dataclass
 class _Storage:
-    """The numbers of one or of several tensors."""
+    """The data of one or several tensors."""
 
     dtype: np.dtype
     count: int
@@ -50,7 +48,7 @@ class _Storage:
 
 
 def sniff(path: pathlib.Path) -> bool:
-    """Says whether a file looks like one of torch's."""
+    """Returns whether a file looks like a torch file."""
     with path.open('rb') as file:
         start = file.read(len(_LEGACY_START))
     if start == _LEGACY_START:
@@ -62,10 +60,18 @@ def sniff(path: pathlib.Path) -> bool:
 
 
 def state_dict(path: pathlib.Path) -> tuple[dict[str, Array], str]:
-    """Returns the tensors of a model by name, and what the file is.
+    """Reads the tensors of a model.
 
-    'torchscript', 'training' (a training checkpoint, of which the model's part is taken) or
-    'state_dict'. Prefixes that torch's wrappers put before all names are taken off.
+    Args:
+        path: a torch file.
+
+    Returns:
+        The tensors by name, without the prefixes of torch's wrappers (`module.`, `_orig_mod.`); and
+        the kind of file: 'state_dict', 'training' (a training checkpoint; only its model is
+        returned) or 'torchscript'.
+
+    Raises:
+        ValueError: the file is incomplete, unsafe or has no tensors.
     """
     root = load(path)
     if isinstance(root, Instance):
@@ -78,7 +84,7 @@ def state_dict(path: pathlib.Path) -> tuple[dict[str, Array], str]:
     tensors = {name: x for name, x in tensors.items() if isinstance(x, Array)}
     if not tensors:
         raise ValueError(
-            f'{path}: holds no tensors by name, but {", ".join(map(str, list(root)[:8])) or "none"}'
+            f'{path}: holds no named tensors; found {", ".join(map(str, list(root)[:8])) or "none"}'
         )
     for prefix in ('module.', '_orig_mod.'):
         if all(name.startswith(prefix) for name in tensors):
@@ -87,9 +93,9 @@ def state_dict(path: pathlib.Path) -> tuple[dict[str, Array], str]:
 
 
 def _attributes(module: Instance, prefix: str = '', depth: int = 0) -> Iterator[tuple[str, Array]]:
-    """The tensors of a TorchScript module and of those in it; the path of names is the name."""
+    """Yields the tensors of a TorchScript module and its submodules by their dotted names."""
     if depth > _pickle.MOST_MARKS:
-        raise ValueError('modules lie too deep in each other')
+        raise ValueError('modules are nested too deeply')
     for name, value in module.attributes.items():
         if isinstance(value, Array):
             yield prefix + name, value
@@ -98,21 +104,27 @@ def _attributes(module: Instance, prefix: str = '', depth: int = 0) -> Iterator[
 
 
 def load(path: pathlib.Path) -> Any:
-    """Returns what a file holds: dicts, lists, numbers, strings and `Instance`s, tensors as
-    `Array`s whose numbers are read when asked for. ValueError if it is not whole or not safe.
+    """Reads a torch file.
+
+    Returns:
+        Its value: dicts, lists, numbers, strings and `Instance`s, with tensors as `Array`s whose
+        data is read on demand.
+
+    Raises:
+        ValueError: the file is incomplete or unsafe.
     """
     with path.open('rb') as file:
         start = file.read(len(_LEGACY_START))
     read = _load_zip if start.startswith(_ZIP) else _load_legacy
     if read is _load_legacy and start != _LEGACY_START:
-        raise ValueError(f'{path}: not a file of torch.save ({_beginning(start)})')
+        raise ValueError(f'{path}: not a torch.save file ({_beginning(start)})')
     try:
         return read(path)
     except (zipfile.BadZipFile, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: not whole ({error}); copy or download it again') from error
+        raise ValueError(f'{path}: incomplete ({error}); copy or download it again') from error
     except ValueError as error:
         raise ValueError(
-            f'{path}: not read, because {error}. Only tensors are read from torch files; '
+            f'{path}: refused, because {error}. Only tensors are read from torch files; '
             'torch.save(model.state_dict(), FILE) writes such a file'
         ) from error
 
@@ -126,18 +138,18 @@ def _pickles(names: list[str]) -> list[str]:
 
 
 def _load_zip(path: pathlib.Path) -> Any:
-    archive = zipfile.ZipFile(path)  # stays open for as long as arrays may be read
+    archive = zipfile.ZipFile(path)  # stays open as long as arrays may be read
     records = {info.filename: info for info in archive.infolist()}
     pickles = _pickles(archive.namelist())
     if len(pickles) != 1 or len(records) != len(archive.infolist()):
-        raise ValueError(f'it has {len(pickles)} records data.pkl and must have one')
+        raise ValueError(f'it has {len(pickles)} records data.pkl, expected one')
     root = pickles[0].removesuffix('data.pkl')
 
     def stored(name: str) -> zipfile.ZipInfo:
         if name not in records:
             raise ValueError(f'it lacks the record {name}')
         if records[name].compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f'its record {name} is compressed, as torch never writes it')
+            raise ValueError(f'its record {name} is compressed, which torch never does')
         return records[name]
 
     big = f'{root}byteorder' in records and archive.read(stored(f'{root}byteorder')) == b'big'
@@ -146,8 +158,7 @@ def _load_zip(path: pathlib.Path) -> Any:
         info = stored(f'{root}data/{key}')
         if info.file_size != count * dtype.itemsize:
             raise ValueError(
-                f'the storage {key} should be {count * dtype.itemsize} bytes and is '
-                f'{info.file_size}'
+                f'the storage {key} is {info.file_size} bytes, expected {count * dtype.itemsize}'
             )
         dtype = dtype.newbyteorder('>') if big else dtype
         return _Storage(dtype, count, functools.partial(_record, archive, info, path))
@@ -160,11 +171,11 @@ def _record(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: pathlib.Path)
     try:
         return archive.read(info)
     except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f'{path}: damaged ({error}); copy or download it again') from error
+        raise ValueError(f'{path}: corrupt ({error}); copy or download it again') from error
 
 
 def _load_legacy(path: pathlib.Path) -> Any:
-    """Reads what torch wrote before version 1.6: pickles one after the other, then the numbers."""
+    """Reads the format before torch 1.6: several pickles, then the raw storages."""
     size = path.stat().st_size
     storages: dict[str, _Storage] = {}
 
@@ -179,16 +190,16 @@ def _load_legacy(path: pathlib.Path) -> Any:
             raise ValueError(f'its protocol is {protocol!r}, expected {_LEGACY_PROTOCOL}')
         order = 'little' if system.get('little_endian', True) else 'big'
         if not isinstance(keys, list) or set(map(str, keys)) != set(storages):
-            raise ValueError('the list of its storages is not that of its tensors')
+            raise ValueError('its list of storages does not match its tensors')
         for key in keys:
-            there = storages[key]
+            stored = storages[key]
             if order == 'big':
-                there.dtype = there.dtype.newbyteorder('>')
+                stored.dtype = stored.dtype.newbyteorder('>')
             count = int.from_bytes(file.read(8), order, signed=True)
-            start, length = file.tell(), there.count * there.dtype.itemsize
-            if count != there.count or start + length > size:
-                raise ValueError(f'the storage {key} is not whole')
-            there.read = functools.partial(_span, path, start, length)
+            start, length = file.tell(), stored.count * stored.dtype.itemsize
+            if count != stored.count or start + length > size:
+                raise ValueError(f'the storage {key} is incomplete')
+            stored.read = functools.partial(_span, path, start, length)
             file.seek(start + length)
     return value
 
@@ -200,7 +211,7 @@ def _span(path: pathlib.Path, start: int, length: int) -> bytes:
 
 
 def _unpickle(file: BinaryIO, end: int, storage: Callable, limit: int) -> Any:
-    """Reads a pickle with tensors; none may be larger than `limit` bytes."""
+    """Reads a pickle with tensors of at most `limit` bytes each."""
 
     def persistent(identity: Any) -> _Storage:
         match identity:
@@ -210,7 +221,7 @@ def _unpickle(file: BinaryIO, end: int, storage: Callable, limit: int) -> Any:
                 if view not in ([], [None]):
                     raise ValueError('a storage is a view of another, as in very old files')
                 return storage(_STORAGES[kind], key, count)
-        raise ValueError('it refers to something that is no storage of tensors')
+        raise ValueError('a persistent id is no tensor storage')
 
     def call(name: Name, arguments: tuple) -> Any:
         match name, arguments:
@@ -229,7 +240,7 @@ def _unpickle(file: BinaryIO, end: int, storage: Callable, limit: int) -> Any:
     return _pickle.load(file, end, known=_known, call=call, persistent=persistent)
 
 
-# Containers whose type TorchScript notes; the first argument is their content.
+# Typed containers of TorchScript; the first argument is their content.
 _TYPED = {
     f'torch.jit._pickle {name}'
     for name in (
@@ -257,7 +268,7 @@ def _known(name: Name) -> bool:
 def _tensor(
     storage: _Storage, offset: Any = None, size: Any = None, stride: Any = None, *, limit: int
 ) -> Array:
-    """A view of a storage; offset and strides count elements."""
+    """Returns a view of a storage; offset and strides are in elements."""
     if not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise ValueError('a tensor has no size')
     numbers = (offset, *size, *stride)
@@ -271,8 +282,8 @@ def _tensor(
         raise ValueError('a tensor reaches beyond the end of its storage')
 
     def read() -> np.ndarray:
-        whole = np.frombuffer(storage.read(), storage.dtype)
+        values = np.frombuffer(storage.read(), storage.dtype)
         steps = [step * storage.dtype.itemsize for step in stride]
-        return np.lib.stride_tricks.as_strided(whole[offset:], size, steps, writeable=False)
+        return np.lib.stride_tricks.as_strided(values[offset:], size, steps, writeable=False)
 
     return Array(size, storage.dtype, read)

@@ -1,7 +1,7 @@
 """big_vision's two-tower models (SigLIP, SigLIP 2 at fixed resolution) in one `.npz`.
 
-Names are Flax paths; blocks lie one by one or stacked on a leading axis; bfloat16 comes as raw
-bytes. Activation (tanh gelu) and epsilon (1e-6) are the same in all of them.
+Names are Flax paths; blocks are separate or stacked on a leading axis; bfloat16 is stored as raw
+bytes. All models use tanh GELU and epsilon 1e-6.
 """
 
 import functools
@@ -23,7 +23,7 @@ _BLOCKS = {'image': 'img/Transformer/encoderblock', 'text': 'txt/Encoder_0/encod
 
 
 def sniff(path: pathlib.Path) -> bool:
-    """Says whether a file is an `.npz` with an image and a text tower, or the folder of one."""
+    """Returns whether a path is an `.npz` with an image and a text tower, or its folder."""
     path = _file(path)
     if not path.is_file() or not zipfile.is_zipfile(path):
         return False
@@ -33,14 +33,14 @@ def sniff(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns card and variables of a file; a tokenizer's model file may lie beside it."""
+    """Reads a checkpoint, with the SentencePiece model in the same folder if there is one."""
     path = _file(path)
     theirs = unstacked(_arrays(path))
     embedding = theirs.get('img/embedding/kernel')
     if embedding and len(embedding.shape) == 2:
         raise ValueError(
             f'{path}: a model for images of any shape (NaFlex), which is not supported; '
-            'those of a fixed resolution are'
+            'models of a fixed resolution are'
         )
     with _cards.understood(f'{path}: not a SigLIP model of two towers'):
         fields = architecture(theirs)
@@ -64,8 +64,8 @@ def _file(path: pathlib.Path) -> pathlib.Path:
 
 
 def _arrays(path: pathlib.Path) -> dict[str, Array]:
-    """Opens an npz file: the parameters' shapes and types, their numbers when asked for."""
-    archive = zipfile.ZipFile(path)  # stays open for as long as arrays may be read
+    """Opens an npz file lazily: shapes and dtypes now, data on demand."""
+    archive = zipfile.ZipFile(path)  # stays open as long as arrays may be read
     found = {}
     for info in archive.infolist():
         try:
@@ -73,24 +73,24 @@ def _arrays(path: pathlib.Path) -> dict[str, Array]:
                 shape, dtype = _header(file)
         except (zipfile.BadZipFile, ValueError, EOFError) as error:
             raise ValueError(
-                f'{path}: {info.filename} is no whole array ({error}); copy the file again'
+                f'{path}: {info.filename} is not a complete array ({error}); copy the file again'
             ) from error
         read = functools.partial(_read, archive, info, dtype)
         found[info.filename.removesuffix('.npy')] = Array(shape, dtype, read)
-    # A training checkpoint has its optimizer's state beside `params/`.
+    # A training checkpoint also has the optimizer state, outside `params/`.
     prefixed = {n.removeprefix('params/'): x for n, x in found.items() if n.startswith('params/')}
     return prefixed or found
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    """Reads shape and type of one array; two raw bytes are a bfloat16."""
+    """Reads shape and dtype of one array; two raw bytes mean bfloat16."""
     version = np.lib.format.read_magic(file)
     reader = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }.get(version)
     if reader is None:
-        raise ValueError(f'version {version} of the format')
+        raise ValueError(f'unknown version {version} of the npy format')
     shape, _, dtype = reader(file)
     return shape, np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype('V2') else dtype
 
@@ -101,27 +101,27 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, dtype: np.dtype) -> n
             return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise ValueError(
-            f'{archive.filename}: {info.filename} is damaged ({error}); copy the file again'
+            f'{archive.filename}: {info.filename} is corrupt ({error}); copy the file again'
         ) from error
 
 
 def unstacked(theirs: Mapping[str, Array]) -> dict[str, Array]:
-    """Gives each block of stacked ones its own names: encoderblock/x -> encoderblock_0/x, …"""
+    """Unstacks blocks on a leading axis: encoderblock/x -> encoderblock_0/x, …"""
     found = {}
     for name, array in theirs.items():
         before, stack, after = name.partition('encoderblock/')
         if not stack:
             found[name] = array
             continue
-        whole = functools.cache(array.read)  # read once, not once a block
+        stacked = functools.cache(array.read)  # read once for all blocks
         for i in range(array.shape[0]):
-            part = functools.partial(lambda whole, i: whole()[i], whole, i)
+            part = functools.partial(lambda stacked, i: stacked()[i], stacked, i)
             found[f'{before}encoderblock_{i}/{after}'] = Array(array.shape[1:], array.dtype, part)
     return found
 
 
 def architecture(theirs: Mapping[str, Array]) -> dict[str, Any]:
-    """Returns the card's `model`, read from shapes."""
+    """Returns the card's `model`, inferred from shapes."""
     shape = {name: array.shape for name, array in theirs.items()}
     patch_size, _, _, _ = shape['img/embedding/kernel']
     _, patches, width = shape['img/pos_embedding']
@@ -145,7 +145,7 @@ def architecture(theirs: Mapping[str, Array]) -> dict[str, Any]:
 
 
 def siglip(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the architecture of SigLIP in the sizes given: what the layout says without words."""
+    """Returns SigLIP's architecture in the given sizes; the layout implies the other fields."""
     same = {'activation': 'gelu_tanh', 'norm_eps': 1e-6}
     image = {'name': 'vit', 'pool': 'map', 'pre_norm': False, 'patch_bias': True, **same}
     text = {'name': 'transformer', 'causal': False, 'pool': 'last', **same}
@@ -160,8 +160,8 @@ def siglip(sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def image_size(grid: int, patch_size: int) -> int:
-    """The image size of a grid of patches; the file has no other word of it."""
-    # SigLIP's So400m/14 at 384 pixels leaves out the last 6 rows and columns.
+    """Returns the image size for a grid of patches, since the file does not store it."""
+    # SigLIP's So400m/14 at 384 pixels drops the last 6 pixels of each axis.
     return 384 if (grid, patch_size) == (27, 14) else grid * patch_size
 
 
@@ -175,7 +175,7 @@ def _tower(shape: Mapping[str, tuple[int, ...]], blocks: str, width: int) -> dic
 
 
 def rows(model: Mapping[str, Any]) -> Iterator[Row]:
-    """The table of the whole model, with blocks one by one."""
+    """Yields the table of the whole model, with separate blocks."""
     yield from _pairs('params/image/patch_embedding', 'img/embedding')
     yield row('params/image/position_embedding', 'img/pos_embedding', LEADING_ONE)
     yield from _blocks(model['image']['depth'], 'params/image', _BLOCKS['image'])
@@ -223,7 +223,7 @@ def _norm(ours: str, theirs: str) -> Iterator[Row]:
 
 
 def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str, Any]) -> list[Row]:
-    """Writes `model.npz`, its blocks one by one, and the tokenizer; returns the table applied."""
+    """Writes `model.npz`, with separate blocks, and the tokenizer; returns the table applied."""
     model = card['model']
     image, text = model['image'], model['text']
     if image['name'] != 'vit':

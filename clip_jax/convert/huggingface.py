@@ -1,5 +1,7 @@
-"""Hugging Face's folders: `config.json` with CLIP, SigLIP or SigLIP 2 (fixed resolution) beside
-the weights. A key that the config leaves out has the default of transformers' classes.
+"""Hugging Face folders: weights and the `config.json` of CLIP, SigLIP or SigLIP 2.
+
+SigLIP 2 is supported at fixed resolution. Missing keys of the config have the defaults of
+transformers' classes.
 """
 
 import json
@@ -72,14 +74,14 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
-# Configs from before eos_token_id meant anything have a 2 there, and read the largest id.
+# Old configs have eos_token_id 2, which is ignored: the text is pooled at the largest id.
 LEGACY_EOS = 2
-# What our model has of what these configs can also say.
+# Config keys of which our model supports one value.
 _ONLY = {'num_channels': 3, 'attention_dropout': 0.0, 'vision_use_head': True}
 
 
 def sniff(path: pathlib.Path) -> bool:
-    """Says whether a path is a folder of transformers, or one of its files of weights."""
+    """Returns whether a path is a transformers folder, or a weight file in one."""
     config = _files.folder_of(path) / CONFIG
     if not config.is_file() or 'model_type' not in _files.json_of(config):
         return False
@@ -89,7 +91,7 @@ def sniff(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns card and variables of a folder, or of one file of weights in it."""
+    """Reads a folder, or one weight file in it."""
     folder = _files.folder_of(path)
     config = _files.json_of(folder / CONFIG)
     with _cards.understood(str(folder / CONFIG)):
@@ -115,8 +117,8 @@ def architecture(config: Mapping[str, Any], *, what: str) -> dict[str, Any]:
     kind = config['model_type']
     if kind == 'siglip2':
         raise ValueError(
-            f'{what}: SigLIP 2 with images of any shape (NaFlex) is not supported; '
-            'its fixed resolutions are (model_type siglip)'
+            f'{what}: SigLIP 2 for images of any shape (NaFlex) is not supported; '
+            'SigLIP 2 at fixed resolution is (model_type siglip)'
         )
     lookup.check(kind, DEFAULTS, what=f'{what}: model_type')
     vision, text = (_filled(config, kind, part, what) for part in ('vision_config', 'text_config'))
@@ -151,8 +153,8 @@ def architecture(config: Mapping[str, Any], *, what: str) -> dict[str, Any]:
 
 
 def _filled(config: Mapping[str, Any], kind: str, part: str, what: str) -> dict[str, Any]:
-    """One tower's config with the defaults of its class; ValueError for what we have not."""
-    # Old files say the same twice, and the second counts.
+    """Returns one tower's config with its defaults; ValueError for unsupported values."""
+    # Old files have both keys; the second overrides the first.
     given = {**(config.get(part) or {}), **(config.get(f'{part}_dict') or {})}
     full = {**DEFAULTS[kind][part], **given}
     for key, value in _ONLY.items():
@@ -173,12 +175,12 @@ def _tower(config: Mapping[str, Any], what: str) -> dict[str, Any]:
     }
 
 
-# Pillow's filters by number.
+# Pillow's resampling filters by number.
 RESAMPLE = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic', 4: 'box', 5: 'hamming'}
 
 
 def preprocess(folder: pathlib.Path, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the card's `preprocess` from `preprocessor_config.json`, or its class's default."""
+    """Returns the card's `preprocess` from `preprocessor_config.json`, or the class defaults."""
     siglip = model['text']['pool'] == 'last'
     config = _files.json_of(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
     mean, std = (_cards.HALF, _cards.HALF) if siglip else (CLIP_MEAN, CLIP_STD)
@@ -196,7 +198,7 @@ def preprocess(folder: pathlib.Path, model: Mapping[str, Any]) -> dict[str, Any]
 
 
 def rows(model: Mapping[str, Any]) -> Iterator[Row]:
-    """The table of the whole model."""
+    """Yields the table of the whole model."""
     image, text = model['image'], model['text']
     siglip = image['pool'] == 'map'
     ours, theirs = 'params/image', 'vision_model'
@@ -228,7 +230,7 @@ def rows(model: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def layers(tower: Mapping[str, Any], ours: str, theirs: str) -> Iterator[Row]:
-    """The blocks of one tower; query, key and value are three arrays there."""
+    """Yields the table of the blocks of one tower, with separate query, key and value."""
     heads = tower['heads']
     for i in range(tower['depth']):
         a, b = f'{ours}/transformer/block_{i}', f'{theirs}.encoder.layers.{i}'
@@ -242,7 +244,7 @@ def layers(tower: Mapping[str, Any], ours: str, theirs: str) -> Iterator[Row]:
 
 
 def pooling_head(heads: int) -> Iterator[Row]:
-    """SigLIP's attention pooling, with query, key and value in one array."""
+    """Yields the table of SigLIP's attention pooling, with fused query, key and value."""
     ours, theirs = 'params/image/attention_pool', 'vision_model.head'
     yield row(f'{ours}/probe', f'{theirs}.probe', LEADING_ONE)
     for part, name in (('kernel', 'weight'), ('bias', 'bias')):
@@ -270,7 +272,7 @@ def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str,
 
 
 def config_of(model: Mapping[str, Any], siglip: bool) -> dict[str, Any]:
-    """Returns the `config.json` that comes nearest to an architecture."""
+    """Returns the `config.json` closest to an architecture; `write` checks that it is exact."""
     image, text, embed_dim = model['image'], model['text'], model['embed_dim']
     vision_config = {
         **_tower_of(image, 'the image encoder'),
@@ -322,8 +324,8 @@ def preprocessor_of(rule: Mapping[str, Any], siglip: bool) -> dict[str, Any]:
     shortest = rule['resize'] == 'shortest'
     if rule['resize'] == 'longest' or (siglip and shortest):
         raise ValueError(
-            f'the layout huggingface cannot hold this model: {name} does not resize as '
-            f'preprocess.resize {rule["resize"]!r} says'
+            f'the layout huggingface cannot hold this model: {name} has no '
+            f'preprocess.resize {rule["resize"]!r}'
         )
     return {
         'image_processor_type': name,

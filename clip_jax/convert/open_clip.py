@@ -1,7 +1,7 @@
-"""open_clip's folders: `open_clip_config.json` beside safetensors, a .bin or a training checkpoint.
+"""open_clip folders: `open_clip_config.json` and safetensors, a .bin or a training checkpoint.
 
-Towers are open_clip's own classes (CLIP, CLIPA, CoCa) or, for SigLIP, timm's ViT. What a config
-leaves out has the default of open_clip's CLIPVisionCfg or CLIPTextCfg.
+Towers are open_clip's own classes (CLIP, CLIPA, CoCa) or, for SigLIP, timm's ViT. Missing keys of
+the config have the defaults of open_clip's CLIPVisionCfg and CLIPTextCfg.
 """
 
 import functools
@@ -41,7 +41,7 @@ WEIGHTS = (
     'open_clip_pytorch_model.bin',
     'open_clip_pytorch_model.bin.index.json',
 )
-DECODER = 'text_decoder.'  # CoCa's, which writes captions: not read
+DECODER = 'text_decoder.'  # CoCa's captioning decoder: not read
 
 VISION = {
     'layers': 12,
@@ -96,19 +96,19 @@ MODEL = {
     'nonscalar_logit_scale': False,
     'multimodal_cfg': None,
 }
-# Keys that change nothing of what the model computes when it is used.
+# Keys that do not change the model's outputs at inference.
 _OF_NO_EFFECT = {
     'timm_model_pretrained',
     'timm_drop',
     'timm_drop_path',
     'output_tokens',
-    'pos_embed_type',  # fixed ones are saved as learned ones are
+    'pos_embed_type',  # fixed embeddings are saved like learned ones
     'bos_id',
 }
 IMAGE_POOLS = {'tok': 'cls', 'avg': 'mean'}
 TEXT_POOLS = {'argmax': 'argmax', 'last': 'last', 'eos': 'eot'}
 
-# timm's vision transformers for SigLIP, by what distinguishes them.
+# timm's vision transformers for SigLIP: name -> image size, patch size, width, depth.
 TRUNKS = {
     f'vit_{size}_patch{patch_size}_siglip_{image_size}': (image_size, patch_size, width, depth)
     for size, width, depth, made in (
@@ -123,7 +123,7 @@ TRUNKS = {
 
 
 def sniff(path: pathlib.Path) -> bool:
-    """Says whether a path is a folder of open_clip, or one of its files of weights."""
+    """Returns whether a path is an open_clip folder, or a weight file in one."""
     if not (_files.folder_of(path) / CONFIG).is_file():
         return False
     if path.is_file():
@@ -132,7 +132,7 @@ def sniff(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns card and variables of a folder, or of one file of weights in it."""
+    """Reads a folder, or one weight file in it."""
     folder = _files.folder_of(path)
     what = str(folder / CONFIG)
     config = _files.json_of(folder / CONFIG)
@@ -144,7 +144,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     decoder = [name for name in theirs if name.startswith(DECODER)]
     if decoder:
         logging.warning(
-            '%s: CoCa, whose decoder of captions is not supported; its two towers are read, and '
+            '%s: CoCa, whose captioning decoder is not supported; its two towers are read, but '
             'not these %d parameters: %s',
             weights,
             len(decoder),
@@ -208,16 +208,16 @@ def architecture(config: Fields, theirs: Mapping[str, Array], *, what: str) -> d
 
 
 def _filled(given: Fields, defaults: Fields, what: str) -> dict[str, Any]:
-    """A part of a config with its defaults; ValueError for a key that we have nothing for."""
+    """Returns a part of a config with its defaults; ValueError for unsupported keys."""
     for key, value in given.items():
-        nothing = value in (None, False, 0, '') or key in _OF_NO_EFFECT
-        if key not in defaults and not nothing:
+        no_effect = value in (None, False, 0, '') or key in _OF_NO_EFFECT
+        if key not in defaults and not no_effect:
             raise ValueError(f'{what}.{key} = {value!r} is not supported')
     return {**defaults, **given}
 
 
 def _common(config: Fields, quick: bool) -> dict[str, Any]:
-    """Fields that both towers of open_clip's classes have."""
+    """Returns the fields that both towers of open_clip's classes have."""
     tanh = (config['act_kwargs'] or {}).get('approximate') == 'tanh'
     return {
         'width': config['width'],
@@ -229,7 +229,7 @@ def _common(config: Fields, quick: bool) -> dict[str, Any]:
 
 
 def vit(vision: Fields, embed_dim: int, quick: bool, what: str) -> dict[str, Any]:
-    """Fields of open_clip's VisionTransformer."""
+    """Returns the fields of open_clip's VisionTransformer."""
     lookup.check(vision['pool_type'], IMAGE_POOLS, what=f'{what}: vision_cfg.pool_type')
     if vision['attentional_pool'] not in (False, True):
         raise ValueError(
@@ -258,15 +258,15 @@ def vit(vision: Fields, embed_dim: int, quick: bool, what: str) -> dict[str, Any
 
 
 def _one(size: Any, what: str) -> int:
-    """A size given as a number or as two equal ones."""
+    """Returns a size that is given as one number or as two equal ones."""
     sizes = set(size) if isinstance(size, list) else {size}
     if len(sizes) != 1:
-        raise ValueError(f'{what} is {size}; only squares are supported')
+        raise ValueError(f'{what} is {size}; only square sizes are supported')
     return sizes.pop()
 
 
 def resnet(vision: Fields) -> dict[str, Any]:
-    """Fields of open_clip's ModifiedResNet."""
+    """Returns the fields of open_clip's ModifiedResNet."""
     return {
         'name': 'resnet',
         'image_size': vision['image_size'],
@@ -277,12 +277,12 @@ def resnet(vision: Fields) -> dict[str, Any]:
 
 
 def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[str, Any], str]:
-    """Fields of timm's SigLIP ViT: sizes from shapes, the rest by its name, as timm has it."""
+    """Returns the fields of timm's SigLIP ViT: sizes from shapes, the others from its name."""
     name = vision['timm_model_name']
     if vision['timm_pool'] != 'map' or 'siglip' not in name:
         raise ValueError(
             f'{what}: timm model {name!r} with pooling {vision["timm_pool"]!r} is not supported; '
-            'of timm there are SigLIP models (vit_*_siglip_*, pooling map)'
+            'supported timm models are those of SigLIP (vit_*_siglip_*, pooling map)'
         )
     start = 'visual.trunk.'
     shape = {n.removeprefix(start): x.shape for n, x in theirs.items() if n.startswith(start)}
@@ -290,7 +290,7 @@ def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[s
         width, _, patch_size, _ = shape['patch_embed.proj.weight']
         mlp_dim = shape['blocks.0.mlp.fc1.weight'][0]
     except KeyError as error:
-        raise ValueError(f'{what}: {start}{error.args[0]} is missing in the weights') from error
+        raise ValueError(f'{what}: the weights lack {start}{error.args[0]}') from error
     fields = {
         'name': 'vit',
         'image_size': _one(vision['image_size'], f'{what}: vision_cfg.image_size'),
@@ -311,7 +311,7 @@ def _projection(kind: str, bias: bool) -> str:
 
 
 def trunk(name: str, width: int) -> dict[str, Any]:
-    """What all of timm's SigLIP ViTs have, and the two that differ; timm keeps it in no file."""
+    """Returns the fields of timm's SigLIP ViTs that no file stores; giantopt and so400m differ."""
     giant = 'giantopt' in name
     return {
         'heads': 16 if giant or 'so400m' in name else width // 64,
@@ -338,7 +338,7 @@ def preprocess(config: Fields, model: Fields, *, what: str) -> dict[str, Any]:
 
 
 def rows(model: Fields, text: str = '') -> Iterator[Row]:
-    """The table of the whole model; `text` is the prefix of the text tower's names."""
+    """Yields the table of the whole model; `text` is the prefix of the text tower's names."""
     if model['image'].get('pool') != 'map':
         yield from _resblocks.rows(model, text)
         return
@@ -350,7 +350,7 @@ def rows(model: Fields, text: str = '') -> Iterator[Row]:
 
 
 def trunk_rows(fields: Fields) -> Iterator[Row]:
-    """timm's vision transformer with attention pooling."""
+    """Yields the table of timm's vision transformer with attention pooling."""
     ours, theirs, heads = 'params/image', 'visual.trunk', fields['heads']
     yield from dense(f'{ours}/patch_embedding', f'{theirs}.patch_embed.proj', CONV)
     yield row(f'{ours}/position_embedding', f'{theirs}.pos_embed', LEADING_ONE)
@@ -375,7 +375,7 @@ def trunk_rows(fields: Fields) -> Iterator[Row]:
 
 
 def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
-    """Writes config, weights and tokenizer files; returns the table that was applied."""
+    """Writes config, weights and tokenizer files; returns the table applied."""
     model, config = card['model'], config_of(card['model'])
     table = list(rows(model, 'text.' if config['custom_text'] else ''))
     arrays = _table.write(table, variables)
@@ -400,7 +400,7 @@ def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
 
 
 def config_of(model: Fields) -> dict[str, Any]:
-    """Returns the `model_cfg` that comes nearest to an architecture."""
+    """Returns the `model_cfg` closest to an architecture; `write` checks that it is exact."""
     image, text = model['image'], model['text']
     config: dict[str, Any] = {
         'embed_dim': model['embed_dim'],
@@ -462,8 +462,8 @@ def _timm_name(image: Fields) -> str:
     if sizes not in TRUNKS.values():
         raise ValueError(
             'the layout open_clip cannot hold this model: with attention pooling it has only '
-            f"timm's models, and none of image_size, patch_size, width, depth {sizes}; "
-            f'there are {", ".join(TRUNKS)}'
+            f"timm's models, and none with image_size, patch_size, width, depth {sizes}; "
+            f'choices: {", ".join(TRUNKS)}'
         )
     return _inverse(TRUNKS, sizes, 'image encoder')
 
@@ -481,7 +481,7 @@ def _inverse(table: Mapping[str, Any], value: Any, what: str) -> str:
 def _common_of(tower: Fields) -> dict[str, Any]:
     width, mlp_dim = tower['width'], tower['mlp_dim']
     ratio = mlp_dim / width
-    while int(width * ratio) < mlp_dim:  # the product may come out just below
+    while int(width * ratio) < mlp_dim:  # rounding may make the product too small
         ratio = math.nextafter(ratio, math.inf)
     config: dict[str, Any] = {'width': width, 'mlp_ratio': ratio}
     if tower['layer_scale']:

@@ -1,6 +1,6 @@
 """OpenAI's released files: a TorchScript archive or a state dict, without a config.
 
-Sizes come from shapes, and heads, activation and epsilon are the same in all of them
+Sizes are inferred from shapes; head width, activation and epsilon are the same in all of them
 (github.com/openai/CLIP, model.py).
 """
 
@@ -16,11 +16,11 @@ from clip_jax.convert._table import Array
 from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD
 
 HEAD_WIDTH = 64
-OTHERS = ('open_clip_config.json', 'config.json')  # with one of them a file is not OpenAI's
+OTHERS = ('open_clip_config.json', 'config.json')  # next to one of these a file is not OpenAI's
 
 
 def sniff(path: pathlib.Path) -> bool:
-    """Says whether a torch file holds a CLIP of OpenAI's classes, and no config lies beside it."""
+    """Returns whether a torch file holds OpenAI's CLIP and has no config next to it."""
     if not path.is_file() or not _torch_file.sniff(path):
         return False
     if any((path.parent / name).exists() for name in OTHERS):
@@ -30,12 +30,12 @@ def sniff(path: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns card and variables of a file."""
+    """Reads a file."""
     theirs, kind = _torch_file.state_dict(path)
     if kind == 'state_dict' and not any(name in theirs for name in _resblocks.NUMBERS):
         logging.warning(
-            '%s: a state dict without a config, read as one of OpenAI (quick_gelu). If it is of '
-            'open_clip, put its open_clip_config.json beside it.',
+            "%s: a state dict without a config, read as OpenAI's (quick_gelu). If it is "
+            "open_clip's, put its open_clip_config.json next to it.",
             path,
         )
     with _cards.understood(f"{path}: not one of OpenAI's CLIP models"):
@@ -56,7 +56,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def architecture(theirs: Mapping[str, Array]) -> dict[str, Any]:
-    """Returns the card's `model`, read from shapes."""
+    """Returns the card's `model`, inferred from shapes."""
     shape = {name: array.shape for name, array in theirs.items()}
     text_width = shape['ln_final.weight'][0]
     return {
@@ -78,7 +78,7 @@ def architecture(theirs: Mapping[str, Array]) -> dict[str, Any]:
 
 
 def vit(shape: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Returns the fields of the image transformer."""
+    """Returns the fields of the vision transformer."""
     width, _, patch_size, _ = shape['visual.conv1.weight']
     grid = math.isqrt(shape['visual.positional_embedding'][0] - 1)
     return {
@@ -94,7 +94,7 @@ def vit(shape: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def resnet(shape: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Returns the fields of the ModifiedResNet: its last stage has 1/32 of the resolution."""
+    """Returns the fields of ModifiedResNet, which downsamples by 32."""
     width = shape['visual.layer1.0.conv1.weight'][0]
     grid = math.isqrt(shape['visual.attnpool.positional_embedding'][0] - 1)
     return {
@@ -107,5 +107,5 @@ def resnet(shape: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def _depth(shape: Mapping[str, tuple[int, ...]], prefix: str) -> int:
-    """The number of blocks whose names begin with `prefix` and a number."""
+    """Returns the number of blocks whose names start with `prefix` and a number."""
     return len({n.removeprefix(prefix).split('.')[0] for n in shape if n.startswith(prefix)})

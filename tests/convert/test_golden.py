@@ -1,7 +1,7 @@
-"""Checkpoints of every published layout give the reference programs' numbers.
+"""Checkpoints of every published layout give the outputs of the reference programs.
 
-The reference outputs are not part of the project; where they are not, these tests are skipped, and
-the others in this folder check the same code with files of our own making.
+The reference outputs are not part of the repository: without them these tests are skipped, and the
+other tests in this folder check the same code with small checkpoints.
 """
 
 import json
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.usefixtures('optimized'),
 ]
 
-# What is read -> the folder with inputs and the expected file.
+# The checkpoint -> the file with the expected outputs; the inputs are in the same folder.
 FILES = {
     'openai_vit_jit/model.pt': 'openai_vit_jit/expected.npz',
     'openai_vit_sd/model.pt': 'openai_vit_sd/expected.npz',
@@ -118,8 +118,8 @@ MODULES = {
     r'visual\.stem': 'image/stem',
     r'visual\.layer(\d)\.(\d)': r'image/stage_\1/block_\2',
 }
-# These are outputs of whole towers, or of norms that we take of one row only.
-ROWS = {'visual.ln_post': 'image/post_norm', 'visual.attnpool': 'image_projection'}
+# Outputs of towers, or of norms that we compute for one token only.
+POOLED = {'visual.ln_post': 'image/post_norm', 'visual.attnpool': 'image_projection'}
 
 
 @pytest.mark.parametrize('path', [p for p, e in FILES.items() if e.endswith('/expected.npz')])
@@ -137,10 +137,10 @@ def test_every_block(path):
     }
     compared = 0
     for name, there in blocks.items():
-        if name == 'ln_final':  # ours is of the row that is read only
+        if name == 'ln_final':  # ours is computed for the pooled token only
             here, there = ours['text/post_norm'], there[np.arange(4), tokens.argmax(axis=1)]
-        elif name in ROWS:
-            here = ours[ROWS[name]]
+        elif name in POOLED:
+            here = ours[POOLED[name]]
             here = here[:, 0] if here.ndim > there.ndim else here
         else:
             pattern = next(p for p in MODULES if re.fullmatch(p, name))

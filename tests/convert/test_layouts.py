@@ -1,7 +1,6 @@
-"""Checkpoints of our own making in every layout: read, written, refused with reasons."""
+"""Small checkpoints in every layout: import, export, and clear errors."""
 
 import base64
-import io
 import json
 import pathlib
 import re
@@ -60,7 +59,7 @@ def test_write_read_is_the_identity(tmp_path, layout, name):
     assert ours == {
         re.sub(r'block_\d+', 'block_*', n.partition('/')[2]) for n in _table.flat(variables)
     }
-    assert changed[-1] == 'no tokenizer was written, since none is known'
+    assert changed[-1] == 'no tokenizer was written, since the checkpoint has none'
     assert again['preprocess']['size'] == card['preprocess']['size']
 
 
@@ -96,7 +95,7 @@ def test_what_was_written_is_verified(tmp_path, monkeypatch):
         save(path, {**tensors, name: np.nextafter(tensors[name], np.inf)})
 
     monkeypatch.setattr(_files, 'save', wrong)
-    with pytest.raises(ValueError, match='read back, these parameters are others'):
+    with pytest.raises(ValueError, match='these parameters differ when read back'):
         convert.write(tmp_path / 'x', 'open_clip', *made('clip'))
     assert not any(tmp_path.iterdir())
 
@@ -159,7 +158,7 @@ def test_a_state_dict_without_a_config_is_warned_of(tmp_path, caplog):
     root = torch.state_dict(openai_arrays('quick')[0], storages)
     convert.read(torch.write_zip(tmp_path / 'x.pt', root, storages))
     (record,) = caplog.records
-    assert 'read as one of OpenAI (quick_gelu)' in record.getMessage()
+    assert "read as OpenAI's (quick_gelu)" in record.getMessage()
 
 
 def test_with_clips_vocabulary_comes_clips_tokenizer():
@@ -175,18 +174,18 @@ def test_with_clips_vocabulary_comes_clips_tokenizer():
         (lambda x: x.pop('visual.proj'), r'not one of OpenAI.*: visual\.layer1\.0\.conv1\.w'),
         (
             lambda x: x.update({'visual.conv1.weight': np.zeros((64, 3), np.float32)}),
-            r'not one of OpenAI.*of a kind that no such model has \(not enough values',
+            r'not one of OpenAI.*of an unexpected kind \(not enough values',
         ),
         (lambda x: x.pop('text_projection'), r"not one of OpenAI's .*: text_projection is missing"),
         (lambda x: x.pop('visual.ln_post.bias'), r'1 missing: visual\.ln_post\.bias'),
         (lambda x: x.update(more=np.zeros(3, np.float32)), r'1 unknown: more'),
         (
             lambda x: x.update({'visual.ln_pre.bias': np.zeros(3, np.float32)}),
-            r'1 of another shape .*: visual\.ln_pre\.bias is \(3,\), expected \(64,\)',
+            r'1 of a wrong shape: visual\.ln_pre\.bias is \(3,\), expected \(64,\)',
         ),
         (
             lambda x: x.update({'ln_final.bias': np.zeros(64, np.int64)}),
-            r'1 no floating-point numbers: ln_final\.bias is int64',
+            r'1 not floating point: ln_final\.bias is int64',
         ),
     ],
 )
@@ -217,7 +216,7 @@ def edit(path: pathlib.Path, change) -> None:
             lambda c: c['vision_cfg'].update(layers=1),
             r'12 unknown: visual\.transformer\.resblocks\.1',
         ),
-        (lambda c: c['text_cfg'].update(width=48), r'of another shape .*ln_final\.bias is \(24,\)'),
+        (lambda c: c['text_cfg'].update(width=48), r'of a wrong shape.*ln_final\.bias is \(24,\)'),
         (lambda c: c['text_cfg'].update(heads=5), 'width 24 is not a multiple of heads 5'),
         (lambda c: c['vision_cfg'].update(pool_type='max'), r"pool_type: there is no 'max'"),
         (lambda c: c['vision_cfg'].update(qk_norm=True), r'vision_cfg\.qk_norm = True is not supp'),
@@ -226,7 +225,7 @@ def edit(path: pathlib.Path, change) -> None:
             r"text_cfg\.hf_model_name = 'x' is not",
         ),
         (lambda c: c.pop('embed_dim'), r'model_cfg\.embed_dim is missing'),
-        (lambda c: c['vision_cfg'].update(image_size=[32, 64]), r'only squares are supported'),
+        (lambda c: c['vision_cfg'].update(image_size=[32, 64]), r'only square sizes are supported'),
         (
             lambda c: c['vision_cfg'].update(timm_model_name='resnet50'),
             r'timm model .* not supported',
@@ -234,7 +233,7 @@ def edit(path: pathlib.Path, change) -> None:
         (lambda c: c['vision_cfg'].update(ls_init_value=0.1), r'missing: .*ls_1\.gamma'),
         (
             lambda c: c['vision_cfg'].update(width='x'),
-            'of a kind that no such model has',
+            'of an unexpected kind',
         ),
     ],
 )
@@ -337,12 +336,12 @@ def test_weights_in_several_files(tmp_path):
             lambda c: c['weight_map'].update(more='model-00001-of-00002.safetensors'),
             'the same arrays',
         ),
-        (lambda c: c['weight_map'].update(more='../x.safetensors'), 'which is not beside it'),
+        (lambda c: c['weight_map'].update(more='../x.safetensors'), 'is not in the same folder'),
         (
             lambda c: c['weight_map'].update(more='model-00003.safetensors'),
-            'which is not beside it',
+            'which is not in the same folder',
         ),
-        (lambda c: c.pop('weight_map'), "'weight_map' should say"),
+        (lambda c: c.pop('weight_map'), "'weight_map' should map"),
     ],
 )
 def test_an_index_that_is_wrong(tmp_path, change, message):
@@ -353,13 +352,13 @@ def test_an_index_that_is_wrong(tmp_path, change, message):
 
 
 @pytest.mark.parametrize(('layout', 'name'), [('open_clip', 'clip'), ('big_vision', 'siglip')])
-@pytest.mark.parametrize('share', [0.0, 0.1, 0.5, 0.99])
-def test_a_file_that_was_cut_is_refused(tmp_path, layout, name, share):
+@pytest.mark.parametrize('share', [0.0, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, layout, name, share):
     path = written(tmp_path, layout, name)
     (weights,) = [p for p in path.iterdir() if p.suffix in ('.safetensors', '.npz')]
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r'not a whole|is no whole|no checkpoint|is damaged'):
+    content = weights.read_bytes()
+    weights.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r'not a complete|no checkpoint|is corrupt'):
         clip_jax.load(path)
 
 
@@ -444,8 +443,8 @@ def test_names_may_lack_their_prefix_and_bfloat16_its_type(tmp_path):
         ),
         (lambda x: {n: v for n, v in x.items() if n != 'params/t'}, '1 missing: t'),
         (lambda x: {**x, 'params/img/more': np.zeros(3)}, '1 unknown: img/more'),
-        (lambda x: {**x, 'params/t': np.zeros(1, np.int32)}, '1 no floating-point numbers: t'),
-        (lambda x: {**x, 'params/b': np.array([None])}, 'no floating-point numbers: b is object'),
+        (lambda x: {**x, 'params/t': np.zeros(1, np.int32)}, '1 not floating point: t'),
+        (lambda x: {**x, 'params/b': np.array([None])}, 'not floating point: b is object'),
         (
             lambda x: {**x, 'params/img/embedding/kernel': np.zeros((768, 32))},
             r'NaFlex\), which is not supported',
@@ -459,15 +458,13 @@ def test_wrong_files_of_big_vision(tmp_path, change, message):
 
 def test_arrays_of_objects_are_never_unpickled(tmp_path):
     def evil(arrays):
-        buffer = io.BytesIO()
-        np.lib.format.write_array(buffer, np.array([print], object), allow_pickle=True)
         return {**arrays, 'params/txt/head/bias': np.array([print], object)}
 
     with pytest.raises(ValueError, match='object'):
         convert.read(npz(tmp_path, evil))
 
 
-# Tokenizers that lie beside the weights.
+# Tokenizer files next to the weights.
 
 
 @pytest.mark.parametrize(('layout', 'pad'), [('huggingface', 0), ('big_vision', 0)])

@@ -23,7 +23,7 @@ TEXTS = ['a photo of a cat', "Two dogs' toys & 7 red circles!", 'word ' * 100]
 
 
 def forward(card: dict, variables: dict, images, tokens):
-    """Unit rows of images and texts, and their logits, as our model has them."""
+    """Normalized embeddings of images and texts, and their logits, from our model."""
     model = clip.from_card(card['model'])
     image, text, scale, bias = model.apply(variables, images, tokens)
     return image, text, scale * image @ text.T + (0 if bias is None else bias)

@@ -162,21 +162,24 @@ WRONG = {
         root(torch.call(torch.name('__torch__.evil', 'run'))),
         r'calls __torch__\.evil\.run',
     ),
-    'makes an object': (root(torch.name('torch', 'Size') + b')\x81'), r'makes an object of torch'),
+    'makes an object': (
+        root(torch.name('torch', 'Size') + b')\x81'),
+        r'creates an object of torch',
+    ),
     'sets attributes': (
         root(torch.name('torch', 'Size') + torch.value({'a': 1}) + b'b'),
         'sets attributes of a Name',
     ),
-    'an instruction of another time': (root(b'(ios\nsystem\n'), r"instruction b'i'"),
-    'a key that is no text': (lambda s: {(1, 2): 3}, 'a tuple is a key'),
-    'a value never kept': (root(b'h\x07'), 'that it never kept'),
-    'too few values': (root(b'\x87'), 'a value where there is none'),
-    'a mark too few': (root(b't'), 'takes values where there are none'),
-    'many marks': (root(b'(' * 200 + b't' * 200), 'too deep'),
-    'much on the stack': (root(b'N' * 200_000), 'too deep'),
+    'an instruction of another time': (root(b'(ios\nsystem\n'), r"opcode b'i'"),
+    'a key that is no text': (lambda s: {(1, 2): 3}, 'a dict key is a tuple'),
+    'a value never kept': (root(b'h\x07'), 'memo entry that was never written'),
+    'too few values': (root(b'\x87'), 'pops an empty stack'),
+    'a mark too few': (root(b't'), 'pops to a mark that was never set'),
+    'many marks': (root(b'(' * 200 + b't' * 200), 'nested too deeply'),
+    'much on the stack': (root(b'N' * 200_000), 'nested too deeply'),
     'a reference to a module': (
         root(torch.value(('module', 'x')) + b'Q'),
-        'refers to something that is no storage',
+        'persistent id is no tensor storage',
     ),
     'a view of a view': (view(view=('k', 0, 1)), 'a view of another'),
     'an unknown type': (view(type=torch.name('torch', 'QInt8Storage')), r'of torch\.QInt8Storage'),
@@ -192,7 +195,7 @@ WRONG = {
     'a terabyte of one number': (view(size=(2**40,), stride=(0,)), 'larger than the file'),
     'a product that overflows': (view(size=(2**33, 2**33), stride=(0, 0)), 'larger than the file'),
     'many axes': (view(size=(1,) * 70, stride=(0,) * 70), 'larger than the file'),
-    'a negative count': (view(count=-24), 'refers to something that is no storage'),
+    'a negative count': (view(count=-24), 'persistent id is no tensor storage'),
 }
 
 
@@ -210,7 +213,7 @@ def test_what_is_wrong_is_refused(write, kind):
     [
         ({'key': '../data.pkl'}, 'lacks the record'),
         ({'key': '7'}, 'lacks the record any/data/7'),
-        ({'count': 25}, 'should be 100 bytes and is 96'),
+        ({'count': 25}, 'is 96 bytes, expected 100'),
     ],
 )
 def test_storages_that_are_not_there_are_refused(tmp_path, changes, message):
@@ -230,7 +233,7 @@ def good(tmp_path, **options) -> pathlib.Path:
     [
         ({'compression': zipfile.ZIP_DEFLATED}, 'is compressed'),
         ({'more': [('other/data.pkl', b'N.')]}, 'has 2 records data.pkl'),
-        ({'more': [('any/data/0', b'')]}, 'must have one'),
+        ({'more': [('any/data/0', b'')]}, 'expected one'),
     ],
 )
 @pytest.mark.filterwarnings('ignore:Duplicate name')
@@ -243,8 +246,8 @@ def test_archives_that_torch_does_not_write_are_refused(tmp_path, options, messa
     ('content', 'message'),
     [
         (b'', 'it is empty'),
-        (b'\x80\x04}\x94.', 'not a file of torch.save'),
-        (b'PK\x03\x04 and then nothing', 'not whole'),
+        (b'\x80\x04}\x94.', 'not a torch.save file'),
+        (b'PK\x03\x04 and then nothing', 'incomplete'),
     ],
 )
 def test_what_is_no_file_of_torch_is_refused(tmp_path, content, message):
@@ -254,12 +257,12 @@ def test_what_is_no_file_of_torch_is_refused(tmp_path, content, message):
     assert not _torch_file.sniff(tmp_path / 'x.pt')
 
 
-@pytest.mark.parametrize('share', [0.2, 0.5, 0.9, 0.999])
-def test_a_file_that_was_cut_is_refused(write, share):
+@pytest.mark.parametrize('share', [0.2, 0.9, 0.999])
+def test_a_truncated_file_is_refused(write, share):
     path = write(lambda s: {'w': s.tensor(NUMBERS)})
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r'not whole|not read'):
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match=r'incomplete|refused'):
         _torch_file.load(path)
 
 
@@ -268,7 +271,7 @@ def test_a_flipped_bit_is_found_when_the_numbers_are_read(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(NUMBERS.tobytes()) + 5] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match='damaged'):
+    with pytest.raises(ValueError, match='corrupt'):
         _torch_file.state_dict(path)[0]['w'].read()
 
 
@@ -276,8 +279,8 @@ def test_a_flipped_bit_is_found_when_the_numbers_are_read(tmp_path):
     ('make', 'message'),
     [
         (lambda s: [1, 2], 'holds a list, expected a dict of tensors'),
-        (lambda s: {'epoch': 3, 'lr': 0.1}, 'holds no tensors by name, but epoch, lr'),
-        (lambda s: {}, 'holds no tensors by name, but none'),
+        (lambda s: {'epoch': 3, 'lr': 0.1}, 'holds no named tensors; found epoch, lr'),
+        (lambda s: {}, 'holds no named tensors; found none'),
     ],
 )
 def test_a_file_without_a_model_says_what_it_holds(write, make, message):
