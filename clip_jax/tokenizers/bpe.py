@@ -143,6 +143,7 @@ class Tokenizer:
 
     @property
     def card(self) -> dict[str, Any]:
+        """The JSON dict that `from_card` makes the same tokenizer from."""
         return {
             'name': 'bpe',
             'context_length': self.context_length,

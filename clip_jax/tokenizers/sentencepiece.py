@@ -95,6 +95,7 @@ class Tokenizer:
 
     @property
     def card(self) -> dict[str, Any]:
+        """The JSON dict that `from_card` makes the same tokenizer from."""
         return {
             'name': 'sentencepiece',
             'context_length': self.context_length,

@@ -1,7 +1,7 @@
-"""Exported models load in transformers and in open_clip as they are, and give the same embeddings.
+"""Exported models load unchanged in transformers and open_clip and give the same embeddings.
 
-These libraries need PyTorch and are no dependencies of the project: where one is not installed, its
-tests are skipped. `pip install torch transformers open_clip_torch` has them run.
+`pip install -e '.[reference]'` installs these libraries and PyTorch, and `pytest -m reference` runs
+these tests; the tests of a library that is not installed are skipped.
 """
 
 import pathlib
@@ -19,6 +19,8 @@ from clip_jax.models import clip
 from clip_jax.tokenizers import bpe, huggingface, sentencepiece
 
 TOLERANCE = 2e-5
+
+pytestmark = pytest.mark.reference
 TEXTS = ['a photo of a cat', "Two dogs' toys & 7 red circles!", 'word ' * 100]
 
 
@@ -30,21 +32,21 @@ def forward(card: dict, variables: dict, images, tokens):
 
 
 def inputs(card: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Images NHWC and tokens, each text with one end token and padding behind it."""
+    """Images NHWC and tokens; each text has one end token, followed by padding."""
     model, rng = card['model'], np.random.default_rng(1)
     size, text = model['image']['image_size'], model['text']
     images = rng.normal(size=(3, size, size, 3)).astype(np.float32)
     end = text['eot_id'] or text['vocab_size'] - 1
     tokens = rng.integers(1, text['vocab_size'] - 1, (4, text['context_length']))
     tokens[tokens == end] = 1
-    for row, length in zip(tokens, (3, 5, 8, 9), strict=True):
-        row[length - 1 :] = 0
-        row[length - 1] = end
+    for text_tokens, length in zip(tokens, (3, 5, 8, 9), strict=True):
+        text_tokens[length - 1 :] = 0
+        text_tokens[length - 1] = end
     return images, tokens.astype(np.int32)
 
 
 def scaled_down(variables: dict) -> dict:
-    """Numbers of a size with which the towers neither vanish nor overflow."""
+    """Scales parameters so that activations neither vanish nor overflow."""
     return jax.tree.map(lambda x: (x - 0.4) * (0.5 if np.ndim(x) > 1 else 1), variables)
 
 
@@ -90,7 +92,7 @@ def test_open_clip_loads_what_we_write(tmp_path, name):
 
 
 def clip_tokens(tmp_path, layout: str) -> pathlib.Path:
-    """An exported model with CLIP's tokenizer; its weights do not matter."""
+    """An exported model with CLIP's tokenizer."""
     return exported(tmp_path, layout, 'quick', tokenizer=bpe.Tokenizer(77).card)[0]
 
 
@@ -99,8 +101,8 @@ def test_transformers_makes_the_same_tokens(tmp_path):
     path = clip_tokens(tmp_path, 'huggingface')
     theirs = transformers.AutoTokenizer.from_pretrained(path)
     ours = bpe.Tokenizer(77)(TEXTS)
-    rows = theirs(TEXTS, padding='max_length', max_length=77, truncation=True)['input_ids']
-    for here, there in zip(ours, rows, strict=True):
+    tokens = theirs(TEXTS, padding='max_length', max_length=77, truncation=True)['input_ids']
+    for here, there in zip(ours, tokens, strict=True):
         end = there.index(49407)  # it pads with the end token, OpenAI with 0
         assert here[: end + 1].tolist() == there[: end + 1]
 
@@ -116,8 +118,8 @@ def test_transformers_makes_the_same_tokens_of_other_vocabularies(tmp_path, kind
     path, _, _ = exported(tmp_path, 'huggingface', 'siglip', tokenizer=ours.card)
     theirs = transformers.AutoTokenizer.from_pretrained(path)
     texts = ['A cat', 'two Green, stars!', 'a cat ' * 9]
-    rows = theirs(texts, padding='max_length', max_length=9, truncation=True)['input_ids']
-    np.testing.assert_array_equal(ours(texts), rows)
+    tokens = theirs(texts, padding='max_length', max_length=9, truncation=True)['input_ids']
+    np.testing.assert_array_equal(ours(texts), tokens)
 
 
 def test_open_clip_makes_the_same_tokens(tmp_path):

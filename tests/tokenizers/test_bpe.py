@@ -44,12 +44,12 @@ def test_equals_the_published_tokenizer(file, length):
 @needs_golden
 def test_equals_the_published_tokenizer_of_open_clip():
     texts = json.loads((GOLDEN / 'texts.json').read_text())
-    rows = bpe.Tokenizer(special=OPEN_CLIP)(texts)
-    np.testing.assert_array_equal(rows, np.load(GOLDEN / 'tokens_openclip.npy'), strict=True)
+    tokens = bpe.Tokenizer(special=OPEN_CLIP)(texts)
+    np.testing.assert_array_equal(tokens, np.load(GOLDEN / 'tokens_openclip.npy'), strict=True)
     different = json.loads((GOLDEN / 'encoded_openclip_where_different.json').read_text())
     assert len(different) == 7
     for i, ids in different.items():
-        assert ids_of(rows[int(i)]) == [SOT, *ids, EOT]
+        assert ids_of(tokens[int(i)]) == [SOT, *ids, EOT]
 
 
 @needs_golden
@@ -58,8 +58,8 @@ def test_tokens_are_those_of_the_text_that_was_cleaned(published, kept_case, cle
     # Apart from its cleaning, open_clip's code is OpenAI's, which therefore stands for it here.
     texts = json.loads((GOLDEN / 'texts.json').read_text())
     cleaned = json.loads((GOLDEN / f'clean_{clean}.json').read_text())
-    rows = bpe.Tokenizer(1000, clean=clean)(texts)
-    for row, text in zip(rows, cleaned, strict=True):
+    tokens = bpe.Tokenizer(1000, clean=clean)(texts)
+    for row, text in zip(tokens, cleaned, strict=True):
         assert ids_of(row) == [SOT, *published.encode(text), EOT], repr(text)
 
 
@@ -116,9 +116,9 @@ def odd_texts(count: int) -> list[str]:
 
 def test_equals_the_published_code_on_any_text(published):
     texts = odd_texts(600)
-    rows = bpe.Tokenizer(context_length=128)(texts)
-    assert max(map(len, map(ids_of, rows))) > 50
-    for text, row in zip(texts, rows, strict=True):
+    tokens = bpe.Tokenizer(context_length=128)(texts)
+    assert max(map(len, map(ids_of, tokens))) > 50
+    for text, row in zip(texts, tokens, strict=True):
         assert ids_of(row) == [SOT, *published.encode(text)[:126], EOT], repr(text)
 
 

@@ -91,8 +91,8 @@ def words_json(processor: str = '$A </s>', **changes) -> str:
 def test_a_file_of_clip_gives_the_tokens_of_our_bpe(clip_json, length):
     texts = [*captions(500), '', ' A\tphoto  of\na cat ']
     ours = bpe.Tokenizer(length)(texts)
-    rows = huggingface.Tokenizer(clip_json, length, pad_id=0, eot_id=EOT)(texts)
-    np.testing.assert_array_equal(rows, ours, strict=True)
+    tokens = huggingface.Tokenizer(clip_json, length, pad_id=0, eot_id=EOT)(texts)
+    np.testing.assert_array_equal(tokens, ours, strict=True)
 
 
 def test_clip_can_be_padded_with_its_end_token(clip_json):
@@ -109,9 +109,9 @@ def test_a_file_of_clip_decodes_words_apart(clip_json, text):
 
 def test_a_repair_comes_before_the_rules_of_the_file(clip_json):
     text = 'schÃ¶n caf&amp;eacute;'
-    rows = huggingface.Tokenizer(clip_json, 16, 0, EOT, repair=True)(text)
-    np.testing.assert_array_equal(rows, bpe.Tokenizer(16)(text))
-    assert (huggingface.Tokenizer(clip_json, 16, 0, EOT)(text) != rows).any()
+    tokens = huggingface.Tokenizer(clip_json, 16, 0, EOT, repair=True)(text)
+    np.testing.assert_array_equal(tokens, bpe.Tokenizer(16)(text))
+    assert (huggingface.Tokenizer(clip_json, 16, 0, EOT)(text) != tokens).any()
 
 
 def test_cleaning_comes_before_the_rules_of_the_file():
@@ -133,7 +133,7 @@ def test_cleaning_comes_before_the_rules_of_the_file():
         ('<s> $A', [], 1, 0, [5, 7, 1, 0, 0], [4, 5, 6, 7, 1]),
         ('<s> $A', [2], 1, 0, [2, 5, 7, 1, 0], [2, 4, 5, 6, 1]),
         ('', [], 1, 0, [5, 7, 1, 0, 0], [4, 5, 6, 7, 1]),
-        # CLIPA's rows end where the padding begins, whatever the file adds.
+        # CLIPA's tokens end where the padding begins, whatever the file adds.
         ('<s> $A </s>', [2], 0, 0, [2, 5, 7, 0, 0], [2, 4, 5, 6, 0]),
     ],
 )
@@ -141,9 +141,9 @@ def test_special_tokens_are_those_of_the_file_or_those_given(
     processor, start_ids, eot_id, pad_id, short, long
 ):
     tokenizer = huggingface.Tokenizer(words_json(processor), 5, pad_id, eot_id, start_ids=start_ids)
-    rows = tokenizer(['red circle', 'a red blue circle a red'])
-    assert rows.tolist() == [short, long]
-    assert tokenizer.decode(rows[0]) == 'red circle'
+    tokens = tokenizer(['red circle', 'a red blue circle a red'])
+    assert tokens.tolist() == [short, long]
+    assert tokenizer.decode(tokens[0]) == 'red circle'
 
 
 def test_what_a_file_says_of_length_and_padding_does_not_count():
@@ -160,8 +160,8 @@ def test_what_a_file_says_of_length_and_padding_does_not_count():
     texts = ['red circle', 'a red blue circle a red']
     for start_ids in (None, []):
         expected = huggingface.Tokenizer(words_json(), 5, 1, 1, start_ids=start_ids)(texts)
-        rows = huggingface.Tokenizer(changed, 5, 1, 1, start_ids=start_ids)(texts)
-        np.testing.assert_array_equal(rows, expected)
+        tokens = huggingface.Tokenizer(changed, 5, 1, 1, start_ids=start_ids)(texts)
+        np.testing.assert_array_equal(tokens, expected)
 
 
 def test_names_of_special_tokens_in_a_text_become_those_tokens():

@@ -38,12 +38,12 @@ def tokenizer(request, tmp_path_factory):
 
 
 def test_tokens_are_int32_of_the_context_length(tokenizer):
-    rows = tokenizer(CORPUS[:3])
-    assert (rows.shape, rows.dtype) == ((3, LENGTH), np.int32)
+    tokens = tokenizer(CORPUS[:3])
+    assert (tokens.shape, tokens.dtype) == ((3, LENGTH), np.int32)
     assert tokenizer.context_length == LENGTH
-    assert rows[0, -1] == tokenizer.pad_id
-    assert rows.min() >= 0
-    assert rows.max() < tokenizer.vocab_size
+    assert tokens[0, -1] == tokenizer.pad_id
+    assert tokens.min() >= 0
+    assert tokens.max() < tokenizer.vocab_size
 
 
 def test_a_string_a_list_a_tuple_and_an_array_of_strings_are_equal(tokenizer):
@@ -57,8 +57,8 @@ def test_no_texts_give_no_tokens(tokenizer):
 
 
 def test_tokens_do_not_depend_on_the_batch(tokenizer):
-    rows = tokenizer([*CORPUS, 'cat ' * 50])
-    np.testing.assert_array_equal(rows[0], tokenizer(CORPUS[0])[0])
+    tokens = tokenizer([*CORPUS, 'cat ' * 50])
+    np.testing.assert_array_equal(tokens[0], tokenizer(CORPUS[0])[0])
 
 
 def test_one_end_token_and_only_padding_after_it(tokenizer):
@@ -142,8 +142,8 @@ def test_pickles(tokenizer):
 def test_threads_share_one_tokenizer(tokenizer):
     texts = [f'{text} {i}' for i, text in enumerate(CORPUS * 20)]
     with ThreadPoolExecutor(8) as pool:
-        rows = list(pool.map(lambda text: tokenizer(text)[0], texts))
-    np.testing.assert_array_equal(rows, tokenizer(texts))
+        tokens = list(pool.map(lambda text: tokenizer(text)[0], texts))
+    np.testing.assert_array_equal(tokens, tokenizer(texts))
 
 
 def test_half_a_surrogate_pair_does_no_harm(tokenizer):
