@@ -256,6 +256,18 @@ def test_files_that_pages_link_to_exist():
             assert (page.parent / link).exists(), f'{page.relative_to(ROOT)}: {link}'
 
 
+def test_files_of_the_repository_that_pages_name_exist():
+    folders = 'clip_jax|configs|experiments|colabs|tests'
+    named = [
+        (page, path)
+        for page in PAGES
+        for path in re.findall(rf'`((?:{folders})/[\w./]+)`', page.read_text())
+    ]
+    assert len(named) > 20
+    for page, path in named:
+        assert (ROOT / path).exists(), f'{page.relative_to(ROOT)}: {path}'
+
+
 def test_modules_of_the_reference_exist():
     names = [
         name
