@@ -64,16 +64,29 @@ MODELS = {
 
 
 def made(name: str, **card) -> tuple[dict, dict]:
-    """Card and variables of one of the models, all of whose numbers are random."""
+    """Returns the card of one of the models, with changed fields, and random variables."""
+    fields, variables = _made(name)
+    # A caller may change the dicts; the arrays are read-only.
+    return {**json.loads(fields), **json.loads(json.dumps(card))}, jax.tree.map(
+        lambda x: x, variables
+    )
+
+
+@functools.cache
+def _made(name: str) -> tuple[str, dict]:
     model = clip.from_card(MODELS[name])
     rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda x: rng.normal(0.5, 0.2, x.shape).astype(np.float32), clip.shapes(model)
-    )
+
+    def random(x: jax.ShapeDtypeStruct) -> np.ndarray:
+        array = rng.normal(0.5, 0.2, x.shape).astype(np.float32)
+        array.flags.writeable = False
+        return array
+
+    variables = jax.tree.map(random, clip.shapes(model))
     siglip = name == 'siglip'
     preprocess = Preprocess(model.image.image_size, resize='squash' if siglip else 'shortest')
     fields = {'model': clip.to_card(model), 'preprocess': preprocess.card, 'tokenizer': None}
-    return json.loads(json.dumps({**fields, **card})), variables
+    return json.dumps(fields), variables
 
 
 @functools.cache
