@@ -7,7 +7,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
 import os
 import pathlib
@@ -427,14 +426,3 @@ def on_devices(variables: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     for i, leaf in enumerate(leaves):
         leaves[i] = jax.block_until_ready(jax.device_put(leaf, sharding.replicated(mesh)))
     return jax.tree.unflatten(tree, leaves)
-
-
-def fingerprint(variables: dict[str, Any]) -> str:
-    """Returns a hash of variables (names, dtypes, shapes, bytes) as 32 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(variables):
-        array = np.ascontiguousarray(leaf)
-        name = jax.tree_util.keystr(path, simple=True, separator='/')
-        digest.update(f'{name} {array.dtype} {array.shape};'.encode())
-        digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
-    return digest.hexdigest()[:32]

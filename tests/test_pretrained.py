@@ -18,6 +18,7 @@ from support.process import COLORS
 import clip_jax
 from clip_jax import build, lookup, pretrained, prompts, sharding
 from clip_jax.data.preprocess import normalize
+from clip_jax.embeddings import identity
 from clip_jax.models.clip import l2_normalize
 from clip_jax.runtime import checksums
 
@@ -145,8 +146,8 @@ def test_batches_of_prepared_images_are_embedded_one_after_the_other(clip, pictu
 
 
 def test_a_fingerprint_is_that_of_the_parameters(clip, tiny_run):
-    found = pretrained.fingerprint(clip.variables)
-    assert len(found) == 32 and found == pretrained.fingerprint(clip_jax.load(tiny_run).variables)
+    found = identity.fingerprint(clip.variables)
+    assert len(found) == 32 and found == identity.fingerprint(clip_jax.load(tiny_run).variables)
     other = jax.tree.map(np.asarray, clip.variables)
     for change in (
         lambda x: x * np.float32(1 + 1e-6),
@@ -155,10 +156,10 @@ def test_a_fingerprint_is_that_of_the_parameters(clip, tiny_run):
     ):
         kernel = other['params']['text_projection']['kernel']
         changed = {**other['params'], 'text_projection': {'kernel': change(kernel)}}
-        assert pretrained.fingerprint({'params': changed}) != found
+        assert identity.fingerprint({'params': changed}) != found
     renamed = {**other['params'], 'projection_text': other['params']['text_projection']}
     del renamed['text_projection']
-    assert pretrained.fingerprint({'params': renamed}) != found
+    assert identity.fingerprint({'params': renamed}) != found
 
 
 def test_an_array_of_images_is_many_images(clip, pictures):

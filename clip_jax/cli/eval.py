@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     options, source_options = _flags.split_options(rest, 'data')
     out = _flags.local_path(args.out)
     from clip_jax import build
-    from clip_jax.evaluation import evaluate
+    from clip_jax.evaluation import single
     from clip_jax.reports import files
 
     build.check_dtype(args.dtype)
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         files.check(out)
     of_kind = _flags.by_kind(args.data, source_options, 'data.')
     model = models[0] if models else None
-    report = evaluate.run(args.name, options, args.data, of_kind, model=model, dtype=args.dtype)
+    report = single.run(args.name, options, args.data, of_kind, model=model, dtype=args.dtype)
     _show(report)
     if out:
         from clip_jax.reports import drawing

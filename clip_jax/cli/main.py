@@ -14,19 +14,12 @@ from logging import WARNING, LogRecord
 from absl import logging
 
 import clip_jax
-from clip_jax.cli import checkpoint, convert, data, embed, plan, plot, train
-from clip_jax.cli import eval as evaluate
+from clip_jax import lookup
 
 # Each command is a file with `add_parser(commands)` and `run(args, rest) -> exit code`.
 COMMANDS = {
-    'train': train,
-    'eval': evaluate,
-    'embed': embed,
-    'convert': convert,
-    'checkpoint': checkpoint,
-    'data': data,
-    'plan': plan,
-    'plot': plot,
+    name: lookup.module('cli', name, 'add_parser', 'run')
+    for name in ('train', 'eval', 'embed', 'convert', 'checkpoint', 'data', 'plan', 'plot')
 }
 
 

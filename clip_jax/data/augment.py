@@ -7,7 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from clip_jax.data.image import decoders, headers, upright
+from clip_jax.data.image import arrays, decoders, headers
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601
 
@@ -150,8 +150,10 @@ def resized_crop(
     """
     out = np.empty((size, size, 3), np.uint8) if out is None else out
     if isinstance(data, np.ndarray):
-        _check_inside(box, *upright.measure(data))
-        return _resample(upright.as_rgb(data), box, out)
+        image = arrays.as_rgb(data)
+        headers.check_size(*image.shape[:2])
+        _check_inside(box, *image.shape[:2])
+        return _resample(image, box, out)
     header = headers.read(data)
     _check_inside(box, *header.upright)
     stored = _stored(box, header)
@@ -161,7 +163,7 @@ def resized_crop(
     )
     _resample(image, Box(*(x / factor for x in stored)), out, averaged=factor > 1)
     if header.orientation != 1:
-        out[:] = upright.turn(out, header.orientation)
+        out[:] = arrays.turn(out, header.orientation)
     return out
 
 
@@ -304,8 +306,8 @@ def _stored(box: Box, header: headers.Header) -> Box:
     """Converts a box of the upright image to one of the stored image."""
     height, width = header.upright
     left, top, w, h = box
-    if header.orientation in upright.MIRRORED:
+    if header.orientation in arrays.MIRRORED:
         left = width - left - w
-    if header.orientation in upright.UPSIDE_DOWN:
+    if header.orientation in arrays.UPSIDE_DOWN:
         top = height - top - h
     return Box(top, left, h, w) if header.orientation > 4 else Box(left, top, w, h)

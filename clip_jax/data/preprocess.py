@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from clip_jax import lookup
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.image import headers
-from clip_jax.data.image.upright import as_rgb
+from clip_jax.data.image.arrays import as_rgb
 from clip_jax.runtime.messages import one_line
 
 # The statistics that published CLIP models normalize with (OpenAI's preprocessing).

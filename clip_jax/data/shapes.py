@@ -324,7 +324,8 @@ def _random_thing(
     # A texture would hide the outline of a small object.
     textured = rng.random() < 0.4 and size > SIZES['small'][1]
     texture = _pick(rng, TEXTURES) if textured else 'plain'
-    return Thing(*pair.split(), size, position, texture, rotation=float(rng.uniform(-8, 8)))
+    color, shape = pair.split()
+    return Thing(color, shape, size, position, texture, rotation=float(rng.uniform(-8, 8)))
 
 
 @functools.cache

@@ -7,18 +7,16 @@ job resumes. So the files depend neither on interruptions nor on the number of t
 
 import abc
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 from etils import epath
-
-from clip_jax.data.sources import Source
 
 
 class ShardedJob(abc.ABC):
     """Base class: a subclass has `source`, `shard_size` and `settings`, and knows its own files."""
 
-    source: Source
+    source: Sized  # the records
     shard_size: int  # records of the source per shard
     settings: Mapping[str, Any]  # JSON values that the files depend on
     # What messages say in place of a long value that has changed.

@@ -28,6 +28,7 @@ from clip_jax.data.examples import describe_counts
 from clip_jax.data.sharded_job import ShardedJob, check_settings
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, error_message, in_order
+from clip_jax.embeddings.identity import fingerprint
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import atomic, environment, lock, multihost
 from clip_jax.runtime.messages import first_few
@@ -210,7 +211,7 @@ def _settings(
 ) -> dict[str, Any]:
     texts = options.features == 'embedding' and clip.tokenizer is not None
     settings = {
-        'fingerprint': pretrained.fingerprint(clip.variables),
+        'fingerprint': fingerprint(clip.variables),
         'data': spec,
         'data_options': dict(spec_options),
         'source_records': len(source),

@@ -11,7 +11,7 @@ from etils import epath
 
 from clip_jax import pretrained
 from clip_jax.data.embedding_store import DESCRIPTION, Embeddings
-from clip_jax.embeddings import source_model
+from clip_jax.embeddings import identity, source_model
 from clip_jax.pretrained import Clip
 
 BLOCK = 65_536  # embeddings that are compared at a time
@@ -105,9 +105,7 @@ def _model(source: Embeddings, model: str | os.PathLike | Clip | None) -> Clip:
     if model is None:
         return source_model.source_model(source)
     clip = model if isinstance(model, Clip) else pretrained.load(os.fspath(model), dtype='auto')
-    source_model.check_source_model(
-        clip, source, '' if isinstance(model, Clip) else os.fspath(model)
-    )
+    identity.check_source_model(clip, source, '' if isinstance(model, Clip) else os.fspath(model))
     return clip
 
 

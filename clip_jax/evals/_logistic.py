@@ -24,8 +24,8 @@ from clip_jax import sharding
 TOLERANCE = 1e-7  # of the objective: where the next step is expected to gain less, a fit ends
 ROUND = 30  # steps until the variables are changed again
 MEMORY = 10  # pairs of differences that L-BFGS keeps
-# Rows are dealt out in so many parts, whose sums are added pairwise: on any number of devices that
-# divides it, the same numbers are added in the same order.
+# Shards of the examples. Their sums are added pairwise: on any number of devices that divides it,
+# the same numbers are added in the same order.
 PARTS = 16
 SAMPLE = 8  # rows for each feature, by which the curvature is estimated
 ROWS = 8192  # whose logits are on the host at a time

@@ -12,7 +12,7 @@ import numpy as np
 from clip_jax.data.sources import Source
 from clip_jax.evals import _labeled, _scores, _sweep, _tables, score
 from clip_jax.evals._labeled import Examples, Task
-from clip_jax.evals._logistic import Regression
+from clip_jax.evals._logistic import Fit, Regression
 from clip_jax.evals._probe import (
     METRICS,
     Probe,
@@ -109,14 +109,7 @@ def evaluate(
     scores, tables = _scored(probe, task, metric)
     return {
         'scores': scores,
-        'counts': {
-            'images': len(task.parts['test']),
-            'unlabeled': task.parts['test'].unlabeled,
-            'training_images': len(examples) - int(held_out.sum()),
-            'validation_images': int(held_out.sum()),
-            'unlabeled_for_training': examples.unlabeled,
-            'classes': len(task.names),
-        },
+        'counts': _counts(task, examples, int(held_out.sum())),
         'info': {
             'features': features,
             'width': examples.features.shape[1],
@@ -126,13 +119,30 @@ def evaluate(
         },
         **tables,
         'sweep': [[one.C, value] for one, value in tried],
-        'fit': {
-            'iterations': fit.iterations,
-            'iterations_of_sweep': sum(one.iterations for one, _ in tried),
-            'converged': all(one.converged for one in [fit, *(one for one, _ in tried)]),
-            'objective': fit.objective,
-        },
+        'fit': _about_fit(fit, [one for one, _ in tried]),
         'seconds_of': {'embedding': embed, 'sweep': sweep, 'last_fit': refit},
+    }
+
+
+def _counts(task: Task, examples: Examples, validation: int) -> dict[str, int]:
+    """The counts of the report; `validation` of the examples validate C."""
+    return {
+        'images': len(task.parts['test']),
+        'unlabeled': task.parts['test'].unlabeled,
+        'training_images': len(examples) - validation,
+        'validation_images': validation,
+        'unlabeled_for_training': examples.unlabeled,
+        'classes': len(task.names),
+    }
+
+
+def _about_fit(fit: Fit, tried: list[Fit]) -> dict[str, Any]:
+    """What the report says of the last fit, and of those that C was chosen from."""
+    return {
+        'iterations': fit.iterations,
+        'iterations_of_sweep': sum(one.iterations for one in tried),
+        'converged': all(one.converged for one in [fit, *tried]),
+        'objective': fit.objective,
     }
 
 

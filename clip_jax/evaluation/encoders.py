@@ -2,19 +2,36 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from clip_jax.data.embedding_store import Embeddings
 from clip_jax.data.sources import Source
-from clip_jax.embeddings import source_model
-from clip_jax.pretrained import Clip
+from clip_jax.embeddings import identity
+
+
+class Model(identity.Model, Protocol):
+    """A model that embeds images and texts; `pretrained.Clip` is one."""
+
+    @property
+    def model(self) -> Any:
+        """The Flax module; its `dtype` is the compute dtype."""
+
+    def encode_image(self, images: Any, *, features: str = 'embedding') -> np.ndarray:
+        """Embeds images: float32 [N, D], of unit length unless `features` says otherwise."""
+
+    def encode_text(self, texts: str | Sequence[str] | np.ndarray) -> np.ndarray:
+        """Embeds texts: float32 [N, D], of unit length."""
+
+
+# Loads the model that made a folder of embeddings.
+Load = Callable[[Embeddings], Model]
 
 
 def encoders_for(
-    clip: Clip | None, data: Sequence[Source], *, path: str = '', dtype: str = 'auto'
+    clip: Model | None, data: Sequence[Source], *, path: str = '', load: Load | None = None
 ) -> tuple[Callable, Callable]:
     """Chooses what embeds the images and texts of some data sets.
 
@@ -25,7 +42,8 @@ def encoders_for(
         clip: the model, or None where all data sets are folders of embeddings.
         data: the data sets.
         path: where the model was loaded from, for messages.
-        dtype: compute dtype of a model that is loaded here.
+        load: loads the model that made a folder; without it, only captions can be embedded where
+            there is no model.
 
     Returns:
         (encode_image, encode_text).
@@ -35,17 +53,19 @@ def encoders_for(
     """
     stored = _stored(data)
     check_model(clip, data)
-    source_model.check_same_model(stored)
+    identity.check_same_model(stored)
     if clip and stored:
-        source_model.check_source_model(clip, stored[0], path)
+        identity.check_source_model(clip, stored[0], path)
     encode_image = clip.encode_image if clip else _no_images
     if not stored:
         return encode_image, clip.encode_text
 
-    def load() -> Clip:
-        return clip or source_model.source_model(stored[0], dtype=dtype)
+    def load_model() -> Model:
+        if clip or load:
+            return clip or load(stored[0])
+        raise ValueError(f'--model must be given: {stored[0]} has no embedding of some text')
 
-    return encode_image, _StoredTexts(stored, load)
+    return encode_image, _StoredTexts(stored, load_model)
 
 
 def check_model(model: Any, data: Sequence[Source]) -> None:
@@ -55,7 +75,7 @@ def check_model(model: Any, data: Sequence[Source]) -> None:
         raise ValueError(f'--model must be given: the images of {images[0]} must be embedded')
 
 
-def provenance(clip: Clip | None, data: Sequence[Source]) -> dict[str, str]:
+def provenance(clip: Model | None, data: Sequence[Source]) -> dict[str, str]:
     """Returns how embeddings were computed: `compute_dtype` and `device`; with a model and stored
     embeddings also `compute_dtype_of_embeddings`.
     """
@@ -66,12 +86,12 @@ def provenance(clip: Clip | None, data: Sequence[Source]) -> dict[str, str]:
     return found | {'device': jax.devices()[0].device_kind}
 
 
-def model_used(clip: Clip | None, encode_text: Callable) -> Clip | None:
+def model_used(clip: Model | None, encode_text: Callable) -> Model | None:
     """Returns the model of an evaluation: the given one, or the one loaded to embed texts."""
     return encode_text.model if clip is None and isinstance(encode_text, _StoredTexts) else clip
 
 
-def compute_dtype(clip: Clip) -> str:
+def compute_dtype(clip: Model) -> str:
     """Returns the dtype that a model computes in."""
     return str(np.dtype(clip.model.dtype))
 
@@ -87,9 +107,9 @@ def _no_images(images: Any, *, features: str = 'embedding') -> np.ndarray:
 class _StoredTexts:
     """Embeds texts: captions are looked up in folders, others need the model."""
 
-    def __init__(self, stored: Sequence[Embeddings], load: Callable[[], Clip]):
+    def __init__(self, stored: Sequence[Embeddings], load: Callable[[], Model]):
         self._stored, self._load = stored, load
-        self.model: Clip | None = None  # set once a text needed it
+        self.model: Model | None = None  # set once a text needed it
 
     @functools.cached_property
     def _embeddings(self) -> dict[str, np.ndarray]:

@@ -10,11 +10,11 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from clip_jax import build, lookup, pretrained
+from clip_jax import build, lookup
 from clip_jax.data import sources
 from clip_jax.data.sources import Source
 from clip_jax.evaluation import encoders
-from clip_jax.pretrained import Clip
+from clip_jax.evaluation.encoders import Load, Model
 from clip_jax.runtime import environment
 
 
@@ -40,14 +40,19 @@ class Evaluation:
         return [self.data, *self.others.values()]
 
     def report(
-        self, clip: Clip | None, *, path: str | None = None, dtype: str = 'auto', **more: Any
+        self,
+        clip: Model | None,
+        *,
+        path: str | None = None,
+        load: Load | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
         """Scores a model.
 
         Args:
             clip: the model, or None where all data are folders of embeddings.
             path: where the model was loaded from.
-            dtype: compute dtype of a model that is loaded only for texts without an embedding.
+            load: loads the model that made a folder of embeddings, for texts without an embedding.
             **more: further keys of the report, such as `step`.
 
         Returns:
@@ -60,7 +65,7 @@ class Evaluation:
         """
         began = time.monotonic()
         encode_image, encode_text = encoders.encoders_for(
-            clip, self.sources, path=path or '', dtype=dtype
+            clip, self.sources, path=path or '', load=load
         )
         found = self.function(encode_image, encode_text, self.data)
         _check(self.settings['type'], found)
@@ -141,38 +146,6 @@ def settings(
         'data_options': {kind: given for kind, given in own.items() if given},
         'options': build.given(options),
     }
-
-
-def run(
-    type_: str,
-    options: Mapping[str, Any],
-    spec: str,
-    source_options: Mapping[str, Mapping[str, Any]] | None = None,
-    *,
-    model: str | None,
-    dtype: str = 'auto',
-) -> dict[str, Any]:
-    """Scores the model at a path, or stored embeddings: `prepare`, then `Evaluation.report`.
-
-    Args:
-        type_: name of the plug-in, a file of evals/.
-        options: its options.
-        spec: SPEC of the data set to score.
-        source_options: options of each kind of source.
-        model: path of a checkpoint; None where all data are folders of embeddings.
-        dtype: 'auto', 'float32' or 'bfloat16'.
-
-    Returns:
-        The report.
-
-    Raises:
-        ValueError: the plug-in, an option, the data or the model is wrong.
-    """
-    build.check_dtype(dtype)
-    evaluation = prepare(type_, options, spec, source_options, embeddings=True)
-    encoders.check_model(model, evaluation.sources)
-    clip = pretrained.load(model, dtype=dtype) if model else None
-    return evaluation.report(clip, path=model, dtype=dtype)
 
 
 def check_options(type_: str, options: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from clip_jax import build, lookup, pretrained, prompts
 from clip_jax.data import sources
 from clip_jax.data.errors import DataNotFound
-from clip_jax.embeddings import source_model
+from clip_jax.embeddings.identity import card_hash, fingerprint
 from clip_jax.evaluation import encoders, evaluate
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import atomic, environment
@@ -166,8 +166,8 @@ def run(
         clip = pretrained.load(model, dtype=dtype)
         identity = {
             'model': model,
-            'fingerprint': pretrained.fingerprint(clip.variables),
-            'card_hash': source_model.card_hash(clip.card),
+            'fingerprint': fingerprint(clip.variables),
+            'card_hash': card_hash(clip.card),
             'compute_dtype': encoders.compute_dtype(clip),
         }
         column = []

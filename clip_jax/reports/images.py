@@ -265,10 +265,10 @@ def _heat_map(axes: Axes, matrix: np.ndarray, texts: Sequence[str]) -> QuadMesh:
 
 def _nearest(matrix: np.ndarray, texts: Sequence[str]) -> str:
     n = len(texts)
-    # As in the evaluations a tie counts against the right one; equal texts are no rivals.
-    rival = np.not_equal.outer(np.asarray(texts, object), np.asarray(texts, object))
-    rivals = np.where(rival, matrix, -np.inf)
-    of_pictures, of_texts = ((matrix.diagonal() > rivals.max(axis)).sum() for axis in (1, 0))
+    # As in the evaluations a tie counts against the right one; equal texts are no negatives.
+    negative = np.not_equal.outer(np.asarray(texts, object), np.asarray(texts, object))
+    negatives = np.where(negative, matrix, -np.inf)
+    of_pictures, of_texts = ((matrix.diagonal() > negatives.max(axis)).sum() for axis in (1, 0))
     return (
         f'own text nearest for {of_pictures} of {n} pictures   ·   '
         f'own picture nearest for {of_texts} of {n} texts'

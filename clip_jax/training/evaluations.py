@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
@@ -10,12 +10,13 @@ from ml_collections import ConfigDict
 
 from clip_jax import lookup, metrics
 from clip_jax.evaluation import evaluate
+from clip_jax.evaluation.evaluate import Evaluation
 from clip_jax.metrics import Writer
+from clip_jax.pretrained import Clip
 from clip_jax.runtime import atomic, multihost
 from clip_jax.runtime.preemption import Preempted, StopSignals
 from clip_jax.runtime.watchdog import Watchdog
 from clip_jax.step.state import TrainState
-from clip_jax.training.setup import Parts
 
 Reports = dict[str, dict[str, Any]]  # name in config.evals -> report
 
@@ -30,22 +31,21 @@ class Evaluations:
     def __init__(
         self,
         config: ConfigDict,
-        parts: Parts,
+        clip: Clip,
+        evals: Mapping[str, Evaluation],
         workdir: epath.Path,
         signals: StopSignals,
         watchdog: Watchdog,
     ):
         self.best: dict[int, float] = {}
-        self._config, self._parts, self._workdir = config, parts, workdir
+        self._config, self._clip, self._evals, self._workdir = config, clip, evals, workdir
         self._signals, self._watchdog = signals, watchdog
 
     def run(self, state: TrainState) -> Reports:
         """Runs every evaluation; returns the reports. Preempted if the run should stop."""
-        model = dataclasses.replace(
-            self._parts.clip, variables=state.variables, on_batch=self._on_batch
-        )
+        model = dataclasses.replace(self._clip, variables=state.variables, on_batch=self._on_batch)
         path = str(self._workdir)
-        return {name: x.report(model, path=path) for name, x in self._parts.evals.items()}
+        return {name: x.report(model, path=path) for name, x in self._evals.items()}
 
     def _on_batch(self) -> None:
         """Resets the watchdog; Preempted if a host was asked to stop."""
@@ -97,7 +97,7 @@ class Evaluations:
         """
         lines = metrics.read_jsonl(self._workdir / 'metrics.jsonl')
         lines = [line for line in lines if line['step'] <= step]
-        names = tuple(f'{name}/' for name in self._parts.evals)
+        names = tuple(f'{name}/' for name in self._evals)
         if scores := {k: v for line in lines for k, v in line.items() if k.startswith(names)}:
             self.check_best(scores)
             name = self._config.checkpoint.best_metric.partition('/')[0]

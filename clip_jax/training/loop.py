@@ -79,7 +79,7 @@ def _run(
     parts = setup.prepare(config, workdir)
     stack.callback(parts.batches.close)
     _describe(parts)
-    evals = Evaluations(config, parts, workdir, signals, watchdog)
+    evals = Evaluations(config, parts.clip, parts.evals, workdir, signals, watchdog)
     watchdog.begin('checking the checkpoints' if parts.resumes else 'the first evaluation')
     # Before anything is written: an error that only an evaluation finds leaves nothing behind.
     reports = {} if parts.resumes else evals.run(parts.state)
@@ -93,7 +93,19 @@ def _run(
     state, start, about = _restored(config, parts, workdir, checkpoints, watchdog)
     if start and config.checkpoint.keep_best:
         multihost.run_on_primary(lambda: evals.recall(start))
-    outputs = Outputs(config, resolved, parts, workdir, checkpoints, **about)
+    outputs = Outputs(
+        config,
+        resolved,
+        workdir,
+        checkpoints,
+        batches=parts.batches,
+        source=parts.source,
+        mesh=parts.mesh,
+        schedule=parts.schedule,
+        card=parts.clip.card,
+        writers=parts.writers,
+        **about,
+    )
     stack.callback(outputs.close)
     loop = Loop(config, parts, state, start, evals, outputs, watchdog, signals)
     signals.graceful = True

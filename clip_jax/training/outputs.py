@@ -3,26 +3,35 @@
 import contextlib
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import optax
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from clip_jax import checkpoint, metrics, sharding
 from clip_jax.data import pipeline
 from clip_jax.data.bad_record_log import BadRecordLog
+from clip_jax.data.sources import Source
 from clip_jax.runtime import environment, multihost
 from clip_jax.step import skip_updates
 from clip_jax.step.state import TrainState
 from clip_jax.step.train_step import CONSECUTIVE_SKIPS, STOP
-from clip_jax.training.setup import Parts
 
 
 class Outputs:
     """The open files and threads of a run; every process calls each method at the same step.
 
     Args:
+      batches: this host's batches.
+      source: the training data that they are made of.
+      mesh: the devices that they go to.
+      schedule: the learning rate of each step.
+      card: the model's, saved with every checkpoint.
+      writers: (workdir, *, resume_step, config) -> metric writer.
       start: the step that the run resumes from, 0 for a new one.
       bad: counts of bad records until then, by kind.
       seconds: how long the run has trained until then.
@@ -32,10 +41,15 @@ class Outputs:
         self,
         config: ConfigDict,
         resolved: dict[str, Any],
-        parts: Parts,
         workdir: epath.Path,
         checkpoints: checkpoint.Checkpoints,
         *,
+        batches: pipeline.TrainIterator,
+        source: Source,
+        mesh: Mesh,
+        schedule: optax.Schedule,
+        card: dict[str, Any],
+        writers: Sequence[Callable],
         start: int = 0,
         bad: dict[str, int] | None = None,
         seconds: float = 0.0,
@@ -43,11 +57,12 @@ class Outputs:
         self.saved = start  # the newest step that is saved
         self.blocked: list[float] = []  # seconds that training waited for each save
         self.began = time.monotonic() - seconds
-        self._config, self._resolved, self._parts = config, resolved, parts
+        self._config, self._resolved = config, resolved
+        self._schedule, self._card = schedule, card
         self._checkpoints = checkpoints
         self._logged = (start, 0.0)  # step of the last line, seconds waited for input until then
         self.bad_records = BadRecordLog(
-            parts.source,
+            source,
             workdir,
             step=start,
             counts=bad or {},
@@ -55,18 +70,18 @@ class Outputs:
         )
         self.progress = metrics.Progress(config.total_steps, config.batch_size, start_step=start)
         with contextlib.ExitStack() as stack:  # if one cannot be opened, the others are closed
-            writers = []
+            opened = []
             if multihost.is_primary():
                 # Without a checkpoint nothing of an earlier attempt counts, not even its step 0.
-                step, writers = start or -1, [self.progress]
+                step, opened = start or -1, [self.progress]
                 jsonl = metrics.JsonlWriter(workdir / 'metrics.jsonl', resume_step=step)
                 stack.callback(jsonl.close)
-                writers.append(jsonl)
-                for create in parts.writers:
-                    writers.append(create(workdir, resume_step=step, config=resolved))
-                    stack.callback(writers[-1].close)
-            self.writer = metrics.MultiWriter(writers)
-            self.batches = pipeline.to_device(parts.batches, sharding.over_batch(parts.mesh))
+                opened.append(jsonl)
+                for create in writers:
+                    opened.append(create(workdir, resume_step=step, config=resolved))
+                    stack.callback(opened[-1].close)
+            self.writer = metrics.MultiWriter(opened)
+            self.batches = pipeline.to_device(batches, sharding.over_batch(mesh))
             stack.callback(self.batches.close)
             self._opened = stack.pop_all()
 
@@ -76,7 +91,7 @@ class Outputs:
         inner = (STOP, CONSECUTIVE_SKIPS)
         scalars = {k: v.item() for k, v in jax.device_get(numbers).items() if k not in inner}
         skipped = sum(scalars[f'skipped/{reason}'] for reason in skip_updates.REASONS)
-        scalars['learning_rate'] = float(self._parts.schedule(max(step - 1 - skipped, 0)))
+        scalars['learning_rate'] = float(self._schedule(max(step - 1 - skipped, 0)))
         rate = self.progress.rate(step)
         (last_step, last_waited), waited = self._logged, self.batches.waited
         seconds = (step - last_step) * self._config.batch_size / rate
@@ -103,7 +118,7 @@ class Outputs:
             self.writer.flush()
             about = {
                 'bad': self.count_bad(step),
-                'card': self._parts.clip.card,
+                'card': self._card,
                 'config': self._resolved,
                 'input': self.batches.get_state(),
                 'seconds': time.monotonic() - self.began,

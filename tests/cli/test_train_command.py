@@ -77,7 +77,7 @@ def test_a_wrong_key_or_value_of_the_config(train, change, message):
         ('model.image.patch_size=17', 'image_size 16 is smaller than patch_size 17'),
         ('model.image.patch_size=0', 'patch_size is 0; expected at least 1'),
         ('model.embed_dim=0', 'embed_dim is 0; expected at least 1'),
-        ('data.augment.crop_scale=(0.5,)', 'crop_scale (0.5,) is not a pair'),
+        ('data.augment.crop_scale=(0.5,)', 'crop_scale (0.5,)'),
         ('model.dtype=bf16', "dtype: there is no 'bf16'"),
         ('loss.name=softmx', "Did you mean 'softmax'?"),
         ('loss.implementation=dens', "Did you mean 'dense'?"),

@@ -152,7 +152,7 @@ EVALUATIONS = (
 
 def scores(name: str, options: dict, folder: Path) -> dict[str, float]:
     data = build.source(f'embeddings:{folder}', {}, embeddings=True)
-    encode = encoders.encoders_for(None, [data])
+    encode = encoders.encoders_for(None, [data], load=source_model.source_model)
     return lookup.module('evals', name).evaluate(*encode, data, **options)['scores']
 
 

@@ -14,7 +14,7 @@ from clip_jax import pretrained
 from clip_jax.cli import main
 from clip_jax.data import embedding_store
 from clip_jax.data.sources import open_source
-from clip_jax.embeddings import search
+from clip_jax.embeddings import identity, search
 from clip_jax.runtime import atomic
 
 
@@ -150,7 +150,7 @@ def test_a_model_can_be_given(folder, clip, tiny_run):
 
 def test_a_folder_written_anew_is_read_anew(tmp_path, clip):
     eye = np.eye(16, dtype=np.float32)
-    fingerprint = pretrained.fingerprint(clip.variables)
+    fingerprint = identity.fingerprint(clip.variables)
     made_by = {'fingerprint': fingerprint, 'card': clip.card}
     write(tmp_path, [eye[:3]], **made_by)
     assert len(clip_jax.search(tmp_path, 'a red picture', model=clip)) == 3

@@ -1,12 +1,12 @@
 """Evaluations use the right model or its embeddings, and reports say how they were computed."""
 
 import dataclasses
+import functools
 
 import pytest
 
-from clip_jax import pretrained
 from clip_jax.data.embedding_store import Description, Embeddings
-from clip_jax.embeddings import source_model
+from clip_jax.embeddings import identity, source_model
 from clip_jax.evaluation import encoders
 
 
@@ -18,7 +18,7 @@ def stored(clip, tiny_run):
     source.description = Description(
         complete=True,
         model=str(tiny_run),
-        fingerprint=pretrained.fingerprint(clip.variables),
+        fingerprint=identity.fingerprint(clip.variables),
         data='folder:p',
         data_options={},
         source_records=0,
@@ -40,9 +40,9 @@ def with_another_mean(clip):
 
 
 def test_equal_weights_with_another_card_are_another_model(clip, stored):
-    source_model.check_source_model(clip, stored)
+    identity.check_source_model(clip, stored)
     with pytest.raises(ValueError, match=r'weights are those of here, and .* in: preprocess\.'):
-        source_model.check_source_model(with_another_mean(clip), stored, 'here')
+        identity.check_source_model(with_another_mean(clip), stored, 'here')
     other = object.__new__(Embeddings)
     other.__dict__.update(vars(stored))
     other.description = dataclasses.replace(stored.description, card=with_another_mean(clip).card)
@@ -63,7 +63,9 @@ def test_reports_say_in_what_rows_were_computed(clip, stored):
     }
     assert source_model.source_model(stored, 'bfloat16').model.dtype == 'bfloat16'
     # Without a model, that of the folder embeds texts that have no rows.
-    _, encode_text = encoders.encoders_for(None, [stored], dtype='float32')
+    _, encode_text = encoders.encoders_for(
+        None, [stored], load=functools.partial(source_model.source_model, dtype='float32')
+    )
     assert encoders.model_used(None, encode_text) is None
     encode_text('a text of its own')
     found = encoders.model_used(None, encode_text)

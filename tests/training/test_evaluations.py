@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 from clip_jax import checkpoint, evals
 from clip_jax.metrics import MultiWriter
 from clip_jax.training.evaluations import Evaluations
-from clip_jax.training.setup import Parts
 
 CONFIG = ConfigDict(
     {'checkpoint': {'keep_best': 1, 'best_metric': 'gap/gap'}, 'evals': {'gap': {'type': 'gap'}}}
@@ -15,8 +14,7 @@ CONFIG = ConfigDict(
 
 
 def evaluations(workdir) -> Evaluations:
-    parts = Parts(*[None] * len(Parts._fields))._replace(evals={'gap': None})
-    return Evaluations(CONFIG, parts, epath.Path(workdir), None, None)
+    return Evaluations(CONFIG, None, {'gap': None}, epath.Path(workdir), None, None)
 
 
 @pytest.mark.parametrize(('better', 'best'), [('lower', 20), ('higher', 10)])

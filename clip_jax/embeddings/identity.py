@@ -1,0 +1,83 @@
+"""Which model made embeddings: fingerprints of weights, hashes of cards, and checks of both."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from clip_jax.data.embedding_store import Embeddings
+
+
+class Model(Protocol):
+    """What identifies a model; `pretrained.Clip` is one."""
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes."""
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """Architecture, preprocessing and tokenizer."""
+
+
+def fingerprint(variables: dict[str, Any]) -> str:
+    """Returns a hash of variables (names, dtypes, shapes, bytes) as 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        array = np.ascontiguousarray(leaf)
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        digest.update(f'{name} {array.dtype} {array.shape};'.encode())
+        digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def check_source_model(clip: Model, source: Embeddings, path: str = '') -> None:
+    """Checks that a model made a folder of embeddings.
+
+    Args:
+        clip: the model.
+        source: the folder.
+        path: where the model was loaded from, for messages.
+
+    Raises:
+        ValueError: the folder was made by a model with other weights or another card.
+    """
+    found = fingerprint(clip.variables)
+    if found != source.fingerprint:
+        raise ValueError(
+            f'{source}: these are embeddings of another model: of {source.description.model} '
+            f'(fingerprint {source.fingerprint[:8]}), not of {path or "the given one"} '
+            f'({found[:8]}). Embed the data with this model, or evaluate that one'
+        )
+    theirs = source.description.card
+    if card_hash(clip.card) != card_hash(theirs):
+        parts = [
+            part for part in theirs if card_hash(theirs[part]) != card_hash(clip.card.get(part))
+        ]
+        raise ValueError(
+            f'{source}: these are embeddings of another model: its weights are those of '
+            f'{path or "the given one"}, and the card differs in: {", ".join(parts)}. Embed the '
+            'data with this model, or evaluate that one'
+        )
+
+
+def check_same_model(stored: list[Embeddings]) -> None:
+    """Raises ValueError if folders of embeddings were made by different models."""
+
+    def made_by(source: Embeddings) -> tuple[str, str]:
+        return source.fingerprint, card_hash(source.description.card)
+
+    for other in stored[1:]:
+        if made_by(other) != made_by(stored[0]):
+            raise ValueError(
+                f'{stored[0]} and {other} are embeddings of different models: of '
+                f'{stored[0].description.model} and of {other.description.model}'
+            )
+
+
+def card_hash(card: Mapping[str, Any]) -> str:
+    """Returns 32 hexadecimal digits that identify a card."""
+    return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()[:32]

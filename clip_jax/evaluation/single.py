@@ -1,0 +1,42 @@
+"""Scores a checkpoint, or stored embeddings, with one evaluation; `suite` runs many."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax import build, pretrained
+from clip_jax.embeddings import source_model
+from clip_jax.evaluation import encoders, evaluate
+
+
+def run(
+    type_: str,
+    options: Mapping[str, Any],
+    spec: str,
+    source_options: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    model: str | None,
+    dtype: str = 'auto',
+) -> dict[str, Any]:
+    """Scores the model at a path, or stored embeddings.
+
+    Args:
+        type_: name of the plug-in, a file of evals/.
+        options: its options.
+        spec: SPEC of the data set to score.
+        source_options: options of each kind of source.
+        model: path of a checkpoint; None where all data are folders of embeddings.
+        dtype: 'auto', 'float32' or 'bfloat16'.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: the plug-in, an option, the data or the model is wrong.
+    """
+    build.check_dtype(dtype)
+    evaluation = evaluate.prepare(type_, options, spec, source_options, embeddings=True)
+    encoders.check_model(model, evaluation.sources)
+    clip = pretrained.load(model, dtype=dtype) if model else None
+    load = functools.partial(source_model.source_model, dtype=dtype)
+    return evaluation.report(clip, path=model, load=load)
