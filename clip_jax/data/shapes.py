@@ -283,6 +283,8 @@ def _pattern(
             return np.clip(0.5 + 4 * (np.cos(wave * u) + np.cos(wave * v) - 0.7), 0, 1)
         case 'checkered':
             return np.clip(0.5 + 3 * (np.sin(wave / 2 * u) * np.sin(wave / 2 * v) - 0.2), 0, 1)
+        case _:
+            raise ValueError(f'texture {name!r}: expected one of {", ".join(TEXTURES)}')
 
 
 @functools.cache

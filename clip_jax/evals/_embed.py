@@ -84,7 +84,7 @@ class _Images(Sequence):
         for k, record in enumerate(self._rest):
             if record is None:
                 self[k]
-        return self._rest
+        return [record for record in self._rest if record is not None]
 
 
 def texts(encode_text: Callable, captions: Sequence[str]) -> np.ndarray:

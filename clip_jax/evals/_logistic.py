@@ -92,7 +92,7 @@ class Regression:
             *self._replicated(penalty / self.scale.astype(float) ** 2, prior),
         )
         solve = _program(self.mesh, self.softmax)
-        iterations, converged = 0, False
+        iterations, converged, value = 0, False, np.float32(np.nan)
         while not converged and iterations < max_iterations:
             variables = self._replicated(*self._basis(penalty, weight, w, b), w, b)
             limit = np.int32(min(ROUND, max_iterations - iterations))
@@ -171,8 +171,8 @@ class Regression:
 
     def _replicated(self, *arrays: Any) -> list[jax.Array]:
         where = sharding.replicated(self.mesh)
-        arrays = [np.asarray(array, np.float32) for array in arrays]
-        return [jax.make_array_from_callback(a.shape, where, a.__getitem__) for a in arrays]
+        local = [np.asarray(array, np.float32) for array in arrays]
+        return [jax.make_array_from_callback(a.shape, where, a.__getitem__) for a in local]
 
 
 class _Problem(NamedTuple):

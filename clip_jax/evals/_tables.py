@@ -11,7 +11,7 @@ MISTAKES = 24
 
 def per_class(
     names: Sequence[str], counts: np.ndarray, values: np.ndarray
-) -> list[tuple[str, int, float]]:
+) -> list[list[str | int | float]]:
     """Returns [name, examples, value] of each class that has an example."""
     return [
         [names[k], int(counts[k]), float(values[k])] for k in np.flatnonzero(np.asarray(counts) > 0)

@@ -50,11 +50,11 @@ def evaluate(
         ValueError: names, templates or labels do not fit each other.
     """
     _check_options(classes, templates, key)
-    templates = prompts.templates(templates, key=key)
+    filled = prompts.templates(templates, key=key)
     names = _names(classes, key, data)
     # Errors in names and texts are found before the images are read.
     _check_two(names, data, several=_labeled.several_at_first(data))
-    classifier = _class_embeddings(encode_text, names, templates)
+    classifier = _class_embeddings(encode_text, names, filled)
     images, records = _embed.records(encode_image, data)
     images = _similarity.on_grid(images)
     labels, several = _labels(records, names, data)

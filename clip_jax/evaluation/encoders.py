@@ -61,8 +61,10 @@ def encoders_for(
         return encode_image, clip.encode_text
 
     def load_model() -> Model:
-        if clip or load:
-            return clip or load(stored[0])
+        if clip:
+            return clip
+        if load:
+            return load(stored[0])
         raise ValueError(f'--model must be given: {stored[0]} has no embedding of some text')
 
     return encode_image, _StoredTexts(stored, load_model)

@@ -274,7 +274,7 @@ def _table(
     for name in dict.fromkeys(task.type for task in suite):
         # Over the tasks that every checkpoint has; only fractions have a mean.
         own = [row['values'] for row in rows if row['type'] == name and row['unit'] == 'fraction']
-        complete = [values for values in own if None not in values]
+        complete = [values for values in own if all(x is not None for x in values)]
         if complete:
             values = [statistics.fmean(column) for column in zip(*complete, strict=True)]
             means.append({'type': name, 'tasks': len(complete), 'values': values})

@@ -112,14 +112,14 @@ def histograms(
 
 
 def _histogram(axes: Axes, values: Sequence[float], name: str, counted: str) -> None:
-    values, median = np.asarray(values, float), float(np.median(values))
-    low, high = values.min(), values.max()
-    few = np.all(values == np.rint(values)) and high - low <= 40
+    numbers, median = np.asarray(values, float), float(np.median(values))
+    low, high = numbers.min(), numbers.max()
+    few = np.all(numbers == np.rint(numbers)) and high - low <= 40
     if few:  # a bar per number, with room beside a single one
-        axes.hist(values, np.arange(low - 0.5, high + 1), rwidth=0.8, color=_style.BLUE)
+        axes.hist(numbers, np.arange(low - 0.5, high + 1), rwidth=0.8, color=_style.BLUE)
         axes.set_xlim(min(low, max(0, median - 3)) - 0.5, max(high, median + 3) + 0.5)
     else:
-        axes.hist(values, 40, color=_style.BLUE, edgecolor='white', linewidth=0.5)
+        axes.hist(numbers, 40, color=_style.BLUE, edgecolor='white', linewidth=0.5)
     axes.axvline(median, color=_style.ORANGE, linewidth=1.2)
     axes.set_title(name, pad=6)
     text = f'median {median:,.4g}'

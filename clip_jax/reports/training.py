@@ -157,7 +157,10 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> Curves:
             if key != 'step' and isinstance(value, int | float):
                 points.setdefault(key, {})[row['step']] = value
     sort = {key: sorted(at.items()) for key, at in points.items()}
-    return {key: tuple(map(np.asarray, zip(*at, strict=True))) for key, at in sort.items()}
+    return {
+        key: (np.asarray([step for step, _ in at]), np.asarray([value for _, value in at]))
+        for key, at in sort.items()
+    }
 
 
 def _found(curves: Curves, panels: Sequence[tuple[Callable, Sequence[str]]]) -> list:

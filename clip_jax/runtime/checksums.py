@@ -50,6 +50,7 @@ def verify(
     several processes each reads its `part`, (which, how many). OSError if a file is there and
     cannot be read.
     """
+    files, right = {}, False
     try:
         content = json.loads((folder / NAME).read_text())
         files = {name: (x['bytes'], x['sha256']) for name, x in content['files'].items()}
@@ -59,7 +60,7 @@ def verify(
     except NotADirectoryError:
         return ['a file, where a folder was expected']
     except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError):
-        right = False
+        pass
     if not right:
         return [f'{NAME} is damaged']
 

@@ -49,7 +49,7 @@ def train_step(
     batch = {**batch, 'example_index': jnp.arange(len(batch['image']), dtype=jnp.int32)}
 
     def embed(params: dict, buffers: dict, part: dict) -> tuple[tuple, dict]:
-        (image, text, _, _), buffers = model.apply(
+        (image, text, _, _), updated = model.apply(
             {'params': layers.cast(params, model.dtype, logical_axes), **buffers},
             normalize(part['image']),
             part['tokens'],
@@ -58,7 +58,7 @@ def train_step(
             rngs={'dropout': key},
             mutable=[*buffers],
         )
-        return (image, text), buffers
+        return (image, text), updated
 
     value, metrics, buffers, grads = grad_cache.value_and_grad(
         embed,

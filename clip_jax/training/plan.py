@@ -106,12 +106,13 @@ def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
     began = time.monotonic()
     with jax.set_mesh(step.mesh):
         traced = jax.jit(step.function, donate_argnums=0).trace(step.state, step.batch)
+        program, refused = None, ''
         try:
             program = traced.lower().compile()
         except Exception as error:
             if not hlo.is_out_of_memory(error):
                 raise
-            program, reason = None, str(error)
+            refused = str(error)
     devices = len(planned.devices)
     model_flops = 3 * forward_flops(step.model, config.batch_size)
     by_type = hlo.flops(traced.jaxpr.jaxpr)
@@ -140,7 +141,7 @@ def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
         fastest = model_flops / devices / (planned.chip.peak_tflops * 1e12)
         report['seconds_at_peak'] = fastest
     if program is None:
-        return {**report, 'fits': False, 'needs_mib': _refused_mib(reason, report)}
+        return {**report, 'fits': False, 'needs_mib': _refused_mib(refused, report)}
     return {**report, **_of_program(program, report, planned.chip)}
 
 

@@ -58,7 +58,7 @@ class Mixture:
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
         self.sources, self.weights = list(sources), list(weights)
         self._ends = list(itertools.accumulate(map(len, sources)))
-        self.left_out = {
+        self.left_out: Mapping[str, Skipped] = {
             f'{source}: {kind}': found
             for source in sources
             for kind, found in source.left_out.items()

@@ -68,7 +68,7 @@ class FolderSource:
         if not 0 <= i < len(self):
             raise IndexError(f'{self} has {len(self)} images, none with the index {i}.')
         path = self.where(i)
-        example = {'image': _files.read(path)}
+        example: dict[str, Any] = {'image': _files.read(path)}
         if self._captioned[i]:
             data = _files.read(os.path.splitext(path)[0] + _CAPTIONS, missing='no_caption')
             example['texts'] = _captions.lines(data)

@@ -85,7 +85,7 @@ class TableSource:
         if not 0 <= i < len(self):
             raise IndexError(f'{self} has {len(self)} rows, none with the index {i}.')
         part, k = self._place(i)
-        example = {'image': self._image(part, k)}
+        example: dict[str, Any] = {'image': self._image(part, k)}
         if self._has_texts:
             example['texts'] = _texts(part, k, self._columns.texts)
         if self._label_ends is not None:

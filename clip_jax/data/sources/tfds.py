@@ -115,8 +115,8 @@ def source(
     builder = tfds.builder_from_directory(_folder(root, set_name))
     features = builder.info.features
     keys = _keys(features, address, image_key, text_key, label_key)
-    label_key = keys.get('label', keys.get('labels'))
-    label = _at(features, label_key) if label_key else None
+    found = keys.get('label', keys.get('labels'))
+    label = _at(features, found) if found else None
     label = label.feature if isinstance(label, tfds.features.Sequence) else label
     names = label.names if isinstance(label, tfds.features.ClassLabel) else []
     # Only the features in use are parsed.

@@ -1,7 +1,7 @@
 """Reads every record of a source once: in threads, in order, and checked."""
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -49,7 +49,7 @@ def error_message(source: Source, i: int, error: Exception) -> str:
 
 def in_order(
     function: Callable[[int], T], start: int, stop: int, *, threads: int, ahead: int = 0
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """Yields function(i) for start <= i < stop in this order, computed in threads.
 
     At most 2 x CHUNK results per thread are in memory or, if that is more, `ahead`.

@@ -231,7 +231,8 @@ class AttentionPool(nn.Module):
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         probe = self.param('probe', nn.initializers.xavier_uniform(), (1, width), self.param_dtype)
         probe = jnp.broadcast_to(probe.astype(x.dtype), (len(x), 1, width))
-        x = nn.MultiHeadDotProductAttention(self.heads, name='attention', **types)(probe, x)
+        attention = nn.MultiHeadDotProductAttention(self.heads, name='attention', **types)
+        x = attention(probe, x)
         y = Norm(epsilon=self.norm_eps, name='norm', **types)(x)
         mlp = Mlp(
             mlp_dim=self.mlp_dim,
