@@ -86,14 +86,14 @@ class Checkpoints:
         ValueError if there are steps and none is whole, or if one cannot be read.
         """
         there = multihost.run_on_primary(lambda: steps(self.folder))
-        step, damaged = _newest_valid(self.folder, there, self._troubles)
+        step, damaged = _newest_valid(self.folder, there, self._errors)
         if multihost.is_primary():
             for wrong in damaged:
                 _quarantine(self.folder / str(wrong))
         multihost.barrier('newest')
         return step, damaged
 
-    def _troubles(self, step: int) -> list[str]:
+    def _errors(self, step: int) -> list[str]:
         """What is wrong with a step; each process reads its part."""
         folder, part = self.folder / str(step), (jax.process_index(), jax.process_count())
         try:
@@ -105,7 +105,7 @@ class Checkpoints:
             if 'unreadable' in one:
                 # Not damage: an older step would throw away work that is there.
                 raise ValueError(f'the checkpoint cannot be read: {one["unreadable"]}')
-        return list(dict.fromkeys(trouble for one in said for trouble in one['found']))
+        return list(dict.fromkeys(error for one in said for error in one['found']))
 
     def save(self, step: int, state: TrainState, about: dict[str, Any]) -> None:
         """Starts to save a state; training may go on while it is written.
@@ -157,7 +157,7 @@ class Checkpoints:
             raise ValueError(
                 f'{self.folder}: the checkpoint of step {step:,} could not be written: {lines[0]}; '
                 f'{newest}. With the cause gone (room, permissions), the same command '
-                'goes on from there'
+                'resumes from there'
             ) from error
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -283,14 +283,14 @@ def _newest_with(
 
 
 def _newest_valid(
-    folder: epath.Path, there: Sequence[int], troubles: Callable[[int], list[str]]
+    folder: epath.Path, there: Sequence[int], errors_of: Callable[[int], list[str]]
 ) -> tuple[int | None, dict[int, list[str]]]:
-    """The first of some steps that has no troubles, None where there are no steps, and what is
-    wrong with those before it; ValueError if all have some.
+    """The first of some steps that is valid, None where there are no steps, and the errors of those
+    before it; ValueError if none is valid.
     """
     damaged: dict[int, list[str]] = {}
     for step in there:
-        found = troubles(step)
+        found = errors_of(step)
         if not found:
             return step, damaged
         damaged[step] = found
@@ -304,7 +304,7 @@ class Entry(NamedTuple):
 
     path: epath.Path
     step: int | None
-    troubles: list[str]
+    errors: list[str]
     bytes: int
     written: float  # seconds since 1970
 
@@ -312,7 +312,7 @@ class Entry(NamedTuple):
 def entries(path: str | epath.Path, *, contents: str) -> Iterator[Entry]:
     """What a run directory, its folder of checkpoints, or one checkpoint holds, the newest step
     first and what is no step last; `contents` says how closely it is looked at, as for
-    manifest.troubles.
+    checksums.verify.
 
     ValueError if there is nothing.
     """
@@ -345,7 +345,7 @@ def _entry(path: epath.Path, contents: str) -> Entry:
     return Entry(
         path=path,
         step=int(path.name) if path.name.isdigit() else None,
-        troubles=checksums.verify(path, contents=contents),
+        errors=checksums.verify(path, contents=contents),
         bytes=checksums.size(path) if path.is_dir() else stat.bytes,
         written=stat.written,
     )

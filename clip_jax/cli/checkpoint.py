@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
             numbers = _metrics_by_step(entry.path.parent.parent / 'metrics.jsonl')
         if entry.step is None and entry.path != asked:
             state = 'not a step: quarantined, or left by a process that was killed'
-        elif entry.troubles:
+        elif entry.errors:
             state, corrupt = 'CORRUPT', corrupt + 1
         else:
             name = entry.path.name if entry.step is None else f'step {entry.step:,}'
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         when = time.strftime('%Y-%m-%d %H:%M', time.localtime(entry.written))
         print(f'{entry.path.name:>12}  {when}  {entry.bytes / 1e6:12,.1f} MB  {state}')
         shown = numbers.get(entry.step)
-        for line in (*entry.troubles[:SHOWN_ERRORS], *([shown] if shown else [])):
+        for line in (*entry.errors[:SHOWN_ERRORS], *([shown] if shown else [])):
             print(f'{"":14}{line}')
     print(f'newest {VALID[contents]}:', newest or 'none')
     return 1 if corrupt and args.action == 'verify' else 0

@@ -79,7 +79,7 @@ class Watchdog:
         faulthandler.dump_traceback(sys.stderr)
         print(
             f'this process ends with exit code {HUNG}, and nothing more is saved; the same command '
-            'goes on at the newest checkpoint',
+            'resumes from the newest checkpoint',
             file=sys.stderr,
             flush=True,
         )

@@ -44,7 +44,7 @@ def test_a_step_that_takes_too_long_ends_the_process_and_shows_where_it_stands()
     assert done.returncode == watchdog.HUNG
     assert done.stderr.startswith('step 2 took longer than step_timeout, 0.5 s')
     assert re.search(r'most recent call first.*\n.*in asleep', done.stderr)
-    assert done.stderr.endswith('the same command goes on at the newest checkpoint\n')
+    assert done.stderr.endswith('the same command resumes from the newest checkpoint\n')
 
 
 def test_it_is_counted_from_the_call_before_the_last():
