@@ -56,7 +56,12 @@ def read(page: str, overrides: Sequence[str] = (), *, flag: str = 'config') -> '
         program = ['clip-jax', f'--{flag}={file}{colon}{argument}', *overrides]
         config_flags.DEFINE_config_file(flag, flag_values=values, sys_argv=program)
         values(program)
-        return values[flag].value
+        value = values[flag].value
+        if value is None:
+            raise ValueError(
+                f'--{flag}: {file} gives no config; expected get_config() to return one'
+            )
+        return value
 
     try:
         config = parse(())

@@ -17,6 +17,7 @@ import functools
 import io
 import itertools
 import json
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -81,9 +82,10 @@ class Description:
     shards: list = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
+        kinds = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            valid = isinstance(value, field.type)
+            valid = isinstance(value, kinds[field.name])
             if valid and field.name == 'shards':
                 valid = all(isinstance(x, list) and [*map(type, x)] == [int, int] for x in value)
             if valid and field.name == 'bad':

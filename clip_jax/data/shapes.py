@@ -411,7 +411,7 @@ def _words(things: Sequence[Thing], backdrop: Backdrop, relation: str) -> dict[s
         'shape': first.shape,
         'pair': first.pair,
         'full': _full_name(first, scale),
-        'where': _where(*first.position),
+        'where': _where(*(first.position or (0.5, 0.5))),
         'ground': shade + backdrop.pattern,
         'other_pair': last.pair,
         'other_full': _full_name(last, scale),

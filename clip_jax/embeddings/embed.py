@@ -364,10 +364,11 @@ def _to_save(job: EmbedJob, shard: Shard) -> dict[str, np.ndarray]:
 
 def _embed_texts(job: EmbedJob, texts: Sequence[str]) -> np.ndarray:
     """Embeds captions, float32 [N, D]; equal ones are computed once."""
-    if job.settings['captions'] != 'embedded' or not texts:
+    tokenizer = job.clip.tokenizer
+    if job.settings['captions'] != 'embedded' or not texts or tokenizer is None:
         return np.zeros((0, job.clip.model.embed_dim), np.float32)
     index = {text: k for k, text in enumerate(dict.fromkeys(texts))}
-    tokens = job.clip.tokenizer(list(index))
+    tokens = tokenizer(list(index))
     # Padded to full batches, whose size must not depend on the number of texts.
     padding = -len(tokens) % job.clip.batch_size
     embeddings = job.clip.encode_text(np.pad(tokens, [(0, padding), (0, 0)]))

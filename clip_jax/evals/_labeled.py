@@ -201,7 +201,7 @@ def _renumbered(
             f'{source} has images of classes that the training set does not name: '
             f'{_few(sorted(unknown))}; it names {_few(names)}'
         )
-    return [[places[k] for k in own] for own in labels]
+    return [[int(places[k]) for k in own] for own in labels]
 
 
 def _kept(

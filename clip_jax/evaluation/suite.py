@@ -253,7 +253,7 @@ def _shown(score: Mapping[str, Any]) -> str:
 def _table(
     suite: Sequence[Task], models: Sequence[str], results: Sequence[Sequence[Result]]
 ) -> dict[str, Any]:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task, found in zip(suite, zip(*results, strict=True), strict=True):
         # The same evaluation with the same options has the same score for every checkpoint.
         score = next((result.score for result in found if result.score), None)

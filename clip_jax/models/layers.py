@@ -378,7 +378,7 @@ class Transformer(nn.Module):
             stacked, lambda path, n: ('layers', *logical_axes(path, n - 1))
         )
 
-        def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
+        def body(x: jax.Array, layer: tuple) -> tuple[Any, None]:
             params, i = layer
             return block.apply({'params': params}, x, mask, _fold_in(keys, i)), None
 

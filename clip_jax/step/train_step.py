@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def train_step(
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     batch = {**batch, 'example_index': jnp.arange(len(batch['image']), dtype=jnp.int32)}
 
-    def embed(params: dict, buffers: dict, part: dict) -> tuple[tuple, dict]:
+    def embed(params: dict, buffers: dict, part: dict) -> tuple[tuple, Any]:
         (image, text, _, _), updated = model.apply(
             {'params': layers.cast(params, model.dtype, logical_axes), **buffers},
             normalize(part['image']),

@@ -37,16 +37,16 @@ def known(token: int, vocab_size: int, *, what: str) -> int:
 
 def content(ids: Sequence[int], tokenizer) -> list[int]:
     """Returns the ids of one sequence [L] up to its end-of-text token, or up to its padding."""
-    ids = np.asarray(ids)
-    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+    array = np.asarray(ids)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         raise ValueError(
-            f'tokenizers: decode takes one sequence of integers, not {ids.dtype} {ids.shape}.'
+            f'tokenizers: decode takes one sequence of integers, not {array.dtype} {array.shape}.'
         )
-    ids = ids.tolist()
-    for i in ids:
+    tokens = array.tolist()
+    for i in tokens:
         known(i, tokenizer.vocab_size, what='tokenizers: decode')
-    if tokenizer.eot_id in ids:
-        return ids[: ids.index(tokenizer.eot_id)]
-    while ids and ids[-1] == tokenizer.pad_id:
-        ids.pop()
-    return ids
+    if tokenizer.eot_id in tokens:
+        return tokens[: tokens.index(tokenizer.eot_id)]
+    while tokens and tokens[-1] == tokenizer.pad_id:
+        tokens.pop()
+    return tokens

@@ -52,7 +52,8 @@ def _read_merges() -> list[tuple[str, str]]:
             f'pip install --force-reinstall --no-deps {_PACKAGE}'
         )
     lines = gzip.decompress(packed).decode().split('\n')
-    return [tuple(line.split()) for line in lines[1 : _MERGES + 1]]
+    pairs = (line.split() for line in lines[1 : _MERGES + 1])
+    return [(first, second) for first, second in pairs]
 
 
 @functools.cache
@@ -158,13 +159,13 @@ class Tokenizer:
 
     def save(self, folder: str) -> None:
         """Writes `vocab.json` and `merges.txt`, the files of transformers' CLIPTokenizer."""
-        folder = epath.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        place = epath.Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
         ids, ranks = _vocabulary()
         ids = {**ids, _SPECIAL[0]: self.sot_id, _SPECIAL[1]: self.eot_id}
-        (folder / 'vocab.json').write_text(json.dumps(ids, ensure_ascii=False))
+        (place / 'vocab.json').write_text(json.dumps(ids, ensure_ascii=False))
         merges = [' '.join(pair) for pair in ranks]
-        (folder / 'merges.txt').write_text('\n'.join(['#version: 0.2', *merges]) + '\n')
+        (place / 'merges.txt').write_text('\n'.join(['#version: 0.2', *merges]) + '\n')
 
 
 def create(texts: Iterable[str], *, context_length: int) -> Tokenizer:

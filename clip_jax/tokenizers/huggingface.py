@@ -121,9 +121,9 @@ class Tokenizer:
 
     def save(self, folder: str) -> None:
         """Writes `tokenizer.json`."""
-        folder = epath.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'tokenizer.json').write_text(self._file)
+        place = epath.Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / 'tokenizer.json').write_text(self._file)
 
     def __reduce__(self):
         return type(self).from_card, (self.card,)

@@ -117,9 +117,9 @@ class Tokenizer:
 
     def save(self, folder: str) -> None:
         """Writes `spiece.model`, a SentencePiece model file."""
-        folder = epath.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'spiece.model').write_bytes(self._model)
+        place = epath.Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / 'spiece.model').write_bytes(self._model)
 
     def __reduce__(self):
         return type(self).from_card, (self.card,)

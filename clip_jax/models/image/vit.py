@@ -1,6 +1,7 @@
 """Vision Transformer (ViT, arXiv 2010.11929) with the pooling and norms that CLIP models use."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -231,7 +232,7 @@ class AttentionPool(nn.Module):
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         probe = self.param('probe', nn.initializers.xavier_uniform(), (1, width), self.param_dtype)
         probe = jnp.broadcast_to(probe.astype(x.dtype), (len(x), 1, width))
-        attention = nn.MultiHeadDotProductAttention(self.heads, name='attention', **types)
+        attention: Any = nn.MultiHeadDotProductAttention(self.heads, name='attention', **types)
         x = attention(probe, x)
         y = Norm(epsilon=self.norm_eps, name='norm', **types)(x)
         mlp = Mlp(
