@@ -44,6 +44,16 @@ def add_command(
     return parser
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Adds the option for the compute dtype of a model."""
+    parser.add_argument(
+        '--dtype',
+        default='auto',
+        metavar='TYPE',
+        help='compute dtype: auto (default: bfloat16 on accelerators), float32 or bfloat16',
+    )
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Adds --config and the line about --config.KEY."""
     parser.add_argument(

@@ -37,12 +37,7 @@ def add_parser(commands: Any) -> None:
         metavar='NAME',
         help='embedding (default): L2-normalized; pre_projection: for linear probes',
     )
-    parser.add_argument(
-        '--dtype',
-        default='auto',
-        metavar='TYPE',
-        help='compute dtype: auto (default: bfloat16 on accelerators), float32 or bfloat16',
-    )
+    _flags.add_dtype(parser)
     parser.add_argument(
         '--save-dtype',
         default='float32',

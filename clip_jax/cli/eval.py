@@ -46,12 +46,7 @@ def add_parser(commands: Any) -> None:
         metavar='NAME or FILE[:ARG]',
         help='a suite that comes with clip_jax, such as clip27, or a Python file',
     )
-    parser.add_argument(
-        '--dtype',
-        default='auto',
-        metavar='TYPE',
-        help='compute dtype: auto (default: bfloat16 on accelerators), float32 or bfloat16',
-    )
+    _flags.add_dtype(parser)
     parser.add_argument(
         '--out', metavar='FILE', help='write the report to this JSON file; for a suite, a folder'
     )
