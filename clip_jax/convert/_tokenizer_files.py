@@ -7,6 +7,7 @@ are no files: the model then takes tokens only.
 import base64
 import json
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,7 +86,19 @@ def big_vision(folder: pathlib.Path, text: Mapping[str, Any]) -> Card | None:
 
 
 def _own(folder: pathlib.Path) -> Card | None:
-    return _files.json_of(folder / CARD) if (folder / CARD).is_file() else None
+    """Returns our own card; ValueError if it names a module that the program has not imported: a
+    downloaded folder does not choose which code runs.
+    """
+    if not (folder / CARD).is_file():
+        return None
+    card = _files.json_of(folder / CARD)
+    name = str(card.get('name'))
+    if '.' in name and name not in sys.modules:
+        raise ValueError(
+            f'{folder / CARD}: names the tokenizer {name}, a module outside of clip_jax; to load '
+            f'this folder would run it. If you trust it, import it before: import {name}'
+        )
+    return card
 
 
 def _pieces(folder: pathlib.Path, text: Mapping[str, Any], how: Card) -> Card | None:

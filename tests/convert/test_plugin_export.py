@@ -83,3 +83,16 @@ def test_an_encoder_of_another_package_is_refused_and_nothing_left(tmp_path):
     with pytest.raises(ValueError, match=r'open_clip .*my_package\.my_encoder'):
         convert.write(tmp_path / 'x', 'open_clip', card, variables)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_does_not_choose_which_code_runs(tmp_path, plugin):
+    ran = tmp_path / 'ran'
+    card = plugin('trap', f'open({str(ran)!r}, "w")\n{TOKENIZER}')
+    folder = tmp_path / 'x'
+    convert.write(folder, 'open_clip', *made('clip'))
+    (folder / 'tokenizer_card.json').write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r'import it before: import exported_trap\.letters'):
+        convert.read(folder)
+    assert not ran.exists()
+    __import__(card['name'])
+    assert convert.read(folder)[0]['tokenizer'] == card
