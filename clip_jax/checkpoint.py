@@ -1,23 +1,26 @@
-"""Checkpoints through Orbax: variables, what training needs besides, and the card, saved together
-or not at all, sealed with checksums, and believed only if these hold.
+"""Checkpoints: saved atomically through Orbax with checksums, and verified before restore.
 
     checkpoints/<step>/variables  training  about  manifest.json
 
-A step is written as `<step>.unsealed`; once all is on disk its manifest is added and it gets its
-name. Object storage cannot rename: there the manifest, written last, is the seal.
+A step is written as `<step>.unsealed`. When all files are on disk, its checksums are added as
+`manifest.json` and the folder is renamed to `<step>`. Object storage has no rename: there a step
+counts only if it has its manifest, which is written last.
+
+Orbax's CheckpointManager is not used: it has no checksums, so it restores corrupt files or fails on
+them, where this module falls back to the newest valid step and quarantines the corrupt one.
 """
 
 import contextlib
 import math
 import os
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
@@ -28,15 +31,22 @@ from clip_jax.step.state import TrainState
 
 FOLDER = 'checkpoints'
 UNSEALED, DELETING, QUARANTINED = '.unsealed', '.deleting', '.damaged'
-USED = ('variables', 'about')  # what is enough to use the model
+USED = ('variables', 'about')  # the items that inference needs
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run that is being trained.
+    """The checkpoints of a training run; every process calls each method at the same step.
 
-    `variables` alone are enough to use the model, `training` holds step number, optimizer state,
-    random key and the skip rule's state, `about` is JSON: the card, the config, the input position.
-    Every process calls each method at the same step.
+    A step has three items: `variables`, enough to use the model; `training`, the step number,
+    optimizer state, random key and state of the skip rule; and `about`, JSON with the card, the
+    config and the input position.
+
+    Args:
+        workdir: the run directory.
+        keep: how many of the newest steps are kept.
+        keep_every: also keep the first step at or after each multiple of this; 0: none.
+        keep_best: also keep this many steps with the highest `scores`.
+        verify: how checksums are verified, as `contents` of `checksums.verify`.
     """
 
     def __init__(
@@ -49,12 +59,8 @@ class Checkpoints:
         verify: str = 'all',
     ):
         self.folder = epath.Path(workdir) / FOLDER
-        self.scores: dict[int, float] = {}  # of the steps that were evaluated, for `keep_best`
-        self._retention = {
-            'last': keep,
-            'every': keep_every,
-            'best': keep_best,
-        }
+        self.scores: dict[int, float] = {}  # of evaluated steps, by step, for `keep_best`
+        self._retention = {'last': keep, 'every': keep_every, 'best': keep_best}
         self._verify = verify
         self._orbax = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
@@ -68,49 +74,58 @@ class Checkpoints:
         if multihost.is_primary():
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in _inside(self.folder):
-                # Of a process that was killed: never finished, or already given up.
+                # Left by a process that was killed: incomplete, or about to be deleted.
                 if UNSEALED in path.name:
                     path.rmtree()
                 elif path.name.endswith(DELETING):
                     _delete(path)
                 elif path.name.isdecimal() and not _is_sealed(path):
                     _quarantine(path)
-                    print(
-                        f'{path}: without {checksums.NAME}, kept as *{QUARANTINED}', file=sys.stderr
+                    logging.warning(
+                        '%s: without %s, kept as *%s', path, checksums.NAME, QUARANTINED
                     )
 
     def newest(self) -> tuple[int | None, dict[int, list[str]]]:
-        """Returns the newest step that is whole, or None if there is none at all, and what is wrong
-        with each newer one, which is renamed and stays.
+        """Finds the newest valid step, and quarantines newer ones by renaming them.
 
-        ValueError if there are steps and none is whole, or if one cannot be read.
+        Returns:
+            The step, None if there are no steps; and the errors of each corrupt step.
+
+        Raises:
+            ValueError: if there are steps but none is valid, or if a step cannot be read.
         """
-        there = multihost.run_on_primary(lambda: steps(self.folder))
-        step, damaged = _newest_valid(self.folder, there, self._errors)
+        found = multihost.run_on_primary(lambda: steps(self.folder))
+        step, corrupt = _newest_valid(self.folder, found, self._errors)
         if multihost.is_primary():
-            for wrong in damaged:
+            for wrong in corrupt:
                 _quarantine(self.folder / str(wrong))
         multihost.barrier('newest')
-        return step, damaged
+        return step, corrupt
 
     def _errors(self, step: int) -> list[str]:
-        """What is wrong with a step; each process reads its part."""
+        """Verifies a step; each process reads its part of the files."""
         folder, part = self.folder / str(step), (jax.process_index(), jax.process_count())
         try:
-            mine = {'found': checksums.verify(folder, contents=self._verify, part=part)}
-        except Exception as error:  # those of object storage are of many kinds
+            mine = {'errors': checksums.verify(folder, contents=self._verify, part=part)}
+        except Exception as error:  # object storage raises many types
             mine = {'unreadable': f'{folder}: {error}'}
-        said = multihost.all_gather_objects(mine)
-        for one in said:
-            if 'unreadable' in one:
-                # Not damage: an older step would throw away work that is there.
-                raise ValueError(f'the checkpoint cannot be read: {one["unreadable"]}')
-        return list(dict.fromkeys(error for one in said for error in one['found']))
+        reports = multihost.all_gather_objects(mine)
+        for report in reports:
+            if 'unreadable' in report:
+                # Not corrupt: falling back to an older step would discard a valid one.
+                raise ValueError(f'the checkpoint cannot be read: {report["unreadable"]}')
+        return list(dict.fromkeys(error for report in reports for error in report['errors']))
 
     def save(self, step: int, state: TrainState, about: dict[str, Any]) -> None:
-        """Starts to save a state; training may go on while it is written.
+        """Starts to save a state in the background; training may continue at once.
 
-        ValueError if the save before could not be written.
+        Args:
+            step: the number of the step.
+            state: the train state, sharded in any way.
+            about: the JSON item.
+
+        Raises:
+            ValueError: if this or the previous save failed.
         """
         self.wait()
         target = self.folder / (str(step) if atomic.is_remote(self.folder) else f'{step}{UNSEALED}')
@@ -128,9 +143,7 @@ class Checkpoints:
         self._sealing.start()
 
     def _seal(self, step: int, target: epath.Path) -> None:
-        """Waits until a step is written, adds its checksums, gives it its name, and deletes what
-        need not stay.
-        """
+        """Waits until a step is written, adds checksums, renames it, and deletes old steps."""
         try:
             self._orbax.wait_until_finished()
             if multihost.is_primary():
@@ -139,32 +152,39 @@ class Checkpoints:
                     atomic.sync(target)
                     atomic.commit(target, self.folder / str(step))
                 self._prune()
-        except BaseException as error:  # raised where training looks
+        except BaseException as error:  # raised by `check` in the main thread
             self._failed = step, error
 
     def _prune(self) -> None:
-        there = [step for step in steps(self.folder) if (self.folder / str(step)).is_dir()]
-        for step in sorted({*there} - kept(there, self.scores, **self._retention)):
+        saved = [step for step in steps(self.folder) if (self.folder / str(step)).is_dir()]
+        for step in sorted({*saved} - kept(saved, self.scores, **self._retention)):
             _delete(self.folder / str(step))
 
     def check(self) -> None:
-        """ValueError if what was saved last could not be written."""
+        """Raises a ValueError if the last save failed."""
         if self._failed:
             (step, error), self._failed = self._failed, None
-            there = steps(self.folder)
-            newest = f'that of step {there[0]:,} is unharmed' if there else 'there is none yet'
+            saved = steps(self.folder)
+            newest = f'that of step {saved[0]:,} is valid' if saved else 'there is no other'
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(
                 f'{self.folder}: the checkpoint of step {step:,} could not be written: {lines[0]}; '
-                f'{newest}. With the cause gone (room, permissions), the same command '
-                'resumes from there'
+                f'{newest}. Free space or fix permissions; the same command then resumes '
+                'from there'
             ) from error
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Reads the state of a step into the structure and onto the devices of `like`: a state, or
-        its shapes.
+        """Reads the state of a step.
 
-        ValueError if keys, shapes or types differ from those of `like`.
+        Args:
+            step: the number of the step.
+            like: a state, or its shapes, with the structure, dtypes and shardings to restore to.
+
+        Returns:
+            The state.
+
+        Raises:
+            ValueError: if keys, shapes or dtypes differ from those of `like`.
         """
         self.wait()
         folder = self.folder / str(step)
@@ -174,96 +194,101 @@ class Checkpoints:
         return TrainState(params=params, buffers=variables, **training)
 
     def wait(self) -> None:
-        """Returns when everything saved so far is on disk; ValueError if it cannot be written."""
+        """Waits until all saves are on disk; ValueError if one failed."""
         if self._sealing:
             self._sealing.join()
             self._sealing = None
         self.check()
 
     def close(self) -> None:
-        """Waits for what is being saved, then lets go of the folder."""
+        """Waits until all saves are on disk, then closes Orbax's checkpointer."""
         with contextlib.closing(self._orbax):
             self.wait()
 
 
 def kept(
-    there: Sequence[int],
+    found: Sequence[int],
     scores: Mapping[int, float],
     *,
     last: int,
     every: int,
     best: int,
 ) -> set[int]:
-    """Which steps stay: the `last` ones, the first from each multiple of `every` on (0: none), and
-    the `best` ones by score, higher being better; of equals the newer, and none that is NaN.
+    """Returns the steps to keep: the `last` ones, the first at or after each multiple of `every`,
+    and the `best` ones by score, where higher is better, of equals the newer, and NaN is no score.
     """
-    scored = [step for step in there if not math.isnan(scores.get(step, math.nan))]
+    scored = [step for step in found if not math.isnan(scores.get(step, math.nan))]
     scored.sort(key=lambda step: (scores[step], step))
-    # A save may have come later than it was due.
-    first = {step // every: step for step in sorted(there, reverse=True) if step >= every > 0}
+    # A save may be late.
+    first = {step // every: step for step in sorted(found, reverse=True) if step >= every > 0}
     return {
-        *sorted(there)[-last:],
+        *sorted(found)[-last:],
         *first.values(),
         *(scored[-best:] if best else ()),
     }
 
 
 def _delete(path: epath.Path) -> None:
-    """Deletes a step; says so if it cannot be, since nothing is lost."""
+    """Deletes a step; a failure is only logged, since nothing is lost."""
     try:
         if not atomic.is_remote(path) and not path.name.endswith(DELETING):
-            # Killed in the middle of it, what is left is not taken for a damaged step.
+            # So that a partly deleted step is not mistaken for a corrupt one.
             path = path.rename(path.with_name(path.name + DELETING))
         path.rmtree()
-    except Exception as error:  # somebody reads it, perhaps; of object storage, of many kinds
-        print(f'{path} cannot be deleted: {error}', file=sys.stderr, flush=True)
+    except Exception as error:  # somebody may read it; object storage raises many types
+        logging.warning('%s cannot be deleted: %s', path, error)
 
 
 def steps(folder: epath.Path) -> list[int]:
-    """The steps that a folder has checkpoints of, whole or not, the newest first."""
+    """Returns the steps in a folder of checkpoints, valid or not, newest first."""
     found = [path for path in _inside(folder) if path.name.isdecimal() and _is_sealed(path)]
     return sorted((int(path.name) for path in found), reverse=True)
 
 
 def _is_sealed(path: epath.Path) -> bool:
-    """Whether a save came to its end; on object storage one that did not has a step's name, too."""
+    """Whether a save was completed; on object storage an incomplete one also has its final name."""
     return not atomic.is_remote(path) or any(p.name == checksums.NAME for p in path.iterdir())
 
 
-def as_text(damaged: Mapping[int, Sequence[str]]) -> str:
-    """What is wrong with some steps, in one line."""
+def as_text(corrupt: Mapping[int, Sequence[str]]) -> str:
+    """Formats the errors of corrupt steps as one line."""
     return '; '.join(
-        f'step {step:,}: {found[0]}' + (f' and {len(found) - 1} more' if found[1:] else '')
-        for step, found in damaged.items()
+        f'step {step:,}: {errors[0]}' + (f' and {len(errors) - 1} more' if errors[1:] else '')
+        for step, errors in corrupt.items()
     )
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
-    """Returns a path that is whole, whatever the folder of the program, also on object storage."""
+    """Returns an absolute path; a path on object storage is one already."""
     path = epath.Path(path)
     return path if atomic.is_remote(path) else path.expanduser().resolve()
 
 
 def find(path: str | epath.Path) -> epath.Path:
-    """Returns the checkpoint folder that a path means: one itself, or the newest of a run directory
-    whose variables are whole; newer ones that are not are named on stderr.
+    """Finds a checkpoint for inference.
 
-    ValueError if there is none.
+    Args:
+        path: one checkpoint, a run directory, or its folder of checkpoints.
+
+    Returns:
+        The folder of the newest checkpoint with valid variables; corrupt newer ones are logged.
+
+    Raises:
+        ValueError: if there is none.
     """
     path = absolute(path)
     if not path.exists():
         raise ValueError(
-            f'{path}: there is no such file or folder; expected a run directory or a checkpoint'
+            f'{path}: no such file or folder; expected a run directory or a checkpoint'
         )
     if is_checkpoint(path):
-        if found := checksums.verify(path, only=USED):
-            raise ValueError(f'{path}: this checkpoint is not whole: {"; ".join(found)}')
+        if errors := checksums.verify(path, only=USED):
+            raise ValueError(f'{path}: this checkpoint is corrupt: {"; ".join(errors)}')
         return path
     folder = path if path.name == FOLDER else path / FOLDER
-    step, damaged = _newest_with(folder, USED)
-    if damaged:
-        text = f'{as_text(damaged)}; step {step:,} is taken instead'
-        print(f'{folder}: not whole: {text}', file=sys.stderr)
+    step, corrupt = _newest_with(folder, USED)
+    if corrupt:
+        logging.warning('%s: corrupt: %s; using step %d', folder, as_text(corrupt), step)
     if step is not None:
         return folder / str(step)
     inside = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else 'a file'
@@ -276,49 +301,56 @@ def find(path: str | epath.Path) -> epath.Path:
 def _newest_with(
     folder: epath.Path, items: tuple[str, ...]
 ) -> tuple[int | None, dict[int, list[str]]]:
-    """`_newest_whole` of which these items are looked at alone."""
+    """The newest step with these items valid, and the errors of newer ones."""
     return _newest_valid(
         folder, steps(folder), lambda step: checksums.verify(folder / str(step), only=items)
     )
 
 
 def _newest_valid(
-    folder: epath.Path, there: Sequence[int], errors_of: Callable[[int], list[str]]
+    folder: epath.Path, found: Sequence[int], verify: Callable[[int], list[str]]
 ) -> tuple[int | None, dict[int, list[str]]]:
-    """The first of some steps that is valid, None where there are no steps, and the errors of those
-    before it; ValueError if none is valid.
+    """The first valid step, None if there are no steps, and the errors of those before it.
+
+    ValueError if there are steps but none is valid.
     """
-    damaged: dict[int, list[str]] = {}
-    for step in there:
-        found = errors_of(step)
-        if not found:
-            return step, damaged
-        damaged[step] = found
-    if damaged:
-        raise ValueError(f'{folder}: no checkpoint is whole: {as_text(damaged)}')
+    corrupt: dict[int, list[str]] = {}
+    for step in found:
+        errors = verify(step)
+        if not errors:
+            return step, corrupt
+        corrupt[step] = errors
+    if corrupt:
+        raise ValueError(f'{folder}: no valid checkpoint: {as_text(corrupt)}')
     return None, {}
 
 
 class Entry(NamedTuple):
-    """What lies in a folder of checkpoints: a step, or under another name what is none."""
+    """A step in a folder of checkpoints, or an incomplete or quarantined one."""
 
     path: epath.Path
-    step: int | None
-    errors: list[str]
+    step: int | None  # None for an incomplete or quarantined one
+    errors: list[str]  # [] if it is valid
     bytes: int
     written: float  # seconds since 1970
 
 
 def entries(path: str | epath.Path, *, contents: str) -> Iterator[Entry]:
-    """What a run directory, its folder of checkpoints, or one checkpoint holds, the newest step
-    first and what is no step last; `contents` says how closely it is looked at, as for
-    checksums.verify.
+    """Lists and verifies checkpoints.
 
-    ValueError if there is nothing.
+    Args:
+        path: a run directory, its folder of checkpoints, or one checkpoint.
+        contents: how checksums are verified, as for `checksums.verify`.
+
+    Yields:
+        Steps, newest first, then incomplete and quarantined ones.
+
+    Raises:
+        ValueError: if there are none.
     """
     path = absolute(path)
     if not path.exists():
-        raise ValueError(f'{path}: there is no such file or folder; expected a run directory')
+        raise ValueError(f'{path}: no such file or folder; expected a run directory')
     if is_checkpoint(path):
         found = [path]
     else:
@@ -335,7 +367,7 @@ def entries(path: str | epath.Path, *, contents: str) -> Iterator[Entry]:
         except FileNotFoundError:
             if one.exists() and (one.name.isdigit() or one == path):
                 raise
-            continue  # a training beside this writes it, or deletes it
+            continue  # a running training writes or deletes it
         if one.exists():
             yield entry
 
@@ -352,13 +384,15 @@ def _entry(path: epath.Path, contents: str) -> Entry:
 
 
 def is_checkpoint(path: epath.Path) -> bool:
-    """Whether a folder is one checkpoint, whole or not."""
+    """Whether a folder is one checkpoint, valid or not."""
     return any((path / name).exists() for name in (checksums.NAME, *USED))
 
 
 def newest_card(workdir: epath.Path) -> dict[str, Any] | None:
-    """Returns the card in the newest checkpoint whose JSON part is whole, None where there is no
-    checkpoint. ValueError if there are some and none is whole.
+    """Returns the card of the newest checkpoint whose JSON item is valid, None without checkpoints.
+
+    Raises:
+        ValueError: if there are checkpoints but none is valid.
     """
     folder = workdir / FOLDER
     step = multihost.run_on_primary(lambda: _newest_with(folder, ('about',))[0])
@@ -366,16 +400,24 @@ def newest_card(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def read_about(path: epath.Path) -> dict[str, Any]:
-    """Reads the JSON part of a checkpoint folder."""
+    """Reads the JSON item of a checkpoint."""
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         return checkpointer.restore(path / 'about')
 
 
 def read_variables(path: epath.Path, like: Any, mesh: Mesh) -> dict[str, Any]:
-    """Reads the variables of a checkpoint folder onto every device; `like` says their shapes and
-    types.
+    """Reads the variables of a checkpoint, replicated on every device of a mesh.
 
-    ValueError if keys, shapes or types differ from those of `like`.
+    Args:
+        path: the folder of the checkpoint.
+        like: the expected shapes and dtypes.
+        mesh: the device mesh.
+
+    Returns:
+        Flax variables.
+
+    Raises:
+        ValueError: if keys, shapes or dtypes differ from those of `like`.
     """
     everywhere = sharding.replicated(mesh)
     shapes = jax.tree.map(
@@ -385,28 +427,25 @@ def read_variables(path: epath.Path, like: Any, mesh: Mesh) -> dict[str, Any]:
 
 
 def differences(found: Any, expected: Any) -> list[str]:
-    """Says in which arrays, by key, shape or type, two trees differ."""
+    """Lists the arrays in which two trees differ by key, shape or dtype."""
 
     def arrays(tree: Any) -> dict[str, str]:
         flat = ocp.tree.to_flat_dict(tree)
         return {'/'.join(key): f'{x.dtype} {tuple(x.shape)}' for key, x in flat.items()}
 
-    there, here = arrays(found), arrays(expected)
+    actual, wanted = arrays(found), arrays(expected)
     return [
-        f'{name} is {there.get(name, "missing")}, expected {here.get(name, "none")}'
-        for name in sorted({**there, **here})
-        if there.get(name) != here.get(name)
+        f'{name} is {actual.get(name, "missing")}, expected {wanted.get(name, "none")}'
+        for name in sorted({**actual, **wanted})
+        if actual.get(name) != wanted.get(name)
     ]
 
 
-def first_of(wrong: Sequence[str], count: int = 6) -> str:
-    """The first few of many things that are wrong, in one line."""
-    return first_few(wrong, count, separator='; ')
-
-
 def _without_shardings() -> ocp.PyTreeCheckpointHandler:
-    """What writes arrays, and not how they lay on devices: that is for programs that read them
-    without saying how, and takes nearly a third of the processor's time of writing them.
+    """A handler that does not write sharding files.
+
+    They serve programs that restore without naming shardings, and take nearly a third of the CPU
+    time of a save.
     """
     handler = ocp.type_handlers.ArrayHandler(enable_write_sharding_file=False)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, handler))
@@ -414,12 +453,13 @@ def _without_shardings() -> ocp.PyTreeCheckpointHandler:
 
 
 def _restore(path: epath.Path, shapes: Any) -> Any:
-    """Reads one item of a checkpoint; Orbax itself would cast another type without a word."""
+    """Reads one item of a checkpoint; Orbax itself would silently cast other dtypes."""
     handler = ocp.StandardCheckpointHandler()
     with ocp.Checkpointer(handler) as checkpointer:
-        # The checkpointer's own method warns that there is no file of what is beside the arrays.
+        # The checkpointer's own method warns that there is no file of other metadata.
         if wrong := differences(handler.metadata(path).tree, shapes):
-            raise ValueError(f'{path}: not the arrays of this model: {first_of(wrong)}')
+            shown = first_few(wrong, separator='; ')
+            raise ValueError(f'{path}: not the arrays of this model: {shown}')
         return checkpointer.restore(path, args=ocp.args.StandardRestore(shapes))
 
 
@@ -433,13 +473,14 @@ def _training(state: TrainState) -> dict[str, Any]:
 
 
 def shapes(tree: Any) -> Any:
-    """Shapes, types and shardings of all arrays of a tree."""
+    """Returns shapes, dtypes and shardings of all arrays of a tree."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def _inside(folder: epath.Path) -> list[epath.Path]:
-    """What lies in a folder; on object storage there is no folder where nothing lies. OSError if it
-    cannot be read, which is not to look as if there were nothing.
+    """Lists a folder, [] if it does not exist: on object storage empty folders do not exist.
+
+    OSError if it cannot be read, so that it is not mistaken for an empty one.
     """
     try:
         return list(folder.iterdir())
@@ -448,7 +489,7 @@ def _inside(folder: epath.Path) -> list[epath.Path]:
 
 
 def _quarantine(path: epath.Path) -> None:
-    """Renames a damaged step, so that its number is free and nothing of it is lost."""
+    """Renames a corrupt step, so that its number is free and nothing is lost."""
     aside, count = path.with_name(path.name + QUARANTINED), 1
     while aside.exists():
         count += 1

@@ -223,7 +223,7 @@ def test_paths_of_object_storage_stay_what_they_are(tmp_path, monkeypatch):
 
 
 def test_find_says_what_is_there_instead(tmp_path):
-    with pytest.raises(ValueError, match=r'none: there is no such file or folder; expected a run'):
+    with pytest.raises(ValueError, match=r'none: no such file or folder; expected a run'):
         checkpoint.find(tmp_path / 'none')
     (tmp_path / 'picture.jpg').write_text('')
     for path, found in (tmp_path, 'picture.jpg'), (tmp_path / 'picture.jpg', 'a file'):
@@ -407,21 +407,35 @@ def test_the_number_of_a_damaged_step_is_free_again(opened, three):
     assert aside == {'4', '8', '12.damaged', '12.damaged-2'}
 
 
-def test_every_kind_of_file_is_among_those_that_are_damaged(three):
-    folder = three / 'checkpoints/12'
-    assert {kind(path, folder) for path in files_of(folder)} == {*KINDS}
+def test_every_kind_of_corrupt_file_is_found(three):
+    """Each kind of file of a checkpoint, with each fault."""
+    folder = epath.Path(three / 'checkpoints/12')
+    assert {kind(path, folder) for path in files_of(three / 'checkpoints/12')} == {*KINDS}
+    assert checksums.verify(folder) == []
+    for damage, name in FAULTS.values():
+        path = newest_file(three / 'checkpoints/12', name)
+        content = path.read_bytes()
+        damage(path)
+        (error,) = checksums.verify(folder)
+        assert str(path.relative_to(folder)) in error
+        # Inference does not need the item `training`.
+        assert bool(checksums.verify(folder, only=checkpoint.USED)) != name.startswith('training')
+        path.write_bytes(content)
+    assert checksums.verify(folder) == []
 
 
-@pytest.mark.parametrize(('damage', 'name'), FAULTS.values(), ids=FAULTS)
-def test_damage_of_a_file_is_found(opened, three, damage, name):
+@pytest.mark.parametrize(
+    'fault',
+    [f'a flipped bit in {DATA}', 'manifest.json gone', 'training/d cut in half'],
+)
+def test_a_corrupt_step_is_quarantined_and_the_step_before_is_used(opened, three, fault):
+    damage, name = {**FAULTS, 'training/d cut in half': (cut, 'training/d')}[fault]
     folder = three / 'checkpoints/12'
     path = newest_file(folder, name)
     damage(path)
-    # Who only uses the model does not look at what training alone needs.
-    usable = name.startswith('training')
-    assert checkpoint.find(three).name == ('12' if usable else '8')
-    (why,) = fallen_back(opened, three)
-    assert str(path.relative_to(folder)) in why
+    assert checkpoint.find(three).name == ('12' if name.startswith('training') else '8')
+    (error,) = fallen_back(opened, three)
+    assert str(path.relative_to(folder)) in error
 
 
 def test_a_missing_item_an_empty_folder_and_foreign_files_are_found(opened, three):
@@ -439,7 +453,7 @@ def test_a_missing_item_an_empty_folder_and_foreign_files_are_found(opened, thre
         assert any(f'{item}/' in why for why in fallen_back(opened, tmp_path))
         again()
     (folder / 'variables/notes.txt').write_text('mine')
-    assert fallen_back(opened, tmp_path) == ['variables/notes.txt does not belong there']
+    assert fallen_back(opened, tmp_path) == ['variables/notes.txt is not in manifest.json']
     again()
     shutil.rmtree(folder)
     folder.mkdir()
@@ -456,12 +470,12 @@ def test_where_no_step_is_whole_nothing_is_touched(opened, three):
     tmp_path = three
     for step in 4, 8, 12:
         flip_a_bit(newest_file(tmp_path / f'checkpoints/{step}', DATA))
-    message = r'no checkpoint is whole: step 12: the content of .* is not what was written; step 8'
+    message = r'no valid checkpoint: step 12: the content of .* does not match its checksum; step 8'
     with pytest.raises(ValueError, match=message):
         opened().newest()
     with pytest.raises(ValueError, match=message):
         checkpoint.find(tmp_path)
-    with pytest.raises(ValueError, match='12: this checkpoint is not whole: the content of'):
+    with pytest.raises(ValueError, match='12: this checkpoint is corrupt: the content of'):
         checkpoint.find(tmp_path / 'checkpoints/12')
     assert checkpoint.steps(tmp_path / 'checkpoints') == [12, 8, 4]
 
@@ -540,7 +554,7 @@ def test_files_of_a_save_that_come_and_go_meanwhile_are_no_error(opened, three, 
             list(checkpoint.entries(path, contents='none'))
 
 
-def test_on_object_storage_what_has_no_manifest_is_no_step(opened, three, monkeypatch, capsys):
+def test_on_object_storage_what_has_no_manifest_is_no_step(opened, three, monkeypatch, caplog):
     """A save that was killed has the name of a step there, also the first of all."""
     monkeypatch.setattr(atomic, 'is_remote', lambda path: True)
     for step in 4, 8, 12:
@@ -548,7 +562,7 @@ def test_on_object_storage_what_has_no_manifest_is_no_step(opened, three, monkey
     assert checkpoint.steps(three / 'checkpoints') == []
     assert checkpoint.newest_card(epath.Path(three)) is None
     assert opened().newest() == (None, {})
-    assert '12: without manifest.json, kept as *.damaged' in capsys.readouterr().err
+    assert '12: without manifest.json, kept as *.damaged' in caplog.text
     assert {path.name for path in (three / 'checkpoints').iterdir()} == {
         '4.damaged',
         '8.damaged',
@@ -565,11 +579,11 @@ def test_the_card_comes_from_the_newest_checkpoint_with_a_whole_one(opened, thre
     assert checkpoint.newest_card(workdir) == ABOUT['card']
     for step in 4, 8:
         flip_a_bit(three / f'checkpoints/{step}/about/metadata')
-    with pytest.raises(ValueError, match='no checkpoint is whole: step 12'):
+    with pytest.raises(ValueError, match='no valid checkpoint: step 12'):
         checkpoint.newest_card(workdir)
 
 
-def test_what_cannot_be_deleted_stops_nothing(opened, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_deleted_stops_nothing(opened, tmp_path, monkeypatch, caplog):
     checkpoints = saved(opened, 4, keep=1)
     rename = type(checkpoints.folder).rename
 
@@ -585,12 +599,12 @@ def test_what_cannot_be_deleted_stops_nothing(opened, tmp_path, monkeypatch, cap
         m.setattr(type(checkpoints.folder), 'rename', busy)
         checkpoints.save(8, state(8), ABOUT)
         checkpoints.wait()
-    assert '4 cannot be deleted: [Errno 39]' in capsys.readouterr().err
+    assert '4 cannot be deleted: [Errno 39]' in caplog.text
     (checkpoints.folder / '2.deleting').mkdir()
     with monkeypatch.context() as m:
         m.setattr(type(checkpoints.folder), 'rmtree', broken)
         assert opened().newest()[0] == 8
-    assert '2.deleting cannot be deleted: 503' in capsys.readouterr().err
+    assert '2.deleting cannot be deleted: 503' in caplog.text
     assert checkpoint.steps(checkpoints.folder) == [8, 4]
     checkpoints.save(12, state(12), ABOUT)
     checkpoints.wait()
@@ -652,7 +666,7 @@ def test_a_save_that_fails_is_said_and_harms_nothing(opened, tmp_path, monkeypat
     monkeypatch.setattr(checksums, 'write', full)
     checkpoints.save(8, state(8), ABOUT)
     with pytest.raises(
-        ValueError, match=r'step 8 could not be written: .*No space left.*step 4 is unharmed'
+        ValueError, match=r'step 8 could not be written: .*No space left.*step 4 is valid'
     ):
         checkpoints.wait()
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Atomic writes: a file has its complete content, or what it had before."""
 
 import json
 import os
@@ -7,40 +7,41 @@ from typing import Any
 
 from etils import epath
 
-PARTIAL = '.partial'  # what a write that was killed leaves behind ends so
+PARTIAL = '.partial'  # suffix of a file that is being written
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is one of object storage, or another that is none of this machine's."""
+    """Whether a path is a URL, such as one of object storage."""
     return '://' in str(path)
 
 
 def check_local(path: str | os.PathLike, what: str) -> None:
-    """ValueError, which begins with `what`, if a path is not on this machine."""
+    """Raises a ValueError, which begins with `what`, if a path is not local."""
     if is_remote(path):
-        raise ValueError(f'{what}: {path}: expected a place on this machine')
+        raise ValueError(f'{what}: {path}: expected a local path')
 
 
 def check_place(path: str | os.PathLike, what: str) -> None:
-    """ValueError, which begins with `what`, if a path is not on this machine, or no file can be
-    written to it.
-    """
+    """Raises a ValueError, which begins with `what`, if no local file can be written to a path."""
     check_local(path, what)
     folder = existing_parent(path)
     if not folder.is_dir():
-        raise ValueError(f'{what}: {folder} is no folder')
+        raise ValueError(f'{what}: {folder} is not a folder')
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f'{what}: nothing can be written into {folder}')
+        raise ValueError(f'{what}: no permission to write to {folder}')
 
 
 def existing_parent(path: str | os.PathLike) -> pathlib.Path:
-    """Returns the nearest of the folders above a path that is there."""
+    """Returns the nearest parent folder of a path that exists."""
     return next(folder for folder in pathlib.Path(path).absolute().parents if folder.exists())
 
 
 def write(path: str | os.PathLike, content: str | bytes) -> None:
-    """Writes a file, and the folders above it, so that it is on the disk as a whole, whatever
-    happens meanwhile; what was there before stays until then.
+    """Writes a file atomically and durably, and creates its parent folders.
+
+    Args:
+        path: the file; until the write is complete it keeps its previous content.
+        content: text, written as UTF-8, or bytes.
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,18 +55,18 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes a JSON file whole, as people read it."""
+    """Writes an indented JSON file atomically."""
     write(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
 
 
 def unexpected_files(folder: epath.Path, *own: str) -> list[str]:
-    """The names of what lies in a folder, sorted, except files that are its `own`, whole or not."""
+    """Returns the sorted names of files in a folder, except its `own`, complete or partial."""
     own += tuple(name + PARTIAL for name in own)
     return sorted(path.name for path in folder.iterdir() if path.name not in own)
 
 
 def commit(partial: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Gives a complete file its name once its content, and then the name, are on the disk."""
+    """Renames a complete file; its content, and then its name, are on the disk afterwards."""
     partial, path = epath.Path(partial), epath.Path(path)
     local = not is_remote(path)
     if local:
@@ -76,7 +77,7 @@ def commit(partial: str | os.PathLike, path: str | os.PathLike) -> None:
 
 
 def sync(folder: str | os.PathLike) -> None:
-    """Returns when all that lies in a local folder is on the disk."""
+    """Flushes all files of a local folder to the disk."""
     for place, _, names in os.walk(folder):
         for name in names:
             _sync(os.path.join(place, name))

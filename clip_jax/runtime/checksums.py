@@ -1,6 +1,4 @@
-"""The checksums of a folder's files: a list written last, by which damage is found before anything
-is believed.
-"""
+"""Checksums of a folder: `manifest.json`, written last, lists size and SHA-256 of every file."""
 
 import hashlib
 import json
@@ -15,15 +13,16 @@ from clip_jax.runtime import atomic
 
 NAME = 'manifest.json'
 SMALL = 1 << 20  # bytes; a sample holds all files up to this size
-SAMPLE = 8  # and one of so many of the larger ones
+SAMPLE = 8  # a sample holds one in this many larger files
 BLOCK = 1 << 22  # bytes read at a time
-THREADS = 4  # hashing lets go of Python's lock
+THREADS = 4  # hashing releases the GIL
 
 
 def write(folder: epath.Path) -> None:
-    """Writes `manifest.json`: size and SHA-256 of every file in the folder, and of the list itself.
+    """Writes `manifest.json`: size and SHA-256 of every file, and the SHA-256 of the list itself.
 
-    The folder's files have to be written to their end before.
+    Args:
+        folder: the folder; all of its files must be complete.
     """
     with ThreadPoolExecutor(THREADS) as pool:
         names = [*_files(folder)]
@@ -43,12 +42,20 @@ def verify(
     only: tuple[str, ...] = (),
     part: tuple[int, int] = (0, 1),
 ) -> list[str]:
-    """Says what in a folder is not as its manifest has it: [] if it is whole.
+    """Compares a folder with its manifest.
 
-    `contents`: 'all' reads every file, 'sampled' the small ones and one of SAMPLE large ones,
-    'none' compares names and sizes alone. `only` leaves out the sub-folders that are not named. Of
-    several processes each reads its `part`, (which, how many). OSError if a file is there and
-    cannot be read.
+    Args:
+        folder: the folder.
+        contents: 'all' reads every file, 'sampled' the small ones and one in SAMPLE large ones,
+            'none' compares only names and sizes.
+        only: sub-folders to verify; by default all.
+        part: (index, number of processes): each process reads its part of the files.
+
+    Returns:
+        One line for each error: a missing, foreign or corrupt file. [] if the folder is valid.
+
+    Raises:
+        OSError: if an existing file cannot be read.
     """
     files, right = {}, False
     try:
@@ -62,22 +69,22 @@ def verify(
     except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError):
         pass
     if not right:
-        return [f'{NAME} is damaged']
+        return [f'{NAME} is corrupt']
 
     def within(name: str) -> bool:
         return not only or '/' not in name or name.partition('/')[0] in only
 
-    there = {name: size for name, size in _files(folder).items() if within(name)}
+    sizes = {name: size for name, size in _files(folder).items() if within(name)}
     wanted = {name for name in files if within(name)}
-    found = [f'{name} is missing' for name in sorted(wanted - there.keys())]
-    found += [f'{name} does not belong there' for name in sorted(there.keys() - wanted)]
-    sound = []
-    for name in sorted(wanted & there.keys()):
-        if there[name] == files[name][0]:
-            sound.append(name)
+    errors = [f'{name} is missing' for name in sorted(wanted - sizes.keys())]
+    errors += [f'{name} is not in {NAME}' for name in sorted(sizes.keys() - wanted)]
+    complete = []
+    for name in sorted(wanted & sizes.keys()):
+        if sizes[name] == files[name][0]:
+            complete.append(name)
         else:
-            found.append(f'{name} has {there[name]:,} bytes, expected {files[name][0]:,}')
-    chosen = [name for name in sound if contents == 'all' or _in_sample(files[name], contents)]
+            errors.append(f'{name} has {sizes[name]:,} bytes, expected {files[name][0]:,}')
+    chosen = [name for name in complete if contents == 'all' or _in_sample(files[name], contents)]
     which, count = part
     with ThreadPoolExecutor(THREADS) as pool:
         mine = chosen[which::count]
@@ -85,12 +92,12 @@ def verify(
             mine, pool.map(lambda name: _sha256(folder / name), mine), strict=True
         ):
             if digest != files[name][1]:
-                found.append(f'the content of {name} is not what was written')
-    return found
+                errors.append(f'the content of {name} does not match its checksum')
+    return errors
 
 
 def size(folder: epath.Path) -> int:
-    """Bytes of all files that lie in a folder."""
+    """Returns the bytes of all files in a folder, without its manifest."""
     return sum(_files(folder).values())
 
 
@@ -104,7 +111,7 @@ def _digest(files: dict[str, Any]) -> str:
 
 
 def _sha256(path: epath.Path) -> tuple[int, str]:
-    """Size and SHA-256 of a file."""
+    """Returns size and SHA-256 of a file."""
     digest, size = hashlib.sha256(), 0
     with path.open('rb') as file:
         while block := file.read(BLOCK):
@@ -114,7 +121,7 @@ def _sha256(path: epath.Path) -> tuple[int, str]:
 
 
 def _files(folder: epath.Path, prefix: str = '') -> dict[str, int]:
-    """All files in a folder and below, except its manifest, by name, sorted, with their bytes."""
+    """Returns the size of every file in a folder and its sub-folders, without the manifest."""
     names: dict[str, int] = {}
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         name, about = prefix + path.name, stat(path)
@@ -126,7 +133,7 @@ def _files(folder: epath.Path, prefix: str = '') -> dict[str, int]:
 
 
 class Stat(NamedTuple):
-    """What is known of a file or folder without reading it."""
+    """The status of a file or folder."""
 
     is_folder: bool
     bytes: int
@@ -134,9 +141,11 @@ class Stat(NamedTuple):
 
 
 def stat(path: epath.Path) -> Stat:
-    """Looks at a file or folder; OSError if that fails, where `is_dir` says that it is none."""
+    """Returns the status of a file or folder; OSError if that fails, unlike `is_dir`, which is
+    False then.
+    """
     if atomic.is_remote(path):
         found = path.stat()
         return Stat(found.is_directory, found.length, found.mtime)
-    found = os.stat(path)  # epath's wants a name for the owner, whom containers may not know
+    found = os.stat(path)  # epath's fails if the owner has no name, as in containers
     return Stat(S_ISDIR(found.st_mode), found.st_size, found.st_mtime)

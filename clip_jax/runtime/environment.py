@@ -8,12 +8,12 @@ from clip_jax import __version__
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc's malloc keep what is freed, in one arena: a third more steps a second on CPU.
+    """Makes glibc's malloc keep freed memory, in one arena: a third more steps per second on CPU.
 
-    XLA's CPU backend allocates and frees its buffers at every step; by default each comes fresh
-    from the kernel, which has to clear it, page by page. Elsewhere than on glibc nothing happens.
+    XLA's CPU backend allocates and frees its buffers at every step. By default each comes from the
+    kernel, which clears it page by page. Without glibc this does nothing.
     """
-    # The parameters of mallopt(3) by number: malloc.h has them, Python has not.
+    # The parameters of mallopt(3), from malloc.h.
     trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8
     try:
         mallopt = ctypes.CDLL('libc.so.6').mallopt
@@ -29,7 +29,7 @@ def keep_freed_memory() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers of a run depend on."""
+    """Returns the versions of the libraries that the numbers of a run depend on."""
     names = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
     found = {name: importlib.metadata.version(name) for name in names}
     return {'clip_jax': __version__, 'python': platform.python_version(), **found}

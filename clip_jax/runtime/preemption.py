@@ -1,4 +1,4 @@
-"""Words from outside that a run is to stop: Ctrl-C, SIGTERM, notices of Google's machines."""
+"""Preemption: Ctrl-C, SIGTERM and the notices of Google Cloud ask a run to save and stop."""
 
 import http.client
 import os
@@ -10,12 +10,12 @@ import urllib.request
 from types import FrameType
 from typing import Any
 
-SIGINT, SIGTERM = 130, 143  # exit codes that the shell has for programs ended by these signals
+SIGINT, SIGTERM = 130, 143  # exit codes of a shell for programs ended by these signals
 # https://docs.cloud.google.com/compute/docs/metadata/predefined-metadata-keys: what a machine is
-# told before it is taken away or goes down for maintenance.
+# told before it is preempted or stopped for maintenance.
 NOTICES = {'preempted': ('TRUE',), 'maintenance-event': ('TERMINATE_ON_HOST_MAINTENANCE',)}
 METADATA_HOST = 'metadata.google.internal'
-WAIT = 300  # seconds after which a question to the metadata server is asked again
+WAIT = 300  # seconds after which a request to the metadata server is repeated
 
 
 class Preempted(Exception):
@@ -31,21 +31,23 @@ class Preempted(Exception):
 
 
 class StopSignals:
-    """While it is open, a SIGINT, a SIGTERM or a notice of the machine sets `stop`.
+    """While it is open, SIGINT, SIGTERM or a notice of the machine sets `stop`.
 
-    `stop` is 0, TERMINATED (the machine is needed: save and end well) or CTRL_C. A second Ctrl-C
-    interrupts at once, and so does the first as long as `graceful` is not set: there is nothing to
-    save. Nor is there for SIGTERM in a process that is `alone`, which ends with exit code 0.
+    `stop` is 0, SIGTERM or SIGINT. A second Ctrl-C interrupts at once, and so does the first while
+    `graceful` is False, when there is nothing to save. SIGTERM then exits with code 0.
+
+    Args:
+        alone: whether the run has only this process; others exit together with the rest.
     """
 
     def __init__(self, *, alone: bool) -> None:
         self.stop, self.graceful = 0, False
-        self._asked = False  # by a Ctrl-C
+        self._asked = False  # by Ctrl-C
         self._alone = alone
         self._before: dict[int, Any] = {}
 
     def open(self) -> None:
-        """Takes over the signals, and on Google Cloud listens to the metadata server."""
+        """Installs the signal handlers, and on Google Cloud watches the metadata server."""
         for number in signal.SIGINT, signal.SIGTERM:
             self._before[number] = signal.signal(number, self._handle)
         if on_google_cloud():
@@ -53,15 +55,15 @@ class StopSignals:
                 threading.Thread(target=self._listen, args=(key, words), daemon=True).start()
 
     def close(self) -> None:
-        """Gives the signals back."""
+        """Restores the previous signal handlers."""
         for number, handler in self._before.items():
-            # None: set by other means than Python's, as jax.distributed does.
+            # None: not set from Python, as by jax.distributed.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
-            self._take(SIGTERM, 'SIGTERM: saving after this step, then ending')
+            self._take(SIGTERM, 'SIGTERM: saving after this step, then exiting')
             if self._alone and not self.graceful:
                 sys.exit(0)
         elif self._asked or not self.graceful:
@@ -72,11 +74,11 @@ class StopSignals:
 
     def _take(self, stop: int, text: str) -> None:
         self.stop = max(self.stop, stop)
-        # Not print: a signal may arrive in the middle of one.
+        # Not print: a signal may interrupt another print.
         os.write(2, f'\n{text}\n'.encode())
 
     def _listen(self, key: str, words: tuple[str, ...]) -> None:
-        """Waits until a key of the metadata server has one of these values."""
+        """Waits until a key of the metadata server has one of some values."""
         last = ''
         while self._before:
             try:
@@ -85,12 +87,12 @@ class StopSignals:
                 threading.Event().wait(5)
                 continue
             if value in words:
-                self._take(SIGTERM, f'this machine is about to go ({key}: {value}): saving')
+                self._take(SIGTERM, f'this machine will be preempted ({key}: {value}): saving')
                 return
 
 
 def on_google_cloud() -> bool:
-    """Whether this machine is one of Google Cloud's."""
+    """Whether this machine belongs to Google Cloud."""
     if os.environ.get('GCE_METADATA_HOST'):
         return True
     try:
@@ -101,12 +103,12 @@ def on_google_cloud() -> bool:
 
 
 def _metadata(key: str, last: str) -> tuple[str, str]:
-    """Returns a value and its tag, as soon as the tag is not `last` or WAIT seconds have passed."""
+    """Returns a value and its ETag once that differs from `last`, or after WAIT seconds."""
     host = os.environ.get('GCE_METADATA_HOST', METADATA_HOST)
     wait = f'?wait_for_change=true&timeout_sec={WAIT}&last_etag={last}' if last else ''
     request = urllib.request.Request(
         f'http://{host}/computeMetadata/v1/{key}{wait}', headers={'Metadata-Flavor': 'Google'}
     )
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is no web address
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not through a proxy
     with direct.open(request, timeout=WAIT + 60) as answer:
         return answer.read().decode().strip(), answer.headers.get('ETag', '')

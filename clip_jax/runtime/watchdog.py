@@ -1,4 +1,4 @@
-"""Ends a process that hangs: on a pod one host that stands still has all others wait for ever."""
+"""The watchdog exits a process that hangs: one stalled host blocks all others."""
 
 import faulthandler
 import os
@@ -6,44 +6,46 @@ import sys
 import threading
 import time
 
-HUNG = 75  # exit code, EX_TEMPFAIL of sysexits.h: the same command may go on
-GRACE = 5.0  # seconds after which the interpreter itself is taken to hang
+HUNG = 75  # exit code, EX_TEMPFAIL of sysexits.h: the same command may succeed later
+GRACE = 5.0  # seconds after which the interpreter itself must hang
 
 
 class Watchdog:
-    """From `begin` to `stop`, `finished` has to be called at least every `seconds`; 0: it need not.
+    """Exits the process if `finished` is not called every `seconds` between `begin` and `stop`.
 
-    If it is not, the stacks of all threads go to stderr and the process ends with the exit code
-    HUNG, without cleaning up: whatever hangs would hang there as well. Where not even this class
-    gets to run, since a thread keeps Python's lock, the interpreter's own timer does the same with
-    exit code 1.
+    The stacks of all threads go to stderr, and the exit code is HUNG. Nothing is cleaned up, since
+    that may hang as well. If a thread holds the GIL, so that this class cannot run, faulthandler's
+    timer, a thread of C, prints the stacks and exits with code 1.
 
-    The time is counted from the call before the last. A process may do its part of a step and then
-    stand still; others finish that step and wait in the next. The step before they finished while
-    it still lived: counted from there, they end within `seconds` of its last sign of life.
+    Time counts from the call before the last. A process may finish its part of a step and then
+    hang; the others finish that step and wait in the next one. The step before is the last one that
+    all finished, so that all exit within `seconds` of it.
+
+    Args:
+        seconds: the limit; 0: none.
     """
 
     def __init__(self, seconds: float):
         if seconds < 0:
             raise ValueError(f'step_timeout is {seconds}; expected seconds, or 0 for no limit')
-        self.doing = ''  # what the process does, for the message
+        self.doing = ''  # the current task, for the message
         self._seconds = seconds
         self._lock = threading.Condition()
         self._finished, self._deadline = 0.0, 0.0
         self._thread: threading.Thread | None = None
 
     def begin(self, doing: str) -> None:
-        """Begins to watch, or to count anew: what follows has nothing to do with what was."""
+        """Starts to watch, or restarts the time; `doing` names the task, for the message."""
         self.doing, self._finished = doing, time.monotonic()
         self.finished()
         if self._seconds and not self._thread:
-            # JAX aborts a process whose coordinator is silent, perhaps sooner: stacks then, too.
+            # JAX aborts a process that lost its coordinator, perhaps earlier: stacks then too.
             faulthandler.enable(sys.__stderr__)
             self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
             self._thread.start()
 
     def finished(self) -> None:
-        """Says that something is done that takes all processes."""
+        """Restarts the time: all processes finished a step together."""
         if self._seconds:
             now = time.monotonic()
             with self._lock:
@@ -53,7 +55,7 @@ class Watchdog:
             )
 
     def stop(self) -> None:
-        """Watches no more."""
+        """Stops watching."""
         if self._thread:
             with self._lock:
                 self._deadline = 0.0
@@ -72,14 +74,14 @@ class Watchdog:
             else:
                 return
         print(
-            f'{self.doing} took longer than step_timeout, {self._seconds:g} s; where each thread '
-            'of this process stands:',
+            f'{self.doing} took longer than step_timeout, {self._seconds:g} s; the stacks of all '
+            'threads of this process:',
             file=sys.stderr,
         )
         faulthandler.dump_traceback(sys.stderr)
         print(
-            f'this process ends with exit code {HUNG}, and nothing more is saved; the same command '
-            'resumes from the newest checkpoint',
+            f'exiting with code {HUNG}, without saving; the same command resumes from the newest '
+            'checkpoint',
             file=sys.stderr,
             flush=True,
         )

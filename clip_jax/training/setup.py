@@ -17,6 +17,7 @@ from clip_jax.evaluation.evaluate import Evaluation
 from clip_jax.models import clip
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import multihost
+from clip_jax.runtime.messages import first_few
 from clip_jax.step import state
 from clip_jax.step.state import TrainState
 from clip_jax.step.train_step import bind_step, with_stop
@@ -121,10 +122,11 @@ def initial_variables(
     _, variables = clip.with_image_size(init_card['model'], variables, size)
     wrong = checkpoint.differences(variables, clip.shapes(clip.from_card(card['model'])))
     if wrong:
+        shown = first_few(wrong, separator='; ')
         raise ValueError(
             f'init_from {config.init_from}: its parameters are not those that config.model '
-            f'describes: {checkpoint.first_of(wrong)}. Set in config.model only what changes no '
-            'parameter, and the image_size'
+            f'describes: {shown}. Set in config.model only what changes no parameter, and the '
+            'image_size'
         )
     return card, pretrained.on_devices(variables, mesh)
 

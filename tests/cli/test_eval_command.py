@@ -63,7 +63,7 @@ def test_options_of_a_wrong_type(evaluate, option):
 def test_a_model_that_is_not_there(evaluate, tmp_path):
     names = '--classes=["red", "green", "blue", "white"]'
     for path, message in (
-        (tmp_path / 'none', 'there is no such file or folder'),
+        (tmp_path / 'none', 'no such file or folder'),
         (tmp_path, 'no checkpoint found'),
     ):
         line = evaluate('zeroshot', names, model=path)
@@ -77,7 +77,7 @@ def test_a_report_that_exists_is_not_overwritten(evaluate, tmp_path):
     assert 'report.json exists; name a new file' in evaluate('retrieval')
     assert 'a name that ends in .json' in evaluate('retrieval', f'--out={tmp_path / "r"}')
     remote = evaluate('retrieval', '--out=gs://bucket/r.json')
-    assert '--out: gs://bucket/r.json: expected a place on this machine' in remote
+    assert '--out: gs://bucket/r.json: expected a local path' in remote
 
 
 def test_a_report_is_written(run, tiny_run, tiny_tars, tmp_path):

@@ -41,7 +41,7 @@ def test_what_a_page_needs(line, tiny_run, tmp_path):
         said = line('plot', here, f'--out={tmp_path / name}')
         assert f'{name}: expected a new name' in said
     below = f'--out={tmp_path / "x.json" / "x.html"}'
-    assert f'{tmp_path / "x.json"} is no folder' in line('plot', '--report=/no/x.json', below)
+    assert f'{tmp_path / "x.json"} is not a folder' in line('plot', '--report=/no/x.json', below)
     assert 'expected different ones' in line('plot', here, here, out)
     assert 'not a report of an eval' in line('plot', here, f'--report={tmp_path / "x.json"}', out)
     assert '/no/x.json: no such file' in line('plot', '--report=/no/x.json', out)

@@ -481,7 +481,7 @@ def test_a_folder_stands_where_no_images_are_needed_only(folder, tiny_config, tm
         ('--data.text_ext=x', "Did you mean 'text_exts'?"),
         ('--num-processes=2', '--process-id'),
         ('--data=tars:/no/x.tar', "no file matches '/no/x.tar'"),
-        ('--model=/no/run', 'there is no such file or folder'),
+        ('--model=/no/run', 'no such file or folder'),
     ],
 )
 def test_wrong_options_are_refused_and_nothing_is_written(

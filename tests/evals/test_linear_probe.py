@@ -346,8 +346,8 @@ def test_a_probe_is_replaced_as_a_whole_and_nothing_else_is(tmp_path, monkeypatc
         evaluate(None, None, test, train=train, save=str(other))  # before anything is embedded
     assert other.read_text() == 'mine'
     for place, message in (
-        (other / 'probe.npz', r'notes\.txt is no folder'),
-        ('gs://x/p.npz', r'gs://x/p\.npz: expected a place on this machine'),
+        (other / 'probe.npz', r'notes\.txt is not a folder'),
+        ('gs://x/p.npz', r'gs://x/p\.npz: expected a local path'),
     ):
         with pytest.raises(ValueError, match=f'^save: .*{message}$'):
             evaluate(None, None, test, train=train, save=str(place))

@@ -166,7 +166,7 @@ def test_a_line_that_fails_is_listed_and_the_others_run(run, tiny_run, tmp_path)
 
 def test_the_table_is_shown_even_if_it_cannot_be_written(run, tiny_run, tmp_path, monkeypatch):
     code, table, said = run(f'--model={tiny_run}', f'--out={tmp_path / "page.py" / "out"}')
-    assert (code, table) == (1, '') and 'page.py is no folder' in said  # before anything runs
+    assert (code, table) == (1, '') and 'page.py is not a folder' in said  # before anything runs
 
     def full(*_):
         raise OSError('no space left')
@@ -308,7 +308,7 @@ def test_a_wrong_page_is_an_error_before_anything_runs(
         (['--model=x', '--top=3'], "there is no flag '--top=3'; expected --suite.key=value"),
         (['--model=x', '--suite.tasks.colrs.data=y'], "Did you mean 'colors'?"),
         (['--model=/no/x', '--model=/no/x'], 'expected different checkpoints'),
-        (['--model=/no/x'], '/no/x: there is no such file or folder'),
+        (['--model=/no/x'], '/no/x: no such file or folder'),
         (['--model=x', '--dtype=float16'], "dtype: there is no 'float16'"),
     ],
 )

@@ -78,11 +78,11 @@ def test_what_is_there_is_not_overwritten(tmp_path):
 
 def test_a_place_where_nothing_can_be_written_is_refused(tmp_path, monkeypatch):
     (tmp_path / 'file').write_text('mine')
-    with pytest.raises(ValueError, match=r'--out: .*/file is no folder'):
+    with pytest.raises(ValueError, match=r'--out: .*/file is not a folder'):
         files.check(tmp_path / 'file' / 'more' / 'a.json')
     files.check(tmp_path / 'new' / 'a.json')
     monkeypatch.setattr(os, 'access', lambda path, mode: path != tmp_path)  # as not for root
-    with pytest.raises(ValueError, match=rf'--out: nothing can be written into {tmp_path}$'):
+    with pytest.raises(ValueError, match=rf'--out: no permission to write to {tmp_path}$'):
         files.check(tmp_path / 'new' / 'a.json')
 
 

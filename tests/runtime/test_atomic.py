@@ -41,8 +41,8 @@ def test_own_files_are_no_others_whole_or_not(tmp_path):
 def test_a_place_is_on_this_machine_and_can_be_written_to(tmp_path):
     atomic.check_place(tmp_path / 'a' / 'b', '--out')
     (tmp_path / 'file').write_text('mine')
-    with pytest.raises(ValueError, match=r'^--out: .*/file is no folder$'):
+    with pytest.raises(ValueError, match=r'^--out: .*/file is not a folder$'):
         atomic.check_place(tmp_path / 'file' / 'a' / 'b', '--out')
-    with pytest.raises(ValueError, match=r'^save: gs://a/b: expected a place on this machine$'):
+    with pytest.raises(ValueError, match=r'^save: gs://a/b: expected a local path$'):
         atomic.check_place('gs://a/b', 'save')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['file']

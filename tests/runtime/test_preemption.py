@@ -75,7 +75,7 @@ def test_a_notice_of_the_machine_is_as_sigterm(machine, capfd, key, harmless, va
         while not heard.stop and time.monotonic() < end:
             time.sleep(0.01)
         assert heard.stop == preemption.SIGTERM
-    assert f'this machine is about to go ({key}: {value})' in capfd.readouterr().err
+    assert f'this machine will be preempted ({key}: {value})' in capfd.readouterr().err
 
 
 def test_other_machines_are_not_asked(monkeypatch):

@@ -72,7 +72,7 @@ def test_a_notice_of_the_machine_does_the_same(machine, tiny_config, tmp_path): 
     process.until('step  2/12')
     machine['preempted'] = 'TRUE'
     end = process.end()
-    assert end.code == 0 and 'this machine is about to go (preempted: TRUE)' in end.err
+    assert end.code == 0 and 'this machine will be preempted (preempted: TRUE)' in end.err
     assert 2 <= end.saved < STEPS and f'stopped at step {end.saved} of 12' in end.out
 
 
