@@ -133,6 +133,13 @@ except ValueError as error:
 """
 
 
+def test_different_numbers_of_processes_are_an_error_in_all():
+    address = f'localhost:{free_port()}'
+    for process in [start(REFUSED, address, 2, 0, 60), start(REFUSED, address, 3, 1, 60)]:
+        out, err = process.communicate(timeout=200)
+        assert 'ERROR --num-processes is 3 in process 1 and 2 in process 0' in out, err
+
+
 def test_before_jax_aborts_for_a_missing_process_the_log_says_what_to_check():
     running = start(REFUSED, f'localhost:{free_port()}', 2, 0, 2)
     _, err = running.communicate(timeout=100)
