@@ -2,18 +2,21 @@
 
 import difflib
 import importlib
-import os
+import importlib.util
 import pkgutil
+import sys
 from collections.abc import Iterable
 from types import ModuleType
-
-import clip_jax
 
 
 def names(folder: str) -> list[str]:
     """Returns the built-in plug-ins of a folder such as 'losses' or 'models.image', sorted."""
-    place = os.path.join(os.path.dirname(clip_jax.__file__), *folder.split('.'))
-    return sorted(m.name for m in pkgutil.iter_modules([place]) if m.name[0] != '_')
+    package = f'clip_jax.{folder}'
+    if package in sys.modules:
+        places = sys.modules[package].__path__
+    else:  # not imported for its names alone
+        places = importlib.util.find_spec(package).submodule_search_locations
+    return sorted(m.name for m in pkgutil.iter_modules(places) if m.name[0] != '_')
 
 
 def module(folder: str, name: str, *required: str) -> ModuleType:
