@@ -68,7 +68,7 @@ class Regression:
         self.softmax = targets.ndim == 1
         self.columns = classes if self.softmax else targets.shape[1]
         self.given, self.labels = rows, targets
-        self.rows, self.targets = self._dealt(self._standard(rows)), self._dealt(targets)
+        self.rows, self.targets = self._shard(self._standard(rows)), self._shard(targets)
 
     def fit(
         self,
@@ -88,7 +88,7 @@ class Regression:
         problem = _Problem(
             self.rows,
             self.targets,
-            self._dealt(weight.astype(np.float32)),
+            self._shard(weight.astype(np.float32)),
             *self._replicated(penalty / self.scale.astype(float) ** 2, prior),
         )
         solve = _program(self.mesh, self.softmax)
@@ -159,8 +159,8 @@ class Regression:
             found[start : start + ROWS] = (p * (1 - p)).mean(axis=1, dtype=float)
         return found
 
-    def _dealt(self, array: np.ndarray) -> jax.Array:
-        """Deals rows out over the devices: [parts, rows a part, ...], the last ones padding."""
+    def _shard(self, array: np.ndarray) -> jax.Array:
+        """Shards examples over the devices: [parts, examples per part, ...], padded at the end."""
         parts = self.mesh.size * -(-PARTS // self.mesh.size)
         each = -(-len(array) // parts)
         padded = np.zeros((parts * each, *array.shape[1:]), array.dtype)
