@@ -85,6 +85,7 @@ def get_config():
     c = default.get_config().unlock()
     c.batch_size, c.total_steps = 16, 12
     c.log_every, c.eval_every, c.checkpoint.every = 1, 4, 4
+    c.figures = False  # to draw takes half of the time of so small a run
     c.data.train = {tiny_tars!r}
     c.data.augment.crop_scale = (0.6, 1.0)
     c.data.augment.flip = 0.5
@@ -164,7 +165,9 @@ def clip_jax_cli():
 def tiny_run(tiny_config, tmp_path_factory) -> Path:
     """The run directory of `tiny_config`, trained to its end through the command line."""
     workdir = tmp_path_factory.mktemp('runs') / 'tiny'
-    done = command('train', f'--config={tiny_config}', f'--workdir={workdir}')
+    done = command(
+        'train', f'--config={tiny_config}', f'--workdir={workdir}', '--config.figures=True'
+    )
     assert done.returncode == 0, done.stderr
     return workdir
 

@@ -35,8 +35,8 @@ def command(*arguments: object) -> Done:
 
 
 def train(config: Path, workdir: Path, *changes: str) -> Done:
-    """Trains in this process, without figures; `changes` are config keys with their values."""
-    flags = [f'--config.{change}' for change in ('figures=False', *changes)]
+    """Trains in this process; `changes` are config keys with their values."""
+    flags = [f'--config.{change}' for change in changes]
     return command('train', f'--config={config}', f'--workdir={workdir}', *flags)
 
 
@@ -58,16 +58,13 @@ def summary(workdir: Path) -> dict:
     return json.loads((workdir / 'summary.json').read_text())
 
 
-FAST = '--config.figures=False'  # drawing takes half of the time of a small run
-
-
 class Process:
     """A `clip-jax train` that can be stopped; its output goes to files."""
 
     def __init__(self, workdir: Path, config: Path, *more: str, **options):
         # Evaluating at each step takes time, so that a signal arrives between two steps, and
         # changes nothing in training. Checkpoints are written at 5 and 10.
-        changes = '--config.eval_every=1', '--config.checkpoint.every=5', FAST, *more
+        changes = '--config.eval_every=1', '--config.checkpoint.every=5', *more
         flags = f'--config={config}', f'--workdir={workdir}', *changes
         self.workdir, self.began = workdir, time.monotonic()
         self.out, self.err = workdir.with_suffix('.out'), workdir.with_suffix('.err')

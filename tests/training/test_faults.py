@@ -13,7 +13,7 @@ import pytest
 from support.files import hashes
 from support.google_cloud import machine  # noqa: F401
 from support.process import ROOT, clip_jax_command, environment
-from support.runs import FAST, Process, command, rows, train, training
+from support.runs import Process, command, rows, train, training
 
 import clip_jax
 from clip_jax import checkpoint
@@ -176,7 +176,7 @@ def test_a_full_disk_is_one_line_and_harms_nothing(tiny_config, tiny_run, tmp_pa
     shutil.rmtree(workdir / 'checkpoints/12')
     (workdir / 'summary.json').unlink()
     before = hashes(workdir / 'checkpoints')
-    arguments = clip_jax_command('train', f'--config={tiny_config}', f'--workdir={workdir}', FAST)
+    arguments = clip_jax_command('train', f'--config={tiny_config}', f'--workdir={workdir}')
     said = []
     for limit in (workdir / 'card.json').stat().st_size // 1024 + 1, 16:
         done = subprocess.run(
