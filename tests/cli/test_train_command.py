@@ -182,7 +182,7 @@ def test_a_run_of_another_config_stays_as_it_is(line, tiny_config, tiny_run):
     message = line('train', *same, '--config.total_steps=13', '--config.model.embed_dim=8')
     assert f'{tiny_run}: holds a run of another config' in message
     assert 'total_steps is 12 there, 13 now' in message
-    assert 'model.embed_dim is 16 there, 8 here' in message
+    assert 'model.embed_dim is 16 there, 8 now' in message
     assert hashes(tiny_run) == before
 
 
