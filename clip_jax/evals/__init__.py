@@ -36,7 +36,7 @@ def score(value: float, *, better: str = 'higher', unit: str = 'fraction') -> di
     """Makes an entry of a report's `scores`.
 
     Args:
-        value: the number, finite.
+        value: the number.
         better: 'higher' or 'lower', the direction in which models improve.
         unit: 'fraction' (0 to 1, shown in percent), 'rank' (1 is best), or any other word, such as
             'nats'.

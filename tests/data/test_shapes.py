@@ -157,7 +157,7 @@ def test_draw_names_what_there_is(wrong, there):
 
 
 def test_draw_refuses_sizes_in_pixels_and_unknown_backgrounds():
-    with pytest.raises(ValueError, match='share'):
+    with pytest.raises(ValueError, match='fraction'):
         shapes.Thing('red', 'star', size=20)
     with pytest.raises(ValueError, match='striped'):
         shapes.draw('red star', 'stripes')

@@ -476,7 +476,7 @@ def test_a_folder_stands_where_no_images_are_needed_only(folder, tiny_config, tm
         ('--shard-size=0', '--shard-size is 0; expected at least 1'),
         ('--batch-size=0', '--batch-size is 0; expected at least 1'),
         ('--threads=0', '--threads is 0; expected at least 1'),
-        ('--max-bad-fraction=2', '--max-bad-fraction is 2.0; expected a share'),
+        ('--max-bad-fraction=2', '--max-bad-fraction is 2.0; expected a fraction'),
         ('--classes=x', 'there is no flag --classes; options of the data are --data.classes'),
         ('--data.text_ext=x', "Did you mean 'text_exts'?"),
         ('--num-processes=2', '--process-id'),

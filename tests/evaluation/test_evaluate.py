@@ -121,7 +121,7 @@ def test_a_report_lists_the_records_that_sources_skipped(model):
         {'accuracy': 0.5},
         {'scores': {}},
         {'scores': {'accuracy': 0.5}},
-        {'scores': {'accuracy': evals.score(float('nan'))}},
+        {'scores': {'accuracy': {**evals.score(0.5), 'value': '0.5'}}},
     ],
 )
 def test_a_plug_in_without_valid_scores_is_named(report, model):

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from flax.traverse_util import flatten_dict
 
 from clip_jax import lookup
 from clip_jax.data.errors import BadRecord, DataNotFound, Skipped
@@ -223,7 +222,7 @@ def _keys(
     """Finds the features; only texts and labels with their default names may be missing."""
     import tensorflow_datasets as tfds
 
-    stored = flatten_dict(features.get_serialized_info(), sep='/')
+    stored = _flat(features.get_serialized_info())
     images = [key for key in features if isinstance(features[key], tfds.features.Image)]
     others = {key: info for key, info in stored.items() if key not in images}
     texts = [
@@ -248,3 +247,14 @@ def _keys(
                 f'{", ".join(choices) or "none"}. All: {", ".join(stored)}.'
             )
     return keys
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Joins the keys of nested dicts with slashes; flax's function would import JAX, which the
+    processes of the input do without.
+    """
+    flat = {}
+    for key, value in tree.items():
+        inner = isinstance(value, Mapping)
+        flat |= _flat(value, f'{prefix}{key}/') if inner else {prefix + key: value}
+    return flat
