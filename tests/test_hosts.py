@@ -14,7 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from support.process import ROOT, UNOPTIMIZED, clip_jax_command, environment
+from support.process import ROOT, UNOPTIMIZED, clip_jax_command, environment, free_port
 from support.small_training import batch, on_one_device, setup
 
 from clip_jax import checkpoint
@@ -39,11 +39,6 @@ for meet in (
     except (ValueError, OSError) as error:
         print('CAUGHT', error)
 """
-
-
-def free_port() -> int:
-    with socket.create_server(('localhost', 0)) as server:
-        return server.getsockname()[1]
 
 
 def start(program: str, *arguments: object) -> subprocess.Popen:

@@ -10,10 +10,8 @@ from typing import Any
 
 from etils import epath
 
-from clip_jax.metrics._writer import Writer, to_python
+from clip_jax.metrics._writer import UPLOAD_EVERY, Writer, to_python
 from clip_jax.runtime import atomic
-
-UPLOAD_EVERY = 60.0  # seconds between two uploads to object storage, which cannot append
 
 
 class JsonlWriter(Writer):

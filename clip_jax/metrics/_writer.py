@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+UPLOAD_EVERY = 60.0  # seconds between two uploads to object storage, which cannot append
+
 
 class Writer:
     """The interface of a metric writer; each method does nothing unless it is overridden."""

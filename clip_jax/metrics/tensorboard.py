@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from clip_jax.metrics._writer import Writer, split_images, to_python
+from clip_jax.metrics._writer import UPLOAD_EVERY, Writer, split_images, to_python
 from clip_jax.runtime import atomic
 
-UPLOAD_EVERY = 60.0  # seconds between two uploads to object storage, which cannot append
 _NUMBERS = itertools.count()  # files of one process and second need different names
 
 

@@ -13,10 +13,11 @@ from clip_jax.evaluation import evaluate
 from clip_jax.evaluation.evaluate import Evaluation
 from clip_jax.metrics import Writer
 from clip_jax.pretrained import Clip
-from clip_jax.runtime import atomic, multihost
+from clip_jax.runtime import multihost
 from clip_jax.runtime.preemption import Preempted, StopSignals
 from clip_jax.runtime.watchdog import Watchdog
 from clip_jax.step.state import TrainState
+from clip_jax.training import run_directory
 
 Reports = dict[str, dict[str, Any]]  # name in config.evals -> report
 
@@ -67,8 +68,7 @@ class Evaluations:
         """
         for name, report in reports.items():
             path = self._workdir / 'evals' / f'{name}.json'
-            if multihost.is_primary():
-                atomic.write_json(path, {**report, 'step': step})
+            run_directory.write_json(path, {**report, 'step': step})
         scores = evaluate.values(reports)
         writer.write_scalars(step, scores)
         self._note_best([{'step': step, **scores}], reports)
