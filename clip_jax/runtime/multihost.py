@@ -50,6 +50,8 @@ def initialize(coordinator: str, processes: int, process: int, *, timeout: int) 
         )
     if process:
         _wait_for_coordinator(host, int(port), timeout)
+    else:
+        _check_port(coordinator, int(port))
     logging.info(
         'process %d of %d connects at %s. If not all do within %d s, or their numbers differ, JAX '
         'aborts it: check --coordinator, --num-processes and --process-id of every process',
@@ -72,6 +74,17 @@ def initialize(coordinator: str, processes: int, process: int, *, timeout: int) 
             'process 0; expected the same number in all processes'
         )
     raise_on_all(wrong)
+
+
+def _check_port(coordinator: str, port: int) -> None:
+    """Raises ValueError if process 0 cannot listen at the port: JAX may abort instead of raising."""
+    try:
+        socket.create_server(('', port)).close()
+    except OSError as error:
+        raise ValueError(
+            f'--coordinator {coordinator}: port {port} cannot be used ({error.strerror}); expected '
+            'a free port on process 0'
+        ) from error
 
 
 def _wait_for_coordinator(host: str, port: int, timeout: int) -> None:
