@@ -77,7 +77,7 @@ def initialize(coordinator: str, processes: int, process: int, *, timeout: int) 
 
 
 def _check_port(coordinator: str, port: int) -> None:
-    """Raises ValueError if process 0 cannot listen at the port: JAX may abort instead of raising."""
+    """Raises ValueError if process 0 cannot listen at the port, where JAX may abort."""
     try:
         socket.create_server(('', port)).close()
     except OSError as error:
