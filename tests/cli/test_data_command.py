@@ -49,7 +49,7 @@ def test_warnings_are_shown(clip_jax_cli, tmp_path):
     table = pyarrow.table({'image': [image[i:] for i in range(4)], 'caption': list('abcd')})
     pyarrow.parquet.write_table(table, path, use_dictionary=False)
     said = clip_jax_cli('data', 'verify', f'table:{path}', '--no-decode').stderr
-    assert 'has row groups of 36 MB, and one is decoded for each image' in said
+    assert 'has row groups of 36 MB; in random order, one is decoded for each image' in said
 
 
 def test_data_is_imported_and_trained_on(run, succeed, bad_tar, tiny_config, tmp_path):
