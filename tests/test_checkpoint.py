@@ -527,9 +527,9 @@ def test_a_step_that_training_deletes_meanwhile_is_not_listed(opened, three, mon
     def deleted(folder, **options):
         if folder.name == '8':
             folder.rmtree()
-        return troubles(folder, **options)
+        return verify(folder, **options)
 
-    troubles = checksums.verify
+    verify = checksums.verify
     monkeypatch.setattr(checksums, 'verify', deleted)
     assert [entry.step for entry in checkpoint.entries(three, contents='all')] == [12, 4]
 

@@ -270,7 +270,7 @@ class Embeddings:
         self.folder = epath.Path(address).expanduser()
         self.description = describe(self.folder)
         self.label_names: list[str] = self.description.label_names
-        self.left_out = {
+        self.skipped = {
             kind: Skipped(found['count'], found['examples'])
             for kind, found in self.description.bad.items()
         }

@@ -57,7 +57,7 @@ class Evaluation:
 
         Returns:
             The report: `model`, `type`, `data`, `data_options`, `options`, `scores`, `counts`,
-            `info`, the plug-in's own keys, `left_out` (records that the sources skipped),
+            `info`, the plug-in's own keys, `skipped` (records that the sources skipped),
             `compute_dtype`, `device`, `seconds`, `versions`.
 
         Raises:
@@ -69,10 +69,10 @@ class Evaluation:
         )
         found = self.function(encode_image, encode_text, self.data)
         _check(self.settings['type'], found)
-        left_out = {
-            f'{source}: {kind}': skipped.count
+        skipped = {
+            f'{source}: {kind}': found.count
             for source in self.sources
-            for kind, skipped in getattr(source, 'left_out', {}).items()
+            for kind, found in getattr(source, 'skipped', {}).items()
         }
         return {
             'model': path,
@@ -82,7 +82,7 @@ class Evaluation:
             'counts': found.get('counts', {}),
             'info': found.get('info', {}),
             **found,
-            'left_out': left_out,
+            'skipped': skipped,
             **encoders.provenance(encoders.model_used(clip, encode_text), self.sources),
             'seconds': time.monotonic() - began,
             'versions': environment.versions(),

@@ -27,7 +27,7 @@ def loss(
     r"""Computes CLIP's loss, the mean over i of ``(CE(S, i) + CE(S^T, i)) / 2``.
 
     ``S = scale * image @ text.T``, and ``CE(S, i) = -log(exp(S_ii) / sum_j exp(S_ij))`` is the
-    cross-entropy of row i, whose right class is i.
+    cross-entropy of row i, whose positive is column i.
 
     Example:
       >>> import jax.numpy as jnp

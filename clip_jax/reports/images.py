@@ -1,4 +1,4 @@
-"""Pictures with what a model makes of them, from the reports of evaluations."""
+"""Figures of images with the predictions of a model, from the reports of evaluations."""
 
 import math
 import os
@@ -13,22 +13,22 @@ from matplotlib.collections import QuadMesh
 
 from clip_jax.reports import _style
 
-MOST_PICTURES = 12
+MAX_IMAGES = 12
 MISTAKES = 24
 COLUMNS = 6  # of mistakes
 RESULTS = 5  # of a query
 HEADING = 0.28  # inches
 
 
-@_style.shows(lambda report: [x['index'] for x in report['examples'][:MOST_PICTURES]])
+@_style.shows(lambda report: [x['index'] for x in report['examples'][:MAX_IMAGES]])
 def zero_shot(
     report: Mapping[str, Any], images: Sequence[np.ndarray], path: str | os.PathLike
 ) -> None:
-    """Draws up to 12 test pictures with their nearest classes.
+    """Draws up to 12 test images, each with its five nearest classes.
 
     `images` are uint8 [H, W, 3] in the order of report['examples'].
     """
-    examples = report['examples'][:MOST_PICTURES]
+    examples = report['examples'][:MAX_IMAGES]
     _style.check_images(len(examples), images)
     columns = min(3, len(examples))
     lines = math.ceil(len(examples) / columns)
@@ -44,22 +44,22 @@ def zero_shot(
         _top_classes(figure.add_subplot(grid[line, 2 * column + 1]), example, limits)
     handles = [patches.Patch(color=_style.SKY), patches.Patch(color=_style.PALE)]
     names = [
-        'right class, also the heading',
-        'other class      bars: cosine similarity of picture and class',
+        'true class, also the heading',
+        'other class      bars: cosine similarity of image and class',
     ]
     figure.legend(handles, names, loc='lower left', ncols=2)
     _style.save(figure, path)
 
 
-@_style.shows(lambda report: report['similarity']['indices'][:MOST_PICTURES])
+@_style.shows(lambda report: report['similarity']['indices'][:MAX_IMAGES])
 def similarity(
     report: Mapping[str, Any], images: Sequence[np.ndarray], path: str | os.PathLike
 ) -> None:
-    """Draws the similarities of up to 12 pictures (columns) and their texts (lines).
+    """Draws the cosine similarities of up to 12 images (columns) and their texts (rows).
 
     report['similarity']['matrix'] is [images][texts]; `images` are uint8 in the order of its rows.
     """
-    texts = report['similarity']['texts'][:MOST_PICTURES]
+    texts = report['similarity']['texts'][:MAX_IMAGES]
     n = len(texts)
     _style.check_images(n, images)
     matrix = np.asarray(report['similarity']['matrix'], float)[:n, :n]
@@ -68,7 +68,9 @@ def similarity(
     cell, left, right, bottom = 0.68, 3.0, 1.0, 0.5  # inches
     size = n * cell
     width, height = max(left + size + right, 6.8), bottom + size + cell + 0.1 + _style.HEAD
-    figure = _style.new(width, height, 'Similarity of pictures and texts', _nearest(matrix, texts))
+    figure = _style.new(
+        width, height, 'Cosine similarity of images and texts', _nearest(matrix, texts)
+    )
     figure.set_layout_engine('none')
 
     def place(x: float, y: float, wide: float, high: float) -> Axes:
@@ -82,7 +84,7 @@ def similarity(
     figure.colorbar(mesh, cax=bar).outline.set_visible(False)
     bar.grid(False)
     bar.set_ylabel('cosine similarity' if n > 2 else 'cosine')
-    note = 'outlined: a picture and its own text   ·   bold: the text nearest to the picture'
+    note = 'outlined: an image and its own text   ·   bold: the text nearest to the image'
     figure.text(0.12 / width, 0.15 / height, note, fontsize=8.5, color=_style.GRAY)
     _style.save(figure, path)
 
@@ -91,7 +93,7 @@ def similarity(
 def mistakes(
     report: Mapping[str, Any], images: Sequence[np.ndarray], path: str | os.PathLike
 ) -> None:
-    """Draws the pictures that are most surely taken for another class: report['mistakes']."""
+    """Draws the misclassified images with the highest scores: report['mistakes']."""
     shown = report['mistakes'][:MISTAKES]
     _style.check_images(len(shown), images)
     columns = min(COLUMNS, max(4, len(shown)))
@@ -110,34 +112,34 @@ def mistakes(
             at = {'transform': axes.transAxes, 'ha': 'center', 'va': 'top', 'fontsize': 8}
             axes.text(0.5, -0.03 - 0.115 * line, text, color=color, **at)
     handles = [patches.Patch(color=_style.BLUE), patches.Patch(color=_style.ORANGE)]
-    figure.legend(handles, ['right class', 'taken for'], loc='lower left', ncols=2)
+    figure.legend(handles, ['true class', 'predicted class'], loc='lower left', ncols=2)
     _style.save(figure, path)
 
 
-def _shown_by_queries(report: Mapping[str, Any]) -> list[int]:
-    """The pictures that ask, then the results of each text."""
-    asking = [query['index'] for query in report['queries']['image_to_text']]
+def _indices_of_queries(report: Mapping[str, Any]) -> list[int]:
+    """The indices of the image queries, then of the results of each text query."""
+    queried = [query['index'] for query in report['queries']['image_to_text']]
     found = [i for q in report['queries']['text_to_image'] for i, _, _ in q['top'][:RESULTS]]
-    return asking + found
+    return queried + found
 
 
-@_style.shows(_shown_by_queries)
+@_style.shows(_indices_of_queries)
 def queries(
     report: Mapping[str, Any], images: Sequence[np.ndarray], path: str | os.PathLike
 ) -> None:
-    """Draws a few pictures with the captions nearest to them, and captions with their pictures:
-    report['queries']; what is right is marked.
+    """Draws image queries with their nearest captions, and text queries with their nearest
+    images: report['queries']; positives are marked.
     """
     from_image = report['queries']['image_to_text']
     from_text = report['queries']['text_to_image']
-    _style.check_images(len(_shown_by_queries(report)), images)
+    _style.check_images(len(_indices_of_queries(report)), images)
     lines = math.ceil(len(from_image) / 2), len(from_text)
     inches = 1.75 * lines[0] + HEADING, 1.55 * lines[1] + HEADING
     height = sum(inches) + 2 * HEADING + _style.HEAD
-    figure = _style.new(13, height, 'Retrieval: queries and what they find', _recalls(report))
+    figure = _style.new(13, height, 'Retrieval: queries and their top results', _recalls(report))
     parts = figure.add_gridspec(4, 1, height_ratios=[HEADING, inches[0], HEADING, inches[1]])
-    _heading(figure.add_subplot(parts[0]), 'From a picture to captions')
-    _heading(figure.add_subplot(parts[2]), 'From a caption to pictures')
+    _heading(figure.add_subplot(parts[0]), 'Image → text')
+    _heading(figure.add_subplot(parts[2]), 'Text → image')
     grid = parts[1].subgridspec(lines[0], 4, width_ratios=[1, 3.4, 1, 3.4])
     for i, (query, image) in enumerate(zip(from_image, images, strict=False)):
         line, column = divmod(i, 2)
@@ -146,7 +148,7 @@ def queries(
     grid = parts[3].subgridspec(lines[1], 1 + RESULTS, width_ratios=[2.4] + [1] * RESULTS)
     rest = iter(images[len(from_image) :])
     for line, query in enumerate(from_text):
-        _asking_text(figure.add_subplot(grid[line, 0]), query)
+        _text_query(figure.add_subplot(grid[line, 0]), query)
         for column, (_, score, right) in enumerate(query['top'][:RESULTS], start=1):
             axes = figure.add_subplot(grid[line, column])
             _style.picture(axes, next(rest))
@@ -173,11 +175,11 @@ def _recalls(report: Mapping[str, Any]) -> str:
 
 
 def _captions_found(axes: Axes, query: Mapping[str, Any]) -> None:
-    """The captions nearest to a picture, its own ones in blue."""
+    """The captions nearest to an image, its own ones in blue."""
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(RESULTS - 0.4, -1.4))
     axes.text(
-        0, -0.95, _rank(query, 'its best caption'), color=_style.GRAY, fontsize=8.5, va='center'
+        0, -0.95, _rank(query, 'its first caption'), color=_style.GRAY, fontsize=8.5, va='center'
     )
     for line, (caption, score, right) in enumerate(query['top'][:RESULTS]):
         look = {'color': _style.BLUE if right else _style.INK, 'fontsize': 8, 'va': 'center'}
@@ -187,17 +189,16 @@ def _captions_found(axes: Axes, query: Mapping[str, Any]) -> None:
         axes.text(0.125, line, _style.short(' '.join(caption.split()), 56), **look)
 
 
-def _asking_text(axes: Axes, query: Mapping[str, Any]) -> None:
+def _text_query(axes: Axes, query: Mapping[str, Any]) -> None:
     axes.set_axis_off()
     text = textwrap.fill(' '.join(query['text'].split()), 42, max_lines=4, placeholder=' …')
     axes.text(0, 0.46, text, va='bottom', transform=axes.transAxes)
     at = {'va': 'top', 'transform': axes.transAxes, 'fontsize': 8.5}
-    axes.text(0, 0.38, _rank(query, 'its picture'), color=_style.GRAY, **at)
+    axes.text(0, 0.38, _rank(query, 'its image'), color=_style.GRAY, **at)
 
 
 def _rank(query: Mapping[str, Any], what: str) -> str:
-    rank = query['rank']
-    return f'{what} is {"nearest" if rank == 1 else f"number {rank:,}"}'
+    return f'{what} has rank {query["rank"]:,}'
 
 
 def _mark(axes: Axes, score: float, right: bool) -> None:
@@ -265,11 +266,11 @@ def _heat_map(axes: Axes, matrix: np.ndarray, texts: Sequence[str]) -> QuadMesh:
 
 def _nearest(matrix: np.ndarray, texts: Sequence[str]) -> str:
     n = len(texts)
-    # As in the evaluations a tie counts against the right one; equal texts are no negatives.
+    # As in the evaluations, a tie counts as a miss; equal texts are no negatives.
     negative = np.not_equal.outer(np.asarray(texts, object), np.asarray(texts, object))
     negatives = np.where(negative, matrix, -np.inf)
-    of_pictures, of_texts = ((matrix.diagonal() > negatives.max(axis)).sum() for axis in (1, 0))
+    of_images, of_texts = ((matrix.diagonal() > negatives.max(axis)).sum() for axis in (1, 0))
     return (
-        f'own text nearest for {of_pictures} of {n} pictures   ·   '
-        f'own picture nearest for {of_texts} of {n} texts'
+        f'own text nearest for {of_images} of {n} images   ·   '
+        f'own image nearest for {of_texts} of {n} texts'
     )

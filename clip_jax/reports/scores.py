@@ -1,4 +1,4 @@
-"""Numbers of an evaluation's report: by class, of class against class, over an option's values."""
+"""Figures of scores from the reports of evaluations: per class, confusion matrix, sweeps."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ def per_class(report: Mapping[str, Any], images: Sequence, path: str | os.PathLi
 
 @_style.shows()
 def confusion(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) -> None:
-    """Draws which classes are taken for which: report['confusion'], lines are the right classes."""
+    """Draws the confusion matrix: report['confusion'], rows are the true classes."""
     names = [_style.short(name, 26) for name in report['confusion']['classes']]
     matrix = np.asarray(report['confusion']['matrix'], float)
     count, total = len(names), report['confusion'].get('of', len(names))
@@ -58,15 +58,13 @@ def confusion(report: Mapping[str, Any], images: Sequence, path: str | os.PathLi
         raise ValueError(f'confusion figure: a matrix {matrix.shape} does not fit {count} classes.')
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     if count < total:
-        what = f'{count} of {total:,} classes: those that are taken for each other most often'
+        what = f'the {count} of {total:,} classes that are confused most often'
     else:
         what = f'{total:,} classes, {int(matrix.sum()):,} images'
     cell = max(0.2, min(0.5, 7 / count))
     small = 8.5 if count <= NUMBERED else 7
     side = cell * count + 0.0085 * small * max(map(len, names)) + 0.5  # with the names of classes
-    figure = _style.new(
-        max(side + 1.4, 6), side + _style.HEAD + 0.1, 'What is taken for what', what
-    )
+    figure = _style.new(max(side + 1.4, 6), side + _style.HEAD + 0.1, 'Confusion matrix', what)
     axes = figure.add_subplot()
     mesh = axes.pcolormesh(share, cmap='Blues', vmin=0, vmax=1, edgecolors='white', linewidth=0.6)
     axes.set_aspect('equal')
@@ -77,13 +75,13 @@ def confusion(report: Mapping[str, Any], images: Sequence, path: str | os.PathLi
     axes.set_xticks(middle, names, rotation=90, fontsize=small)
     axes.set_yticks(middle, names, fontsize=small)
     axes.tick_params(length=0, labelcolor=_style.INK)
-    axes.set(xlabel='taken for', ylabel='right class')
+    axes.set(xlabel='predicted class', ylabel='true class')
     if count <= NUMBERED:
         _numbers(axes, matrix, share)
     bar = figure.colorbar(mesh, ax=axes, shrink=0.6, aspect=30, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_formatter(_style.per_cent)
-    bar.set_label('share of a line')
+    bar.set_label('fraction of the true class')
     _style.save(figure, path)
 
 

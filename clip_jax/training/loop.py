@@ -270,8 +270,8 @@ def _restored(
 def _describe(parts: Parts) -> None:
     overview = parameter_overview.get_parameter_overview(parts.state.params, include_stats=False)
     _say(overview)
-    for kind, left_out in parts.source.left_out.items():
-        _say(f'left out: {left_out.count:,} {kind}, for example {left_out.examples[0]}')
+    for kind, found in parts.source.skipped.items():
+        _say(f'skipped: {found.count:,} {kind}, for example {found.examples[0]}')
 
 
 def _summarize(
@@ -311,9 +311,9 @@ def _draw(config: ConfigDict, workdir: epath.Path) -> list[epath.Path]:
 
 
 def _summary(workdir: epath.Path) -> dict[str, Any]:
-    if multihost.is_primary():
-        print(run_directory.summary_text(workdir))
-    return multihost.run_on_primary(lambda: json.loads((workdir / 'summary.json').read_text()))
+    summary = multihost.run_on_primary(lambda: json.loads((workdir / 'summary.json').read_text()))
+    _say(run_directory.summary_text(workdir, summary))
+    return summary
 
 
 @contextlib.contextmanager

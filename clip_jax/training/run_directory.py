@@ -1,6 +1,7 @@
 """The run directory: which config it belongs to, whether the run is complete, and small files."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -94,9 +95,8 @@ def write_json(path: epath.Path, content: Any) -> None:
         atomic.write_json(path, content)
 
 
-def summary_text(workdir: epath.Path) -> str:
+def summary_text(workdir: epath.Path, summary: Mapping[str, Any]) -> str:
     """The scores of a complete run, and where its files are, as text."""
-    summary = json.loads((workdir / 'summary.json').read_text())
     lines = [f'{name:44} {v:.4f}' for name, v in summary.items() if _is_shown(name, v)]
     if summary['bad_records']:
         counts = examples.describe_counts(summary['bad_records'])

@@ -51,7 +51,7 @@ QUICKSTART = {
 class Memory:
     """Random images of one size, with labels."""
 
-    label_names, left_out = [], {}
+    label_names, skipped = [], {}
 
     def __init__(self, count: int, size: int):
         rng = np.random.default_rng(0)

@@ -57,7 +57,7 @@ def test_data_is_imported_and_trained_on(run, succeed, bad_tar, tiny_config, tmp
     said = succeed(*flags, '--label_ext=none')
     assert re.search(r'^records +63$', said, re.MULTILINE)
     assert re.search(r'^with_label +0$', said, re.MULTILINE)
-    assert re.search(r'^left_out +not_an_image 1$', said, re.MULTILINE)
+    assert re.search(r'^skipped +not_an_image 1$', said, re.MULTILINE)
     again = succeed(*flags, '--label_ext=none', '--threads=1')
     assert re.search(r'^shards_written +0$', again, re.MULTILINE)
     advice = said.splitlines()[-1].removeprefix('train on it: ').split()

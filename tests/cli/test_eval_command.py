@@ -91,7 +91,7 @@ def test_a_report_is_written(run, tiny_run, tiny_tars, tmp_path):
     assert {path.name for path in out.parent.iterdir()} == {'report', 'report.json'}
     assert (report['model'], report['data'], report['options']) == (str(tiny_run), tiny_tars, {})
     assert (report['compute_dtype'], report['device']) == ('float32', 'cpu')
-    assert report['data_options'] == report['left_out'] == {}
+    assert report['data_options'] == report['skipped'] == {}
 
 
 def test_options_of_data_are_those_of_a_mixture_and_stand_in_the_report(

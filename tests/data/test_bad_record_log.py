@@ -129,7 +129,7 @@ def test_what_the_source_leaves_out_is_said(done):
         ('unsafe_name', 'outside'),
         ('truncated_shard', 'b.tar'),
     ):
-        (line,) = [x for x in out.splitlines() if x.startswith('left out: ') and kind in x]
+        (line,) = [x for x in out.splitlines() if x.startswith('skipped: ') and kind in x]
         assert place in line
 
 

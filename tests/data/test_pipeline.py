@@ -28,7 +28,7 @@ class Pictures:
     """Picture i is red i with a ramp in green and blue; its captions are 'i 0', 'i 1' and 'i 2'."""
 
     label_names: list[str] = []
-    left_out: dict = {}
+    skipped: dict = {}
 
     def __init__(self, count: int, *, broken: int = -1, mute: int = -1, seconds: float = 0.0):
         self.count, self.broken, self.mute, self.seconds = count, broken, mute, seconds

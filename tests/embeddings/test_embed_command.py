@@ -268,7 +268,7 @@ def test_what_cannot_be_used_is_left_out_and_listed(tiny_run, spoilt, tmp_path, 
     assert [stored.record(i)['record'] for i in range(60)] == usable
     rows = clip.encode_image([source[i]['image'] for i in usable])
     np.testing.assert_allclose(stored.embeddings(), rows, rtol=0, atol=2e-6)
-    assert stored.left_out['empty'].count == 1
+    assert stored.skipped['empty'].count == 1
 
 
 def test_too_much_that_cannot_be_used_is_an_error(tiny_run, spoilt, tmp_path, capfd, monkeypatch):

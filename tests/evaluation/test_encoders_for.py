@@ -14,7 +14,7 @@ from clip_jax.evaluation import encoders
 def stored(clip, tiny_run):
     """A folder of embeddings of the tiny run, without its files."""
     source = object.__new__(Embeddings)
-    source._address, source.left_out = 'somewhere', {}
+    source._address, source.skipped = 'somewhere', {}
     source.description = Description(
         complete=True,
         model=str(tiny_run),

@@ -11,7 +11,7 @@ from clip_jax.data.errors import Skipped
 from clip_jax.evaluation import evaluate
 
 KEYS = {
-    *('model', 'type', 'data', 'data_options', 'options', 'scores', 'counts', 'info', 'left_out'),
+    *('model', 'type', 'data', 'data_options', 'options', 'scores', 'counts', 'info', 'skipped'),
     *('compute_dtype', 'device', 'seconds', 'versions'),
 }
 
@@ -55,7 +55,7 @@ def test_an_evaluation_gets_its_options_that_are_set(tiny_tars, model):
     report = prepare('zeroshot', options, tiny_tars).report(model)
     assert (report['type'], report['options']) == ('zeroshot', {'classes': list(COLORS)})
     assert (report['counts']['classes'], report['counts']['images']) == (4, 64)
-    assert report['left_out'] == {} and report['model'] is None
+    assert report['skipped'] == {} and report['model'] is None
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_options_that_name_data_are_opened(tiny_tars, model):
 class Incomplete(str):
     """A source that skipped records when it was opened."""
 
-    left_out = {'empty': Skipped(3, ['x']), 'truncated': Skipped(1, ['y'])}
+    skipped = {'empty': Skipped(3, ['x']), 'truncated': Skipped(1, ['y'])}
 
 
 def made(report, **others):
@@ -106,7 +106,7 @@ def made(report, **others):
 def test_a_report_lists_the_records_that_sources_skipped(model):
     report = {'scores': {'accuracy': evals.score(0.5)}}
     found = made(report, train=Incomplete('tars:train')).report(model)
-    assert found['left_out'] == {
+    assert found['skipped'] == {
         f'tars:{part}: {kind}': count
         for part in ('train', 'test')
         for kind, count in (('empty', 3), ('truncated', 1))

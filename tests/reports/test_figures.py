@@ -184,7 +184,7 @@ def test_classes_stand_by_their_score_and_many_without_the_middle(monkeypatch):
     assert f' {100 * shown[0][2]:.0f} %  of {shown[0][1]}' in {t.get_text() for t in axes.texts}
 
 
-def test_the_confusion_matrix_has_right_classes_as_lines(monkeypatch):
+def test_the_confusion_matrix_has_true_classes_as_rows(monkeypatch):
     report = classified(['cat', 'dog'])
     report['confusion']['matrix'] = [[3, 1], [0, 8]]
     axes = drawn(drawing.confusion, report, [], monkeypatch=monkeypatch).axes[0]
@@ -192,13 +192,13 @@ def test_the_confusion_matrix_has_right_classes_as_lines(monkeypatch):
     np.testing.assert_array_equal(shares, [0.75, 0.25, 0, 1])
     places = {tuple(t.get_position()): t.get_text() for t in axes.texts}
     assert places == {(0.5, 0.5): '3', (1.5, 0.5): '1', (1.5, 1.5): '8'}
-    assert axes.yaxis_inverted() and axes.get_ylabel() == 'right class'
+    assert axes.yaxis_inverted() and axes.get_ylabel() == 'true class'
     report['confusion']['matrix'] = [[3, 1]]
     with pytest.raises(ValueError, match=r'matrix \(1, 2\) does not fit 2 classes'):
         drawing.confusion(report, [], 'figure.png')
 
 
-def test_mistakes_say_what_is_right_and_what_it_was_taken_for(monkeypatch):
+def test_mistakes_show_the_true_and_the_predicted_class(monkeypatch):
     report = classified()
     figure = drawn(
         drawing.mistakes, *with_pictures(drawing.mistakes, report), monkeypatch=monkeypatch
@@ -227,7 +227,7 @@ def test_queries_mark_what_is_right(monkeypatch):
     marked = [bool(axes.patches) for axes in figure.axes if axes.images][2:]
     assert marked == [True, False, False, False, False, False, True, False, False, False]
     words = {t.get_text() for t in texts(figure)}
-    assert {'its best caption is nearest', 'its best caption is number 701'} <= words
+    assert {'its first caption has rank 1', 'its first caption has rank 701'} <= words
     assert any('recall@1/5/10: 5.0 / 25.0 / 50.0 %, median rank 1,234' in t for t in words)
 
 
@@ -370,19 +370,17 @@ def test_similarity_puts_pictures_in_columns_and_texts_in_lines(monkeypatch):
     outlined = [tuple(np.round(box.get_xy())) for box in heat.patches]
     assert outlined == [(0, 0), (1, 1)]
     words = {t.get_text() for t in texts(figure)}
-    assert (
-        'own text nearest for 1 of 2 pictures   ·   own picture nearest for 1 of 2 texts' in words
-    )
+    assert 'own text nearest for 1 of 2 images   ·   own image nearest for 1 of 2 texts' in words
 
 
 def test_ties_count_against_the_right_one_but_not_among_equal_texts(monkeypatch):
     report = similarity_report(3)
     report['similarity'] |= {'texts': ['one', 'one', 'two'], 'matrix': [[0.1] * 3] * 3}
     figure = drawn(drawing.similarity, report, pictures(3), monkeypatch=monkeypatch)
-    assert any('nearest for 0 of 3 pictures' in t.get_text() for t in texts(figure))
+    assert any('nearest for 0 of 3 images' in t.get_text() for t in texts(figure))
     report['similarity']['matrix'] = [[0.3, 0.3, 0.1], [0.3, 0.3, 0.1], [0.2, 0.2, 0.2]]
     figure = drawn(drawing.similarity, report, pictures(3), monkeypatch=monkeypatch)
-    words = 'own text nearest for 2 of 3 pictures   ·   own picture nearest for 3 of 3 texts'
+    words = 'own text nearest for 2 of 3 images   ·   own image nearest for 3 of 3 texts'
     assert words in {t.get_text() for t in texts(figure)}
 
 

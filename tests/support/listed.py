@@ -4,9 +4,9 @@
 class Listed:
     """A source of the examples of a list; an exception in it is raised."""
 
-    def __init__(self, examples, label_names=(), left_out=None):
+    def __init__(self, examples, label_names=(), skipped=None):
         self.examples, self.label_names = examples, list(label_names)
-        self.left_out = left_out or {}
+        self.skipped = skipped or {}
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -19,7 +19,7 @@ defaults. It returns a `Source`, which gives examples by index:
 'texts' and 'label' are missing if the storage has none. Images that may have several classes have
 'labels', a list of int, instead of 'label'. A label of -1 means none; `label_names[label]` is the
 name of a class, and `label_names` is [] if there are no names. `where(i)` says in error messages
-where example i is stored. `left_out` counts, by kind, what was found and could not become an
+where example i is stored. `skipped` counts, by kind, what was found and could not become an
 example. Sources are safe to read in several threads and can be pickled. An index out of range is an
 IndexError, an example that cannot be used a BadRecord. Data that does not exist is a DataNotFound
 when the source is opened.
@@ -41,7 +41,7 @@ class Source(Protocol):
     """Examples by index, whatever the storage; see the package's docstring for what they hold."""
 
     label_names: list[str]
-    left_out: Mapping[str, Skipped]
+    skipped: Mapping[str, Skipped]
 
     def __len__(self) -> int: ...
 
@@ -58,10 +58,10 @@ class Mixture:
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
         self.sources, self.weights = list(sources), list(weights)
         self._ends = list(itertools.accumulate(map(len, sources)))
-        self.left_out: Mapping[str, Skipped] = {
+        self.skipped: Mapping[str, Skipped] = {
             f'{source}: {kind}': found
             for source in sources
-            for kind, found in source.left_out.items()
+            for kind, found in source.skipped.items()
         }
 
     def __len__(self) -> int:
@@ -154,7 +154,7 @@ def open_source(spec: str, **options: Any) -> Source:
     if not isinstance(source, Source):
         raise ValueError(
             f'data {spec!r}: {type(source).__name__} is not a data source; it must have '
-            '__len__, __getitem__, where, label_names and left_out'
+            '__len__, __getitem__, where, label_names and skipped'
         )
     if not len(source):
         raise ValueError(f'data {spec!r} has no examples. Give one that has at least one.')

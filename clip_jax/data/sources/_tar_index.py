@@ -61,7 +61,7 @@ class Part(NamedTuple):
     """The content of one shard."""
 
     rows: np.ndarray  # ROW [samples]
-    left_out: dict[str, Skipped]
+    skipped: dict[str, Skipped]
     extensions: dict[str, int]
 
 
@@ -71,7 +71,7 @@ class Index:
     def __init__(self, parts: dict[Shard, Part], file: str):
         """`file` is the .npy that holds the rows of all parts, '' if they are in memory only."""
         self.paths = [shard.path for shard in parts]
-        self.left_out = _merged(part.left_out for part in parts.values())
+        self.skipped = _merged(part.skipped for part in parts.values())
         self._ends = list(itertools.accumulate(len(part.rows) for part in parts.values()))
         self._file = file
         try:
@@ -157,29 +157,29 @@ def scan(shard: Shard, read: Read, roles: dict[str, str]) -> Part:
     """
     _check(shard, read)
     samples: dict[str, dict[str, Member]] = {}
-    extensions, left_out = Counter(), Ledger()
+    extensions, skipped = Counter(), Ledger()
     try:
         for member in _tar_format.members(read, shard.size):
             if kind := _fault(member):
-                left_out.add(kind, _place(shard, member.name))
+                skipped.add(kind, _place(shard, member.name))
             elif member.kind == 'file':
                 key, extension = _split(member.name)
                 extensions[extension] += 1
                 if not key or extension not in roles:
                     continue
                 if member.size > _LARGEST_MEMBER:
-                    left_out.add('too_large_member', _place(shard, member.name))
+                    skipped.add('too_large_member', _place(shard, member.name))
                 elif samples.setdefault(key, {}).setdefault(roles[extension], member) != member:
-                    left_out.add('duplicate_member', _place(shard, member.name))
+                    skipped.add('duplicate_member', _place(shard, member.name))
     except Unreadable as stop:
-        left_out.add(stop.kind, _place(shard, str(stop)))
-    if not extensions and not left_out:
+        skipped.add(stop.kind, _place(shard, str(stop)))
+    if not extensions and not skipped:
         raise ValueError(f'{shard.path}: the tar is empty. Remove the shard or write it again.')
     for sample in samples.values():
         if 'text' in sample and 'image' not in sample:
-            left_out.add('caption_without_image', _place(shard, sample['text'].name))
+            skipped.add('caption_without_image', _place(shard, sample['text'].name))
     rows = [_row(sample) for sample in samples.values() if 'image' in sample]
-    return Part(np.array(rows, ROW), left_out, dict(extensions.most_common(12)))
+    return Part(np.array(rows, ROW), skipped, dict(extensions.most_common(12)))
 
 
 def _check(shard: Shard, read: Read) -> None:
@@ -237,10 +237,10 @@ def _place(shard: Shard, what: str) -> str:
     return f'{shard.path}: {what if what.isprintable() else repr(what)}'
 
 
-def _merged(all_left_out: Iterable[dict[str, Skipped]]) -> dict[str, Skipped]:
+def _merged(all_skipped: Iterable[dict[str, Skipped]]) -> dict[str, Skipped]:
     merged: dict[str, Skipped] = {}
-    for left_out in all_left_out:
-        for kind, found in left_out.items():
+    for skipped in all_skipped:
+        for kind, found in skipped.items():
             count, examples = merged.get(kind, Skipped(0, []))
             merged[kind] = Skipped(count + found.count, (examples + found.examples)[:EXAMPLES])
     return merged
@@ -252,8 +252,8 @@ def _no_image(parts: Iterable[Part], roles: dict[str, str]) -> str:
     for part in parts:
         extensions.update(part.extensions)
     found = ', '.join(f'.{extension} ({n})' for extension, n in extensions.most_common(12))
-    left_out = _merged(part.left_out for part in parts)
-    lost = ''.join(f' {kind}: {n}, first {places[0]}.' for kind, (n, places) in left_out.items())
+    skipped = _merged(part.skipped for part in parts)
+    lost = ''.join(f' {kind}: {n}, first {places[0]}.' for kind, (n, places) in skipped.items())
     return (
         f'no sample has an image ({wanted}). Extensions found: {found or "none"}. Give others with '
         f'image_exts.{lost}'
@@ -306,10 +306,10 @@ class _Cache:
         rows, ends = _map(file), np.cumsum([shard['samples'] for shard in known['shards']])
         parts = {}
         for shard, end in zip(known['shards'], ends, strict=True):
-            left_out = {kind: Skipped(*found) for kind, found in shard['left_out'].items()}
+            skipped = {kind: Skipped(*found) for kind, found in shard['skipped'].items()}
             found = Shard(shard['path'], shard['size'], shard['changed'])
             rows_here = rows[end - shard['samples'] : end]
-            parts[found] = Part(rows_here, left_out, shard['extensions'])
+            parts[found] = Part(rows_here, skipped, shard['extensions'])
         self.file = file
         return parts
 
@@ -319,7 +319,7 @@ class _Cache:
             {
                 **shard._asdict(),
                 'samples': len(part.rows),
-                'left_out': part.left_out,
+                'skipped': part.skipped,
                 'extensions': part.extensions,
             }
             for shard, part in parts.items()

@@ -41,7 +41,7 @@ class FolderSource:
         self._address = address
         self._root = os.path.expanduser(address).rstrip('/') or '/'
         self._exts = image_exts
-        self.left_out = Ledger()
+        self.skipped = Ledger()
         # Millions of names are stored in one buffer; name i ends at _ends[i].
         self._names, self._ends = bytearray(), array('q')
         self._captioned = bytearray()
@@ -53,7 +53,7 @@ class FolderSource:
             self._class_ends.append(len(self))
         if len(self):
             for name, _ in top:
-                self.left_out.add('no_class', self._path(name))
+                self.skipped.add('no_class', self._path(name))
         else:
             self.label_names = []
             self._append(top)
@@ -114,7 +114,7 @@ class FolderSource:
                 if kind == 'folder':
                     folders.append(name)
                 elif kind != 'file':
-                    self.left_out.add(kind, self._path(prefix + name))
+                    self.skipped.add(kind, self._path(prefix + name))
                 elif os.path.splitext(name)[1].lower().lstrip('.') in self._exts:
                     images.append(name)
                 else:
@@ -128,13 +128,13 @@ class FolderSource:
         stems = {os.path.splitext(name)[0] for name in images}
         captions = {stem + _CAPTIONS for stem in stems}.intersection(others)
         for name in sorted(set(others) - captions):
-            self.left_out.add('other_file', self._path(prefix + name))
+            self.skipped.add('other_file', self._path(prefix + name))
         return [
             (prefix + name, os.path.splitext(name)[0] + _CAPTIONS in captions) for name in images
         ], folders
 
     def _no_image(self) -> str:
-        found = self.left_out.get('other_file')
+        found = self.skipped.get('other_file')
         others = (
             f' There are {found.count} other files, first {found.examples[0]}.' if found else ''
         )

@@ -56,7 +56,7 @@ class TableSource:
 
     def __init__(self, address: str, paths: list[str], columns: Columns, root: str, separator: str):
         """Reads the requested columns, except images that are stored in Parquet."""
-        self.left_out = Ledger()
+        self.skipped = Ledger()
         self._address, self._paths, self._columns, self._root = address, paths, columns, root
         self._separator = separator
         read = _table_readers.READERS[_ending(paths, address)]
@@ -64,7 +64,7 @@ class TableSource:
         self._parts: list[Rows] = []
         for path in paths:
             try:
-                self._parts += read(path, columns, self.left_out, images)
+                self._parts += read(path, columns, self.skipped, images)
             except (pa.ArrowException, UnicodeDecodeError) as error:
                 reason = str(error).splitlines()[0][:200]
                 raise ValueError(f'{path}: cannot be read ({reason}). Write it again.') from error
@@ -124,7 +124,7 @@ class TableSource:
         return _files.read(path)
 
     def _no_rows(self) -> str:
-        found = self.left_out.get('unparsable_row')
+        found = self.skipped.get('unparsable_row')
         if not found:
             return f'{self}: has no rows. Give a table that has at least one.'
         return (

@@ -37,7 +37,7 @@ def source(
     A sample is the members of one shard with the same key, the path up to the first dot of the file
     name. Samples are in the order of the shards; those without an image are left out. The lines of
     the text member are the texts. The label member holds an integer, or several separated by space,
-    which become 'labels'. Damage in shards is counted in `left_out`.
+    which become 'labels'. Damage in shards is counted in `skipped`.
 
     Args:
         address: a path, a glob or a brace range such as `x-{00000..00041}.tar`; with `://`, it is
@@ -71,9 +71,9 @@ class TarSource:
         self._open = functools.lru_cache(_OPEN_SHARDS)(_open)
 
     @property
-    def left_out(self) -> dict[str, Skipped]:
+    def skipped(self) -> dict[str, Skipped]:
         """What the shards hold besides samples, by kind."""
-        return self._index.left_out
+        return self._index.skipped
 
     def __len__(self) -> int:
         return len(self._index)

@@ -25,7 +25,7 @@ INFO_FILE = 'dataset_info.json'
 class TfdsSource:
     """Random access to one split of a prepared data set; images stay encoded."""
 
-    left_out: dict[str, Skipped] = {}  # preparing the data set took care of that
+    skipped: dict[str, Skipped] = {}  # preparing the data set took care of that
 
     def __init__(
         self,

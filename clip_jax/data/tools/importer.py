@@ -138,7 +138,7 @@ class ImportJob(ShardedJob):
 
     def note(self, shard: int) -> dict[str, Any] | None:
         """The note of a complete shard; None if there is none."""
-        return sharded_job.read_note(self._note_path(shard), 'records', 'bytes', 'left_out')
+        return sharded_job.read_note(self._note_path(shard), 'records', 'bytes', 'skipped')
 
     def _note_path(self, shard: int) -> pathlib.Path:
         return self.work / f'{shard:05}.json'
@@ -157,7 +157,7 @@ class ImportJob(ShardedJob):
 
         cv2.setNumThreads(0)  # each thread has an image of its own
         partial = self.work / f'{shard:05}.partial'
-        counts, left_out, records = Counter(), [], self.range(shard)
+        counts, skipped, records = Counter(), [], self.range(shard)
         # Random access needs groups of one record.
         writer = ArrayRecordWriter(str(partial), 'group_size:1')
         results = in_order(self._convert, records.start, records.stop, threads=threads)
@@ -165,7 +165,7 @@ class ImportJob(ShardedJob):
             for result in results:
                 advance()
                 if isinstance(result, dict):
-                    left_out.append(result)
+                    skipped.append(result)
                     continue
                 data, fields = result
                 writer.write(data)
@@ -174,7 +174,7 @@ class ImportJob(ShardedJob):
             raise OSError(f'{partial}: the file is incomplete; is the disk full?')
         atomic.commit(partial, self.path(shard))
         note = {key: counts[key] for key in ('records', *OPTIONAL)}
-        note |= {'bytes': self.path(shard).stat().st_size, 'left_out': left_out}
+        note |= {'bytes': self.path(shard).stat().st_size, 'skipped': skipped}
         atomic.write(self._note_path(shard), json.dumps(note))
 
     def _convert(self, i: int) -> tuple[bytes, list[str]] | dict[str, Any]:
@@ -264,7 +264,7 @@ def _is_intact(path: pathlib.Path, records: int) -> bool:
 def _complete(job: ImportJob) -> dict[str, Any]:
     """Lists the records left out and adds the split to the data set; returns its summary."""
     kinds, counts, shards = Counter(), Counter(), []
-    lines = job.work / 'left_out.partial'
+    lines = job.work / 'skipped.partial'
     with open(lines, 'w') as file:
         for shard in range(job.shards):
             note = job.note(shard)
@@ -274,13 +274,13 @@ def _complete(job: ImportJob) -> dict[str, Any]:
                 )
             shards.append([note['records'], note['bytes']])
             counts += Counter({field: note[field] for field in OPTIONAL})
-            kinds.update(line['kind'] for line in note['left_out'])
-            file.writelines(json.dumps(x, ensure_ascii=False) + '\n' for x in note['left_out'])
-    atomic.commit(lines, job.folder / f'left_out-{job.split}.jsonl')
+            kinds.update(line['kind'] for line in note['skipped'])
+            file.writelines(json.dumps(x, ensure_ascii=False) + '\n' for x in note['skipped'])
+    atomic.commit(lines, job.folder / f'skipped-{job.split}.jsonl')
     if not any(records for records, _ in shards):
         raise ValueError(
             f'{job.spec}: none of its {len(job.source)} records can be used: {dict(kinds)}; '
-            f'{job.folder}/left_out-{job.split}.jsonl lists them'
+            f'{job.folder}/skipped-{job.split}.jsonl lists them'
         )
     summary = {
         'records': sum(records for records, _ in shards),
@@ -288,8 +288,8 @@ def _complete(job: ImportJob) -> dict[str, Any]:
         'with_captions': counts['texts'],
         'with_label': counts['label'],
         'with_labels': counts['labels'],
-        'left_out': dict(kinds),
-        'left_out_by_source': {kind: x._asdict() for kind, x in job.source.left_out.items()},
+        'skipped': dict(kinds),
+        'skipped_by_source': {kind: x._asdict() for kind, x in job.source.skipped.items()},
         'label_names': job.source.label_names,
         'shards': shards,
     }

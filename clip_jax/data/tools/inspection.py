@@ -103,11 +103,11 @@ def verify(
                 say(f'{failure.kind}: {failure.message}')
     seconds = time.monotonic() - start
     # In a mixture the kind comes after the source.
-    lost = [kind for kind in source.left_out if kind.rpartition(': ')[2] != OTHER_FILE]
+    lost = [kind for kind in source.skipped if kind.rpartition(': ')[2] != OTHER_FILE]
     return {
         'records': len(source),
         'bad': dict(kinds.most_common()),
-        'left_out': {kind: found._asdict() for kind, found in source.left_out.items()},
+        'skipped': {kind: found._asdict() for kind, found in source.skipped.items()},
         'all_usable': not kinds and not lost,
         'seconds': seconds,
         'records_per_second': len(source) / seconds,
@@ -162,7 +162,7 @@ def inspect(
             progress.advance(len(part))
     report = {
         'records': len(source),
-        'left_out': {kind: found._asdict() for kind, found in source.left_out.items()},
+        'skipped': {kind: found._asdict() for kind, found in source.skipped.items()},
         'sample': count,
         **found.report(),
     }

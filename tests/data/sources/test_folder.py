@@ -61,7 +61,7 @@ def test_a_sub_folder_is_a_class(tmp_path):
     assert source.label_names == ['bird', 'cat', 'dog']
     assert examples(source) == EXAMPLES
     assert source.where(4) == f'{tmp_path}/dog/at/far/c.webp'
-    assert source.left_out == {}
+    assert source.skipped == {}
 
 
 def test_a_remote_folder_gives_the_same(tmp_path):
@@ -73,7 +73,7 @@ def test_a_remote_folder_gives_the_same(tmp_path):
     assert source.label_names == ['bird', 'cat', 'dog']
     assert examples(source) == EXAMPLES
     assert source.where(0) == 'memory://zoo/bird/3.bmp'
-    assert source.left_out == {
+    assert source.skipped == {
         'no_class': (1, ['memory://zoo/top.png']),
         'other_file': (1, ['memory://zoo/dog/a.pdf']),
     }
@@ -92,7 +92,7 @@ def test_images_without_sub_folders_have_no_class(tmp_path):
     write(tmp_path, {'notes/read.me': b'hello'})
     source = folder.source(str(tmp_path))
     assert len(source) == 2 and source.label_names == []
-    assert source.left_out == {'other_file': (1, [f'{tmp_path}/notes/read.me'])}
+    assert source.skipped == {'other_file': (1, [f'{tmp_path}/notes/read.me'])}
 
 
 def test_a_class_without_images_keeps_its_number(tmp_path):
@@ -115,7 +115,7 @@ def test_what_is_no_example_is_counted(tmp_path):
     os.mkfifo(tmp_path / 'cat/pipe.png')  # reading it would wait for ever
     source = folder.source(str(tmp_path))
     assert examples(source) == EXAMPLES
-    assert source.left_out == {
+    assert source.skipped == {
         'other_file': (
             10,
             [f'{tmp_path}/{name}' for name in ('classes.txt', 'cat/1', 'cat/alone.txt')]
@@ -135,7 +135,7 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
     (tmp_path / 'set/b').symlink_to(tmp_path / 'else')
     source = folder.source(f'{tmp_path}/set')
     assert examples(source) == [{'image': png(1), 'label': 0}, {'image': png(2), 'label': 0}]
-    assert source.left_out == {
+    assert source.skipped == {
         'linked_folder': (2, [f'{tmp_path}/set/b', f'{tmp_path}/set/a/again']),
         'not_a_file': (1, [f'{tmp_path}/set/a/3.png']),
     }
@@ -145,7 +145,7 @@ def test_the_endings_of_images_can_be_chosen(tmp_path):
     write(tmp_path, {'a/1.JP2': png(1), 'a/2.png': png(2), 'a/3.jxl': png(3)})
     source = folder.source(str(tmp_path), image_exts=('jp2', '.JXL'))
     assert [example['image'] for example in examples(source)] == [png(1), png(3)]
-    assert source.left_out['other_file'].count == 1
+    assert source.skipped['other_file'].count == 1
 
 
 def test_names_of_any_letters_and_bytes(tmp_path):

@@ -78,8 +78,8 @@ def test_every_example_has_a_place_of_its_own(source, made):
 
 
 def test_nothing_of_a_sound_set_is_left_out(source):
-    assert isinstance(source.left_out, dict) and not source.left_out
-    assert all(isinstance(found, Skipped) for found in source.left_out.values())
+    assert isinstance(source.skipped, dict) and not source.skipped
+    assert all(isinstance(found, Skipped) for found in source.skipped.values())
 
 
 def test_reading_is_the_same_in_threads_and_in_pickled_copies(source):
@@ -92,7 +92,7 @@ def test_reading_is_the_same_in_threads_and_in_pickled_copies(source):
         np.testing.assert_equal(found, [want[i] for i in order])
     assert [copy.where(i) for i in range(6)] == [source.where(i) for i in range(6)]
     assert copy.label_names == source.label_names
-    assert copy.left_out == source.left_out
+    assert copy.skipped == source.skipped
     assert (len(copy), str(copy)) == (len(source), str(source))
 
 
@@ -119,9 +119,9 @@ def test_a_caption_that_is_not_utf8_is_a_bad_record_and_the_others_are_read(made
     source = open_source(spec, **options)
     if kind == 'embeddings':
         assert [source[i]['texts'][0] for i in range(len(source))] == CAPTIONS[:4] + CAPTIONS[5:]
-        assert source.left_out == {'not_utf8': Skipped(1, ['p/4'])}
+        assert source.skipped == {'not_utf8': Skipped(1, ['p/4'])}
         return
-    assert len(source) == 6 and not source.left_out
+    assert len(source) == 6 and not source.skipped
     read, errors = [], []
     for i in range(6):
         try:
@@ -135,7 +135,7 @@ def test_a_caption_that_is_not_utf8_is_a_bad_record_and_the_others_are_read(made
 
 PLUGIN = """
 class Numbers:
-    label_names, left_out = [], {}
+    label_names, skipped = [], {}
 
     def __init__(self, count, scale):
         self.count, self.scale = count, scale

@@ -82,7 +82,7 @@ def test_every_row_comes_back_as_written(album, kind):
         {'image': png(i), 'texts': [f'picture {i}'], 'label': i % 4} for i in range(10)
     ]
     assert [source.where(i) for i in (0, 9)] == [f'{path}: row 1', f'{path}: row 10']
-    assert source.left_out == {} and source.label_names == []
+    assert source.skipped == {} and source.label_names == []
 
 
 @pytest.mark.parametrize('kind', ['jsonl', 'parquet'])
@@ -329,7 +329,7 @@ def test_captions_that_are_not_utf8_are_bad_records(album, kind):
     path = pathlib.Path(write(album / f'a.{kind}', rows(4)))
     path.write_bytes(path.read_bytes().replace(b'picture 2', b'pict\xffre 2'))
     source = table.source(str(path))
-    assert len(source) == 4 and source.left_out == {}
+    assert len(source) == 4 and source.skipped == {}
     assert source[1]['texts'] == ['picture 1']
     assert bad(source, 2).kind == 'not_utf8'
     assert r"b'pict\xffre 2'" in str(bad(source, 2))
@@ -349,7 +349,7 @@ def test_rows_of_another_length_are_left_out_and_counted(album, kind, separator,
     numbers = [n for n in range(1, 4002) if n not in broken]
     assert [source.where(i) for i in range(len(source))] == [f'{path}: row {n}' for n in numbers]
     assert source[1]['label'] == 4
-    assert source.left_out == {
+    assert source.skipped == {
         'unparsable_row': (7, [f'{path}: row {n}' for n in (2, 3, 900, 1700, 3999)])
     }
 
@@ -372,7 +372,7 @@ def test_no_row_of_a_file_of_many_blocks_is_lost(album, kind, monkeypatch):
     monkeypatch.setattr(table._files, 'open_file', SlowFile)
     source = table.source(path)
     assert len(source) == count
-    assert source.left_out == {}
+    assert source.skipped == {}
     monkeypatch.undo()
     for i in range(0, count, 499):
         assert source[i]['texts'] == [f'{i} {text}']
@@ -388,7 +388,7 @@ def test_a_row_may_be_of_another_length_and_not_utf8(album):
     lines += [b'images/3.png,\xc3\xa4,7', b'images/4.png,\xff,8']
     (album / 'a.csv').write_bytes(b'\xef\xbb\xbf' + b'\n'.join(lines))
     source = table.source(f'{album}/a.csv', label_key='gr\u00f6\u00dfe')
-    assert source.left_out['unparsable_row'].examples == [f'{album}/a.csv: row {n}' for n in (1, 2)]
+    assert source.skipped['unparsable_row'].examples == [f'{album}/a.csv: row {n}' for n in (1, 2)]
     assert source[0] == {'image': png(3), 'texts': ['\u00e4'], 'label': 7}
     assert bad(source, 1).kind == 'not_utf8'
     assert r'\xff' in str(bad(source, 1))
@@ -420,7 +420,7 @@ def test_broken_lines_of_json_are_left_out_and_counted(album, monkeypatch):
         [f'picture {n - 1}'] for n in numbers
     ]
     # An empty line is nothing that could be a row.
-    assert source.left_out == {
+    assert source.skipped == {
         'unparsable_row': (7, [f'{path}: row {n}' for n in (3, 4, 9, 20, 21)])
     }
 
@@ -438,7 +438,7 @@ def test_lines_of_json_may_have_values_of_several_types_and_lack_some(album, mon
         source = table.source(write(album / 'a.jsonl', lines))
         got = examples(source)
         assert ([e['texts'] for e in got], [e['label'] for e in got]) == want
-        assert source.left_out == {}
+        assert source.skipped == {}
 
 
 def test_a_caption_that_is_not_utf8_beside_a_broken_line_is_a_bad_record(album):
@@ -446,7 +446,7 @@ def test_a_caption_that_is_not_utf8_beside_a_broken_line_is_a_bad_record(album):
     path.write_bytes(path.read_bytes().replace(b'picture 2', b'pict\xffre 2') + b'{"image":\n')
     source = table.source(str(path))
     assert len(source) == 4
-    assert source.left_out == {'unparsable_row': (1, [f'{path}: row 5'])}
+    assert source.skipped == {'unparsable_row': (1, [f'{path}: row 5'])}
     assert bad(source, 2).kind == 'not_utf8'
     assert source[3]['texts'] == ['picture 3']
 

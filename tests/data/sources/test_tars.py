@@ -347,7 +347,7 @@ def test_damage_is_added_up_over_shards(tmp_path):
     for shard in range(3):
         lost = [(f'{i}.txt', b'') for i in range(3)]
         write(tmp_path / f'{shard}.tar', [('a.png', b''), *lost])
-    count, examples = tars.source(f'{tmp_path}/*.tar').left_out['caption_without_image']
+    count, examples = tars.source(f'{tmp_path}/*.tar').skipped['caption_without_image']
     assert count == 9
     assert examples == [f'{tmp_path}/{i // 3}.tar: {i % 3}.txt' for i in range(5)]
 
@@ -378,7 +378,7 @@ def test_no_damage_of_any_byte_breaks_the_walk():
 
 
 @pytest.mark.parametrize(
-    ('where', 'usable', 'left_out'),
+    ('where', 'usable', 'skipped'),
     [
         ('data', 3, {'truncated_shard': 'it ends at byte 13264, in'}),
         ('header', 3, {'truncated_shard': 'it ends at byte 10952, in a header'}),
@@ -386,7 +386,7 @@ def test_no_damage_of_any_byte_breaks_the_walk():
         ('damaged name', 2, {'damaged_shard': 'no tar header at byte 7168'}),
     ],
 )
-def test_a_damaged_shard_is_used_as_far_as_it_goes(tmp_path, three_shards, where, usable, left_out):
+def test_a_damaged_shard_is_used_as_far_as_it_goes(tmp_path, three_shards, where, usable, skipped):
     path = three_shards / 'x-00003.tar'
     write(path, [(f'{i}.png', bytes([i]) * 3000) for i in range(4)], tarfile.USTAR_FORMAT)
     data = path.read_bytes()
@@ -403,10 +403,10 @@ def test_a_damaged_shard_is_used_as_far_as_it_goes(tmp_path, three_shards, where
     assert [source[i]['image'] for i in range(15, len(source))] == [
         bytes([i]) * 3000 for i in range(usable)
     ]
-    assert source.left_out.keys() == left_out.keys()
-    for kind, (count, examples) in source.left_out.items():
+    assert source.skipped.keys() == skipped.keys()
+    for kind, (count, examples) in source.skipped.items():
         assert count == 1
-        assert examples[0].startswith(f'{path}: {left_out[kind]}')
+        assert examples[0].startswith(f'{path}: {skipped[kind]}')
 
 
 def test_a_damaged_pax_header_ends_a_shard(tmp_path):
@@ -415,7 +415,7 @@ def test_a_damaged_pax_header_ends_a_shard(tmp_path):
     second = data.index(b'mtime=', data.index(b'mtime=') + 1)
     for broken in (b'mtime ', b'mtime=\xff\xff'):
         path.write_bytes(data[: second - 3] + b'99 ' + broken + data[second + len(broken) :])
-        assert tars.source(str(path)).left_out['damaged_shard'].count == 1
+        assert tars.source(str(path)).skipped['damaged_shard'].count == 1
 
 
 def test_what_can_be_in_no_sample_is_counted(tmp_path):
@@ -443,19 +443,19 @@ def test_what_can_be_in_no_sample_is_counted(tmp_path):
         {'image': png(0), 'texts': ['second']},
         {'image': png(2)},
     ]
-    counts = {kind: found.count for kind, found in source.left_out.items()}
+    counts = {kind: found.count for kind, found in source.skipped.items()}
     assert counts == {
         'not_a_file': 4,
         'unsafe_name': 6,
         'caption_without_image': 1,
         'duplicate_member': 2,
     }
-    assert source.left_out['duplicate_member'] == Skipped(2, [f'{path}: b.jpg', f'{path}: b.txt'])
-    assert source.left_out['caption_without_image'].examples == [f'{path}: a.txt']
-    assert len(source.left_out['unsafe_name'].examples) == 5
-    assert source.left_out['unsafe_name'].examples[4] == f"{path}: 'f\\x9bg.png'"
+    assert source.skipped['duplicate_member'] == Skipped(2, [f'{path}: b.jpg', f'{path}: b.txt'])
+    assert source.skipped['caption_without_image'].examples == [f'{path}: a.txt']
+    assert len(source.skipped['unsafe_name'].examples) == 5
+    assert source.skipped['unsafe_name'].examples[4] == f"{path}: 'f\\x9bg.png'"
     # The same from the cache.
-    assert tars.source(path).left_out == source.left_out
+    assert tars.source(path).skipped == source.skipped
     assert len(tars.source(path, image_exts=['png'], index_dir=str(tmp_path / 'i'))) == 2
 
 
@@ -468,7 +468,7 @@ def test_a_name_with_a_null_byte_is_unsafe(tmp_path):
             tar.addfile(info)
     source = tars.source(str(path))
     assert len(source) == 1
-    assert source.left_out['unsafe_name'].examples == [f"{path}: 'a\\x00.png'"]
+    assert source.skipped['unsafe_name'].examples == [f"{path}: 'a\\x00.png'"]
 
 
 def test_a_file_with_holes_is_no_file_and_what_follows_it_is_found(tmp_path):
@@ -481,7 +481,7 @@ def test_a_file_with_holes_is_no_file_and_what_follows_it_is_found(tmp_path):
     path.write_bytes(bytes(data[:512]) + bytes(512) + bytes(data[512:]))
     source = tars.source(str(path))
     assert [source[i]['image'] for i in range(len(source))] == [png(1)]
-    assert source.left_out.keys() == {'not_a_file'}
+    assert source.skipped.keys() == {'not_a_file'}
 
 
 def test_sizes_that_the_index_cannot_hold_are_refused_or_left_out():
@@ -491,7 +491,7 @@ def test_sizes_that_the_index_cannot_hold_are_refused_or_left_out():
     headers = {0: bytes(block), 512 + (3 << 30): tarfile.TarInfo('b.png').tobuf()}
     read = lambda offset, size: headers.get(offset, bytes(size))  # noqa: E731
     part = _tar_index.scan(Shard('x.tar', 4 << 30, ''), read, {'png': 'image'})
-    assert part.left_out == {'too_large_member': Skipped(1, ['x.tar: a.png'])}
+    assert part.skipped == {'too_large_member': Skipped(1, ['x.tar: a.png'])}
     assert part.rows['image'].tolist() == [2 + (3 << 30) // 512]
     with pytest.raises(ValueError, match=r'x\.tar.*2 TiB.*Split'):
         _tar_index.scan(Shard('x.tar', 3 << 40, ''), read, {'png': 'image'})
@@ -523,7 +523,7 @@ def test_a_tar_that_ends_without_end_mark_is_read(tmp_path):
     path.write_bytes(path.read_bytes()[: 4 * (512 + 3072)])
     source = tars.source(str(path))
     assert len(source) == 4
-    assert not source.left_out
+    assert not source.skipped
 
 
 def test_bad_labels_are_refused(tmp_path):

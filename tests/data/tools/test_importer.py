@@ -171,13 +171,13 @@ def test_what_cannot_be_used_is_left_out_and_listed(write, read, tmp_path):
     # The second shard has no record that can be used.
     examples = [*good[:3], bad[0], bad[1], *bad[2:], bad[0], *good[3:], broken]
     found = Skipped(2, ['a.tar: x'])
-    source = Listed(examples, left_out={'truncated_tar': found})
+    source = Listed(examples, skipped={'truncated_tar': found})
     summary = write(source, shard_size=4, decode=True)
     assert everything(read()) == good
     kinds = {'empty': 2, 'not_an_image': 1, 'no_caption': 2, 'not_utf8': 1, 'truncated': 1}
-    assert summary['left_out'] == kinds
-    assert summary['left_out_by_source'] == {'truncated_tar': found._asdict()}
-    lines = (tmp_path / 'set/1.0.0/left_out-train.jsonl').read_text().splitlines()
+    assert summary['skipped'] == kinds
+    assert summary['skipped_by_source'] == {'truncated_tar': found._asdict()}
+    lines = (tmp_path / 'set/1.0.0/skipped-train.jsonl').read_text().splitlines()
     listed = [json.loads(line) for line in lines]
     assert [x['record'] for x in listed] == [3, 4, 5, 6, 7, 8, 12]
     assert listed[4] == {
@@ -200,7 +200,7 @@ def test_nothing_that_can_be_used(write, tmp_path):
     with pytest.raises(ValueError, match=r"none of its 2 records can be used: \{'empty': 2\}"):
         write([{'image': b'', 'texts': ['a']}] * 2)
     assert not (tmp_path / 'set/1.0.0/dataset_info.json').exists()
-    assert len((tmp_path / 'set/1.0.0/left_out-train.jsonl').read_text().splitlines()) == 2
+    assert len((tmp_path / 'set/1.0.0/skipped-train.jsonl').read_text().splitlines()) == 2
 
 
 # sizes
@@ -254,7 +254,7 @@ def test_quality_is_that_of_the_new_files(write, read):
 def test_damage_is_found_where_an_image_is_made_smaller(write):
     examples = captioned(3)
     examples[1] = {'image': encoded(100, 100)[:-300], 'texts': ['a']}
-    assert write(examples, size=19)['left_out'] == {'truncated': 1}
+    assert write(examples, size=19)['skipped'] == {'truncated': 1}
 
 
 # interruptions

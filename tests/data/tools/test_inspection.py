@@ -51,12 +51,12 @@ def test_numbers_of_images_and_captions():
             {'image': animated.getvalue(), 'texts': ['d']},
             {'image': np.zeros((20, 30, 3), np.uint8), 'texts': ['e']},
         ],
-        left_out={'truncated_tar': Skipped(1, ['a.tar'])},
+        skipped={'truncated_tar': Skipped(1, ['a.tar'])},
     )
     report = inspect(source)
     assert json.loads(json.dumps(report)) == report
     assert (report['records'], report['sample'], report['bad']) == (6, 6, {})
-    assert report['left_out'] == {'truncated_tar': {'count': 1, 'examples': ['a.tar']}}
+    assert report['skipped'] == {'truncated_tar': {'count': 1, 'examples': ['a.tar']}}
     assert report['formats'] == {'JPEG': 3, 'PNG': 1, 'GIF': 1, 'array': 1}
     assert report['modes'] == {'RGB': 1, 'RGB, turned': 1, 'CMYK': 1, 'L': 1, 'P, animated': 1}
     # As they are seen: the second stands upright.
@@ -184,10 +184,10 @@ def test_people_are_told_of_the_first_only(tmp_path):
     ],
 )
 def test_what_a_source_left_out_counts(kinds, usable):
-    source = Listed([GOOD], left_out={kind: Skipped(1, ['x']) for kind in kinds})
+    source = Listed([GOOD], skipped={kind: Skipped(1, ['x']) for kind in kinds})
     report, _ = verify(source)
     assert report['all_usable'] is usable
-    assert [*report['left_out']] == kinds
+    assert [*report['skipped']] == kinds
 
 
 # figures
