@@ -14,7 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from support.process import ROOT, UNOPTIMIZED, clip_jax_command, environment, free_port
+from support.process import ROOT, clip_jax_command, environment, free_port
 from support.small_training import batch, on_one_device, setup
 
 from clip_jax import checkpoint
@@ -163,10 +163,9 @@ def test_a_part_of_the_flags_is_refused(clip_jax_cli, tiny_config, tmp_path):
 
 
 def of_tests() -> dict[str, str]:
-    """For programs of two devices that import what tests share, compiled as in tests."""
+    """For programs of two devices that import what tests share."""
     env = environment(2)
-    path = f'{env["PYTHONPATH"]}{os.pathsep}{ROOT / "tests"}'
-    return {**env, 'PYTHONPATH': path, UNOPTIMIZED: '1'}
+    return {**env, 'PYTHONPATH': f'{env["PYTHONPATH"]}{os.pathsep}{ROOT / "tests"}'}
 
 
 def train(processes: int, devices: int, *arguments: str) -> None:
@@ -250,7 +249,7 @@ checkpoints.close()
 
 
 def test_two_processes_restore_what_one_saved(tmp_path):
-    """To the last bit, dealt out over data and fsdp, and train on as the one does."""
+    """To the last bit, sharded over data and fsdp, and train on as the one does."""
     current, step, put = setup(1)
     for i in range(5):
         current, _ = step(current, put(batch(i)))

@@ -15,7 +15,7 @@ from clip_jax.models import clip
 from clip_jax.step import optimizers, state
 from clip_jax.step.train_step import bind_step
 
-SMALL = {'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 64}
+SMALL = {'width': 32, 'depth': 1, 'heads': 2, 'mlp_dim': 64}
 TEXT = {'name': 'transformer', 'vocab_size': 80, 'context_length': 8, 'eot_id': 3, **SMALL}
 VIT = {'name': 'vit', 'image_size': 16, 'patch_size': 4, 'patch_dropout': 0.5, **SMALL}
 RESNET = {'name': 'resnet', 'image_size': 32, 'width': 8, 'depths': (1, 1, 1, 1), 'heads': 4}
