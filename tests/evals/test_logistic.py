@@ -1,5 +1,6 @@
 """The optimum is scikit-learn's, on any number of devices, whatever the features look like."""
 
+import itertools
 import tracemalloc
 
 import jax
@@ -230,8 +231,18 @@ def test_iterations_are_limited_and_it_is_said_if_they_do_not_suffice():
     assert regression.fit(100.0).objective < fit.objective
 
 
-@pytest.mark.parametrize('n', [1, 7, 16, 17, 250])
-@pytest.mark.parametrize('several', [False, True])
+@pytest.mark.parametrize(
+    ('n', 'several'),
+    [
+        (250, False),
+        (17, True),
+        *(
+            pytest.param(n, several, marks=pytest.mark.slow)
+            for n, several in itertools.product([1, 7, 16, 17, 250], [False, True])
+            if (n, several) not in {(250, False), (17, True)}
+        ),
+    ],
+)
 def test_one_device_and_eight_find_the_same_to_the_last_bit(n, several):
     rows, targets = example(n=max(n, 4))
     targets = several_labels(rows) if several else targets

@@ -14,7 +14,6 @@ import numpy as np
 SIMULATED = '--xla_force_host_platform_device_count=8'
 # Compiling takes most of the tests' time: what asks for the fixture `optimized` is compiled as it
 # is for users. The older code generator is faster at it, and JAX 0.11 no longer has it.
-
 FAST_COMPILE = '--xla_cpu_use_fusion_emitters=false' if version('jaxlib') < '0.11' else ''
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FAST_COMPILE} {SIMULATED}'.strip()
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')

@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import os
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import pytest
+from support.runs import command
 
 from clip_jax.cli import config_file
 from clip_jax.training import hlo, plan
@@ -94,20 +97,33 @@ def test_a_config_is_planned_for_simulated_devices(clip_jax_cli, tiny_config, tm
     assert report['collectives']
 
 
-@pytest.mark.parametrize(
-    ('flags', 'message'),
-    [
-        (['--topology=v9:4x4'], "there is no 'v9'. Did you mean 'v4'? There are: local, v4, v5e"),
-        (['--topology=v5e:many'], 'expected for instance v5e:4x4'),
-        (['--topology=local:0'], 'expected local:N'),
-        (['--topology=local:3'], 'batch_size 16 is not a multiple of microbatches 1 x 3 devices'),
-        (['--topology=local:2', '--config.mesh.fsdp=4'], 'does not divide the 2 devices'),
-        (['--topology=local:2', '--config.init_from=x'], 'init_from: a plan is of'),
-        (['--topology=local:2', '--search'], 'name a TPU topology'),
-        (['--topology=local:2', 'more'], "there is no flag 'more'"),
-    ],
-)
-def test_wrong_input_is_one_line(clip_jax_cli, tiny_config, flags, message):
+WRONG = [
+    (['--topology=v9:4x4'], "there is no 'v9'. Did you mean 'v4'? There are: local, v4, v5e"),
+    (['--topology=v5e:many'], 'expected for instance v5e:4x4'),
+    (['--topology=local:0'], 'expected local:N'),
+    (['--topology=local', '--config.init_from=x'], 'init_from: a plan is of'),
+    (['--topology=local', '--search'], 'name a TPU topology'),
+    (['--topology=local', 'more'], "there is no flag 'more'"),
+]
+# The number of simulated devices is chosen before JAX is imported.
+WRONG_FOR_DEVICES = [
+    (['--topology=local:3'], 'batch_size 16 is not a multiple of microbatches 1 x 3 devices'),
+    (['--topology=local:2', '--config.mesh.fsdp=4'], 'does not divide the 2 devices'),
+]
+
+
+@pytest.mark.parametrize(('flags', 'message'), WRONG)
+def test_wrong_input_is_one_line(tiny_config, flags, message):
+    with mock.patch.dict(os.environ):  # the command sets variables
+        done = command('plan', f'--config={tiny_config}', *flags)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and message in line
+
+
+@pytest.mark.parametrize(('flags', 'message'), WRONG_FOR_DEVICES)
+def test_a_mesh_that_does_not_fit_the_devices_is_one_line(
+    clip_jax_cli, tiny_config, flags, message
+):
     done = clip_jax_cli('plan', f'--config={tiny_config}', *flags)
     assert done.returncode == 1
     assert message in done.stderr and 'Traceback' not in done.stderr
