@@ -106,13 +106,14 @@ def test_its_writer_gets_the_same_numbers(project):
                 assert ours[row['step'], name] == pytest.approx(row[name], rel=1e-6)
 
 
-def test_it_resumes_exactly(project, tmp_path):
+def test_it_resumes_exactly(project, inside, tmp_path, monkeypatch, capsys):
     folder = tmp_path / 'copy'
     shutil.copytree(project, folder)
     workdir = folder / 'runs/mine'
     shutil.rmtree(workdir / 'checkpoints/8')
     (workdir / 'summary.json').unlink()
-    train(folder)
+    monkeypatch.chdir(folder)
+    assert run(TRAIN) == 0, capsys.readouterr().err
     assert metrics(workdir) == metrics(project / 'runs/mine')
     ours, theirs = (
         (path / 'metrics.csv').read_text().splitlines() for path in (workdir, project / 'runs/mine')

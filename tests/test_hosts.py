@@ -81,7 +81,7 @@ multihost.barrier('the other')
 """
 
 
-@pytest.mark.parametrize('with_an_error', ['01', '1'])
+@pytest.mark.parametrize('with_an_error', [pytest.param('01', marks=pytest.mark.slow), '1'])
 def test_an_error_ends_a_process_soon_whether_others_have_it_or_not(with_an_error):
     address = f'localhost:{free_port()}'
     command = [sys.executable, '-c', END, address]

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from PIL import Image
-from support.runs import summary, training
+from support.runs import summary, train, training
 
 GOOD = 60
 
@@ -88,16 +88,19 @@ def broken_tars(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope='module')
-def arguments(broken_tars, tiny_config) -> list[str]:
-    return [f'--config={tiny_config}', f'--config.data.train={broken_tars}']
+def train_on_broken(broken_tars, tiny_config):
+    """Trains on the broken shards: train_on_broken(workdir, CHANGES of the config)."""
+
+    def run(workdir, *changes: str):
+        return train(tiny_config, workdir, f'data.train={broken_tars}', *changes)
+
+    return run
 
 
 @pytest.fixture(scope='module')
-def done(arguments, clip_jax_cli, tmp_path_factory):
+def done(train_on_broken, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('runs') / 'broken'
-    ended = clip_jax_cli(
-        'train', *arguments, '--config.data.max_bad_fraction=0.5', f'--workdir={workdir}'
-    )
+    ended = train_on_broken(workdir, 'data.max_bad_fraction=0.5')
     assert ended.returncode == 0, ended.stderr
     return workdir, ended
 
@@ -133,17 +136,13 @@ def test_what_the_source_leaves_out_is_said(done):
         assert place in line
 
 
-def test_a_run_that_goes_on_counts_as_one_that_never_stopped(
-    done, arguments, clip_jax_cli, tmp_path
-):
+def test_a_run_that_resumes_counts_as_one_that_never_stopped(done, train_on_broken, tmp_path):
     workdir, _ = done
     again = tmp_path / 'again'
     shutil.copytree(workdir, again)
     os.remove(again / 'summary.json')
     shutil.rmtree(again / 'checkpoints/12')
-    ended = clip_jax_cli(
-        'train', *arguments, '--config.data.max_bad_fraction=0.5', f'--workdir={again}'
-    )
+    ended = train_on_broken(again, 'data.max_bad_fraction=0.5')
     assert ended.returncode == 0, ended.stderr
     assert 'resumes from step 8 of 12' in ended.stdout
     assert summary(again)['bad_records'] == summary(workdir)['bad_records']
@@ -151,14 +150,10 @@ def test_a_run_that_goes_on_counts_as_one_that_never_stopped(
     assert training(again) == training(workdir)
 
 
-def test_too_much_of_it_ends_the_run(arguments, clip_jax_cli, tmp_path):
+def test_too_much_of_it_ends_the_run(train_on_broken, tmp_path):
     workdir = tmp_path / 'run'
-    flags = (
-        '--config.data.max_bad_fraction=0.05',
-        '--config.total_steps=60',
-        '--config.eval_every=60',
-    )
-    ended = clip_jax_cli('train', *arguments, *flags, f'--workdir={workdir}')
+    changes = 'data.max_bad_fraction=0.05', 'total_steps=60', 'eval_every=60'
+    ended = train_on_broken(workdir, *changes)
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()[-1:]
     assert 'are bad, more than data.max_bad_fraction, 5.0%' in line

@@ -20,6 +20,7 @@ from etils import epath
 from PIL import Image
 from support.files import hashes
 from support.process import COLORS, clip_jax_command, environment, free_port
+from support.runs import command
 
 import clip_jax
 from clip_jax import build, lookup
@@ -34,7 +35,7 @@ SMALL = '--shard-size=10', '--batch-size=4'
 
 
 def run(*arguments: object, code: int = 0) -> None:
-    """Runs a command in this process, on its eight devices."""
+    """Runs a command in this process."""
     with pytest.raises(SystemExit) as end:
         main.main([str(argument) for argument in arguments])
     assert end.value.code == code
@@ -70,9 +71,9 @@ def arguments(tiny_run, tiny_tars) -> list[str]:
 
 @pytest.fixture(scope='module')
 def folder(arguments, tmp_path_factory) -> Path:
-    """The embeddings of the tiny set by the tiny run, written by a process with one device."""
+    """The embeddings of the tiny set by the tiny run, computed on one device."""
     folder = tmp_path_factory.mktemp('embed') / 'embedded'
-    said = finish(start(*arguments, f'--out={folder}'))
+    said = command(*arguments, f'--out={folder}').stdout
     assert 'images               64\n' in said and f'--data=embeddings:{folder}' in said
     return folder
 
@@ -122,8 +123,8 @@ def test_the_files_can_be_read_without_clip_jax(folder):
     assert not list(folder.glob('*.partial'))
 
 
-def test_files_are_the_same_from_eight_devices(arguments, folder, tmp_path):
-    finish(start(*arguments, f'--out={tmp_path / "x"}', '--threads=5', devices=8))
+def test_files_are_the_same_from_eight_devices(arguments, folder, tmp_path, all_devices):
+    run(*arguments, f'--out={tmp_path / "x"}', '--threads=5')
     assert files(tmp_path / 'x') == files(folder)
 
 
@@ -211,7 +212,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_files(
     there = {path.name: path.stat().st_mtime_ns for path in out.glob('shard-*.json')}
     with pytest.raises(ValueError, match=r'not a folder of embeddings|not complete'):
         open_source(f'embeddings:{out}')
-    finish(start(*arguments, f'--out={out}'))
+    run(*arguments, f'--out={out}')
     assert files(out) == files(folder)
     assert all((out / name).stat().st_mtime_ns == time for name, time in there.items())
 
@@ -451,7 +452,7 @@ def test_a_folder_stands_where_no_images_are_needed_only(folder, tiny_config, tm
     spec, started = f'embeddings:{folder}', tmp_path / 'run'
     train = 'train', f'--config={tiny_config}', f'--workdir={started}'
     embed_ = 'embed', f'--model={tmp_path}', f'--out={tmp_path / "x"}'
-    for command in (
+    for arguments in (
         (*train, f'--config.data.train={spec}'),
         (*train, f'--config.evals.retrieval.data={spec}'),
         ('data', 'inspect', spec),
@@ -460,7 +461,7 @@ def test_a_folder_stands_where_no_images_are_needed_only(folder, tiny_config, tm
         (*embed_, f'--data={spec}'),
         ('eval', 'retrieval', f'--data={spec} + {spec}'),
     ):
-        assert 'a folder of embeddings has no images; it stands, alone, only' in fails(*command)
+        assert 'a folder of embeddings has no images; it stands, alone, only' in fails(*arguments)
     assert not started.exists() and not (tmp_path / 'x').exists()
 
 

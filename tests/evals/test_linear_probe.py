@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from support.labeled import Toy, classes, encode_image, several
 from support.reports import flat
+from support.runs import command
 
 from clip_jax import build, pretrained, sharding
 from clip_jax.cli import main
@@ -509,11 +510,11 @@ def test_features_that_are_no_numbers_are_an_error_and_no_score(part):
 # on the command line
 
 
-def test_specs_on_the_command_line_are_opened(clip_jax_cli, tiny_run, tiny_tars, tmp_path):
+def test_specs_on_the_command_line_are_opened(tiny_run, tiny_tars, tmp_path):
     out, saved = tmp_path / 'report.json', tmp_path / 'probe.npz'
     sets_ = f'--data={tiny_tars}', f'--train={tiny_tars}', f'--validation={tiny_tars}'
     line = 'eval', 'linear_probe', f'--model={tiny_run}', *sets_, '--data.label_ext=cls'
-    done = clip_jax_cli(*line, f'--save={saved}', f'--out={out}')
+    done = command(*line, f'--save={saved}', f'--out={out}')
     assert done.returncode == 0, done.stderr
     report = flat(json.loads(out.read_text()))
     assert report['accuracy'] > 0.9

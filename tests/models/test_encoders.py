@@ -1,16 +1,19 @@
 """The encoders: their contracts, their sizes, and which inputs influence an output."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.small_models import random_variables
 
 from clip_jax import build, lookup
 from clip_jax.models import clip, positions, presets
 from clip_jax.models.image import vit
 from clip_jax.models.text import transformer
 
-SMALL = {'width': 32, 'depth': 2, 'heads': 2, 'mlp_dim': 64}
+SMALL = {'width': 32, 'depth': 1, 'heads': 2, 'mlp_dim': 64}
 IMAGE = {'name': 'vit', 'image_size': 16, 'patch_size': 8, **SMALL}
 QUERIES = {'pool_queries': 3, 'pool_width': 16, 'pool_heads': 2}
 # Small fields of every image encoder, and the width of its features.
@@ -35,14 +38,26 @@ class Vocabulary:
 def text_model(**fields):
     model = transformer.Encoder(**{k: v for k, v in (TEXT | fields).items() if k != 'name'})
     tokens = jnp.array([[2, 7, 8, 9, 3, 0, 0, 0, 0, 0], [2, 5, 3, 0, 0, 0, 0, 0, 0, 0]])
-    return model, jax.jit(model.init)(jax.random.key(0), tokens), tokens
+    return model, random_variables(model, tokens), tokens
 
 
 def image_model(**fields):
     model = vit.Encoder(**{k: v for k, v in (IMAGE | fields).items() if k != 'name'})
     size = model.image_size
     images = jax.random.normal(jax.random.key(1), (3, size, size, 3))
-    return model, jax.jit(model.init)(jax.random.key(0), images), images
+    return model, random_variables(model, images), images
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'method'))
+def apply(model, variables, *inputs, method=None, dropout=None):
+    """Applies a model, in training if there is a key for dropout."""
+    options = {} if dropout is None else {'train': True, 'rngs': {'dropout': dropout}}
+    return model.apply(variables, *inputs, method=method, **options)
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def image_gradient(model, variables, images):
+    return jax.grad(lambda x: jnp.sum(model.apply(variables, x) ** 3))(images)
 
 
 @pytest.mark.parametrize('name', lookup.names('models.image'))
@@ -63,7 +78,7 @@ def test_text_encoder_contract(name):
     model = module.Encoder(**{k: v for k, v in TEXT.items() if k != 'name'})
     tokens = jnp.full((2, 10), 3, jnp.int32)
     variables = jax.jit(model.init)(jax.random.key(0), tokens)
-    assert model.apply(variables, tokens).shape == (2, 32)
+    assert apply(model, variables, tokens).shape == (2, 32)
     assert module.VARIANTS
 
 
@@ -94,8 +109,9 @@ def test_the_causal_mask_lets_nothing_of_the_future_through():
 
     def influence(causal):
         model = Transformer(TransformerConfig(depth=2, heads=2, mlp_dim=64, causal=causal))
-        variables = jax.jit(model.init)(jax.random.key(0), x)
-        jacobian = jax.jacobian(lambda x: model.apply(variables, x)[0])(x)[:, :, 0]
+        variables = random_variables(model, x)
+        output = jax.jacobian(lambda x: model.apply(variables, x)[0])
+        jacobian = jax.jit(output)(x)[:, :, 0]
         return np.abs(np.asarray(jacobian)).max(axis=(1, 3))  # [to, from]
 
     future = np.triu(np.ones((6, 6), bool), 1)
@@ -107,19 +123,19 @@ def test_the_causal_mask_lets_nothing_of_the_future_through():
 
 def test_text_is_read_at_its_end_and_what_follows_does_not_matter():
     model, variables, tokens = text_model()
-    features = model.apply(variables, tokens)
+    features = apply(model, variables, tokens)
     other_padding = tokens.at[:, 6:].set(9)
-    assert jnp.array_equal(features, model.apply(variables, other_padding))
-    changed = model.apply(variables, tokens.at[:, 1].set(11))
+    assert jnp.array_equal(features, apply(model, variables, other_padding))
+    changed = apply(model, variables, tokens.at[:, 1].set(11))
     assert (jnp.abs(changed - features).max(axis=1) > 1e-3).all()
     # Cutting off the padding changes nothing but the shapes of sums.
-    np.testing.assert_allclose(model.apply(variables, tokens[:, :6]), features, atol=1e-6)
+    np.testing.assert_allclose(apply(model, variables, tokens[:, :6]), features, atol=1e-6)
 
 
 def test_text_ends_at_its_first_end_token():
     model, variables, tokens = text_model()
     twice = tokens.at[:, 8].set(3)
-    assert jnp.array_equal(model.apply(variables, tokens), model.apply(variables, twice))
+    assert jnp.array_equal(apply(model, variables, tokens), apply(model, variables, twice))
 
 
 def test_the_largest_id_is_the_end_where_it_is_the_largest():
@@ -127,16 +143,16 @@ def test_the_largest_id_is_the_end_where_it_is_the_largest():
     tokens = jnp.where(tokens == 3, 49, tokens)
     argmax, _, _ = text_model(pool='argmax')
     assert argmax.eot_id is None
-    assert jnp.array_equal(eot.apply(variables, tokens), argmax.apply(variables, tokens))
+    assert jnp.array_equal(apply(eot, variables, tokens), apply(argmax, variables, tokens))
 
 
 def test_pools_at_the_last_token_need_the_full_context():
     for pool in ('last', 'cls'):
         model, variables, tokens = text_model(pool=pool)
-        features = model.apply(variables, tokens)
-        assert jnp.abs(features - model.apply(variables, tokens.at[:, 1].set(11))).max() > 1e-3
+        features = apply(model, variables, tokens)
+        assert jnp.abs(features - apply(model, variables, tokens.at[:, 1].set(11))).max() > 1e-3
         with pytest.raises(ValueError, match='needs texts of 10 tokens, these have 6; pad them'):
-            model.apply(variables, tokens[:, :6])
+            apply(model, variables, tokens[:, :6])
 
 
 def test_padding_is_hidden_behind_a_class_token_one_place_late():
@@ -148,12 +164,13 @@ def test_padding_is_hidden_behind_a_class_token_one_place_late():
     other = jax.tree.map(lambda x: x, variables)
     other['params']['token_embedding']['embedding'] = table.at[0].add(jnp.arange(32) % 3)
     short, whole = jnp.array([[2, 7] + [0] * 8]), jnp.array([[2] * 10])
-    assert jnp.array_equal(model.apply(variables, whole), model.apply(other, whole))
-    assert jnp.abs(model.apply(variables, short) - model.apply(other, short)).max() > 1e-4
+    assert jnp.array_equal(apply(model, variables, whole), apply(model, other, whole))
+    assert jnp.abs(apply(model, variables, short) - apply(model, other, short)).max() > 1e-4
 
 
 def test_layer_scale_weighs_what_a_block_adds():
-    deep, variables, images = image_model(layer_scale=0.1)
+    deep, _, images = image_model(layer_scale=0.1, depth=2)
+    variables = jax.jit(deep.init)(jax.random.key(0), images)
     blocks = variables['params']['transformer']
     for name in ('attention_scale', 'mlp_scale'):
         np.testing.assert_array_equal(blocks['block_0'][name], np.full(32, 0.1, np.float32))
@@ -164,14 +181,14 @@ def test_layer_scale_weighs_what_a_block_adds():
     shallow, _, _ = image_model(layer_scale=0.1, depth=1)
     first = {'block_0': zero['params']['transformer']['block_0']}
     one = {'params': {**zero['params'], 'transformer': first}}
-    np.testing.assert_array_equal(deep.apply(zero, images), shallow.apply(one, images))
-    assert jnp.abs(deep.apply(variables, images) - deep.apply(zero, images)).max() > 1e-3
+    np.testing.assert_array_equal(apply(deep, zero, images), apply(shallow, one, images))
+    assert jnp.abs(apply(deep, variables, images) - apply(deep, zero, images)).max() > 1e-3
 
 
 @pytest.mark.parametrize(('pool', 'after'), [('mean', True), ('mean', False), ('map', True)])
 def test_the_last_norm_may_come_after_the_pooling(pool, after):
     model, variables, images = image_model(pool=pool, norm_after_pool=after)
-    features = model.apply(variables, images)
+    features = apply(model, variables, images)
     normed = jnp.allclose(features.mean(axis=1), 0, atol=1e-5) and jnp.allclose(
         features.var(axis=1), 1, atol=1e-2
     )
@@ -187,7 +204,7 @@ def test_equivalent_fields_are_normalized():
 def test_what_is_left_of_an_image_beyond_its_patches_is_not_seen():
     model, variables, _ = image_model(image_size=20)
     images = jax.random.normal(jax.random.key(1), (1, 20, 20, 3))
-    gradient = jax.grad(lambda x: jnp.sum(model.apply(variables, x) ** 3))(images)
+    gradient = image_gradient(model, variables, images)
     assert (gradient[:, 16:] == 0).all() and (gradient[:, :, 16:] == 0).all()
     assert (jnp.abs(gradient[:, :16, :16]).max(axis=-1) > 0).all()
 
@@ -195,7 +212,7 @@ def test_what_is_left_of_an_image_beyond_its_patches_is_not_seen():
 @pytest.mark.parametrize('pool', vit.POOLS)
 def test_every_pooling_sees_every_patch(pool):
     model, variables, images = image_model(pool=pool, **QUERIES)
-    gradient = jax.grad(lambda x: jnp.sum(model.apply(variables, x) ** 3))(images)
+    gradient = image_gradient(model, variables, images)
     patches = np.abs(np.asarray(vit.patches(gradient, 8))).max(axis=(2, 3, 4))
     assert patches.shape == (3, 4)
     assert (patches > 0).all()
@@ -230,7 +247,7 @@ def test_fixed_positions_tell_rows_from_columns_and_are_no_parameters():
     np.testing.assert_allclose(table[1, 0], np.sin(1), rtol=1e-6)
     model, variables, images = image_model(positions='sincos2d')
     assert 'position_embedding' not in variables['params']
-    turned = model.apply(variables, images[:, ::-1]) - model.apply(variables, images)
+    turned = apply(model, variables, images[:, ::-1]) - apply(model, variables, images)
     assert jnp.abs(turned).max() > 1e-3
 
 
@@ -242,12 +259,12 @@ def test_patch_dropout_keeps_its_share_and_only_in_training():
     counts = np.bincount(np.asarray(kept[..., 0], int).ravel(), minlength=8)
     assert counts.min() > 80  # 125 expected of each
     model, variables, images = image_model(patch_dropout=0.5)
-    whole = image_model()[0].apply(variables, images)
-    key = {'dropout': jax.random.key(0)}
-    assert jnp.array_equal(model.apply(variables, images), whole)
-    dropped = model.apply(variables, images, train=True, rngs=key)
+    whole = apply(image_model()[0], variables, images)
+    key = jax.random.key(0)
+    assert jnp.array_equal(apply(model, variables, images), whole)
+    dropped = apply(model, variables, images, dropout=key)
     assert jnp.abs(dropped - whole).max() > 1e-3
-    assert jnp.array_equal(dropped, model.apply(variables, images, train=True, rngs=key))
+    assert jnp.array_equal(dropped, apply(model, variables, images, dropout=key))
 
 
 def test_computation_is_bfloat16_with_float32_parameters():
@@ -256,24 +273,24 @@ def test_computation_is_bfloat16_with_float32_parameters():
     variables = clip.init(model, jax.random.key(0))
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
     images, tokens = jnp.ones((2, 16, 16, 3)), jnp.full((2, 10), 3)
-    features = model.apply(variables, images, method='encode_image')
+    features = apply(model, variables, images, method='encode_image')
     assert features.dtype == jnp.bfloat16
-    text = model.apply(variables, tokens, method='encode_text')
+    text = apply(model, variables, tokens, method='encode_text')
     assert text.dtype == jnp.bfloat16
-    image, text, scale, bias = model.apply(variables, images, tokens)
+    image, text, scale, bias = apply(model, variables, images, tokens)
     assert {image.dtype, text.dtype, scale.dtype} == {jnp.dtype('float32')} and bias is None
-    np.testing.assert_allclose(image, exact.apply(variables, images, tokens)[0], atol=0.03)
+    np.testing.assert_allclose(image, apply(exact, variables, images, tokens)[0], atol=0.03)
 
 
 def test_embeddings_are_l2_normalized_and_the_initial_scale_is_one_over_007():
     model = build.model({'image': IMAGE, 'text': TEXT, 'embed_dim': 16})
     variables = clip.init(model, jax.random.key(0))
     images, tokens = jax.random.normal(jax.random.key(1), (2, 16, 16, 3)), jnp.full((2, 10), 3)
-    image, text, scale, _ = model.apply(variables, images, tokens)
+    image, text, scale, _ = apply(model, variables, images, tokens)
     for features in (image, text):
         np.testing.assert_allclose(jnp.linalg.norm(features, axis=1), 1, atol=1e-6)
     assert scale == pytest.approx(1 / 0.07, rel=1e-6)
-    features = model.apply(variables, images, method='encode_image')
+    features = apply(model, variables, images, method='encode_image')
     np.testing.assert_allclose(
         features / jnp.linalg.norm(features, axis=1, keepdims=True), image, atol=1e-6
     )

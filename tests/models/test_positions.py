@@ -1,8 +1,11 @@
 """Learned positions fit another number of patches."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
+from support.small_models import random_variables
 
 from clip_jax.models import clip, positions
 
@@ -48,13 +51,14 @@ def test_the_interpolation_is_bicubic_with_antialiasing(old, new):
 def test_a_model_takes_images_of_another_size(kind):
     fields = {'image': ENCODERS[kind], 'text': TEXT, 'embed_dim': 8}
     model = clip.from_card(fields)
-    variables = clip.init(model, jax.random.key(0))
+    variables = random_variables(model)
     before = jax.tree.map(np.asarray, variables)
     size = model.image.image_size
     larger, changed = clip.with_image_size(clip.to_card(model), variables, 2 * size)
     new = clip.from_card(larger)
     assert jax.tree.map(np.shape, changed) == jax.tree.map(np.shape, clip.shapes(new))
-    embeddings = new.apply(changed, np.ones((2, 2 * size, 2 * size, 3)), method='encode_image')
+    encode = jax.jit(functools.partial(new.apply, method='encode_image'))
+    embeddings = encode(changed, np.ones((2, 2 * size, 2 * size, 3), np.float32))
     assert embeddings.shape == (2, 8)
     same = [
         np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (changed, before)), strict=False)
@@ -65,10 +69,10 @@ def test_a_model_takes_images_of_another_size(kind):
 
 def test_a_size_that_cannot_be_is_refused():
     model = clip.from_card({'image': ENCODERS['class token'], 'text': TEXT, 'embed_dim': 8})
-    variables = clip.init(model, jax.random.key(0))
+    variables = random_variables(model)
     with pytest.raises(ValueError, match='image_size 4 is smaller than patch_size 8'):
         clip.with_image_size(clip.to_card(model), variables, 4)
     resnet = clip.from_card({'image': ENCODERS['resnet'], 'text': TEXT, 'embed_dim': 8})
-    variables = clip.init(resnet, jax.random.key(0))
+    variables = random_variables(resnet)
     with pytest.raises(ValueError, match='image_size 100 is not a multiple of 32'):
         clip.with_image_size(clip.to_card(resnet), variables, 100)

@@ -4,26 +4,14 @@ import contextlib
 import errno
 import fcntl
 import os
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 from etils import epath
-from support.process import environment
+from support.process import lock_holder
 
 from clip_jax.runtime import lock
-
-HOLD = """
-import sys, time
-from etils import epath
-from clip_jax.runtime import lock
-held = lock.Lock(epath.Path(sys.argv[1]))
-held.open()
-print('held', flush=True)
-time.sleep(100)
-"""
 
 
 @pytest.fixture
@@ -31,20 +19,8 @@ def folder(tmp_path):
     return epath.Path(tmp_path / 'runs/one')
 
 
-def holder(folder):
-    """Another process that holds the directory."""
-    process = subprocess.Popen(
-        [sys.executable, '-c', HOLD, str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
-    assert process.stdout.readline() == 'held\n'
-    return process
-
-
 def test_a_second_one_is_refused_and_told_who_was_first(folder):
-    with holder(folder) as process:
+    with lock_holder(folder) as process:
         with pytest.raises(ValueError, match=rf'another training writes to it .*{process.pid}'):
             lock.Lock(folder).open()
         process.kill()

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
@@ -49,6 +50,29 @@ def environment(devices: int = 1, *, alone: bool = True) -> dict[str, str]:
     env = {**os.environ, 'PYTHONPATH': path, 'XLA_FLAGS': flags}
     # See cache_only_programs_of_one_device.
     return env if alone and devices == 1 else {k: v for k, v in env.items() if k not in CACHE}
+
+
+LOCK = """
+import sys, time
+from etils import epath
+from clip_jax.runtime import lock
+held = lock.Lock(epath.Path(sys.argv[1]))
+held.open()
+print('held', flush=True)
+time.sleep(100)
+"""
+
+
+def lock_holder(folder: os.PathLike) -> subprocess.Popen:
+    """Starts a process that holds the lock of a run directory, as one that trains does."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', LOCK, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    assert process.stdout.readline() == 'held\n'
+    return process
 
 
 def free_port() -> int:

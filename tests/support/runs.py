@@ -66,7 +66,7 @@ class Process:
         # changes nothing in training. Checkpoints are written at 5 and 10.
         changes = '--config.eval_every=1', '--config.checkpoint.every=5', *more
         flags = f'--config={config}', f'--workdir={workdir}', *changes
-        self.workdir, self.began = workdir, time.monotonic()
+        self.workdir = workdir
         self.out, self.err = workdir.with_suffix('.out'), workdir.with_suffix('.err')
         with self.out.open('w') as out, self.err.open('w') as err:
             self.process = subprocess.Popen(
@@ -90,19 +90,17 @@ class Process:
 
     def end(self) -> 'End':
         """Waits for the end of the process and says what there is then."""
-        code, seconds = self.process.wait(200), time.monotonic() - self.began
+        code = self.process.wait(200)
         steps = [row['step'] for row in training(self.workdir)]
         saved = [int(path.name) for path in (self.workdir / 'checkpoints').iterdir()]
-        return End(
-            code, seconds, steps, max(saved, default=0), self.out.read_text(), self.err.read_text()
-        )
+        out, err = self.out.read_text(), self.err.read_text()
+        return End(code, steps, max(saved, default=0), out, err)
 
 
 class End(NamedTuple):
-    """What a process left: exit code, wall time, logged steps, newest checkpoint, its output."""
+    """What a process left: exit code, logged steps, newest checkpoint, its output."""
 
     code: int
-    seconds: float
     steps: list[int]
     saved: int
     out: str

@@ -4,7 +4,9 @@ import functools
 import io
 import json
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import sentencepiece
 import tokenizers as library
@@ -87,6 +89,22 @@ def _made(name: str) -> tuple[str, dict]:
     preprocess = Preprocess(model.image.image_size, resize='squash' if siglip else 'shortest')
     fields = {'model': clip.to_card(model), 'preprocess': preprocess.card, 'tokenizer': None}
     return json.dumps(fields), variables
+
+
+def random_variables(model: nn.Module, *inputs: jax.Array) -> dict:
+    """Returns random variables of a module; of a CLIP model without inputs."""
+    # To compile `init` takes longer than most tests.
+    shapes = (
+        jax.eval_shape(model.init, jax.random.key(0), *inputs) if inputs else clip.shapes(model)
+    )
+    rng, constants = np.random.default_rng(0), {'scale': 1, 'var': 1, 'bias': 0, 'mean': 0}
+
+    def random(path: tuple, x: jax.ShapeDtypeStruct) -> jax.Array:
+        constant = constants.get(path[-1].key)
+        made = rng.normal(0, 0.2, x.shape) if constant is None else np.full(x.shape, constant)
+        return jnp.asarray(made, x.dtype)
+
+    return jax.tree.map_with_path(random, shapes)
 
 
 @functools.cache
