@@ -4,6 +4,7 @@ The reference outputs are not part of the repository: without them these tests a
 other tests in this folder check the same code with small checkpoints.
 """
 
+import functools
 import json
 import pathlib
 import re
@@ -24,7 +25,6 @@ TOLERANCE = 2e-5
 
 pytestmark = [
     pytest.mark.skipif(not GOLDEN.is_dir(), reason='reference outputs are not on this machine'),
-    pytest.mark.usefixtures('optimized'),
 ]
 
 # The checkpoint -> the file with the expected outputs; the inputs are in the same folder.
@@ -61,18 +61,30 @@ def inputs(folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     return images if images.shape[-1] == 3 else images.transpose(0, 2, 3, 1), tokens
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def outputs(
+    model: clip.CLIP, variables: dict, images: jax.Array, tokens: jax.Array
+) -> tuple[dict, dict]:
+    """What folders have expected outputs of, and the output of every module."""
+    (image, text, scale, bias), kept = model.apply(
+        variables, images, tokens, capture_intermediates=True, mutable=['intermediates']
+    )
+    found = {
+        'image_embeds': model.apply(variables, images, method='encode_image'),
+        'text_embeds': model.apply(variables, tokens, method='encode_text'),
+        'logits_per_image': scale * image @ text.T + (0 if bias is None else bias),
+        'logit_scale': scale,
+    }
+    modules = _table.flat(kept['intermediates'])
+    return found, {k.removesuffix('/__call__'): v[0] for k, v in modules.items()}
+
+
 def compare(path: pathlib.Path, expected_path: pathlib.Path) -> dict:
     """Reads a checkpoint and compares all outputs that are expected of it; returns its card."""
     card, variables = convert.read(path)
     model, expected = clip.from_card(card['model']), dict(np.load(expected_path))
     images, tokens = inputs(expected_path.parent)
-    found = {
-        'image_embeds': model.apply(variables, images, method='encode_image'),
-        'text_embeds': model.apply(variables, tokens, method='encode_text'),
-    }
-    image, text, scale, bias = model.apply(variables, images, tokens)
-    found['logits_per_image'] = scale * image @ text.T + (0 if bias is None else bias)
-    found['logit_scale'] = scale
+    found, _ = outputs(model, variables, images, tokens)
     assert {'image_embeds', 'text_embeds'} & expected.keys()
     for name in found.keys() & expected.keys():
         np.testing.assert_allclose(
@@ -129,12 +141,7 @@ def test_every_block(path):
     card, variables = convert.read(GOLDEN / path)
     images, tokens = inputs((GOLDEN / FILES[path]).parent)
     model = clip.from_card(card['model'])
-    _, kept = model.apply(
-        variables, images, tokens, capture_intermediates=True, mutable=['intermediates']
-    )
-    ours = {
-        k.removesuffix('/__call__'): v[0] for k, v in _table.flat(kept['intermediates']).items()
-    }
+    _, ours = outputs(model, variables, images, tokens)
     compared = 0
     for name, there in blocks.items():
         if name == 'ln_final':  # ours is computed for the pooled token only
