@@ -47,17 +47,17 @@ def bind(
     """Binds options to a plug-in's function, checked by its signature.
 
     Args:
-      function: the function of a plug-in.
-      options: its options by name, as a config has them.
-      what: what a message calls the plug-in.
-      own: the number of its first parameters that the program passes.
-      reserved: names of other parameters that the program passes.
+        function: the function of a plug-in.
+        options: its options by name, as a config has them.
+        what: what a message calls the plug-in.
+        own: the number of its first parameters that the program passes.
+        reserved: names of other parameters that the program passes.
 
     Returns:
-      The function without the parameters that `options` set.
+        The function without the parameters that `options` set.
 
     Raises:
-      ValueError: an option that the function does not have, or a required one that is not given.
+        ValueError: an option that the function does not have, or a required one that is not given.
     """
     parameters = list(inspect.signature(function).parameters.values())[own:]
     named = [
@@ -117,11 +117,11 @@ def tokenizer(config: Mapping[str, Any], train_source: Source) -> Any:
     """Makes the tokenizer of a config.
 
     Args:
-      config: `name`, a file of tokenizers/ or an import path, and options of its `create`.
-      train_source: the training data; a new vocabulary is trained on its captions.
+        config: `name`, a file of tokenizers/ or an import path, and options of its `create`.
+        train_source: the training data; a new vocabulary is trained on its captions.
 
     Raises:
-      ValueError: there is no such tokenizer, or an option is unknown, missing or wrong.
+        ValueError: there is no such tokenizer, or an option is unknown, missing or wrong.
     """
 
     def captions() -> Iterator[str]:
@@ -152,14 +152,14 @@ def architecture(
     """Resolves a config's model to the complete fields of both encoders, the `model` of a card.
 
     Args:
-      config: the config's `model`. Its fields override those of `base`.
-      tokenizer: the tokenizer, for the vocabulary of the text encoder.
-      base: the `model` of the checkpoint that training starts from. None: that of the preset that
-        the config names, for this tokenizer and with the loss's initial scale and bias.
-      loss: the name of the loss.
+        config: the config's `model`. Its fields override those of `base`.
+        tokenizer: the tokenizer, for the vocabulary of the text encoder.
+        base: the `model` of the checkpoint that training starts from. None: that of the preset that
+            the config names, for this tokenizer and with the loss's initial scale and bias.
+        loss: the name of the loss.
 
     Raises:
-      ValueError: a name or a field is unknown, or a required field is missing.
+        ValueError: a name or a field is unknown, or a required field is missing.
     """
     if base is None:
         base = presets.architecture(config['preset']) if config.get('preset') else {}
@@ -222,13 +222,13 @@ def model(
     """Makes the model of a card.
 
     Args:
-      architecture: the card's `model`.
-      dtype: the compute dtype, 'float32', 'bfloat16', or 'auto': bfloat16 on accelerators and
-        float32 on CPU. Parameters are float32.
-      **execution: `remat`, `scan` and `attention`, see layers.TransformerConfig.
+        architecture: the card's `model`.
+        dtype: the compute dtype, 'float32', 'bfloat16', or 'auto': bfloat16 on accelerators and
+            float32 on CPU. Parameters are float32.
+        **execution: `remat`, `scan` and `attention`, see layers.TransformerConfig.
 
     Raises:
-      ValueError: a name or a field is unknown or wrong.
+        ValueError: a name or a field is unknown or wrong.
     """
     check_dtype(dtype)
     lookup.check(execution.get('remat', 'none'), layers.REMAT, what='model.remat')
@@ -245,15 +245,16 @@ def loss(config: Mapping[str, Any], mesh: Mesh) -> Callable:
     """Makes the loss of a config.
 
     Args:
-      config: `name`, a file of losses/ or an import path, and the loss's own options; those that
-        are None are not passed, so that the loss's own defaults hold.
-      mesh: the device mesh. The batch is sharded over all of its axes.
+        config: `name`, a file of losses/ or an import path, and the loss's own options; those that
+            are None are not passed, so that the loss's own defaults hold.
+        mesh: the device mesh. The batch is sharded over all of its axes.
 
     Returns:
-      (image [B, D], text [B, D], scale [], bias=None) -> (value, metrics); see losses/__init__.py.
+        (image [B, D], text [B, D], scale [], bias=None) -> (value, metrics); see
+        losses/__init__.py.
 
     Raises:
-      ValueError: there is no such loss, or an option is unknown, missing or wrong.
+        ValueError: there is no such loss, or an option is unknown, missing or wrong.
     """
     module = lookup.module('losses', config['name'], 'loss')
     what, options = lookup.label('losses', config['name']), given(config, 'name')
@@ -301,11 +302,11 @@ def optimizer(
     """Makes the optimizer of a config.
 
     Args:
-      config: `learning_rate`, `warmup_steps` and the options of optimizers.adamw.
-      total_steps: the step at which the learning rate is 0.
+        config: `learning_rate`, `warmup_steps` and the options of optimizers.adamw.
+        total_steps: the step at which the learning rate is 0.
 
     Returns:
-      The optimizer, and its learning rate as a function of the step.
+        The optimizer, and its learning rate as a function of the step.
     """
     schedule = optimizers.warmup_cosine(
         peak=config['learning_rate'],
@@ -322,9 +323,9 @@ def preprocess(
     """Makes the evaluation preprocessing of a config.
 
     Args:
-      config: fields of Preprocess; what is None is that of `base`.
-      image_size: height and width of the model's images, in pixels.
-      base: the `preprocess` of a card; None: OpenAI's.
+        config: fields of Preprocess; what is None is that of `base`.
+        image_size: height and width of the model's images, in pixels.
+        base: the `preprocess` of a card; None: OpenAI's.
     """
     fields = [field.name for field in dataclasses.fields(Preprocess)]
     for name in config:
@@ -336,13 +337,13 @@ def writers(config: Mapping[str, Mapping[str, Any]]) -> list[Callable]:
     """Checks the metric writers of a config, without opening them.
 
     Args:
-      config: the type and the options of each writer, by a name of the user's choice.
+        config: the type and the options of each writer, by a name of the user's choice.
 
     Returns:
-      One function (workdir, *, resume_step, config) -> writer for each of them.
+        One function (workdir, *, resume_step, config) -> writer for each of them.
 
     Raises:
-      ValueError: a type that does not exist, or an option that it does not have.
+        ValueError: a type that does not exist, or an option that it does not have.
     """
     found = []
     for name, entry in config.items():

@@ -41,15 +41,15 @@ def make_mesh(
     """Makes the mesh data x fsdp x tensor.
 
     Args:
-      devices: the devices; None: all devices of all hosts.
-      fsdp: devices that parameters and optimizer state are sharded over.
-      tensor: devices that attention heads and hidden features are sharded over.
+        devices: the devices; None: all devices of all hosts.
+        fsdp: devices that parameters and optimizer state are sharded over.
+        tensor: devices that attention heads and hidden features are sharded over.
 
     Returns:
-      A mesh with the axes 'data', 'fsdp' and 'tensor'; `data` has the remaining devices.
+        A mesh with the axes 'data', 'fsdp' and 'tensor'; `data` has the remaining devices.
 
     Raises:
-      ValueError: `fsdp` x `tensor` does not divide the number of devices.
+        ValueError: `fsdp` x `tensor` does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     for name, size in ((FSDP, fsdp), (TENSOR, tensor)):
@@ -84,12 +84,12 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], sizes: dict[str, int]
     evenly over `fsdp`, its largest axis that does is sharded instead.
 
     Args:
-      axes: the logical axis of each axis of an array; None: not sharded.
-      shape: the shape of the array.
-      sizes: the sizes of the mesh axes by name.
+        axes: the logical axis of each axis of an array; None: not sharded.
+        shape: the shape of the array.
+        sizes: the sizes of the mesh axes by name.
 
     Raises:
-      ValueError: a logical axis has no rule, or the number of axes is wrong.
+        ValueError: a logical axis has no rule, or the number of axes is wrong.
     """
     if len(axes) != len(shape):
         raise ValueError(
@@ -119,12 +119,12 @@ def of_tree(tree: Any, mesh: Mesh, logical_axes: LogicalAxes) -> Any:
     """Returns the shardings of a tree.
 
     Args:
-      tree: arrays, or their shapes.
-      mesh: the device mesh.
-      logical_axes: names the axes of an array by its path in the tree, with slashes.
+        tree: arrays, or their shapes.
+        mesh: the device mesh.
+        logical_axes: names the axes of an array by its path in the tree, with slashes.
 
     Returns:
-      A tree of the same structure of NamedSharding.
+        A tree of the same structure of NamedSharding.
     """
     specs = _specs(tree, dict(mesh.shape), logical_axes)
     return jax.tree.map(lambda s: NamedSharding(mesh, s), specs)

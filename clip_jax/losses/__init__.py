@@ -24,8 +24,8 @@ All other keyword parameters are the loss's own options: the config sets them by
 have is an error. A parameter without a default must be set.
 
 Returns:
-  value: the mean loss over the global batch, float32 []; its gradient must be exact.
-  metrics: a dict of scalars to log, such as 'accuracy/image_to_text'.
+    value: the mean loss over the global batch, float32 []; its gradient must be exact.
+    metrics: a dict of scalars to log, such as 'accuracy/image_to_text'.
 
 Optional module attributes:
   INIT: initial `init_logit_scale` (a logarithm) and `init_logit_bias` of the model; what it lacks

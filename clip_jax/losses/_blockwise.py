@@ -32,12 +32,12 @@ class PairLoss(NamedTuple):
     """A loss in terms of a pair's positive logit and its negatives; all functions are elementwise.
 
     Attributes:
-      term: (logit, maximum) -> what a negative adds to the sum.
-      rescale: (old maximum - new maximum) -> the factor of a sum whose maximum has grown.
-      finalize: (positive logit, image statistics, text statistics) -> (loss, its derivative with
-        respect to the positive logit, a normalizer for the image, a normalizer for the text).
-      derivative: (logit, image normalizer, text normalizer) -> the derivative of the loss with
-        respect to a negative logit.
+        term: (logit, maximum) -> what a negative adds to the sum.
+        rescale: (old maximum - new maximum) -> the factor of a sum whose maximum has grown.
+        finalize: (positive logit, image statistics, text statistics) -> (loss, its derivative with
+            respect to the positive logit, a normalizer for the image, a normalizer for the text).
+        derivative: (logit, image normalizer, text normalizer) -> the derivative of the loss with
+            respect to a negative logit.
     """
 
     term: Callable
@@ -74,16 +74,16 @@ def contrast(
     """Computes a contrastive loss block by block.
 
     Args:
-      loss: the loss of one pair.
-      layout: how the batch is sharded, and how to compute.
-      image: L2-normalized image embeddings, float [B, D].
-      text: L2-normalized text embeddings, float [B, D].
-      scale: factor of the cosine similarities, [].
-      bias: added to the logits, [], or None.
-      mask: bool [B]; pairs where it is False are ignored. None: all pairs count.
+        loss: the loss of one pair.
+        layout: how the batch is sharded, and how to compute.
+        image: L2-normalized image embeddings, float [B, D].
+        text: L2-normalized text embeddings, float [B, D].
+        scale: factor of the cosine similarities, [].
+        bias: added to the logits, [], or None.
+        mask: bool [B]; pairs where it is False are ignored. None: all pairs count.
 
     Returns:
-      The mean loss, float32 [], and the accuracy in both directions.
+        The mean loss, float32 [], and the accuracy in both directions.
     """
     if layout.block_size < 1:
         raise ValueError(f'losses: block_size is {layout.block_size}; expected at least 1')

@@ -30,33 +30,34 @@ def loss(
     ``S = scale * image @ text.T + bias``; ``z_ij`` is 1 for positives, i = j, and -1 for negatives.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from clip_jax.losses import sigmoid
-      >>> image = text = jnp.eye(3)
-      >>> value, _ = sigmoid.loss(image, text, scale=jnp.float32(10), bias=jnp.float32(-5))
-      >>> print(f'{value:.4f}')
-      0.0201
+        >>> import jax.numpy as jnp
+        >>> from clip_jax.losses import sigmoid
+        >>> image = text = jnp.eye(3)
+        >>> value, _ = sigmoid.loss(image, text, scale=jnp.float32(10), bias=jnp.float32(-5))
+        >>> print(f'{value:.4f}')
+        0.0201
 
     Args:
-      image: L2-normalized image embeddings of the global batch, float [B, D].
-      text: L2-normalized text embeddings, float [B, D]. `image[i]` and `text[i]` are a positive
-        pair; all other combinations are negatives.
-      scale: the inverse temperature, [].
-      bias: added to all logits, []; None is 0. SigLIP's initial bias is -10, so that the many
-        negatives do not dominate the first steps.
-      mask: bool [B]; pairs where it is False are neither positives nor negatives. None: all count.
-      mesh: the device mesh, for the implementations 'gather' and 'ring'.
-      axis: the mesh axis or axes that the batch is sharded over.
-      implementation: 'dense', 'gather' or 'ring', see clip_jax/losses/__init__.py. None: 'gather'
-        if there is a mesh, else 'dense'.
-      block_size: the number of texts in a block of 'gather' and 'ring'.
+        image: L2-normalized image embeddings of the global batch, float [B, D].
+        text: L2-normalized text embeddings, float [B, D]. `image[i]` and `text[i]` are a positive
+            pair; all other combinations are negatives.
+        scale: the inverse temperature, [].
+        bias: added to all logits, []; None is 0. SigLIP's initial bias is -10, so that the many
+            negatives do not dominate the first steps.
+        mask: bool [B]; pairs where it is False are neither positives nor negatives. None: all
+            count.
+        mesh: the device mesh, for the implementations 'gather' and 'ring'.
+        axis: the mesh axis or axes that the batch is sharded over.
+        implementation: 'dense', 'gather' or 'ring', see clip_jax/losses/__init__.py. None: 'gather'
+            if there is a mesh, else 'dense'.
+        block_size: the number of texts in a block of 'gather' and 'ring'.
 
     Returns:
-      The loss, float32 [], and metrics: 'accuracy/image_to_text' and 'accuracy/text_to_image', the
-      fraction of embeddings whose positive has the highest similarity; ties count as wrong.
+        The loss, float32 [], and metrics: 'accuracy/image_to_text' and 'accuracy/text_to_image',
+        the fraction of embeddings whose positive has the highest similarity; ties count as wrong.
 
     Raises:
-      ValueError: if there is an unknown implementation, or a batch that cannot be sharded.
+        ValueError: if there is an unknown implementation, or a batch that cannot be sharded.
 
     References:
       Zhai et al., Sigmoid Loss for Language Image Pre-Training, 2023 (arXiv 2303.15343),

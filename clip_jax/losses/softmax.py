@@ -30,35 +30,37 @@ def loss(
     cross-entropy of row i, whose positive is column i.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> from clip_jax.losses import softmax
-      >>> image = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
-      >>> text = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-      >>> value, metrics = softmax.loss(image, text, scale=jnp.float32(10))
-      >>> print(f'{value:.4f}')
-      0.6207
-      >>> print(f"{metrics['accuracy/image_to_text']:.4f}")
-      0.3333
+        >>> import jax.numpy as jnp
+        >>> from clip_jax.losses import softmax
+        >>> image = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+        >>> text = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> value, metrics = softmax.loss(image, text, scale=jnp.float32(10))
+        >>> print(f'{value:.4f}')
+        0.6207
+        >>> print(f"{metrics['accuracy/image_to_text']:.4f}")
+        0.3333
 
     Args:
-      image: L2-normalized image embeddings of the global batch, float [B, D].
-      text: L2-normalized text embeddings, float [B, D]. `image[i]` and `text[i]` are a positive
-        pair; all other combinations are negatives.
-      scale: the inverse temperature, [].
-      bias: must be None. The same number added to all logits does not change a softmax.
-      mask: bool [B]; pairs where it is False are neither positives nor negatives. None: all count.
-      mesh: the device mesh, for the implementations 'gather' and 'ring'.
-      axis: the mesh axis or axes that the batch is sharded over.
-      implementation: 'dense', 'gather' or 'ring', see clip_jax/losses/__init__.py. None: 'gather'
-        if there is a mesh, else 'dense'.
-      block_size: the number of texts in a block of 'gather' and 'ring'.
+        image: L2-normalized image embeddings of the global batch, float [B, D].
+        text: L2-normalized text embeddings, float [B, D]. `image[i]` and `text[i]` are a positive
+            pair; all other combinations are negatives.
+        scale: the inverse temperature, [].
+        bias: must be None. The same number added to all logits does not change a softmax.
+        mask: bool [B]; pairs where it is False are neither positives nor negatives. None: all
+            count.
+        mesh: the device mesh, for the implementations 'gather' and 'ring'.
+        axis: the mesh axis or axes that the batch is sharded over.
+        implementation: 'dense', 'gather' or 'ring', see clip_jax/losses/__init__.py. None: 'gather'
+            if there is a mesh, else 'dense'.
+        block_size: the number of texts in a block of 'gather' and 'ring'.
 
     Returns:
-      The loss, float32 [], and metrics: 'accuracy/image_to_text' and 'accuracy/text_to_image', the
-      fraction of embeddings whose positive has the highest similarity; ties count as wrong.
+        The loss, float32 [], and metrics: 'accuracy/image_to_text' and 'accuracy/text_to_image',
+        the fraction of embeddings whose positive has the highest similarity; ties count as wrong.
 
     Raises:
-      ValueError: if there is a bias, an unknown implementation, or a batch that cannot be sharded.
+        ValueError: if there is a bias, an unknown implementation, or a batch that cannot be
+            sharded.
 
     References:
       Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021

@@ -29,16 +29,17 @@ class CLIP(nn.Module):
     `logit_bias`.
 
     Attributes:
-      image: the image encoder, see models/image.
-      text: the text encoder, see models/text.
-      embed_dim: features of the shared space.
-      image_proj: projection of image features. 'linear': without a bias; 'biased': with a bias, as
-        after OpenAI's ResNets; 'none': the encoder's features are the embedding, as in SigLIP.
-      text_proj: projection of text features; 'biased' in SigLIP.
-      init_logit_scale: initial log inverse temperature.
-      init_logit_bias: initial logit bias; None for losses without one.
-      dtype: the compute dtype.
-      param_dtype: the dtype of the parameters.
+        image: the image encoder, see models/image.
+        text: the text encoder, see models/text.
+        embed_dim: features of the shared space.
+        image_proj: projection of image features. 'linear': without a bias; 'biased': with a bias,
+            as after OpenAI's ResNets; 'none': the encoder's features are the embedding, as in
+            SigLIP.
+        text_proj: projection of text features; 'biased' in SigLIP.
+        init_logit_scale: initial log inverse temperature.
+        init_logit_bias: initial logit bias; None for losses without one.
+        dtype: the compute dtype.
+        param_dtype: the dtype of the parameters.
 
     Source: Learning Transferable Visual Models From Natural Language Supervision (arXiv
     2103.00020), figure 3.
@@ -121,15 +122,15 @@ class CLIP(nn.Module):
         """Computes what a loss needs.
 
         Args:
-          images: float [B, H, W, 3], normalized by mean and std.
-          tokens: token ids, int32 [B, L].
-          train: whether dropout is on and running statistics are updated.
-          example_index: int32 [B], positions in the global batch, on which random numbers for an
-            example depend; None: 0, 1, 2, …
+            images: float [B, H, W, 3], normalized by mean and std.
+            tokens: token ids, int32 [B, L].
+            train: whether dropout is on and running statistics are updated.
+            example_index: int32 [B], positions in the global batch, on which random numbers for an
+                example depend; None: 0, 1, 2, …
 
         Returns:
-          L2-normalized embeddings of images and texts, float32 [B, embed_dim] each, the factor of
-          their similarities, float32 [], and the logit bias, float32 [] or None.
+            L2-normalized embeddings of images and texts, float32 [B, embed_dim] each, the factor of
+            their similarities, float32 [], and the logit bias, float32 [] or None.
         """
         image = l2_normalize(self.encode_image(images, train=train, example_index=example_index))
         text = l2_normalize(self.encode_text(tokens, train=train, example_index=example_index))
@@ -166,12 +167,13 @@ def from_card(fields: Mapping[str, Any], dtype: Any = jnp.float32, **execution: 
     """Makes the model of a card.
 
     Args:
-      fields: the card's `model`. Fields that are missing or None are the defaults of the encoders.
-      dtype: the compute dtype; parameters are float32.
-      **execution: fields of EXECUTION, for the encoders that have them.
+        fields: the card's `model`. Fields that are missing or None are the defaults of the
+            encoders.
+        dtype: the compute dtype; parameters are float32.
+        **execution: fields of EXECUTION, for the encoders that have them.
 
     Raises:
-      ValueError: an encoder is unknown or cannot be imported, or a field is wrong.
+        ValueError: an encoder is unknown or cannot be imported, or a field is wrong.
     """
     types = {'dtype': jnp.dtype(dtype), 'param_dtype': jnp.dtype('float32')}
 
@@ -229,15 +231,15 @@ def with_image_size(
     """Adapts a model to another image size.
 
     Args:
-      fields: a card's `model`.
-      variables: the model's variables; they are not changed.
-      image_size: height and width of images, in pixels.
+        fields: a card's `model`.
+        variables: the model's variables; they are not changed.
+        image_size: height and width of images, in pixels.
 
     Returns:
-      The fields and variables for that size: only position embeddings differ.
+        The fields and variables for that size: only position embeddings differ.
 
     Raises:
-      ValueError: the encoder cannot take images of this size.
+        ValueError: the encoder cannot take images of this size.
     """
     image = from_card(fields).image
     params = variables['params']

@@ -44,15 +44,15 @@ def logical_axes(
     """Looks up the logical axes of a parameter, or of its moments in an optimizer's state.
 
     Args:
-      path: its path in the tree, with slashes between names.
-      ndim: its number of axes.
-      table: regular expression for one or more names at the end of a path -> logical axes.
+        path: its path in the tree, with slashes between names.
+        ndim: its number of axes.
+        table: regular expression for one or more names at the end of a path -> logical axes.
 
     Returns:
-      One name for each axis. Scalars and vectors are not sharded: None for each axis.
+        One name for each axis. Scalars and vectors are not sharded: None for each axis.
 
     Raises:
-      ValueError: no entry of the table matches.
+        ValueError: no entry of the table matches.
     """
     if ndim < 2:
         return (None,) * ndim
@@ -69,12 +69,12 @@ def cast(params: Any, dtype: Any, logical_axes: sharding.LogicalAxes) -> Any:
     """Casts kernels and embeddings to the compute dtype once, before the all-gather.
 
     Args:
-      params: a tree of float32 parameters.
-      dtype: the compute dtype.
-      logical_axes: names their axes, see models/clip.logical_axes.
+        params: a tree of float32 parameters.
+        dtype: the compute dtype.
+        logical_axes: names their axes, see models/clip.logical_axes.
 
     Returns:
-      The tree with the same sharding; scalars and vectors stay float32.
+        The tree with the same sharding; scalars and vectors stay float32.
     """
     params = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
     return sharding.constrain_tree(params, logical_axes)
@@ -85,12 +85,12 @@ def example_keys(key: jax.Array, example_index: jax.Array | None, count: int) ->
     sharding or on microbatches.
 
     Args:
-      key: the key of the step.
-      example_index: int32 [count], the examples' positions in the global batch; None: 0, 1, 2, …
-      count: the number of examples.
+        key: the key of the step.
+        example_index: int32 [count], the examples' positions in the global batch; None: 0, 1, 2, …
+        count: the number of examples.
 
     Returns:
-      Keys [count].
+        Keys [count].
     """
     index = jnp.arange(count) if example_index is None else example_index
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
@@ -100,9 +100,9 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
     """Applies dropout (Srivastava et al. 2014) with a random key for each example.
 
     Args:
-      x: activations [B, ...].
-      rate: probability that a value is set to 0; the others are divided by 1 - rate.
-      keys: random keys [B]; None: no dropout, as in evaluation.
+        x: activations [B, ...].
+        rate: probability that a value is set to 0; the others are divided by 1 - rate.
+        keys: random keys [B]; None: no dropout, as in evaluation.
     """
     if not rate or keys is None:
         return x
@@ -144,9 +144,9 @@ class Embedding(nn.Module):
     """An embedding table: ids int32 [...] -> embeddings [..., width].
 
     Attributes:
-      size: the number of ids.
-      width: features of an embedding.
-      std: initial standard deviation.
+        size: the number of ids.
+        width: features of an embedding.
+        std: initial standard deviation.
     """
 
     size: int
@@ -179,15 +179,15 @@ def attend(
     jax.nn.dot_product_attention multiply by float32 gradients; logits and softmax are float32.
 
     Args:
-      query: [B, Lq, heads, head_dim].
-      key: [B, Lk, heads, head_dim].
-      value: [B, Lk, heads, head_dim].
-      mask: bool, broadcastable to [B, heads, Lq, Lk]; True: the query attends to the key.
-      causal: whether a query attends only to keys at its own and earlier positions.
-      implementation: 'xla', or 'cudnn' for flash attention on CUDA GPUs.
+        query: [B, Lq, heads, head_dim].
+        key: [B, Lk, heads, head_dim].
+        value: [B, Lk, heads, head_dim].
+        mask: bool, broadcastable to [B, heads, Lq, Lk]; True: the query attends to the key.
+        causal: whether a query attends only to keys at its own and earlier positions.
+        implementation: 'xla', or 'cudnn' for flash attention on CUDA GPUs.
 
     Returns:
-      [B, Lq, heads, head_dim].
+        [B, Lq, heads, head_dim].
 
     Source: Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
     """
@@ -227,11 +227,11 @@ class Attention(nn.Module):
     the causal mask.
 
     Attributes:
-      heads: the number of attention heads.
-      causal: whether tokens attend only to earlier ones and to themselves.
-      in_std: initial standard deviation of the query, key and value projections.
-      out_std: initial standard deviation of the output projection.
-      implementation: see `attend`.
+        heads: the number of attention heads.
+        causal: whether tokens attend only to earlier ones and to themselves.
+        in_std: initial standard deviation of the query, key and value projections.
+        out_std: initial standard deviation of the output projection.
+        implementation: see `attend`.
     """
 
     heads: int
@@ -268,10 +268,10 @@ class Mlp(nn.Module):
     """Two dense layers with an activation between them: [..., width] -> [..., width].
 
     Attributes:
-      mlp_dim: hidden features.
-      activation: a key of ACTIVATIONS.
-      in_std: initial standard deviation of the first layer.
-      out_std: initial standard deviation of the second layer.
+        mlp_dim: hidden features.
+        activation: a key of ACTIVATIONS.
+        in_std: initial standard deviation of the first layer.
+        out_std: initial standard deviation of the second layer.
     """
 
     mlp_dim: int
@@ -296,20 +296,20 @@ class TransformerConfig:
     """The fields of a transformer; encoders have fields of the same names.
 
     Attributes:
-      depth: the number of blocks.
-      heads: attention heads of a block.
-      mlp_dim: hidden features of a block's MLP.
-      activation: a key of ACTIVATIONS.
-      causal: whether tokens attend only to earlier ones and to themselves.
-      norm_eps: added to the variance in layer norms.
-      layer_scale: if not 0, the initial value of a learned factor for each feature of a branch's
-        output (LayerScale, arXiv 2103.17239, section 2).
-      dropout: dropout rate of a branch's output.
-      remat: rematerialization policy, a key of REMAT.
-      scan: whether to scan over the blocks, so that only one is compiled.
-      attention: implementation of attention, see `attend`.
-      dtype: the compute dtype.
-      param_dtype: the dtype of the parameters.
+        depth: the number of blocks.
+        heads: attention heads of a block.
+        mlp_dim: hidden features of a block's MLP.
+        activation: a key of ACTIVATIONS.
+        causal: whether tokens attend only to earlier ones and to themselves.
+        norm_eps: added to the variance in layer norms.
+        layer_scale: if not 0, the initial value of a learned factor for each feature of a branch's
+            output (LayerScale, arXiv 2103.17239, section 2).
+        dropout: dropout rate of a branch's output.
+        remat: rematerialization policy, a key of REMAT.
+        scan: whether to scan over the blocks, so that only one is compiled.
+        attention: implementation of attention, see `attend`.
+        dtype: the compute dtype.
+        param_dtype: the dtype of the parameters.
     """
 
     depth: int

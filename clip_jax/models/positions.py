@@ -13,11 +13,11 @@ def sincos2d(grid: int, width: int) -> jax.Array:
     dimensions).
 
     Args:
-      grid: patches along each side of the image.
-      width: features; a multiple of 4, for sine and cosine of column and row.
+        grid: patches along each side of the image.
+        width: features; a multiple of 4, for sine and cosine of column and row.
 
     Returns:
-      float32 [grid^2, width]
+        float32 [grid^2, width]
     """
     frequency = 10_000.0 ** -jnp.linspace(0, 1, width // 4)
     row, column = jnp.divmod(jnp.arange(grid * grid), grid)
@@ -32,12 +32,12 @@ def resized(table: jax.Array, grid: int, *, tokens: int) -> jax.Array:
     differs where the grid shrinks.
 
     Args:
-      table: position embeddings [tokens + n^2, width].
-      grid: patches along each side of the new image.
-      tokens: the number of tokens at the start that are not patches; theirs do not change.
+        table: position embeddings [tokens + n^2, width].
+        grid: patches along each side of the new image.
+        tokens: the number of tokens at the start that are not patches; theirs do not change.
 
     Returns:
-      [tokens + grid^2, width]
+        [tokens + grid^2, width]
 
     Source: ViT (arXiv 2010.11929), section 3.2.
     """

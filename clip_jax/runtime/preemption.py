@@ -22,7 +22,7 @@ class Preempted(Exception):
     """A run was asked to stop; all of its processes stop at the same step, with all saved.
 
     Args:
-      signal: SIGTERM (also for a notice of the machine) or SIGINT.
+        signal: SIGTERM (also for a notice of the machine) or SIGINT.
     """
 
     def __init__(self, signal: int):

@@ -32,18 +32,18 @@ def value_and_grad(
     for each.
 
     Args:
-      embed: (params, buffers, batch) -> ((image, text), buffers), embeddings [B, D]. It is called
-        twice for each micro-batch and must draw the same random numbers both times.
-      scale_and_bias: params -> (scale, bias), the other inputs of the loss.
-      loss: (image, text, scale, bias) -> (value, metrics).
-      constrain: constrains the sharding of gradients.
-      params: the parameters.
-      buffers: the other variables of the model.
-      batch: a tree of arrays [B, ...].
-      microbatches: the number of micro-batches; it divides B.
+        embed: (params, buffers, batch) -> ((image, text), buffers), embeddings [B, D]. It is called
+            twice for each micro-batch and must draw the same random numbers both times.
+        scale_and_bias: params -> (scale, bias), the other inputs of the loss.
+        loss: (image, text, scale, bias) -> (value, metrics).
+        constrain: constrains the sharding of gradients.
+        params: the parameters.
+        buffers: the other variables of the model.
+        batch: a tree of arrays [B, ...].
+        microbatches: the number of micro-batches; it divides B.
 
     Returns:
-      The loss, its metrics, the new buffers, and the gradients with respect to `params`.
+        The loss, its metrics, the new buffers, and the gradients with respect to `params`.
     """
     if microbatches == 1:
 

@@ -15,12 +15,12 @@ def warmup_cosine(*, peak: float, warmup_steps: int, total_steps: int) -> optax.
     """Makes a learning rate schedule: linear warmup from 0, then cosine decay to 0.
 
     Args:
-      peak: the learning rate at the end of the warmup.
-      warmup_steps: steps of the warmup.
-      total_steps: steps of the training, warmup included.
+        peak: the learning rate at the end of the warmup.
+        warmup_steps: steps of the warmup.
+        total_steps: steps of the training, warmup included.
 
     Returns:
-      step -> learning rate.
+        step -> learning rate.
     """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
@@ -42,12 +42,12 @@ def adamw(
     """Makes the AdamW optimizer (arXiv 1711.05101).
 
     Args:
-      schedule: step -> learning rate.
-      b1: decay of the first moment.
-      b2: decay of the second moment.
-      eps: added to the root of the second moment.
-      weight_decay: of the parameters in DECAYED; multiplied by the learning rate.
-      grad_clip_norm: maximum global norm of the gradient; 0: not clipped.
+        schedule: step -> learning rate.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: of the parameters in DECAYED; multiplied by the learning rate.
+        grad_clip_norm: maximum global norm of the gradient; 0: not clipped.
     """
     return optax.chain(
         optax.clip_by_global_norm(grad_clip_norm) if grad_clip_norm else optax.identity(),

@@ -14,9 +14,9 @@ def init() -> SkipState:
     """Returns the initial state.
 
     Returns:
-      int32 [] counts of skipped updates: 'nonfinite', 'spike', and 'consecutive', those since the
-      last update; and 'losses', float32 [WINDOW], of the last updates, infinity before there are
-      as many.
+        int32 [] counts of skipped updates: 'nonfinite', 'spike', and 'consecutive', those since the
+        last update; and 'losses', float32 [WINDOW], of the last updates, infinity before there are
+        as many.
     """
     counts = {name: jnp.zeros((), jnp.int32) for name in (*REASONS, 'consecutive')}
     return {**counts, 'losses': jnp.full(WINDOW, jnp.inf, jnp.float32)}
@@ -31,13 +31,13 @@ def should_update(
     `spike` standard deviations above the mean of the last WINDOW losses.
 
     Args:
-      skip_state: the state before the step.
-      loss: the loss of the step, [].
-      *others: trees of arrays that have to be finite too.
-      spike: number of standard deviations; 0: losses are not compared.
+        skip_state: the state before the step.
+        loss: the loss of the step, [].
+        *others: trees of arrays that have to be finite too.
+        spike: number of standard deviations; 0: losses are not compared.
 
     Returns:
-      Whether to apply the update, bool [], and the new state.
+        Whether to apply the update, bool [], and the new state.
     """
     losses = skip_state['losses']
     finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((loss, others))]).all()

@@ -19,12 +19,12 @@ class TrainState:
     """Everything that a training step changes or needs.
 
     Attributes:
-      step: int32 []; batches seen, including those whose update was skipped.
-      params: float32 parameters.
-      buffers: the other collections of variables; `batch_stats` of a ResNet, none of a ViT.
-      opt_state: the optimizer's state.
-      rng: uint32 [2], the data of the random key: a checkpoint has plain arrays only.
-      skip_state: the state of skip_updates.
+        step: int32 []; batches seen, including those whose update was skipped.
+        params: float32 parameters.
+        buffers: the other collections of variables; `batch_stats` of a ResNet, none of a ViT.
+        opt_state: the optimizer's state.
+        rng: uint32 [2], the data of the random key: a checkpoint has plain arrays only.
+        skip_state: the state of skip_updates.
     """
 
     step: jax.Array
@@ -51,14 +51,14 @@ def create(
     """Initializes model and optimizer under jit, so that every array is created sharded.
 
     Args:
-      model: the model.
-      optimizer: the optimizer.
-      seed: of the initialization and of dropout.
-      mesh: the device mesh.
-      variables: the model's initial variables (donated); None: random ones.
+        model: the model.
+        optimizer: the optimizer.
+        seed: of the initialization and of dropout.
+        mesh: the device mesh.
+        variables: the model's initial variables (donated); None: random ones.
 
     Returns:
-      The state at step 0, sharded over the mesh.
+        The state at step 0, sharded over the mesh.
     """
     init, key, shardings = _init(model, optimizer, seed, mesh, variables)
     return jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, variables)

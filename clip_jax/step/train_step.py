@@ -32,18 +32,18 @@ def train_step(
     """Makes one update on a global batch.
 
     Args:
-      state: the training state.
-      batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}.
-      model: the model.
-      loss: (image, text, scale, bias) -> (value, metrics), as build.loss makes it.
-      optimizer: the optimizer.
-      normalize: uint8 images -> float images.
-      microbatches: the number of parts in which the batch is embedded (see grad_cache).
-      spike: skip updates whose loss is more than this number of standard deviations above the
-        recent losses; 0: never (see skip_updates).
+        state: the training state.
+        batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}.
+        model: the model.
+        loss: (image, text, scale, bias) -> (value, metrics), as build.loss makes it.
+        optimizer: the optimizer.
+        normalize: uint8 images -> float images.
+        microbatches: the number of parts in which the batch is embedded (see grad_cache).
+        spike: skip updates whose loss is more than this number of standard deviations above the
+            recent losses; 0: never (see skip_updates).
 
     Returns:
-      The next state, and scalar metrics.
+        The next state, and scalar metrics.
     """
     logical_axes = clip.logical_axes(model)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -114,9 +114,9 @@ def bind_step(
     """Binds the arguments of `train_step` other than state and batch.
 
     Args:
-      mean: the mean that is subtracted from the pixels of red, green and blue.
-      std: the standard deviation that they are divided by.
-      model, loss, optimizer, microbatches, spike: see `train_step`.
+        mean: the mean that is subtracted from the pixels of red, green and blue.
+        std: the standard deviation that they are divided by.
+        model, loss, optimizer, microbatches, spike: see `train_step`.
     """
     return functools.partial(
         train_step,
@@ -133,11 +133,11 @@ def with_stop(step: Callable) -> Callable:
     """Adds an all-reduced stop flag to a step, so that hosts agree on when to stop at no cost.
 
     Args:
-      step: (state, batch) -> (state, metrics).
+        step: (state, batch) -> (state, metrics).
 
     Returns:
-      (state, batch, stop) -> (state, metrics) with `stop`, int32 [devices], the stop reason of each
-      device's host, 0 for none; metrics[STOP] is the maximum.
+        (state, batch, stop) -> (state, metrics) with `stop`, int32 [devices], the stop reason of
+        each device's host, 0 for none; metrics[STOP] is the maximum.
     """
 
     def step_with_stop(

@@ -25,10 +25,10 @@ def flops(jaxpr: Any) -> collections.Counter[str]:
     """Counts the FLOPs of all matrix products and convolutions of a traced program.
 
     Args:
-      jaxpr: a jaxpr, as `jax.jit(f).trace(...).jaxpr.jaxpr` has it.
+        jaxpr: a jaxpr, as `jax.jit(f).trace(...).jaxpr.jaxpr` has it.
 
     Returns:
-      FLOPs over all devices, by the dtype of the operands.
+        FLOPs over all devices, by the dtype of the operands.
     """
     total = _own_flops(jaxpr)
     for equation in jaxpr.eqns:
@@ -70,10 +70,10 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
     """Counts the collectives of a compiled program.
 
     Args:
-      text: the optimized HLO of the program, of one device.
+        text: the optimized HLO of the program, of one device.
 
     Returns:
-      By kind, the `count` per step and the `mib` of their results on a device.
+        By kind, the `count` per step and the `mib` of their results on a device.
     """
     once: dict[tuple, tuple[int, float]] = {}
     for number, (times, _, line) in enumerate(_lines(text)):

@@ -33,18 +33,18 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> dict[str, Any]:
     """Trains a model, or resumes the run in `workdir` from its newest valid checkpoint.
 
     Args:
-      config: the training config; configs/default.py describes every key.
-      workdir: the run directory, a local folder or one on object storage; new, empty, or of a run
-        of the same config.
+        config: the training config; configs/default.py describes every key.
+        workdir: the run directory, a local folder or one on object storage; new, empty, or of a run
+            of the same config.
 
     Returns:
-      The content of `summary.json`: the last scores and loss, speed, counts, and versions. A run
-      that was complete already returns it at once.
+        The content of `summary.json`: the last scores and loss, speed, counts, and versions. A run
+        that was complete already returns it at once.
 
     Raises:
-      Preempted: SIGTERM, Ctrl-C or a notice of the machine stopped it, and all is saved; the same
-        call resumes it.
-      ValueError: a value of the config, the data or the run directory is not usable.
+        Preempted: SIGTERM, Ctrl-C or a notice of the machine stopped it, and all is saved; the same
+            call resumes it.
+        ValueError: a value of the config, the data or the run directory is not usable.
     """
     workdir = checkpoint.absolute(workdir)
     resolved = json.loads(config.to_json_best_effort())

@@ -26,15 +26,15 @@ class Outputs:
     """The open files and threads of a run; every process calls each method at the same step.
 
     Args:
-      batches: this host's batches.
-      source: the training data that they are made of.
-      mesh: the devices that they go to.
-      schedule: the learning rate of each step.
-      card: the model's, saved with every checkpoint.
-      writers: (workdir, *, resume_step, config) -> metric writer.
-      start: the step that the run resumes from, 0 for a new one.
-      bad: counts of bad records until then, by kind.
-      seconds: how long the run has trained until then.
+        batches: this host's batches.
+        source: the training data that they are made of.
+        mesh: the devices that they go to.
+        schedule: the learning rate of each step.
+        card: the model's, saved with every checkpoint.
+        writers: (workdir, *, resume_step, config) -> metric writer.
+        start: the step that the run resumes from, 0 for a new one.
+        bad: counts of bad records until then, by kind.
+        seconds: how long the run has trained until then.
     """
 
     def __init__(

@@ -67,11 +67,11 @@ def topology(name: str) -> Planned:
     """Returns the devices of a topology.
 
     Args:
-      name: a TPU topology such as `v5e:16x16`, or `local` for the devices of this machine, of
-        which XLA_FLAGS can simulate several.
+        name: a TPU topology such as `v5e:16x16`, or `local` for the devices of this machine, of
+            which XLA_FLAGS can simulate several.
 
     Raises:
-      ValueError: there is no such topology, or libtpu is not installed.
+        ValueError: there is no such topology, or libtpu is not installed.
     """
     kind, _, shape = name.partition(':')
     if kind == 'local':
@@ -96,9 +96,9 @@ def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
     """Compiles the train step of a config for a topology.
 
     Returns:
-      The report, JSON types: sizes, memory in MiB per device, TFLOPs per step over all devices,
-      collectives, and the compiler's estimate of seconds. `fits` says whether a device has enough
-      memory.
+        The report, JSON types: sizes, memory in MiB per device, TFLOPs per step over all devices,
+        collectives, and the compiler's estimate of seconds. `fits` says whether a device has enough
+        memory.
     """
     # On this machine, 'auto' would be float32.
     on_chip = planned.chip and config.model.dtype == 'auto'
@@ -394,10 +394,10 @@ def run(
     """Plans a config for a topology and prints the result with `say`.
 
     Args:
-      largest: whether to search for the largest batch that fits.
+        largest: whether to search for the largest batch that fits.
 
     Returns:
-      The report, and whether it fits.
+        The report, and whether it fits.
     """
     planned = topology(name)
     if largest and not planned.chip:

@@ -39,11 +39,11 @@ def is_complete(workdir: epath.Path, resolved: dict[str, Any]) -> bool:
     """Whether a run directory is complete.
 
     Args:
-      workdir: the run directory.
-      resolved: the config of the run, as JSON.
+        workdir: the run directory.
+        resolved: the config of the run, as JSON.
 
     Raises:
-      ValueError: it holds a run of another config, or something else.
+        ValueError: it holds a run of another config, or something else.
     """
     path = workdir / 'config.json'
     if not path.exists():

@@ -42,15 +42,15 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     """Builds all parts of a run.
 
     Args:
-      config: the training config, as configs/default.py describes it.
-      workdir: the run directory, an absolute epath.Path. Its newest valid checkpoint, if there is
-        one, provides the card; otherwise `config.init_from` or the config itself does.
+        config: the training config, as configs/default.py describes it.
+        workdir: the run directory, an absolute epath.Path. Its newest valid checkpoint, if there is
+            one, provides the card; otherwise `config.init_from` or the config itself does.
 
     Returns:
-      The parts. All processes call this together.
+        The parts. All processes call this together.
 
     Raises:
-      ValueError: a value of the config, the data or a checkpoint is not usable.
+        ValueError: a value of the config, the data or a checkpoint is not usable.
     """
     _check_counts(config)
     writers = build.writers(config.writers)

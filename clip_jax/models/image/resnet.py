@@ -38,11 +38,11 @@ class Encoder(nn.Module):
     `stage_1/block_0/conv_1`.
 
     Attributes:
-      image_size: height and width of images, in pixels; a multiple of 32.
-      width: features of the stem's output, and inside the bottlenecks of the first stage.
-      depths: the numbers of blocks of the four stages.
-      heads: attention heads of the pooling.
-      remat: rematerialization policy, a key of layers.REMAT.
+        image_size: height and width of images, in pixels; a multiple of 32.
+        width: features of the stem's output, and inside the bottlenecks of the first stage.
+        depths: the numbers of blocks of the four stages.
+        heads: attention heads of the pooling.
+        remat: rematerialization policy, a key of layers.REMAT.
     """
 
     image_size: int
@@ -226,10 +226,10 @@ class BatchNorm(nn.Module):
     arrays are global, so this is synchronized batch norm on any mesh.
 
     Attributes:
-      epsilon: added to the variance.
-      momentum: decay of the running averages at a step; PyTorch calls 1 - momentum so.
-      scale_init: initializer of the scale.
-      dtype: the output's dtype.
+        epsilon: added to the variance.
+        momentum: decay of the running averages at a step; PyTorch calls 1 - momentum so.
+        scale_init: initializer of the scale.
+        dtype: the output's dtype.
     """
 
     epsilon: float = 1e-5

@@ -53,27 +53,27 @@ class Encoder(nn.Module):
     """ViT: images float [B, H, W, 3] -> features [B, width].
 
     Attributes:
-      image_size: height and width of images, in pixels.
-      patch_size: height and width of patches, in pixels.
-      width: features of a token.
-      pool: how tokens become one vector. 'cls': the class token; 'mean': the average of the
-        patches; 'map': attention pooling with one learned query (Scaling Vision Transformers, arXiv
-        2106.04560, section 3.1); 'queries': attention pooling with the first of `pool_queries`
-        learned queries, of which the others belong to a caption decoder (CoCa, arXiv 2205.01917,
-        section 3.2).
-      pool_queries: the number of queries of the pool 'queries'.
-      pool_width: features of the pool 'queries'; then also of the output.
-      pool_heads: attention heads of the pool 'queries'.
-      class_token: whether there is a class token although the pool does not read it (CLIPA, arXiv
-        2305.07017).
-      positions: position embeddings, 'learned' or 'sincos2d', fixed sines and cosines of row and
-        column, which learn faster on small data (Better plain ViT baselines, arXiv 2205.01580).
-      pre_norm: whether there is a layer norm before the first block, as in CLIP.
-      norm_after_pool: whether the last layer norm comes after the pooling instead of before it.
-      patch_bias: whether the patch embedding has a bias.
-      patch_dropout: fraction of the patches dropped in training (FLIP, arXiv 2212.00794).
-      depth, heads, mlp_dim, activation, norm_eps, layer_scale, dropout, remat, scan, attention: see
-        layers.TransformerConfig.
+        image_size: height and width of images, in pixels.
+        patch_size: height and width of patches, in pixels.
+        width: features of a token.
+        pool: how tokens become one vector. 'cls': the class token; 'mean': the average of the
+            patches; 'map': attention pooling with one learned query (Scaling Vision Transformers,
+            arXiv 2106.04560, section 3.1); 'queries': attention pooling with the first of
+            `pool_queries` learned queries, of which the others belong to a caption decoder (CoCa,
+            arXiv 2205.01917, section 3.2).
+        pool_queries: the number of queries of the pool 'queries'.
+        pool_width: features of the pool 'queries'; then also of the output.
+        pool_heads: attention heads of the pool 'queries'.
+        class_token: whether there is a class token although the pool does not read it (CLIPA, arXiv
+            2305.07017).
+        positions: position embeddings, 'learned' or 'sincos2d', fixed sines and cosines of row and
+            column, which learn faster on small data (Better plain ViT baselines, arXiv 2205.01580).
+        pre_norm: whether there is a layer norm before the first block, as in CLIP.
+        norm_after_pool: whether the last layer norm comes after the pooling instead of before it.
+        patch_bias: whether the patch embedding has a bias.
+        patch_dropout: fraction of the patches dropped in training (FLIP, arXiv 2212.00794).
+        depth, heads, mlp_dim, activation, norm_eps, layer_scale, dropout, remat, scan, attention:
+            see layers.TransformerConfig.
     """
 
     image_size: int
@@ -289,12 +289,12 @@ def drop_patches(x: jax.Array, share: float, keys: jax.Array) -> jax.Array:
     """Drops a random subset of each image's patches (FLIP, arXiv 2212.00794).
 
     Args:
-      x: patches [B, L, width].
-      share: fraction of the patches to drop.
-      keys: random keys [B].
+        x: patches [B, L, width].
+        share: fraction of the patches to drop.
+        keys: random keys [B].
 
     Returns:
-      [B, max(1, round(L * (1 - share))), width]
+        [B, max(1, round(L * (1 - share))), width]
     """
     length = x.shape[1]
     kept = max(1, round(length * (1 - share)))

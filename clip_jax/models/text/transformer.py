@@ -47,17 +47,18 @@ class Encoder(nn.Module):
     """Text transformer: token ids int32 [B, L] -> features [B, width].
 
     Attributes:
-      vocab_size: the number of token ids.
-      context_length: the number of positions.
-      width: features of a token.
-      eot_id: the end-of-text token, for the pool 'eot'.
-      pad_id: the padding token, which the pool 'cls' masks.
-      pool: the token whose features are the output. 'eot': the first end-of-text token; 'argmax':
-        the first largest id, as in OpenAI's code, where that is the end-of-text token; 'last': the
-        last one, padding or not, so that L must be `context_length` (SigLIP, arXiv 2303.15343);
-        'cls': a class token after the text, with padding masked (CoCa, arXiv 2205.01917).
-      depth, heads, mlp_dim, causal, activation, norm_eps, layer_scale, dropout, remat, scan,
-        attention: see layers.TransformerConfig.
+        vocab_size: the number of token ids.
+        context_length: the number of positions.
+        width: features of a token.
+        eot_id: the end-of-text token, for the pool 'eot'.
+        pad_id: the padding token, which the pool 'cls' masks.
+        pool: the token whose features are the output. 'eot': the first end-of-text token; 'argmax':
+            the first largest id, as in OpenAI's code, where that is the end-of-text token; 'last':
+            the last one, padding or not, so that L must be `context_length` (SigLIP, arXiv
+            2303.15343); 'cls': a class token after the text, with padding masked (CoCa, arXiv
+            2205.01917).
+        depth, heads, mlp_dim, causal, activation, norm_eps, layer_scale, dropout, remat, scan,
+            attention: see layers.TransformerConfig.
     """
 
     vocab_size: int
@@ -138,7 +139,7 @@ def padding_mask(is_text: jax.Array) -> jax.Array:
     k is visible where token k - 1 is text.
 
     Args:
-      is_text: bool [B, L]; False: padding. The class token comes after these tokens.
+        is_text: bool [B, L]; False: padding. The class token comes after these tokens.
     """
     class_token = jnp.ones((len(is_text), 1), bool)
     return jnp.concatenate([class_token, is_text], axis=1)[:, None, None]
