@@ -264,7 +264,7 @@ def absolute(path: str | os.PathLike) -> epath.Path:
     return path if atomic.is_remote(path) else path.expanduser().resolve()
 
 
-def find(path: str | epath.Path) -> epath.Path:
+def find(path: str | os.PathLike) -> epath.Path:
     """Finds a checkpoint for inference.
 
     Args:

@@ -7,6 +7,9 @@ import pkgutil
 import sys
 from collections.abc import Iterable
 from types import ModuleType
+from typing import TypeVar
+
+_Name = TypeVar('_Name')  # a config or a card may hold anything
 
 
 def names(folder: str) -> list[str]:
@@ -15,6 +18,7 @@ def names(folder: str) -> list[str]:
     if package in sys.modules:
         places = sys.modules[package].__path__
     else:  # not imported for its names alone
+        # pyrefly: ignore[missing-attribute]  # a folder of ours has a spec
         places = importlib.util.find_spec(package).submodule_search_locations
     return sorted(m.name for m in pkgutil.iter_modules(places) if m.name[0] != '_')
 
@@ -74,7 +78,7 @@ def label(folder: str, name: str) -> str:
     return name if '.' in str(name) else f'{_path(folder)}/{name}'
 
 
-def check(name: str, choices: Iterable[str], *, what: str) -> str:
+def check(name: _Name, choices: Iterable[str], *, what: str) -> _Name:
     """Returns `name` if it is one of `choices`; else a ValueError with the nearest and with all."""
     choices = sorted(choices)
     if name in choices:
@@ -82,7 +86,7 @@ def check(name: str, choices: Iterable[str], *, what: str) -> str:
     raise ValueError(_unknown(name, choices, what=what))
 
 
-def _unknown(name: str, choices: list[str], *, what: str) -> str:
+def _unknown(name: object, choices: list[str], *, what: str) -> str:
     near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
     hint = f' Did you mean {near[0]!r}?' if near else ''
     return f'{what}: there is no {name!r}.{hint} There are: {", ".join(choices)}.'

@@ -11,7 +11,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -145,6 +145,7 @@ class Clip:
         else:
             texts, tokenizer = [texts] if isinstance(texts, str) else texts, self.tokenizer
         batches = (
+            # pyrefly: ignore[bad-argument-type]  # an array of texts is a sequence of them too
             tokenizer(texts[start : start + self.batch_size])
             for start in range(0, len(texts), self.batch_size)
         )
@@ -244,9 +245,11 @@ def _image_features(
 ) -> jax.Array:
     images = normalize(images, mean, std)
     if features == 'pre_projection':
-        found = model.apply(variables, images, method=_pre_projection).astype(np.float32)
+        found = cast(jax.Array, model.apply(variables, images, method=_pre_projection))
+        found = found.astype(np.float32)
     else:
-        found = l2_normalize(model.apply(variables, images, method='encode_image'))
+        found = cast(jax.Array, model.apply(variables, images, method='encode_image'))
+        found = l2_normalize(found)
     return jax.lax.with_sharding_constraint(found, where)
 
 
@@ -256,7 +259,7 @@ def _pre_projection(model: CLIP, images: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames=('model', 'where'))
 def _text_embeddings(variables, tokens, *, model: CLIP, where: jax.sharding.Sharding) -> jax.Array:
-    embeddings = model.apply(variables, tokens, method='encode_text')
+    embeddings = cast(jax.Array, model.apply(variables, tokens, method='encode_text'))
     return jax.lax.with_sharding_constraint(l2_normalize(embeddings), where)
 
 

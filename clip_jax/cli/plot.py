@@ -69,6 +69,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         text = html_report.run_page(runs[0], figures, reports, sections)
         out = out or workdir / 'plots' / 'index.html'
     else:
+        assert out is not None  # as checked above
         text = html_report.compare_page(runs, sections)
     atomic.write(out, text)
     print(out)

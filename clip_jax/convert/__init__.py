@@ -115,6 +115,7 @@ def write(
 
 def _check_equal(written: Mapping[str, Any], back: Mapping[str, Any], layout: str) -> None:
     ours, theirs = _table.flat(written), _table.flat(back)
+    # pyrefly: ignore[bad-argument-type]  # None, which is no array, differs from all
     wrong = [n for n in ours if not np.array_equal(ours[n], theirs.get(n), equal_nan=True)]
     if wrong or set(ours) != set(theirs):
         raise ValueError(f'{layout}: these parameters differ when read back: {wrong[:8]}')
@@ -136,13 +137,13 @@ def _changed(card: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
 def _described(table: list[Row], variables: Mapping[str, Any]) -> str:
     """Returns the table of parameter names as text, with numbered blocks merged into one line."""
     shapes = {name: np.shape(x) for name, x in _table.flat(variables).items()}
-    groups: dict[tuple[str, str, str], int] = {}
+    groups: dict[tuple[str, ...], int] = {}
     for row in table:
         for ours, theirs in _paired(row):
             names = [_NUMBER.sub('*', x) for x in (ours.partition('/')[2], theirs)]
             key = (*names, 'x'.join(map(str, shapes[ours])) or 'number')
             groups[key] = groups.get(key, 0) + 1
-    lines = [('ours', 'theirs', 'shape', 'times')]
+    lines: list[tuple[str, ...]] = [('ours', 'theirs', 'shape', 'times')]
     lines += [(*key, str(times)) for key, times in groups.items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return '\n'.join(

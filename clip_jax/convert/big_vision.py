@@ -244,6 +244,7 @@ def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str,
     _cards.check_expressible(model, same, 'big_vision')
     table = list(rows(model))
     arrays = _table.write(table, variables)
+    # pyrefly: ignore[bad-argument-type]  # no name is that of another parameter
     np.savez(folder / FILE, **{f'params/{name}': array for name, array in arrays.items()})
     _tokenizer_files.save(folder, card['tokenizer'])
     return table

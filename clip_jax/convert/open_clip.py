@@ -379,6 +379,7 @@ def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
     model, config = card['model'], config_of(card['model'])
     table = list(rows(model, 'text.' if config['custom_text'] else ''))
     arrays = _table.write(table, variables)
+    # pyrefly: ignore[bad-argument-type]  # never read: the architecture follows from the shapes
     lazy = {name: Array(x.shape, x.dtype, lambda: None) for name, x in arrays.items()}
     again = architecture(_filled(config, MODEL, 'open_clip'), lazy, what='open_clip')
     _cards.check_expressible(model, again, 'open_clip')

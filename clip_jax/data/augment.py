@@ -288,8 +288,8 @@ def _smooth(image: np.ndarray, shrink: tuple[float, float], *, averaged: bool) -
     )
     if max(x, y) < 0.04:
         return image
-    taps = [np.array([w, 1 - 2 * w, w]) for w in (x, y)]
-    return cv2.sepFilter2D(image, -1, *taps, borderType=cv2.BORDER_REPLICATE)
+    across, down = (np.array([w, 1 - 2 * w, w]) for w in (x, y))
+    return cv2.sepFilter2D(image, -1, across, down, borderType=cv2.BORDER_REPLICATE)
 
 
 def _check_inside(box: Box, height: int, width: int) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -141,7 +141,7 @@ def choose_caption(texts: Sequence[str], rng: np.random.Generator, rule: str = '
         raise BadRecord('no_caption', 'the image has no text')
     if rule == 'longest':
         return max(texts, key=len)
-    return texts[0 if rule == 'first' else rng.integers(len(texts))]
+    return texts[0 if rule == 'first' else int(rng.integers(len(texts)))]
 
 
 def _generator(seed: int, record: int, epoch: int) -> np.random.Generator:
@@ -187,6 +187,6 @@ def bad_fraction(counts: Counter[str], seen: int) -> float:
     return bad / max(1, seen + bad)
 
 
-def describe_counts(counts: dict[str, Any]) -> str:
+def describe_counts(counts: Mapping[str, Any]) -> str:
     """Returns counts by kind as text, largest first."""
     return ', '.join(f'{kind} {n:,}' for kind, n in sorted(counts.items(), key=lambda x: -x[1]))

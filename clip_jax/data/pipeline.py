@@ -123,7 +123,9 @@ def _start_worker(index: int, count: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # since this is a worker
+        parent.join()
         os._exit(0)  # nobody reads the batches any more
 
     threading.Thread(target=watch, name='parent', daemon=True).start()

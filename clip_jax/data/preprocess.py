@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,10 @@ class Preprocess:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in card:
             lookup.check(name, known, what='preprocess: field of the card')
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in card.items()})
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in card.items()
+        }
+        return cls(**fields)
 
 
 def _opened(image) -> contextlib.AbstractContextManager[Image.Image]:

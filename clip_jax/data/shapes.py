@@ -7,6 +7,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -49,9 +50,10 @@ TEXTURES = ('plain', 'striped', 'dotted', 'checkered')
 BACKGROUNDS = ('plain', 'gradient', 'noisy', 'striped', 'checkered')
 SPLITS = {'train': 20_000, 'test': 500, 'test_seen': 1_200, 'test_heldout': 1_200}
 
+RGB = tuple[int, int, int]
 # Backgrounds are muted: dark, middling and light tones of little saturation.
 TONES = [
-    tuple(round(255 * c) for c in colorsys.hls_to_rgb(hue / 6, lightness, 0.12))
+    cast(RGB, tuple(round(255 * c) for c in colorsys.hls_to_rgb(hue / 6, lightness, 0.12)))
     for lightness in (0.14, 0.20, 0.48, 0.55, 0.82, 0.90)
     for hue in range(6)
 ]
@@ -133,7 +135,7 @@ class Thing:
         *extras, color, shape = text.split()
         for word in extras:
             lookup.check(word, [*SIZES, *TEXTURES], what='size or texture')
-        fields = {'size' if word in SIZES else 'texture': word for word in extras}
+        fields: dict[str, Any] = {'size' if word in SIZES else 'texture': word for word in extras}
         return cls(color, shape, **fields)
 
     @property
@@ -158,7 +160,7 @@ class Backdrop:
     """
 
     pattern: str = 'plain'
-    tone: tuple[int, int, int] | None = None
+    tone: RGB | None = None
     seed: int = 0
 
     def __post_init__(self):
@@ -201,7 +203,7 @@ def draw(
     return Image.fromarray(np.uint8(np.clip(np.rint(canvas), 0, 255)))
 
 
-def contrast(tone: tuple[int, int, int], colors: Sequence[str]) -> float:
+def contrast(tone: RGB, colors: Sequence[str]) -> float:
     """Returns the RGB distance of a background tone to the nearest of the colors."""
     return min((math.dist(COLORS[c], tone) for c in colors), default=0)
 
@@ -245,6 +247,7 @@ def _outlines() -> dict[str, list[np.ndarray]]:
 
 def _mask(thing: Thing, size: int, oversample: int = 4) -> np.ndarray:
     """The object's coverage of each pixel, float [size, size], antialiased."""
+    assert thing.position is not None  # chosen by `draw`
     big = Image.new('L', (size * oversample, size * oversample))
     canvas = ImageDraw.Draw(big)
     turn = math.radians(thing.rotation)
@@ -298,6 +301,7 @@ def _paint_thing(thing: Thing, size: int) -> np.ndarray:
     """The object's colors over the entire picture, without its mask, float [size, size, 3]."""
     color = np.array(COLORS[thing.color], np.float32)
     angle = math.radians(thing.rotation + 40)
+    assert thing.position is not None  # chosen by `draw`
     weight = _pattern(thing.texture, size, period=0.1, angle=angle, center=thing.position)
     return color + weight[..., None] * (_marks(thing.color) - color)
 
@@ -313,7 +317,7 @@ def _paint_backdrop(backdrop: Backdrop, size: int) -> np.ndarray:
 
 
 def _pick(rng: np.random.Generator, choices: Sequence):
-    return choices[rng.integers(len(choices))]
+    return choices[int(rng.integers(len(choices)))]
 
 
 def _random_size(rng: np.random.Generator) -> float:
@@ -331,7 +335,7 @@ def _random_thing(
 
 
 @functools.cache
-def _fits(color: str, textured: bool, tone: tuple[int, int, int]) -> bool:
+def _fits(color: str, textured: bool, tone: RGB) -> bool:
     """Whether a color, and its texture, have enough contrast to a background."""
     marks_fit = math.dist(_marks(color), tone) >= CONTRAST / 2
     return contrast(tone, [color]) >= CONTRAST and (marks_fit or not textured)
@@ -404,6 +408,7 @@ def _words(things: Sequence[Thing], backdrop: Backdrop, relation: str) -> dict[s
     """The values of the placeholders in caption templates."""
     first, last = things[0], things[-1]
     scale = PAIRED if len(things) > 1 else 1.0
+    assert backdrop.tone is not None  # chosen with the objects
     brightness = np.mean(backdrop.tone)
     shade = 'dark ' if brightness < 85 else 'light ' if brightness > 170 else ''
     return {

@@ -8,7 +8,7 @@ job resumes. So the files depend neither on interruptions nor on the number of t
 import abc
 import json
 from collections.abc import Iterable, Mapping, Sized
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
@@ -16,11 +16,24 @@ from etils import epath
 class ShardedJob(abc.ABC):
     """Base class: a subclass has `source`, `shard_size` and `settings`, and knows its own files."""
 
-    source: Sized  # the records
-    shard_size: int  # records of the source per shard
-    settings: Mapping[str, Any]  # JSON values that the files depend on
-    # What messages say in place of a long value that has changed.
-    long_settings: Mapping[str, str] = {}
+    if TYPE_CHECKING:  # a real property would be the default value of a field of the same name
+
+        @property
+        def source(self) -> Sized:
+            """The records."""
+
+        @property
+        def shard_size(self) -> int:
+            """Records of the source per shard."""
+
+        @property
+        def settings(self) -> Mapping[str, Any]:
+            """JSON values that the files depend on."""
+
+    @property
+    def long_settings(self) -> Mapping[str, str]:
+        """What messages say in place of a long value that has changed."""
+        return {}
 
     @property
     @abc.abstractmethod

@@ -78,6 +78,6 @@ def check_same_model(stored: list[Embeddings]) -> None:
             )
 
 
-def card_hash(card: Mapping[str, Any]) -> str:
-    """Returns 32 hexadecimal digits that identify a card."""
+def card_hash(card: Mapping[str, Any] | None) -> str:
+    """Returns 32 hexadecimal digits that identify a card, or a part of one."""
     return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()[:32]

@@ -27,12 +27,14 @@ Other keys are free. These become figures (see clip_jax/reports):
     shots         [[examples per class, mean, std, [score of each seed]], ...]
 """
 
-from typing import Any
+from typing import Any, SupportsFloat
 
 from clip_jax import lookup
 
 
-def score(value: float, *, better: str = 'higher', unit: str = 'fraction') -> dict[str, Any]:
+def score(
+    value: SupportsFloat, *, better: str = 'higher', unit: str = 'fraction'
+) -> dict[str, Any]:
     """Makes an entry of a report's `scores`.
 
     Args:

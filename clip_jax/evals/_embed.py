@@ -32,6 +32,7 @@ def records(
         ValueError: a record cannot be used, or an embedding is not finite.
     """
     if hasattr(data, 'embeddings'):
+        # pyrefly: ignore[missing-attribute]  # it also has `records`
         return finite(data.embeddings(features), 'images'), data.records()
     wanted = {} if features == 'embedding' else {'features': features}
     rows, others = [], []

@@ -140,7 +140,7 @@ def read(encode_image: Callable, sources: Mapping[str, Source], features: str) -
         embedded[part], records = _embed.records(encode_image, source, features=features)
         labels[part], several[part] = classes_of(records, source)
     if len({*several.values()}) > 1:
-        one, many = sorted(several, key=several.get)[:: len(several) - 1]
+        one, many = sorted(several, key=lambda part: several[part])[:: len(several) - 1]
         raise ValueError(
             f'{sources[many]} has several labels per image, {sources[one]} one; expected the same'
         )
@@ -195,7 +195,7 @@ def _renumbered(
         )
     if not places:
         return labels
-    unknown = {places[k] for own in labels for k in own if isinstance(places[k], str)}
+    unknown = {name for own in labels for k in own if isinstance(name := places[k], str)}
     if unknown:
         raise ValueError(
             f'{source} has images of classes that the training set does not name: '

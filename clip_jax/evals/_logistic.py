@@ -10,7 +10,7 @@ round to round. One program serves every C.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -142,6 +142,7 @@ class Regression:
         hessian[np.diag_indices_from(hessian)] += penalty / self.scale.astype(float) ** 2 + floor
         root = scipy.linalg.cholesky(hessian, lower=True)
         eye = np.eye(len(root))
+        # pyrefly: ignore[missing-attribute]  # an array, though SciPy has no types that say so
         return scipy.linalg.solve_triangular(root, eye, lower=True).T, mean**-0.5
 
     def _curvature(self, w: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -199,6 +200,7 @@ class _State(NamedTuple):
 def _program(mesh: Mesh, softmax: bool) -> Callable:
     """The compiled solver of a mesh; examples are sharded, everything else is replicated."""
     sharded, replicated = PartitionSpec(sharding.RULES['batch']), PartitionSpec()
+    # pyrefly: ignore[bad-argument-type]  # in place of the arrays, how each is sharded
     problem = _Problem(sharded, sharded, sharded, replicated, replicated)
     solve = functools.partial(_solve, softmax=softmax, axes=mesh.axis_names)
     return jax.jit(
@@ -301,7 +303,8 @@ def _solve(
 
     def step(state: _State) -> _State:
         value, gradient = objective.value_and_gradient(state.w, state.z)
-        ascent, memory = lbfgs.update(gradient, state.lbfgs, state.u)  # H g
+        update, memory = lbfgs.update(gradient, state.lbfgs, state.u)
+        ascent = cast(jax.Array, update)  # H g, an array like the gradient
         slope = -jnp.sum(gradient * ascent)
         # Half the squared Newton decrement estimates J - min J. What features explain of the loss
         # may be little, and is found with the same relative accuracy.

@@ -70,7 +70,7 @@ def count_at_least(
     over_rows, over_columns = np.zeros(len(rows), np.int64), np.zeros(len(columns), np.int64)
     with _counter() as (count, size):
         for chunk in _embed.chunks(range(len(rows)), unit='row', size=size):
-            some = slice(chunk.start, chunk.stop)
+            some = slice(chunk[0], chunk[-1] + 1)
             for start in range(0, len(columns), COLUMNS):
                 part = slice(start, start + COLUMNS)
                 found = count(rows[some], columns[part], of_rows[some], of_columns[part])

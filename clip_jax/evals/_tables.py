@@ -14,7 +14,8 @@ def per_class(
 ) -> list[list[str | int | float]]:
     """Returns [name, examples, value] of each class that has an example."""
     return [
-        [names[k], int(counts[k]), float(values[k])] for k in np.flatnonzero(np.asarray(counts) > 0)
+        [names[k], int(counts[k]), float(values[k])]
+        for k in np.flatnonzero(np.asarray(counts) > 0).tolist()
     ]
 
 
@@ -39,7 +40,7 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
     place[chosen] = np.arange(len(chosen))
     inside = (place[right] >= 0) & (place[guess] >= 0)
     matrix[place[right[inside]], place[guess[inside]]] = times[inside]
-    return {'classes': [names[k] for k in chosen], 'matrix': matrix.tolist(), 'of': count}
+    return {'classes': [names[k] for k in chosen.tolist()], 'matrix': matrix.tolist(), 'of': count}
 
 
 def most_confident(wrong: np.ndarray, margins: np.ndarray) -> np.ndarray:

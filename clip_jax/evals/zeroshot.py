@@ -3,7 +3,7 @@
 """
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -173,7 +173,7 @@ def _lead(images: np.ndarray, classifier: np.ndarray) -> np.ndarray:
 
 
 def _class_embeddings(
-    encode_text: Callable, names: list[str], templates: list[str] | Mapping[str, list[str]]
+    encode_text: Callable, names: list[str], templates: prompts.Templates
 ) -> np.ndarray:
     """The unit-length embedding of each class; classes of one name share it."""
     place = {name: k for k, name in enumerate(dict.fromkeys(names))}

@@ -58,6 +58,7 @@ def encoders_for(
         identity.check_source_model(clip, stored[0], path)
     encode_image = clip.encode_image if clip else _no_images
     if not stored:
+        # pyrefly: ignore[missing-attribute]  # `check_model` found one
         return encode_image, clip.encode_text
 
     def load_model() -> Model:

@@ -207,7 +207,7 @@ def _result(
         evaluation = evaluate.prepare(
             task.type, task.options, task.data, task.source, embeddings=True
         )
-        about = {
+        about: dict[str, Any] = {
             k: v for k, v in settings.items() if k in ('fingerprint', 'card_hash', 'text_hash')
         }
         report = evaluation.report(clip, path=identity['model'], **about)

@@ -94,7 +94,7 @@ class _GrowingFile:
             self.flush()
 
     def flush(self) -> None:
-        if self._remote:
+        if isinstance(self._file, io.BytesIO):
             self._path.write_bytes(self._file.getvalue())
             self._uploaded = time.monotonic()
         else:

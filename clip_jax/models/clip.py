@@ -184,7 +184,7 @@ def from_card(fields: Mapping[str, Any], dtype: Any = jnp.float32, **execution: 
         how = {k: v for k, v in execution.items() if k in known}
         return make(**given, **how, **types)
 
-    encoders = {
+    encoders: dict[str, Any] = {
         'image': encoder('models.image', fields['image']),
         'text': encoder('models.text', fields['text']),
     }

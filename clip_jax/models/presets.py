@@ -100,7 +100,7 @@ def architecture(name: str) -> dict[str, Any]:
     """
     lookup.check(name, names(), what='models/presets')
     base = name.removesuffix('-quickgelu')
-    same = {'activation': 'quick_gelu' if name != base else 'gelu'}
+    same: dict[str, Any] = {'activation': 'quick_gelu' if name != base else 'gelu'}
     if base in _RESNET:
         image = {'name': 'resnet', **lookup.module('models.image', 'resnet').VARIANTS[base]}
         text, embed_dim = _RESNET[base]

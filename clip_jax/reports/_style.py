@@ -87,7 +87,7 @@ def shows(indices: Callable[[Mapping[str, Any]], list[int]] = lambda report: [])
 
     def decorate(draw: Callable) -> Callable:
         wrapper = styled(draw)
-        wrapper.shows = indices
+        wrapper.shows = indices  # pyrefly: ignore[missing-attribute]  # a function may have any
         return wrapper
 
     return decorate
@@ -95,7 +95,7 @@ def shows(indices: Callable[[Mapping[str, Any]], list[int]] = lambda report: [])
 
 def title(report: Mapping[str, Any]) -> str:
     """The title of a report's figures."""
-    return TITLES.get(report.get('type'), str(report.get('type', 'Evaluation')))
+    return TITLES.get(report.get('type', ''), str(report.get('type', 'Evaluation')))
 
 
 def subtitle(report: Mapping[str, Any]) -> str:
@@ -141,19 +141,20 @@ def new(width: float, height: float, title: str, subtitle: str, foot: float = 0.
     """Makes a figure (in inches) with a title and a subtitle; `foot` is kept free below."""
     figure = Figure(figsize=(width, height), facecolor='white', layout='constrained')
     free = (0, foot / height, 1, 1 - (HEAD + foot) / height)
+    # pyrefly: ignore[missing-attribute]  # the layout has an engine
     figure.get_layout_engine().set(rect=free, w_pad=0.1, h_pad=0.08)
     figure.text(0.12 / width, 1 - 0.12 / height, title, fontsize=14, weight='bold', va='top')
     figure.text(0.12 / width, 1 - 0.43 / height, subtitle, fontsize=10, color=GRAY, va='top')
     return figure
 
 
-def thousands(value: float, _: int | None = None) -> str:
+def thousands(value: float, _: float | None = None) -> str:
     if abs(value) >= 1e6:
         return f'{value / 1e6:g}M'
     return f'{value / 1e3:g}k' if abs(value) >= 1e4 else f'{value:,.0f}'
 
 
-def per_cent(value: float, _: int | None = None) -> str:
+def per_cent(value: float, _: float | None = None) -> str:
     return f'{100 * value:.4g} %'
 
 

@@ -29,9 +29,14 @@ PANELS = {
 class Picture(Protocol):
     """An example to show: an image, uint8 [H, W, 3], its captions, and the name of its class."""
 
-    image: np.ndarray
-    texts: Sequence[str]
-    label: str
+    @property
+    def image(self) -> np.ndarray: ...
+
+    @property
+    def texts(self) -> Sequence[str]: ...
+
+    @property
+    def label(self) -> str: ...
 
 
 def write(
@@ -116,7 +121,7 @@ def _histogram(axes: Axes, values: Sequence[float], name: str, counted: str) -> 
     low, high = numbers.min(), numbers.max()
     few = np.all(numbers == np.rint(numbers)) and high - low <= 40
     if few:  # a bar per number, with room beside a single one
-        axes.hist(numbers, np.arange(low - 0.5, high + 1), rwidth=0.8, color=_style.BLUE)
+        axes.hist(numbers, np.arange(low - 0.5, high + 1).tolist(), rwidth=0.8, color=_style.BLUE)
         axes.set_xlim(min(low, max(0, median - 3)) - 0.5, max(high, median + 3) + 0.5)
     else:
         axes.hist(numbers, 40, color=_style.BLUE, edgecolor='white', linewidth=0.5)

@@ -6,7 +6,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from absl import logging
@@ -20,6 +20,7 @@ from clip_jax.reports.training import compared as compared
 from clip_jax.reports.training import training
 from clip_jax.runtime import atomic
 
+_Path = TypeVar('_Path', bound=os.PathLike)
 LoadImages = Callable[[str, list[int]], list[np.ndarray]]
 Draw = Callable[[Mapping[str, Any], list[np.ndarray], str | os.PathLike], None]
 
@@ -65,8 +66,8 @@ def write_run(workdir: str | os.PathLike, load_images: LoadImages) -> dict[str, 
 
 
 def write_report(
-    report: Mapping[str, Any], load_images: LoadImages, place: Callable[[str], epath.Path]
-) -> list[epath.Path]:
+    report: Mapping[str, Any], load_images: LoadImages, place: Callable[[str], _Path]
+) -> list[_Path]:
     """Draws the figures that a report has data for.
 
     Args:
@@ -84,7 +85,7 @@ def write_report(
     except (ValueError, OSError, IndexError) as error:
         # The data may have moved or shrunk; the numbers are worth their figures all the same.
         logging.warning('%s: figures with images are left out: %s', report['data'], error)
-        found, images = {k: v for k, v in found.items() if not v[1]}, [None] * len(shown)
+        found, shown, images = {k: v for k, v in found.items() if not v[1]}, [], []
     by_index = dict(zip(shown, images, strict=True))
     for name, (draw, indices) in found.items():
         draw(report, [by_index[i] for i in indices], place(name))

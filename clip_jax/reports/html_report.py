@@ -335,8 +335,8 @@ def _number(run: Run, key: str, scores: Mapping[str, Mapping[str, Any]] | None =
 
 
 def _images(paths: Iterable[str | os.PathLike]) -> list[Image]:
-    paths = list(map(epath.Path, paths))
-    return [Image(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in paths]
+    places = list(map(epath.Path, paths))
+    return [Image(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in places]
 
 
 def _json(value: Any) -> str:

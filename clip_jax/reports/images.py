@@ -34,6 +34,7 @@ def zero_shot(
     lines = math.ceil(len(examples) / columns)
     width, height = max(4.6 * columns, 6.4), 1.75 * lines + _style.HEAD + 0.4
     figure = _style.new(width, height, _style.title(report), _style.subtitle(report), foot=0.4)
+    # pyrefly: ignore[missing-attribute]  # `new` chose one
     figure.get_layout_engine().set(wspace=0.03)
     grid = figure.add_gridspec(lines, 2 * columns, width_ratios=[1, 1.9] * columns)
     scores = [score for example in examples for _, score in example['top']]
@@ -252,6 +253,7 @@ def _heat_map(axes: Axes, matrix: np.ndarray, texts: Sequence[str]) -> QuadMesh:
     nearest = matrix == matrix.max(axis=1, keepdims=True)
     for i, j in np.ndindex(n, n):
         look = {
+            # pyrefly: ignore[unsupported-operation]  # a number gives a number
             'color': 'white' if mesh.norm(matrix[i, j]) > 0.6 else _style.INK,
             'weight': 'bold' if nearest[i, j] else 'normal',
         }

@@ -57,6 +57,7 @@ def training(
     heights = [2.9 if line is small else 3.6 for line in lines]
     figure = _style.new(13.5, 0.9 + sum(heights), title, f'after {last:,} steps')
     grids = figure.add_gridspec(len(lines), 1, height_ratios=heights)
+    # pyrefly: ignore[bad-argument-type]  # a grid can be iterated by index
     for grid, panels in zip(grids, lines, strict=True):
         for cell, (draw, found) in zip(grid.subgridspec(1, len(panels)), panels, strict=True):
             axes = figure.add_subplot(cell)
@@ -294,11 +295,11 @@ def _end_labels(axes: Axes, labels: Mapping[str, tuple[str, np.ndarray, str]]) -
     """Writes (text, values, color) at the end of each line, apart where they would meet."""
     gap = 0.062
     to_height = axes.transData + axes.transAxes.inverted()
-    middle = np.mean(axes.get_xlim())
+    middle = float(np.mean(axes.get_xlim()))
     ends = {
         k: to_height.transform((middle, _last(values)))[1] for k, (_, values, _) in labels.items()
     }
-    known = sorted((k for k in ends if math.isfinite(ends[k])), key=ends.get)
+    known = sorted((k for k in ends if math.isfinite(ends[k])), key=lambda k: ends[k])
     for _ in range(100):
         for low, high in itertools.pairwise(known):
             push = max(0.0, gap - (ends[high] - ends[low])) / 2
@@ -341,7 +342,7 @@ def _step_axis(axes: Axes, curves: Curves) -> None:
     axes.xaxis.set_major_formatter(_style.thousands)
 
 
-def _exponent(value: float, _: int | None = None) -> str:
+def _exponent(value: float, _: float | None = None) -> str:
     mantissa, exponent = f'{value:.1e}'.split('e')
     return f'{float(mantissa):g}e{int(exponent)}' if value else '0'
 

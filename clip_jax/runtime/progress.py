@@ -39,7 +39,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.done = done
-        self._what, self._total, self._unit, self._first = what, total, unit, done
+        self._what, self._total, self._unit, self._first = what, total or 0, unit, done
         self._log = log and total is not None
         self._clock, self._started, self._logged = clock, clock(), clock()
         self._bar = None

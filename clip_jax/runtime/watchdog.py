@@ -40,6 +40,7 @@ class Watchdog:
         self.finished()
         if self._seconds and not self._thread:
             # JAX aborts a process that lost its coordinator, perhaps earlier: stacks then too.
+            # pyrefly: ignore[bad-argument-type]  # a run has a stderr
             faulthandler.enable(sys.__stderr__)
             self._thread = threading.Thread(target=self._watch, name='watchdog', daemon=True)
             self._thread.start()
@@ -51,7 +52,9 @@ class Watchdog:
             with self._lock:
                 self._deadline, self._finished = self._finished + self._seconds, now
             faulthandler.dump_traceback_later(
-                max(self._deadline - now, 0) + GRACE, exit=True, file=sys.__stderr__
+                max(self._deadline - now, 0) + GRACE,
+                exit=True,
+                file=sys.__stderr__,  # pyrefly: ignore[bad-argument-type]  # as in `begin`
             )
 
     def stop(self) -> None:

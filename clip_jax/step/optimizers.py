@@ -72,4 +72,6 @@ def bound_logit_scale(maximum: float = MAX_LOGIT_SCALE) -> optax.GradientTransfo
 
         return jax.tree.map_with_path(bound, updates, params), state
 
+    # Optax has updates whose `params` is optional; this one needs them.
+    # pyrefly: ignore[bad-argument-type]
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

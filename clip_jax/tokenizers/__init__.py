@@ -21,12 +21,13 @@ content of `tokenizer_config.json`. Without it the weights are exported and tran
 tokenizer for them; a warning says so.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from clip_jax import lookup
 
 
-def from_card(card: dict[str, Any]) -> Any:
+def from_card(card: Mapping[str, Any]) -> Any:
     """Makes the tokenizer that a card describes.
 
     Args:
@@ -40,6 +41,7 @@ def from_card(card: dict[str, Any]) -> Any:
         ValueError: the name is unknown, the module cannot be imported, or a field is missing,
             unknown or wrong.
     """
+    # pyrefly: ignore[bad-argument-type]  # None is unknown like any other name
     module = lookup.module('tokenizers', card.get('name'), 'Tokenizer')
     try:
         tokenizer = module.Tokenizer.from_card(card)

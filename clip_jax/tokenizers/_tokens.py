@@ -1,12 +1,12 @@
 """Inputs and outputs that tokenizers share: lists of texts, padded tokens, fields of cards."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 
-def as_list(texts: str | Sequence[str]) -> list[str]:
+def as_list(texts: str | Iterable[str]) -> list[str]:
     """Returns texts as a list, one string as a list of one; ValueError if any is no str."""
     texts = [texts] if isinstance(texts, str) else list(texts)
     for i, text in enumerate(texts):

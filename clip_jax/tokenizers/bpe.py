@@ -42,6 +42,7 @@ def _alphabet() -> list[str]:
 def _read_merges() -> list[tuple[str, str]]:
     """Returns the published merges by rank; ValueError if the package or its file is missing."""
     try:
+        # pyrefly: ignore[missing-attribute]  # the path of an installed file is a pathlib.Path
         packed = metadata.distribution(_PACKAGE).locate_file(_FILE).read_bytes()
     except (metadata.PackageNotFoundError, OSError):
         packed = b''

@@ -19,7 +19,7 @@ from clip_jax.runtime.watchdog import Watchdog
 from clip_jax.step.state import TrainState
 from clip_jax.training import run_directory
 
-Reports = dict[str, dict[str, Any]]  # name in config.evals -> report
+Reports = Mapping[str, Mapping[str, Any]]  # name in config.evals -> report
 
 
 class Evaluations:

@@ -70,10 +70,11 @@ class Outputs:
         )
         self.progress = metrics.Progress(config.total_steps, config.batch_size, start_step=start)
         with contextlib.ExitStack() as stack:  # if one cannot be opened, the others are closed
-            opened = []
+            opened: list[metrics.Writer] = []
             if multihost.is_primary():
                 # Without a checkpoint nothing of an earlier attempt counts, not even its step 0.
-                step, opened = start or -1, [self.progress]
+                step = start or -1
+                opened.append(self.progress)
                 jsonl = metrics.JsonlWriter(workdir / 'metrics.jsonl', resume_step=step)
                 stack.callback(jsonl.close)
                 opened.append(jsonl)
@@ -91,6 +92,7 @@ class Outputs:
         inner = (STOP, CONSECUTIVE_SKIPS)
         scalars = {k: v.item() for k, v in jax.device_get(numbers).items() if k not in inner}
         skipped = sum(scalars[f'skipped/{reason}'] for reason in skip_updates.REASONS)
+        # pyrefly: ignore[bad-argument-type]  # a schedule returns a number here
         scalars['learning_rate'] = float(self._schedule(max(step - 1 - skipped, 0)))
         rate = self.progress.rate(step)
         (last_step, last_waited), waited = self._logged, self.batches.waited

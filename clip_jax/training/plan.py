@@ -226,6 +226,7 @@ def _architecture(config: ConfigDict) -> dict[str, Any]:
             raise ValueError('tokenizer sentencepiece: vocab_size must be given')
         tokenizer = Tokens(tokens.vocab_size, tokens.context_length)
     else:
+        # pyrefly: ignore[bad-argument-type]  # only a new vocabulary is trained on captions
         tokenizer = build.tokenizer(tokens, ())
     return build.architecture(config.model, tokenizer, loss=config.loss.name)
 

@@ -70,6 +70,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     model = build.model(card['model'], config.model.dtype, **execution)
     # Without variables: they change, and a second copy would stay on the devices.
     model_clip = pretrained.from_card(card, {}, model, mesh)
+    assert model_clip.tokenizer is not None  # a run's card has one
     batches = pipeline.train_iterator(
         source,
         model_clip.tokenizer,

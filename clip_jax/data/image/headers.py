@@ -3,7 +3,7 @@
 import functools
 import io
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from PIL import Image, UnidentifiedImageError
 
@@ -147,7 +147,7 @@ def _by_pillow(data: bytes) -> Header:
             width, height = image.size
             # Pillow applies the orientation of TIFF itself.
             orientation = 1 if image.format == 'TIFF' else image.getexif().get(_ORIENTATION, 1)
-            kind = image.format
+            kind = cast(str, image.format)  # set in images that were opened
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRecord('too_large', f'{error}; at most {MAX_PIXELS:,} are decoded') from error
     except Exception as error:  # Pillow's readers raise many types

@@ -51,6 +51,7 @@ def _why_missing(error: Exception) -> str:
     if isinstance(error, _UnknownProtocol):
         return 'unknown protocol'
     if isinstance(error, _MISSING) or getattr(error, 'errno', 0) in _IMPOSSIBLE:
+        # pyrefly: ignore[missing-attribute]  # an error with an errno has a strerror
         return error.strerror or type(error).__name__
     # HTTP clients have their own errors for responses other than a file.
     status = getattr(error, 'status', 0)

@@ -104,6 +104,7 @@ def _parse_csv(
     """
 
     def skip(row: pyarrow.csv.InvalidRow) -> str:
+        assert skipped is not None  # without it there is no handler
         skipped.append(row.number - 2)  # counted from 1, and the header is 1
         return 'skip'
 

@@ -89,6 +89,7 @@ class TableSource:
         if self._has_texts:
             example['texts'] = _texts(part, k, self._columns.texts)
         if self._label_ends is not None:
+            assert self._labels is not None  # they come with their ends
             own = self._labels[self._label_ends[i] : self._label_ends[i + 1]]
             example['labels'] = own[own >= 0].tolist()
         elif self._labels is not None:

@@ -123,6 +123,8 @@ def source(
     used = tfds.features.FeaturesDict({top: features[top] for top in sorted(tops)})
     encoded = {image_key: tfds.decode.SkipDecoding()}
     parse = functools.partial(used.deserialize_example_np, decoders=encoded)
+    # A record is parsed into a dict; the annotation of TFDS also has single values.
+    # pyrefly: ignore[bad-argument-type]
     return TfdsSource(f'tfds:{address}', _records(builder, address, split), parse, keys, names)
 
 

@@ -195,6 +195,7 @@ def _look(
         pixels = check(example, decode=True)
     except ERRORS as error:
         return error
+    assert pixels is not None  # since it was decoded
     shape = pixels.shape[:2]
     if keep and max(shape) > PICTURE_SIZE:
         width, height = (max(1, side * PICTURE_SIZE // max(shape)) for side in shape[::-1])

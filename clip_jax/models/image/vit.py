@@ -179,6 +179,7 @@ class Encoder(nn.Module):
         if train and (self.patch_dropout or self.dropout):
             keys = example_keys(self.make_rng('dropout'), example_index, len(x))
         if train and self.patch_dropout:
+            assert keys is not None  # made above
             kept = drop_patches(x[:, tokens:], self.patch_dropout, keys)
             x = jnp.concatenate([x[:, :tokens], kept], axis=1)
         if self.pre_norm:
@@ -196,6 +197,7 @@ class Encoder(nn.Module):
         if self.pool == 'mean':
             return x[:, tokens:].mean(axis=1)
         if self.pool == 'queries':
+            assert self.pool_queries and self.pool_width and self.pool_heads  # as was checked
             return QueryPool(
                 self.pool_queries,
                 self.pool_width,
@@ -264,7 +266,7 @@ class QueryPool(nn.Module):
         probe = self.param('probe', nn.initializers.normal(1.0), shape, self.param_dtype)
         query = norm(name='query_norm')(probe[:1].astype(x.dtype))
         query = jnp.broadcast_to(query, (len(x), 1, self.width))
-        attention = nn.MultiHeadDotProductAttention(
+        attention: Any = nn.MultiHeadDotProductAttention(
             self.heads, qkv_features=self.width, name='attention', **types
         )
         return attention(query, norm(name='key_norm')(x))[:, 0]
