@@ -1,8 +1,11 @@
-"""Plug-ins by name: a file in one of our folders, or a module of your own by its import path."""
+"""Plug-ins by name: a file in one of our folders, or a module of your own by its import path; and
+where the configs are that come with clip_jax.
+"""
 
 import difflib
 import importlib
 import importlib.util
+import pathlib
 import pkgutil
 import sys
 from collections.abc import Iterable
@@ -84,6 +87,15 @@ def check(name: _Name, choices: Iterable[str], *, what: str) -> _Name:
     if name in choices:
         return name
     raise ValueError(_unknown(name, choices, what=what))
+
+
+def configs_folder() -> pathlib.Path:
+    """Returns the folder of the configs that come with clip_jax: `clip_jax/configs` where a wheel
+    is installed, `configs` in a checkout.
+    """
+    package = pathlib.Path(__file__).absolute().parent
+    installed = package / 'configs'
+    return installed if installed.is_dir() else package.parent / 'configs'
 
 
 def _unknown(name: object, choices: list[str], *, what: str) -> str:

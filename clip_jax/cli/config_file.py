@@ -8,21 +8,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import clip_jax
 from clip_jax import lookup
 from clip_jax.cli import _flags
+from clip_jax.lookup import configs_folder
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-
-def folder() -> pathlib.Path:
-    """Returns the folder of the configs that come with clip_jax: `clip_jax/configs` where a wheel
-    is installed, `configs` in a checkout.
-    """
-    package = pathlib.Path(clip_jax.__file__).absolute().parent
-    installed = package / 'configs'
-    return installed if installed.is_dir() else package.parent / 'configs'
 
 
 def read(page: str, overrides: Sequence[str] = (), *, flag: str = 'config') -> 'ConfigDict':
@@ -48,7 +39,7 @@ def read(page: str, overrides: Sequence[str] = (), *, flag: str = 'config') -> '
 
     name, colon, argument = page.partition(':')
     file = _find(name, flag)
-    own = [str(file.parent.absolute()), str(folder())]
+    own = [str(file.parent.absolute()), str(configs_folder())]
     sys.path[:] = [*own[:1], *(path for path in sys.path if path not in own), *own[1:]]
 
     def parse(overrides: Sequence[str]) -> 'ConfigDict':
@@ -81,7 +72,7 @@ def _find(name: str, flag: str) -> pathlib.Path:
     file = pathlib.Path(name)
     if file.is_file():
         return file
-    shipped = folder() / 'suites' if flag == 'suite' else folder()
+    shipped = configs_folder() / 'suites' if flag == 'suite' else configs_folder()
     if name == file.stem:  # no folder, no ending
         found = shipped / f'{name}.py'
         if found.is_file():

@@ -24,7 +24,7 @@ from clip_jax import build, lookup, sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip, layers
 from clip_jax.step import state, train_step
-from clip_jax.training import hlo, setup
+from clip_jax.training import config_schema, hlo, setup
 
 
 class Chip(NamedTuple):
@@ -199,6 +199,7 @@ class Step(NamedTuple):
 
 def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
     """Builds the train step of a config for devices, real or not; no array is created."""
+    config_schema.check(config)
     mesh = sharding.make_mesh(devices, **config.mesh)
     setup.check_batch(config.batch_size, config.microbatches, mesh)
     card = _architecture(config)

@@ -21,6 +21,7 @@ from clip_jax.runtime.messages import first_few
 from clip_jax.step import state
 from clip_jax.step.state import TrainState
 from clip_jax.step.train_step import bind_step, with_stop
+from clip_jax.training import config_schema
 
 
 class Parts(NamedTuple):
@@ -52,6 +53,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     Raises:
         ValueError: a value of the config, the data or a checkpoint is not usable.
     """
+    config_schema.check(config)
     _check_counts(config)
     writers = build.writers(config.writers)
     mesh = sharding.make_mesh(**config.mesh)

@@ -78,8 +78,9 @@ def test_an_installed_package_has_the_configs_inside(tmp_path):
     shutil.copytree(ROOT / 'clip_jax', tmp_path / 'clip_jax')
     shutil.copytree(ROOT / 'configs', tmp_path / 'clip_jax' / 'configs')
     program = """
+from clip_jax import lookup
 from clip_jax.cli import config_file
-print(config_file.folder(), config_file.read('quickstart').total_steps)
+print(lookup.configs_folder(), config_file.read('quickstart').total_steps)
 """
     done = subprocess.run(
         [sys.executable, '-c', program],
