@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import linear_call
 
 from clip_jax import lookup, sharding
 
@@ -205,19 +206,26 @@ def attend(
     return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _logits(query: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.einsum('bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32)
 
 
-def _logits_backward(inputs: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple:
+@_logits.defjvp
+def _logits_jvp(inputs: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    # Not custom_vjp, which has no forward mode.
+    return _logits(*inputs), linear_call(_logits_tangent, _logits_cotangents, inputs, tangents)
+
+
+def _logits_tangent(inputs: tuple, tangents: tuple) -> jax.Array:
+    return _logits(tangents[0], inputs[1]) + _logits(inputs[0], tangents[1])
+
+
+def _logits_cotangents(inputs: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     query, key = inputs
-    slope = slope.astype(query.dtype)
-    to_query = jnp.einsum('bhqk,bkhd->bqhd', slope, key)
-    return to_query, jnp.einsum('bhqk,bqhd->bkhd', slope, query)
-
-
-_logits.defvjp(lambda query, key: (_logits(query, key), (query, key)), _logits_backward)
+    cotangent = cotangent.astype(query.dtype)
+    to_query = jnp.einsum('bhqk,bkhd->bqhd', cotangent, key)
+    return to_query, jnp.einsum('bhqk,bqhd->bkhd', cotangent, query)
 
 
 class Attention(nn.Module):

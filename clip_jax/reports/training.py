@@ -137,13 +137,14 @@ def _score_axis(axes: Axes, curves: Curves, score: Mapping[str, Any]) -> None:
         label = f'{label} (lower is better)'.strip()
     if label:
         axes.set_ylabel(label)
+    found = np.concatenate([values for _, values in curves.values()])
     if score['unit'] == 'fraction':
-        highest = np.nanmax([1e-3, *(v for _, values in curves.values() for v in values)])
-        axes.set_ylim(0, min(1.08 * highest, 1.02))
+        low, high = np.nanmin([0, *found]), np.nanmax([1e-3, *found])
+        axes.set_ylim(1.08 * low, 1.08 * high if high > 1 else min(1.08 * high, 1.02))
         axes.yaxis.set_major_formatter(_style.per_cent)
     else:
         axes.margins(y=0.08)
-        _log_if_wide(axes, np.concatenate([values for _, values in curves.values()]))
+        _log_if_wide(axes, found)
 
 
 def _colors(count: int) -> list[str]:

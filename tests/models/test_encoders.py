@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -294,6 +295,25 @@ def test_embeddings_are_l2_normalized_and_the_initial_scale_is_one_over_007():
     np.testing.assert_allclose(
         features / jnp.linalg.norm(features, axis=1, keepdims=True), image, atol=1e-6
     )
+
+
+@pytest.mark.parametrize('image', [IMAGE, {**IMAGE, 'pool': 'map'}, RESNET])
+def test_both_encoders_are_exported_for_any_batch_size(image):
+    model = build.model({'image': image, 'text': {**TEXT, 'pool': 'cls'}, 'embed_dim': 16})
+    variables = random_variables(model)
+    (batch,) = jax.export.symbolic_shape('batch')
+    size = image['image_size']
+    for method, shape, dtype in (
+        ('encode_image', (size, size, 3), jnp.float32),
+        ('encode_text', (10,), jnp.int32),
+    ):
+        encode = jax.jit(functools.partial(model.apply, method=method))
+        inputs = jax.ShapeDtypeStruct((batch, *shape), dtype)
+        exported = jax.export.export(encode)(variables, inputs)
+        for n in 1, 3:
+            given = jnp.ones((n, *shape), dtype)
+            found, expected = exported.call(variables, given), encode(variables, given)
+            np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

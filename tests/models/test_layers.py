@@ -28,6 +28,13 @@ def test_attention_and_its_gradients_are_those_of_jax(causal, mask):
     gradients = jax.grad(ours, (0, 1, 2))(*inputs), jax.grad(theirs, (0, 1, 2))(*inputs)
     for x, y in zip(*gradients, strict=True):
         np.testing.assert_allclose(x, y, atol=1e-6 * np.abs(y).max())
+    # Forward mode, and forward over reverse mode as for Hessian-vector products.
+    tangents = tuple(jnp.flip(x, axis=1) for x in inputs)
+    for f, g in (ours, theirs), (jax.grad(ours, (0, 1, 2)), jax.grad(theirs, (0, 1, 2))):
+        _, found = jax.jvp(f, tuple(inputs), tangents)
+        _, expected = jax.jvp(g, tuple(inputs), tangents)
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
 
 
 @pytest.mark.parametrize('image', ['vit', 'resnet'])

@@ -326,6 +326,16 @@ def test_training_without_any_curve_is_an_error(rows, tmp_path):
         drawing.training(rows, tmp_path / 'training.png')
 
 
+@pytest.mark.parametrize('values', [[-0.4, -0.1], [-0.2, 0.3], [0.5, 1.7]])
+def test_scores_below_0_and_above_1_are_inside_the_axes(values, monkeypatch):
+    scores = {'zeroshot/top1': evals.score(values[0])}
+    rows = [{'step': k, 'zeroshot/top1': value} for k, value in enumerate(values)]
+    [axes] = drawn(drawing.training, rows, monkeypatch=monkeypatch, scores=scores).axes
+    low, high = axes.get_ylim()
+    assert low <= min(0, *values) and max(0, *values) < high
+    assert low < values[0] < high and high - low > 0.1
+
+
 def test_zero_shot_marks_the_right_class_and_says_the_scores(monkeypatch):
     report = zero_shot_report(2)
     report['examples'][0] |= {'label': 'red star', 'top': [['red star', 0.3], ['blue disc', -0.1]]}

@@ -170,14 +170,14 @@ class Encoder(nn.Module):
         tokens = int(self.class_token)
         if tokens:
             token = self.param('class_embedding', embedding, (self.width,), self.param_dtype)
-            token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width))
+            token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
         if self.positions == 'learned':
             table = self.param('position_embedding', embedding, x.shape[1:], self.param_dtype)
             x = x + table.astype(x.dtype)
         keys = None
         if train and (self.patch_dropout or self.dropout):
-            keys = example_keys(self.make_rng('dropout'), example_index, len(x))
+            keys = example_keys(self.make_rng('dropout'), example_index, x.shape[0])
         if train and self.patch_dropout:
             assert keys is not None  # made above
             kept = drop_patches(x[:, tokens:], self.patch_dropout, keys)
@@ -233,7 +233,7 @@ class AttentionPool(nn.Module):
         width = x.shape[-1]
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         probe = self.param('probe', nn.initializers.xavier_uniform(), (1, width), self.param_dtype)
-        probe = jnp.broadcast_to(probe.astype(x.dtype), (len(x), 1, width))
+        probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, width))
         attention: Any = nn.MultiHeadDotProductAttention(self.heads, name='attention', **types)
         x = attention(probe, x)
         y = Norm(epsilon=self.norm_eps, name='norm', **types)(x)
@@ -265,7 +265,7 @@ class QueryPool(nn.Module):
         shape = (self.queries, self.width)
         probe = self.param('probe', nn.initializers.normal(1.0), shape, self.param_dtype)
         query = norm(name='query_norm')(probe[:1].astype(x.dtype))
-        query = jnp.broadcast_to(query, (len(x), 1, self.width))
+        query = jnp.broadcast_to(query, (x.shape[0], 1, self.width))
         attention: Any = nn.MultiHeadDotProductAttention(
             self.heads, qkv_features=self.width, name='attention', **types
         )

@@ -114,7 +114,7 @@ class Encoder(nn.Module):
         small, mask = nn.initializers.normal(0.01), None
         if self.pool == 'cls':
             token = self.param('class_embedding', small, (self.width,), self.param_dtype)
-            token = jnp.broadcast_to(token.astype(x.dtype), (len(x), 1, self.width))
+            token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([x, token], axis=1)
             mask = padding_mask(tokens != self.pad_id)
         length = self.context_length + (self.pool == 'cls')
@@ -122,7 +122,7 @@ class Encoder(nn.Module):
         x = x + positions[: x.shape[1]].astype(x.dtype)
         keys = None
         if train and self.dropout:
-            keys = example_keys(self.make_rng('dropout'), example_index, len(x))
+            keys = example_keys(self.make_rng('dropout'), example_index, x.shape[0])
         x = Transformer(TransformerConfig.of(self), name='transformer')(x, mask, keys)
         if self.pool in ('last', 'cls'):
             x = x[:, -1]
@@ -141,5 +141,5 @@ def padding_mask(is_text: jax.Array) -> jax.Array:
     Args:
         is_text: bool [B, L]; False: padding. The class token comes after these tokens.
     """
-    class_token = jnp.ones((len(is_text), 1), bool)
+    class_token = jnp.ones((is_text.shape[0], 1), bool)
     return jnp.concatenate([class_token, is_text], axis=1)[:, None, None]
