@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,12 +63,15 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if len(runs) == 1:
         workdir = epath.Path(workdirs[0])
         load_images = build.image_loader(runs[0].config['data']['options'])
-        figures = drawing.write_run(workdir, load_images)
-        for path in (path for paths in figures.values() for path in paths):
-            print(path)
         reports = files.read_folder(workdir / 'evals')
-        text = html_report.run_page(runs[0], figures, reports, sections)
-        out = out or workdir / 'plots' / 'index.html'
+        # With --out the run directory, which may be somebody else's, stays as it is.
+        with tempfile.TemporaryDirectory() as temporary:
+            plots = epath.Path(temporary) if out else workdir / 'plots'
+            figures = drawing.write_run(workdir, load_images, plots)
+            text = html_report.run_page(runs[0], figures, reports, sections)
+        if not out:
+            print(*(path for paths in figures.values() for path in paths), sep='\n')
+            out = workdir / 'plots' / 'index.html'
     else:
         assert out is not None  # as checked above
         text = html_report.compare_page(runs, sections)

@@ -12,6 +12,8 @@ EXAMPLES = """\
 examples:
   clip-jax train --config=quickstart --workdir=runs/quickstart
   clip-jax train --config=quickstart --workdir=runs/longer --config.total_steps=2000
+  clip-jax train --config=quickstart --workdir=runs/quickstart --config.total_steps=2000 \\
+      --allow-change=total_steps   # extends a run
   clip-jax train --config=my_config.py --workdir=runs/mine
   clip-jax train --config=quickstart --workdir=runs/two --coordinator=localhost:8476 \\
       --num-processes=2 --process-id=0   # the same with --process-id=1 in another terminal
@@ -25,6 +27,13 @@ def add_parser(commands: Any) -> None:
     parser = _flags.add_command(commands, 'train', SUMMARY, EXAMPLES)
     _flags.add_config(parser)
     parser.add_argument('--workdir', required=True, metavar='DIR', help='the run directory')
+    parser.add_argument(
+        '--allow-change',
+        metavar='KEYS',
+        default='',
+        help='keys of the config, separated by commas, that may differ from the run in --workdir: '
+        'total_steps to extend it, data.train and data.options if its data have moved',
+    )
     _flags.add_processes(parser)
 
 
@@ -38,7 +47,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from clip_jax.training import loop
 
     try:
-        loop.train(config, args.workdir)
+        allow_changes = [key for key in args.allow_change.split(',') if key]
+        loop.train(config, args.workdir, allow_changes=allow_changes)
     except Preempted as preempted:
         # SIGTERM asks for exactly this: to save and exit.
         return 0 if preempted.signal == SIGTERM else preempted.signal

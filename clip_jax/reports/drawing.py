@@ -30,12 +30,15 @@ def write_all(workdir: str | os.PathLike, load_images: LoadImages) -> list[epath
     return [path for paths in write_run(workdir, load_images).values() for path in paths]
 
 
-def write_run(workdir: str | os.PathLike, load_images: LoadImages) -> dict[str, list[epath.Path]]:
-    """Draws every figure of a run directory into its plots/.
+def write_run(
+    workdir: str | os.PathLike, load_images: LoadImages, plots: epath.Path | None = None
+) -> dict[str, list[epath.Path]]:
+    """Draws every figure of a run directory.
 
     Args:
         workdir: the run directory.
         load_images: (SPEC, indices) -> decoded images of that data set, uint8 [H, W, 3].
+        plots: the folder of the figures; default: plots/ of the run directory.
 
     Returns:
         The paths: of the training curves by '', of each report by its name.
@@ -50,7 +53,8 @@ def write_run(workdir: str | os.PathLike, load_images: LoadImages) -> dict[str, 
         )
     evals = workdir / 'evals'
     reports = files.read_folder(evals)
-    curves = workdir / 'plots' / 'training.png'
+    plots = plots or workdir / 'plots'
+    curves = plots / 'training.png'
     rows = metrics.read_jsonl(workdir / 'metrics.jsonl')
     training(rows, curves, scores=files.scores(reports), title=workdir.name or 'Training')
     written, taken = {'': [curves]}, {curves}
@@ -58,7 +62,7 @@ def write_run(workdir: str | os.PathLike, load_images: LoadImages) -> dict[str, 
         with _named(evals / f'{name}.json'):
             paths = {}
             for figure in figures(report):
-                path = workdir / 'plots' / f'{figure}.png'
+                path = plots / f'{figure}.png'
                 paths[figure] = path.with_name(f'{figure}_{name}.png') if path in taken else path
             written[name] = write_report(report, load_images, paths.__getitem__)
         taken.update(paths.values())

@@ -1,8 +1,13 @@
-"""The environment of a process: versions of the libraries, and the allocator's settings."""
+"""The environment of a process: versions of the libraries, caches, and the allocator's settings."""
 
 import ctypes
+import functools
 import importlib.metadata
+import os
 import platform
+import tempfile
+
+from absl import logging
 
 from clip_jax import __version__
 
@@ -26,6 +31,25 @@ def keep_freed_memory() -> None:
         (top_pad, 2**28),
     ):
         mallopt(parameter, value)
+
+
+def cache_folder(name: str) -> str:
+    """Returns the user's cache folder for `name`; a temporary one, with a warning, if the user has
+    no home folder.
+    """
+    caches = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+    # Without a home the tilde stays, and would become the name of a folder.
+    caches = caches if os.path.isabs(caches) else _temporary_caches().name
+    return os.path.join(caches, 'clip_jax', name)
+
+
+@functools.cache
+def _temporary_caches() -> tempfile.TemporaryDirectory:
+    found = tempfile.TemporaryDirectory(prefix='clip_jax-caches-')
+    logging.warning(
+        'no home folder: caches are in %s until this process ends; set XDG_CACHE_HOME', found.name
+    )
+    return found
 
 
 def versions() -> dict[str, str]:

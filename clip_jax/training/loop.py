@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,13 +29,19 @@ from clip_jax.training.outputs import Outputs
 from clip_jax.training.setup import Parts
 
 
-def train(config: ConfigDict, workdir: str | epath.Path) -> dict[str, Any]:
+def train(
+    config: ConfigDict, workdir: str | epath.Path, *, allow_changes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Trains a model, or resumes the run in `workdir` from its newest valid checkpoint.
 
     Args:
         config: the training config; configs/default.py describes every key.
         workdir: the run directory, a local folder or one on object storage; new, empty, or of a run
             of the same config.
+        allow_changes: keys of the config that may differ from a run in `workdir`: `total_steps`, to
+            extend it (the learning rate then follows the new schedule), `data.train` and
+            `data.options`, if its data have moved. Others, which say how and where but not what
+            is computed, may always change.
 
     Returns:
         The content of `summary.json`: the last scores and loss, speed, counts, and versions. A run
@@ -48,7 +54,9 @@ def train(config: ConfigDict, workdir: str | epath.Path) -> dict[str, Any]:
     """
     workdir = checkpoint.absolute(workdir)
     resolved = json.loads(config.to_json_best_effort())
-    if multihost.run_on_primary(lambda: run_directory.is_complete(workdir, resolved)):
+    if multihost.run_on_primary(
+        lambda: run_directory.is_complete(workdir, resolved, allow_changes)
+    ):
         _say(f'{workdir}: this run is complete ({config.total_steps:,} steps); nothing to do.')
         return _summary(workdir)
     if config.compilation_cache:
@@ -257,6 +265,10 @@ def _restored(
         _say(f'{workdir}: corrupt, kept as *{checkpoint.QUARANTINED}: {text}')
     if step is None:
         return parts.state, 0, {}
+    if step > config.total_steps:
+        raise ValueError(
+            f'total_steps is {config.total_steps:,}, and {workdir} is at step {step:,} already'
+        )
     watchdog.begin(f'reading step {step:,}')
     like = checkpoint.shapes(parts.state)
     jax.tree.map(lambda x: x.delete(), parts.state)  # the devices may not have room for two
@@ -311,7 +323,7 @@ def _draw(config: ConfigDict, workdir: epath.Path) -> list[epath.Path]:
 
 
 def _summary(workdir: epath.Path) -> dict[str, Any]:
-    summary = multihost.run_on_primary(lambda: json.loads((workdir / 'summary.json').read_text()))
+    summary = multihost.run_on_primary(lambda: run_directory.read_json(workdir / 'summary.json'))
     _say(run_directory.summary_text(workdir, summary))
     return summary
 

@@ -1,7 +1,7 @@
 """The run directory: which config it belongs to, whether the run is complete, and small files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -33,18 +33,30 @@ FREE = (
     'loss.implementation',
     'loss.block_size',
 )
+# Keys that may change too if the user says so: a run is extended, or its data have moved.
+ALLOWABLE = ('total_steps', 'data.train', 'data.options')
 
 
-def is_complete(workdir: epath.Path, resolved: dict[str, Any]) -> bool:
+def is_complete(
+    workdir: epath.Path, resolved: dict[str, Any], allow_changes: Sequence[str] = ()
+) -> bool:
     """Whether a run directory is complete.
 
     Args:
         workdir: the run directory.
         resolved: the config of the run, as JSON.
+        allow_changes: keys, or sub-trees, that may differ from the config that is stored there.
 
     Raises:
-        ValueError: it holds a run of another config, or something else.
+        ValueError: it holds a run of another config, or something else; or a key that may not
+            change.
     """
+    for key in allow_changes:
+        if not _is_below(key, ALLOWABLE):
+            raise ValueError(
+                f'--allow-change: {key} cannot change in a run; expected '
+                f'{", ".join(ALLOWABLE)}, or keys below them'
+            )
     path = workdir / 'config.json'
     if not path.exists():
         inside = workdir.is_dir() and atomic.unexpected_files(workdir, lock.name(), path.name)
@@ -54,25 +66,28 @@ def is_complete(workdir: epath.Path, resolved: dict[str, Any]) -> bool:
             )
         return False
     try:
-        saved = json.loads(path.read_text())
+        saved = read_json(path)
     except ValueError as error:
-        raise ValueError(
-            f'{path} is corrupt ({error}); each checkpoint has the config, in `about`'
-        ) from None
+        raise ValueError(f'{error}; each checkpoint has the config, in `about`') from None
     changed = _changes(saved, resolved)
-    if wrong := [key for key in changed if not _is_free(key)]:
+    if wrong := [key for key in changed if not _is_below(key, (*FREE, *allow_changes))]:
         shown = [f'{k} is {changed[k][0]} there, {changed[k][1]} now' for k in wrong]
+        allow = ''
+        if all(_is_below(key, ALLOWABLE) for key in wrong):
+            allow = f', or --allow-change={",".join(wrong)} to resume with the new value'
         raise ValueError(
             f'{workdir}: holds a run of another config ({first_few(shown, 3, separator="; ")}); '
-            'expected the same config, or another --workdir'
+            f'expected the same config, or another --workdir{allow}'
         )
     for key, (old, new) in changed.items():
         print(f'{workdir}: resumes with {key} {new}, which was {old}', flush=True)
-    return (workdir / 'summary.json').exists()
+    summary = workdir / 'summary.json'
+    # A run that is extended is complete again when it has a summary of its new last step.
+    return summary.exists() and read_json(summary).get('step') == resolved.get('total_steps')
 
 
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f'{free}.') for free in FREE)
+def _is_below(key: str, trees: Sequence[str]) -> bool:
+    return any(key == tree or key.startswith(f'{tree}.') for tree in trees)
 
 
 def _changes(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[str, str]]:
@@ -87,6 +102,14 @@ def _changes(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[str,
         for key in {**old, **new}
         if old.get(key, '-') != new.get(key, '-')
     }
+
+
+def read_json(path: epath.Path) -> Any:
+    """Reads a JSON file of a run directory; ValueError names it if it is corrupt."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f'{path} is corrupt ({error})') from None
 
 
 def write_json(path: epath.Path, content: Any) -> None:

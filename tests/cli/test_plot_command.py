@@ -30,6 +30,14 @@ def test_runs_are_compared_in_one_page(run, tiny_run, tmp_path, monkeypatch):
     assert hashes(tiny_run) == before
 
 
+def test_a_page_elsewhere_leaves_the_run_as_it_is(run, tiny_run, tmp_path):
+    before = hashes(tiny_run)
+    out = tmp_path / 'page.html'
+    assert run('plot', f'--workdir={tiny_run}', f'--out={out}') == (0, f'{out}\n', '')
+    assert out.read_text().count('<img') == len(list((tiny_run / 'plots').glob('*.png')))
+    assert hashes(tiny_run) == before
+
+
 def test_what_a_page_needs(line, tiny_run, tmp_path):
     here, out = f'--workdir={tiny_run}', f'--out={tmp_path / "x.html"}'
     (tmp_path / 'there.html').write_text('mine')

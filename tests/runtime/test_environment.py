@@ -1,11 +1,15 @@
-"""The allocator keeps freed memory."""
+"""The allocator keeps freed memory, and caches have a place."""
 
+import os
 import platform
+import pwd
 import subprocess
 import sys
 
 import pytest
-from support.process import environment
+from support import process
+
+from clip_jax.runtime import environment
 
 FAULTS = """
 import resource, sys
@@ -27,8 +31,25 @@ def test_freed_memory_is_kept_instead_of_fetched_from_the_kernel_again():
     def faults(how: str) -> int:
         command = [sys.executable, '-c', FAULTS, how]
         done = subprocess.run(
-            command, env=environment(), capture_output=True, text=True, check=True
+            command, env=process.environment(), capture_output=True, text=True, check=True
         )
         return int(done.stdout)
 
     assert faults('keep') * 10 < faults('default')
+
+
+def test_without_a_home_caches_are_temporary(monkeypatch, caplog):
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setenv('XDG_CACHE_HOME', '/somewhere')
+    assert environment.cache_folder('tars') == '/somewhere/clip_jax/tars'
+    monkeypatch.delenv('XDG_CACHE_HOME')
+    monkeypatch.setenv('HOME', '/home/x')
+    assert environment.cache_folder('tars') == '/home/x/.cache/clip_jax/tars'
+    monkeypatch.delenv('HOME')
+    monkeypatch.setattr(pwd, 'getpwuid', unknown)
+    folder = environment.cache_folder('tars')
+    assert folder == environment.cache_folder('tars') and '~' not in folder
+    assert os.path.isdir(folder.removesuffix('clip_jax/tars'))
+    assert caplog.text.count('no home folder') == 1

@@ -38,6 +38,21 @@ def test_what_is_computed_may_not(workdir):
         run_directory.is_complete(workdir, other)
 
 
+def test_a_run_is_extended_or_its_data_moved_if_the_user_says_so(workdir):
+    (workdir / 'config.json').write_text(json.dumps({**CONFIG, 'total_steps': 12}))
+    (workdir / 'summary.json').write_text('{"step": 12}')
+    longer = {**CONFIG, 'total_steps': 24}
+    with pytest.raises(ValueError, match=r'total_steps is 12 there.*--allow-change=total_steps'):
+        run_directory.is_complete(workdir, longer)
+    assert not run_directory.is_complete(workdir, longer, ['total_steps'])
+    other = {**longer, 'optimizer': {'b1': 0.5}}
+    with pytest.raises(ValueError, match=r'b1 is 0.9 there') as error:
+        run_directory.is_complete(workdir, other, ['total_steps'])
+    assert '--allow-change' not in str(error.value)
+    with pytest.raises(ValueError, match=r'--allow-change: optimizer\.b1 cannot change in a run'):
+        run_directory.is_complete(workdir, other, ['optimizer.b1'])
+
+
 def test_every_key_that_may_change_is_one_of_the_default_config():
     import sys
 
@@ -49,7 +64,7 @@ def test_every_key_that_may_change_is_one_of_the_default_config():
     finally:
         sys.path.pop(0)
     config = default.get_config()
-    for key in run_directory.FREE:
+    for key in (*run_directory.FREE, *run_directory.ALLOWABLE):
         place = config
         for part in key.split('.'):
             assert part in place, key

@@ -225,6 +225,26 @@ def test_the_compiled_step_is_found_again(tiny_config, tiny_run, clip_jax_cli, t
     assert before and {*programs.glob('jit_train_step-*-cache')} == before
 
 
+def test_a_complete_run_is_extended_where_it_was(tiny_run, tiny_config, tmp_path):
+    workdir, moved = tmp_path / 'run', tmp_path / 'moved.tar'
+    shutil.copytree(tiny_run, workdir)
+    data = json.loads((workdir / 'config.json').read_text())['data']['train']
+    shutil.copyfile(data.removeprefix('tars:'), moved)
+    changes = 'total_steps=14', f'data.train=tars:{moved}'
+    refused = train(tiny_config, workdir, *changes)
+    assert refused.returncode == 1 and '--allow-change=' in refused.stderr
+    flags = [f'--config.{change}' for change in changes]
+    allow = f'--workdir={workdir}', '--allow-change=data.train,total_steps'
+    done = command('train', f'--config={tiny_config}', *flags, *allow)
+    assert done.returncode == 0, done.stderr
+    assert 'resumes from step 12 of 14' in done.stdout
+    assert [row['step'] for row in training(workdir)] == list(range(1, 15))
+    assert training(workdir)[:STEPS] == training(tiny_run) and summary(workdir)['step'] == 14
+    shorter = command('train', f'--config={tiny_config}', f'--workdir={workdir}', allow[1])
+    assert shorter.returncode == 1
+    assert 'total_steps is 12' in shorter.stderr and 'at step 14 already' in shorter.stderr
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(tiny_run, tiny_config, tmp_path):
     done = begin(tiny_config, tmp_path / 'run', tiny_run, 'model.text.mlp_dim=32')
     assert done.returncode == 1 and not (tmp_path / 'run').exists()

@@ -16,6 +16,7 @@ from clip_jax.data.errors import BadRecord, DataNotFound, Skipped
 from clip_jax.data.sources import _captions, _files, _tar_format, _tar_index
 from clip_jax.data.sources._tar_format import BLOCK, Read
 from clip_jax.data.sources._tar_index import Index, Shard
+from clip_jax.runtime import environment
 
 # Below the usual limit of 1,024 open files per process.
 _OPEN_SHARDS = 512
@@ -56,7 +57,7 @@ def source(
     if _files.is_remote(index_dir):
         raise ValueError(f'tars: index_dir is {index_dir!r}; expected a local folder')
     # Absolute, because other processes open the index as well.
-    folder = os.path.abspath(os.path.expanduser(index_dir) or _cache_folder())
+    folder = os.path.abspath(os.path.expanduser(index_dir) or environment.cache_folder('tars'))
     index = _tar_index.open_index(address, _matches(address), roles, folder, _front_to_back)
     return TarSource(address, index, json_key)
 
@@ -149,11 +150,6 @@ def _roles(extensions: dict[str, Sequence[str]]) -> dict[str, str]:
                     'with image_exts, text_exts and label_ext.'
                 )
     return roles
-
-
-def _cache_folder() -> str:
-    home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    return os.path.join(home, 'clip_jax', 'tars')
 
 
 def _json_texts(data: bytes, key: str) -> list[str] | None:
