@@ -30,7 +30,7 @@ def test_the_wheel_has_every_file_and_the_configs(tmp_path):
     with zipfile.ZipFile(file) as wheel:
         names = {name for name in wheel.namelist() if '.dist-info/' not in name}
         (scripts,) = (name for name in wheel.namelist() if name.endswith('/entry_points.txt'))
-        assert 'clip-jax = clip_jax.cli.main:main' in wheel.read(scripts).decode()
+        assert 'clip-jax = clip_jax.cli.main:console' in wheel.read(scripts).decode()
     package = {str(p.relative_to(project)) for p in project.glob('clip_jax/**/*') if p.is_file()}
     configs = {f'clip_jax/{p.relative_to(project)}' for p in project.glob('configs/**/*.py')}
     assert names == package | configs and len(configs) > 9

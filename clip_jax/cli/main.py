@@ -5,11 +5,15 @@ it runs.
 """
 
 import argparse
+import atexit
+import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from logging import WARNING, LogRecord
+from typing import NoReturn
 
 from absl import logging
 
@@ -53,6 +57,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if multihost := sys.modules.get('clip_jax.runtime.multihost'):
         multihost.exit_together(code)  # other processes may wait for this one
     sys.exit(code)
+
+
+def console() -> NoReturn:
+    """The installed command: runs `main`, then ends the process without Python's finalization.
+
+    Threads of JAX and of input pipelines may run until the end, and crash when the interpreter is
+    finalized under them.
+    """
+    code = 1
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    for number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(number, signal.SIG_IGN)  # the exit code is decided
+    atexit._run_exitfuncs()
+    for stream in sys.stdout, sys.stderr:
+        with contextlib.suppress(OSError):  # nobody reads it any longer
+            stream.flush()
+    os._exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:

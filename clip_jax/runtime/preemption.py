@@ -63,9 +63,10 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
-            self._take(SIGTERM, 'SIGTERM: saving after this step, then exiting')
             if self._alone and not self.graceful:
+                self._take(SIGTERM, 'SIGTERM: there is nothing to save yet; exiting')
                 sys.exit(0)
+            self._take(SIGTERM, 'SIGTERM: saving after this step, then exiting')
         elif self._asked or not self.graceful:
             raise KeyboardInterrupt
         else:

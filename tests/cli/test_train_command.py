@@ -39,7 +39,7 @@ def train(line, tiny_config, tmp_path):
     ('ending', 'code'), [(None, 0), (Preempted(SIGTERM), 0), (Preempted(SIGINT), 130)]
 )
 def test_exit_codes(run, tiny_config, tmp_path, monkeypatch, ending, code):
-    def end(config, workdir):
+    def end(config, workdir, allow_changes):
         if ending:
             raise ending
         return {}

@@ -36,7 +36,7 @@ COLORS = {'red': (210, 30, 30), 'green': (30, 160, 40), 'blue': (40, 50, 200), '
 
 def clip_jax_command(*arguments: str) -> list[str]:
     """The command line of a fresh `clip-jax` process."""
-    return [sys.executable, '-c', 'from clip_jax.cli.main import main; main()', *arguments]
+    return [sys.executable, '-c', 'from clip_jax.cli.main import console; console()', *arguments]
 
 
 def environment(devices: int = 1, *, alone: bool = True) -> dict[str, str]:

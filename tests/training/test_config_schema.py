@@ -46,6 +46,8 @@ def test_a_key_that_nothing_reads_is_an_error(config, key, value, message):
     tree = config
     for name in parents:
         tree = tree[name]
+    if last in tree:
+        del tree[last]  # with its type
     tree[last] = value
     with pytest.raises(ValueError) as error:
         config_schema.check(config)
