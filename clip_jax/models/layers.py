@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import linear_call
 
 from clip_jax import lookup, sharding
 
@@ -213,19 +212,11 @@ def _logits(query: jax.Array, key: jax.Array) -> jax.Array:
 
 @_logits.defjvp
 def _logits_jvp(inputs: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    # Not custom_vjp, which has no forward mode.
-    return _logits(*inputs), linear_call(_logits_tangent, _logits_cotangents, inputs, tangents)
-
-
-def _logits_tangent(inputs: tuple, tangents: tuple) -> jax.Array:
-    return _logits(tangents[0], inputs[1]) + _logits(inputs[0], tangents[1])
-
-
-def _logits_cotangents(inputs: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    query, key = inputs
-    cotangent = cotangent.astype(query.dtype)
-    to_query = jnp.einsum('bhqk,bkhd->bqhd', cotangent, key)
-    return to_query, jnp.einsum('bhqk,bqhd->bkhd', cotangent, query)
+    (query, key), (to_query, to_key) = inputs, tangents
+    # In the dtype of the inputs, so that the products of the transpose, the backward pass, are too.
+    tangent = jnp.einsum('bqhd,bkhd->bhqk', to_query, key)
+    tangent += jnp.einsum('bqhd,bkhd->bhqk', query, to_key)
+    return _logits(query, key), tangent.astype(jnp.float32)
 
 
 class Attention(nn.Module):

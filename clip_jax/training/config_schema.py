@@ -2,7 +2,6 @@
 
 import functools
 import runpy
-from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -22,27 +21,24 @@ def defaults() -> ConfigDict:
     return runpy.run_path(str(lookup.configs_folder() / 'default.py'))['get_config']()
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(config: ConfigDict) -> None:
     """Checks the keys of a training config.
 
     Raises:
         ValueError: a key that nothing reads, with the nearest one, or a key that is missing.
     """
     _compare(config, defaults(), '')
-    specs = [config['data']['train'], *(entry.get('data', '') for entry in _evals(config))]
+    evals = [entry.get('data') for entry in config.evals.values() if hasattr(entry, 'keys')]
+    specs = [config.data.train, *filter(None, evals)]
     used = {sources.option_key(kind) for spec in specs for kind in sources.kinds(spec)}
     known = defaults().data.options
-    for kind, options in config['data']['options'].items():
+    for kind, options in config.data.options.items():
         lookup.check(kind, {*known, *used}, what='config.data.options')
         if kind in known:
             _compare(options, known[kind], f'data.options.{kind}')
 
 
-def _evals(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [entry for entry in config['evals'].values() if isinstance(entry, Mapping | ConfigDict)]
-
-
-def _compare(found: Any, known: Mapping[str, Any], path: str) -> None:
+def _compare(found: Any, known: ConfigDict, path: str) -> None:
     """ValueError if the keys of a sub-tree are not those of the defaults."""
     what = '.'.join(filter(None, ('config', path)))
     if not hasattr(found, 'keys'):
