@@ -15,6 +15,7 @@ from clip_jax import lookup
 from clip_jax.data import sources
 from clip_jax.data.embedding_store import Embeddings
 from clip_jax.data.errors import BadRecord
+from clip_jax.data.image.opening import MAX_PIXELS
 from clip_jax.data.image.upright import decode
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.sources import Source, open_source
@@ -100,7 +101,9 @@ def _check_images(spec: str, embeddings: bool) -> None:
         )
 
 
-def image_loader(options: Mapping[str, Mapping[str, Any]]) -> Callable[[str, list[int]], list]:
+def image_loader(
+    options: Mapping[str, Mapping[str, Any]], *, max_pixels: int = MAX_PIXELS
+) -> Callable[[str, list[int]], list]:
     """Returns a function (SPEC, indices) -> decoded images uint8 [H, W, 3], for the figures."""
 
     def load_images(spec: str, indices: list[int]) -> list:
@@ -108,7 +111,7 @@ def image_loader(options: Mapping[str, Mapping[str, Any]]) -> Callable[[str, lis
         if isinstance(data, Embeddings):  # the images are where they were
             indices = [data.record(i)['record'] for i in indices]
             data = source(*data.embedded)
-        return [decode(data[i]['image']) for i in indices]
+        return [decode(data[i]['image'], max_pixels=max_pixels) for i in indices]
 
     return load_images
 
@@ -327,7 +330,7 @@ def preprocess(
         image_size: height and width of the model's images, in pixels.
         base: the `preprocess` of a card; None: OpenAI's.
     """
-    fields = [field.name for field in dataclasses.fields(Preprocess)]
+    fields = [field.name for field in dataclasses.fields(Preprocess) if field.name != 'max_pixels']
     for name in config:
         lookup.check(name, fields, what='preprocess: field')
     return Preprocess.from_card({**(base or {}), **given(config), 'size': image_size})

@@ -56,6 +56,10 @@ class Clip:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
+    def with_preprocess(self, **changes: Any) -> 'Clip':
+        """Returns the same model with other fields of `preprocess`, such as `max_pixels`."""
+        return dataclasses.replace(self, preprocess=dataclasses.replace(self.preprocess, **changes))
+
     def encode_image(self, images: Any, *, features: str = 'embedding') -> np.ndarray:
         """Embeds one image or a sequence of images.
 

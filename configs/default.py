@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
     c.data.num_workers = 0  # processes with that many threads each; 0: threads of the main process
     c.data.caption = 'random'  # which of an image's captions: random, first or longest
     c.data.max_bad_fraction = 0.05  # fraction of bad records above which the run stops
+    c.data.max_pixels = 89_478_485  # images with more are bad records (the default: Pillow's limit)
     # Pairs to leave out; 0: no limit. They are counted, and replaced by others as bad records are.
     c.data.filter = ConfigDict()
     c.data.filter.min_side = 0  # pixels of the shorter side
@@ -98,7 +99,7 @@ def get_config() -> ConfigDict:
     c.data.options.folder = ConfigDict()
     # Extensions of image files.
     c.data.options.folder.image_exts = (
-        *('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'tif', 'tiff'),
+        *('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'tif', 'tiff', 'avif', 'heic', 'heif'),
     )
 
     # Preprocessing for evaluation, stored in the model card. Default: OpenAI's, or init_from's.
@@ -107,6 +108,7 @@ def get_config() -> ConfigDict:
     c.preprocess.interpolation = placeholder(str)  # bicubic (default), bilinear, ...
     c.preprocess.mean = placeholder(tuple)  # per channel: red, green, blue
     c.preprocess.std = placeholder(tuple)  # per channel
+    c.preprocess.gray16 = placeholder(str)  # 16-bit grayscale: clip (default; published) or scale
 
     c.tokenizer = ConfigDict()
     c.tokenizer.name = 'bpe'  # a file of tokenizers/ (bpe is CLIP's) or an import path

@@ -77,6 +77,38 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    """Adds --max-pixels."""
+    parser.add_argument(
+        '--max-pixels',
+        type=int,
+        metavar='N',
+        help='images with more pixels are bad records (default: 89478485, as in Pillow)',
+    )
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of a model's preprocessing."""
+    add_max_pixels(parser)
+    parser.add_argument(
+        '--gray16',
+        choices=('clip', 'scale'),
+        help='16-bit grayscale images: clip values above 255, as published, or scale to 8 bits, as '
+        'training does (default: what the checkpoint says)',
+    )
+
+
+def image_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options of images that were given; ValueError if one is wrong."""
+    from clip_jax.data.image import opening
+
+    names = ('max_pixels', 'gray16')
+    given = {k: getattr(args, k) for k in names if getattr(args, k, None) is not None}
+    if 'max_pixels' in given:
+        opening.check_max_pixels(given['max_pixels'])
+    return given
+
+
 def threads(args: argparse.Namespace) -> int:
     """Returns the number of threads that --threads asks for; ValueError if it is below 1."""
     count = os.cpu_count() or 1 if args.threads is None else args.threads

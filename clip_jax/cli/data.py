@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,6 +71,7 @@ def add_parser(commands: Any) -> None:
     )
     _add_import(write)
     for action in inspect, verify, write:
+        _flags.add_max_pixels(action)
         _flags.add_threads(action)
 
 
@@ -137,7 +137,12 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from clip_jax.data.tools import inspection
 
     report = inspection.verify(
-        open_source(), decode=args.decode, threads=threads, out=out, say=print
+        open_source(),
+        decode=args.decode,
+        threads=threads,
+        out=out,
+        say=print,
+        **_flags.image_options(args),
     )
     _console.show({'data': args.spec, **report})
     return 0 if report['all_usable'] else 1
@@ -146,15 +151,18 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 def _inspect(args: argparse.Namespace, source: Any, out: pathlib.Path | None, threads: int) -> int:
     from clip_jax.data.tools import inspection
 
-    report, values, pictures = inspection.inspect(source, sample=args.sample, threads=threads)
+    report, values, pictures = inspection.inspect(
+        source, sample=args.sample, threads=threads, **_flags.image_options(args)
+    )
     report = {'data': args.spec, 'threads': threads, **report}
     _console.show(report)
     if out:
         from clip_jax.reports import dataset
+        from clip_jax.runtime import atomic
 
-        out.mkdir(parents=True)
-        (out / 'inspect.json').write_text(json.dumps(report, indent=1, ensure_ascii=False) + '\n')
-        dataset.write(out, report, values, pictures)
+        with atomic.new_folder(out) as folder:
+            atomic.write_json(folder / 'inspect.json', report)
+            dataset.write(folder, report, values, pictures)
         print(f'in {out}: {", ".join(sorted(p.name for p in out.iterdir()))}')
     return 0
 
@@ -183,6 +191,7 @@ def _import(
         quality=args.quality,
         shard_size=args.shard_size,
         decode=args.decode,
+        **_flags.image_options(args),
     )
     beam = (args.beam_runner, beam_options) if args.beam_runner else None
     summary = importer.run(job, threads=threads, beam=beam)

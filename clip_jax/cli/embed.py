@@ -65,6 +65,7 @@ def add_parser(commands: Any) -> None:
         metavar='FRACTION',
         help='fraction of bad records above which the command stops (default: 0.05)',
     )
+    _flags.add_image_options(parser)
     _flags.add_threads(parser)
     _flags.add_processes(parser)
 
@@ -88,6 +89,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         batch_size=args.batch_size,
         max_bad_fraction=args.max_bad_fraction,
         threads=_flags.threads(args),
+        **_flags.image_options(args),
     )
     of_kind = _flags.by_kind(args.data, source_options, 'data.')
     source = multihost.primary_first(lambda: build.source(args.data, of_kind))

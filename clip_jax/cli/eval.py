@@ -47,6 +47,7 @@ def add_parser(commands: Any) -> None:
         help='a suite that comes with clip_jax, such as clip27, or a Python file',
     )
     _flags.add_dtype(parser)
+    _flags.add_image_options(parser)
     parser.add_argument(
         '--out', metavar='FILE', help='write the report to this JSON file; for a suite, a folder'
     )
@@ -88,12 +89,21 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         files.check(out)
     of_kind = _flags.by_kind(args.data, source_options, 'data.')
     model = models[0] if models else None
-    report = single.run(args.name, options, args.data, of_kind, model=model, dtype=args.dtype)
+    image_options = _flags.image_options(args)
+    report = single.run(
+        *(args.name, options, args.data, of_kind),
+        model=model,
+        dtype=args.dtype,
+        image_options=image_options,
+    )
     _show(report)
     if out:
+        from clip_jax.data.image import opening
         from clip_jax.reports import drawing
 
-        path, *figures = drawing.write_with_figures(report, out, build.image_loader(of_kind))
+        max_pixels = image_options.get('max_pixels', opening.MAX_PIXELS)
+        load_images = build.image_loader(of_kind, max_pixels=max_pixels)
+        path, *figures = drawing.write_with_figures(report, out, load_images)
         print(f'report: {path}')
         if figures:
             print(f'figures in {figures[0].parent}: {", ".join(p.name for p in figures)}')

@@ -19,6 +19,7 @@ from absl import logging
 
 import clip_jax
 from clip_jax import lookup
+from clip_jax.cli import _console
 
 # Each command is a file with `add_parser(commands)` and `run(args, rest) -> exit code`.
 COMMANDS = {
@@ -37,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always. The code is 0 for success, 1 for bad input (one line on stderr says
             what) or a negative result, 2 for wrong usage, 130 for Ctrl-C.
     """
+    with _console.escaped_output():
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     args, rest = _parser().parse_known_args(arguments)
     if not os.environ.get('CLIP_JAX_TRACEBACK'):
         logging.set_verbosity(logging.INFO)

@@ -31,7 +31,12 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         atomic.check_place(out / 'suite.json', '--out')
     build.check_dtype(args.dtype)
     say = functools.partial(print, file=sys.stderr, flush=True)
-    table, fine = suite.run(page.to_dict(), args.model, out, say=say, dtype=args.dtype)
+    table, fine = suite.run(
+        *(page.to_dict(), args.model, out),
+        say=say,
+        dtype=args.dtype,
+        image_options=_flags.image_options(args),
+    )
     print(suite.markdown(table), end='', flush=True)
     if out:
         suite.write(table, out)

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from clip_jax.data.image import arrays, decoders, headers
+from clip_jax.data.image.opening import MAX_PIXELS, check_size
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601
 
@@ -62,6 +63,8 @@ class Augment:
         shape: tuple[int, int],
         rng: np.random.Generator,
         out: np.ndarray,
+        *,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Augments an image.
 
@@ -70,12 +73,14 @@ class Augment:
             shape: (height, width) of the upright image.
             rng: the random numbers of this example.
             out: uint8 [size, size, 3], which is overwritten with the result.
+            max_pixels: images with more are refused.
 
         Raises:
             BadRecord: if the image cannot be decoded.
         """
         box = random_box(rng, *shape, scale=self.crop_scale)
-        image = flip(resized_crop(data, box, len(out), out=out), rng, self.flip)
+        image = resized_crop(data, box, len(out), out=out, max_pixels=max_pixels)
+        image = flip(image, rng, self.flip)
         if any(self.color_jitter):
             brightness, contrast, saturation, hue = self.color_jitter
             image = color_jitter(
@@ -129,7 +134,12 @@ def random_box(
 
 
 def resized_crop(
-    data: bytes | np.ndarray, box: Box, size: int, *, out: np.ndarray | None = None
+    data: bytes | np.ndarray,
+    box: Box,
+    size: int,
+    *,
+    out: np.ndarray | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Crops an image and resizes the crop, bicubic and antialiased.
 
@@ -141,6 +151,7 @@ def resized_crop(
         box: the crop, in pixels of the upright image.
         size: side of the output in pixels.
         out: where to write the output, if not to a new array.
+        max_pixels: images with more are refused.
 
     Returns:
         uint8 [size, size, 3].
@@ -151,10 +162,10 @@ def resized_crop(
     out = np.empty((size, size, 3), np.uint8) if out is None else out
     if isinstance(data, np.ndarray):
         image = arrays.as_rgb(data)
-        headers.check_size(*image.shape[:2])
+        check_size(*image.shape[:2], max_pixels)
         _check_inside(box, *image.shape[:2])
         return _resample(image, box, out)
-    header = headers.read(data)
+    header = headers.read(data, max_pixels=max_pixels)
     _check_inside(box, *header.upright)
     stored = _stored(box, header)
     across, down = stored.width / size, stored.height / size

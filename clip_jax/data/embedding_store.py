@@ -53,6 +53,7 @@ class Description:
         captions: 'embedded', or 'stored' if captions have no embeddings.
         shard_size: records per shard.
         batch_size: images per device and batch.
+        image_options: `gray16` and `max_pixels` of `Preprocess`.
         card: the card of the model.
         images: how many images have embeddings.
         texts: how many captions have embeddings.
@@ -74,6 +75,7 @@ class Description:
     captions: str
     shard_size: int
     batch_size: int
+    image_options: dict
     card: dict
     images: int = 0
     texts: int = 0
@@ -201,6 +203,8 @@ def _table(records: Sequence[Mapping[str, Any]]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # Parquet has UTF-8 only; names of files need not be.
+    records = [{**record, 'where': atomic.encoded(record['where']).decode()} for record in records]
     schema = pa.schema(
         {
             'record': pa.int64(),
@@ -304,7 +308,8 @@ class Embeddings:
         None.
         """
         shard, place = self._place(i)
-        return self._read(shard).slice(place, 1).to_pylist()[0]
+        (found,) = self._read(shard).slice(place, 1).to_pylist()
+        return {**found, 'where': atomic.decoded(found['where'].encode())}
 
     def where(self, i: int) -> str:
         """Says where image `i` itself is stored."""

@@ -7,10 +7,11 @@ BAD_RECORD_KINDS = (
     'no_image',  # the file that a table names is missing, or a tar member is empty
     'empty',  # zero bytes
     'not_an_image',  # no known image format
+    'no_decoder',  # a format, such as HEIC, whose decoder is not installed
     'truncated',  # the image ends early
     'damaged',  # a decoder rejects it
-    'too_small',  # a side of fewer than image.headers.MIN_SIDE pixels
-    'too_large',  # more than image.headers.MAX_PIXELS pixels, by its header; not decoded
+    'too_small',  # a side of fewer than image.opening.MIN_SIDE pixels
+    'too_large',  # more pixels than max_pixels, by its header; not decoded
     'no_caption',
     'not_utf8',  # the caption is not UTF-8 text
     'small_side',  # this and the following: excluded by config.data.filter, not bad
@@ -18,6 +19,10 @@ BAD_RECORD_KINDS = (
     'caption_length',
 )
 FILTERED = ('small_side', 'long_aspect', 'caption_length')
+
+# What a source passes over without losing a record: a README among images, hidden files, a folder
+# whose images it already has.
+HARMLESS = ('other_file', 'hidden', 'repeated_folder')
 
 
 class BadRecord(ValueError):

@@ -11,6 +11,7 @@ import numpy as np
 from clip_jax.data.augment import Augment
 from clip_jax.data.errors import BAD_RECORD_KINDS, FILTERED, BadRecord
 from clip_jax.data.image import upright
+from clip_jax.data.image.opening import MAX_PIXELS
 from clip_jax.data.sources import Source
 
 _OF_THREAD = threading.local()
@@ -73,6 +74,7 @@ class ExampleMaker:
         filter: which records are used.
         caption: how a caption is chosen, one of CAPTION_RULES.
         parts: first record and end of each part of the source.
+        max_pixels: images with more are bad records.
     """
 
     source: Source
@@ -81,6 +83,7 @@ class ExampleMaker:
     filter: Filter
     caption: str
     parts: tuple[tuple[int, int], ...]
+    max_pixels: int = MAX_PIXELS
 
     def __call__(self, epoch: int, record: int, image: np.ndarray, bad: np.ndarray) -> str:
         """Makes one example.
@@ -123,9 +126,9 @@ class ExampleMaker:
         texts = self.filter.captions(example.get('texts', ()))
         text = choose_caption(texts, rng, self.caption)
         data = example.get('image', b'')
-        shape = upright.measure(data)
+        shape = upright.measure(data, max_pixels=self.max_pixels)
         self.filter.image(*shape)
-        self.augment(data, shape, rng, image)
+        self.augment(data, shape, rng, image, max_pixels=self.max_pixels)
         return text
 
 

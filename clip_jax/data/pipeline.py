@@ -21,6 +21,7 @@ from absl import flags
 from clip_jax import lookup
 from clip_jax.data.augment import Augment
 from clip_jax.data.examples import CAPTION_RULES, TRIES, ExampleMaker, Filter, bad_records
+from clip_jax.data.image.opening import MAX_PIXELS, check_max_pixels
 from clip_jax.data.shuffle import GlobalShuffle
 from clip_jax.data.sources import Source, parts_of
 
@@ -35,6 +36,7 @@ def train_iterator(
     augment: Augment = Augment(),
     filter: Filter = Filter(),
     caption: str = 'random',
+    max_pixels: int = MAX_PIXELS,
     num_threads: int = 2,
     num_workers: int = 0,
     prefetch: int = 2,
@@ -56,6 +58,7 @@ def train_iterator(
         augment: augmentation of images.
         filter: which records are used.
         caption: how one of several captions is chosen: 'random', 'first' or 'longest'.
+        max_pixels: images with more are bad records.
         num_threads: threads, each of which makes one batch at a time; 0 makes batches on demand.
         num_workers: processes that make the batches instead, with num_threads each; 0 for none.
         prefetch: batches that may wait beyond those in progress.
@@ -84,6 +87,7 @@ def train_iterator(
         filter=filter,
         caption=lookup.check(caption, CAPTION_RULES, what='data.caption'),
         parts=tuple((part.start, part.stop) for part in parts),
+        max_pixels=check_max_pixels(max_pixels),
     )
     return TrainIterator(
         _Batches(

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -10,17 +9,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from PIL import Image, UnidentifiedImageError
 
 from clip_jax import lookup
 from clip_jax.data.errors import BadRecord
-from clip_jax.data.image import headers
-from clip_jax.data.image.arrays import as_rgb
-from clip_jax.runtime.messages import one_line
+from clip_jax.data.image import arrays, opening
+from clip_jax.runtime.messages import one_line, printable
 
 # The statistics that published CLIP models normalize with (OpenAI's preprocessing).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# JPEGs of more pixels are decoded at a reduced size, at least DRAFT times that of the result;
+# published programs decode all of them, and fail where memory ends.
+EXACT_PIXELS = 40_000_000
+DRAFT = 4
 # Pillow's: bicubic, bilinear, lanczos, nearest, box, hamming.
 _INTERPOLATIONS = {filter.name.lower(): filter for filter in Image.Resampling}
 
@@ -59,6 +62,9 @@ class Preprocess:
             first two drop transparency.
         crop: an odd number of columns to crop: the half on the left is rounded to 'even' (OpenAI,
             open_clip) or 'down' (transformers).
+        gray16: 16-bit grayscale: values above 255 'clip' to white, as published, or 'scale' to 8
+            bits, as in training.
+        max_pixels: encoded images with more are refused; not part of the card.
     """
 
     size: int
@@ -68,12 +74,16 @@ class Preprocess:
     std: tuple[float, ...] = CLIP_STD
     rgb: str = 'after'
     crop: str = 'even'
+    gray16: str = 'clip'
+    max_pixels: int = opening.MAX_PIXELS
 
     def __post_init__(self):
         lookup.check(self.resize, ('shortest', 'squash', 'longest'), what='preprocess: resize')
         lookup.check(self.rgb, ('after', 'before', 'white'), what='preprocess: rgb')
         lookup.check(self.crop, ('even', 'down'), what='preprocess: crop')
+        lookup.check(self.gray16, ('clip', 'scale'), what='preprocess: gray16')
         lookup.check(self.interpolation, _INTERPOLATIONS, what='preprocess: interpolation')
+        opening.check_max_pixels(self.max_pixels)
 
     def __call__(self, image: Image.Image | str | os.PathLike | bytes | np.ndarray) -> np.ndarray:
         """Preprocesses a PIL image, path, encoded bytes or uint8 array to uint8 [size, size, 3].
@@ -84,10 +94,15 @@ class Preprocess:
         if isinstance(image, np.ndarray) and (image.shape, image.dtype) == (shape, np.uint8):
             return image  # an image of the right size does not change
         try:
-            with _opened(image) as opened:
-                if not isinstance(image, Image.Image | np.ndarray):
-                    _check_pixels(*opened.size)
-                return self._square(opened)
+            with _opened(image, self.max_pixels) as opened:
+                resized = self._resized(*opened.size)
+                self._check_pixels(*resized)  # 'shortest' makes 2 x 1,000,000 pixels huge
+                if opened is not image and opened.width * opened.height > EXACT_PIXELS:
+                    opened.draft(None, (DRAFT * resized[0], DRAFT * resized[1]))
+                if self.gray16 == 'scale':
+                    return self._square(arrays.eight_bits(opened), resized)
+                _warn_if_clipped(opened, image)
+                return self._square(opened, resized)
         except BadRecord as error:
             raise BadRecord(error.kind, f'{_named(image)}: {error}') from error
         except Exception as error:  # Pillow's decoders raise many types
@@ -97,19 +112,21 @@ class Preprocess:
             kind = _kind(image, error)
             raise (BadRecord(kind, message) if kind else ValueError(message)) from error
 
-    def _square(self, image: Image.Image) -> np.ndarray:
+    def _square(self, image: Image.Image, resized: tuple[int, int]) -> np.ndarray:
         transparent = 'A' in image.getbands() or image.info.get('transparency') is not None
         if self.rgb == 'white' and transparent:
             white = Image.new('RGBA', image.size, 'white')
             image = Image.alpha_composite(white, image.convert('RGBA'))
         if self.rgb != 'after':
             image = image.convert('RGB')
-        resized = self._resized(*image.size)
-        _check_pixels(*resized)  # 'shortest' makes a huge image of 2 x 1,000,000 pixels
         image = image.resize(resized, _INTERPOLATIONS[self.interpolation])
         left, top = map(self._first, image.size)
         box = left, top, left + self.size, top + self.size
         return np.asarray(image.crop(box).convert('RGB'))
+
+    def _check_pixels(self, width: int, height: int) -> None:
+        if width * height > self.max_pixels:
+            opening.check_size(height, width, self.max_pixels)
 
     def _first(self, side: int) -> int:
         """Returns the offset of the crop on a side; negative if the image is padded."""
@@ -131,13 +148,15 @@ class Preprocess:
 
     @property
     def card(self) -> dict:
-        """The fields as JSON values, for the card of a checkpoint; see `from_card`."""
-        return {**dataclasses.asdict(self), 'mean': list(self.mean), 'std': list(self.std)}
+        """What a checkpoint's card says of these fields, JSON values; see `from_card`."""
+        fields = {**dataclasses.asdict(self), 'mean': list(self.mean), 'std': list(self.std)}
+        del fields['max_pixels']
+        return fields
 
     @classmethod
     def from_card(cls, card: dict) -> 'Preprocess':
         """Makes a Preprocess from the card of a checkpoint; the defaults are OpenAI's."""
-        known = [field.name for field in dataclasses.fields(cls)]
+        known = [field.name for field in dataclasses.fields(cls) if field.name != 'max_pixels']
         for name in card:
             lookup.check(name, known, what='preprocess: field of the card')
         fields: dict[str, Any] = {
@@ -146,22 +165,28 @@ class Preprocess:
         return cls(**fields)
 
 
-def _opened(image) -> contextlib.AbstractContextManager[Image.Image]:
+def _opened(image, max_pixels: int) -> contextlib.AbstractContextManager[Image.Image]:
     """Opens an input of `Preprocess`; an image that the caller opened stays open."""
     if isinstance(image, Image.Image):
         return contextlib.nullcontext(image)
     if isinstance(image, np.ndarray):
-        return contextlib.nullcontext(Image.fromarray(as_rgb(image)))
-    if isinstance(image, bytes):
-        return Image.open(io.BytesIO(image))
-    if isinstance(image, str | os.PathLike):
-        return Image.open(image)
+        return contextlib.nullcontext(Image.fromarray(arrays.as_rgb(image)))
+    if isinstance(image, bytes | str | os.PathLike):
+        return opening.open_image(image, max_pixels=max_pixels)
     raise ValueError('expected a PIL image, a path, encoded bytes or a uint8 array')
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > headers.MAX_PIXELS:
-        headers.check_size(height, width)
+def _warn_if_clipped(image: Image.Image, given: Any) -> None:
+    """Warns, once in a process, of a 16-bit image that the published rule makes white."""
+    if image.mode.startswith('I;16') and np.asarray(image).max() > 255:
+        logging.log_first_n(
+            logging.WARNING,
+            '%s is 16-bit grayscale. The published preprocessing makes all values above 255 white; '
+            'training scales them. To scale them here too, give gray16=scale. There may be more '
+            'such images; this is said once.',
+            1,
+            printable(_named(given)),
+        )
 
 
 def _kind(image, error: Exception) -> str | None:

@@ -25,6 +25,7 @@ from clip_jax.data import embedding_store
 from clip_jax.data.bad_record_log import MIN_BAD
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.examples import describe_counts
+from clip_jax.data.image import opening
 from clip_jax.data.sharded_job import ShardedJob, check_settings
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, error_message, in_order
@@ -53,6 +54,8 @@ class Options:
         batch_size: images per device and batch.
         max_bad_fraction: fraction of bad records above which the job stops.
         threads: how many threads read and decode images.
+        gray16: see `Preprocess`; '' is that of the model's card.
+        max_pixels: images with more are bad records.
     """
 
     features: str = 'embedding'
@@ -62,8 +65,11 @@ class Options:
     batch_size: int = 128
     max_bad_fraction: float = 0.05
     threads: int = 1
+    gray16: str = ''
+    max_pixels: int = opening.MAX_PIXELS
 
     def __post_init__(self):
+        opening.check_max_pixels(self.max_pixels)
         lookup.check(self.features, pretrained.FEATURES, what='--features')
         build.check_dtype(self.dtype)
         lookup.check(self.save_dtype, SAVE_DTYPES, what='--save-dtype')
@@ -181,6 +187,9 @@ def run(
     mesh = sharding.make_mesh(jax.local_devices())
     clip = pretrained.load(model, dtype=options.dtype, mesh=mesh)
     clip = dataclasses.replace(clip, batch_size=options.batch_size * clip.mesh.size)
+    clip = clip.with_preprocess(
+        gray16=options.gray16 or clip.preprocess.gray16, max_pixels=options.max_pixels
+    )
     place = model if atomic.is_remote(model) else os.path.abspath(os.path.expanduser(model))
     settings = _settings(clip, source, options, spec, spec_options)
     job = EmbedJob(place, clip, source, folder, options, settings)
@@ -222,6 +231,7 @@ def _settings(
         'compute_dtype': str(np.dtype(clip.model.dtype)),
         'shard_size': options.shard_size,
         'batch_size': options.batch_size,
+        'image_options': {k: getattr(clip.preprocess, k) for k in ('gray16', 'max_pixels')},
         'card': clip.card,
     }
     return json.loads(json.dumps(settings))

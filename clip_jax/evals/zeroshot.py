@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from clip_jax import prompts
 from clip_jax.data.sources import Source
 from clip_jax.evals import _embed, _labeled, _scores, _similarity, _tables, score
+from clip_jax.prompts.by_class import WORDNET_ID
 
 EXAMPLES = 12
 
@@ -35,8 +37,8 @@ def evaluate(
         encode_text: texts -> unit-length embeddings, float32 [N, D].
         data: a labeled data set.
         classes: 'all' class names of the data set, with spaces for underscores; those 'present'
-            among its labels; a file of names in the order of the labels (text or JSON); or a list
-            of names.
+            among its labels; a file of names in the order of the labels, or by WordNet id or folder
+            (see prompts.class_names); or a list of names.
         templates: a prompt set, a file of templates, or a list of them (see prompts.templates).
         key: which entry of a JSON file of several sets to use.
 
@@ -213,13 +215,38 @@ def _names(classes: str | Sequence[str], key: str, data: Source) -> list[str]:
                 f'evals/zeroshot: {data} does not name its classes; '
                 'give a file with one name per line as `classes`'
             )
+        _warn_of_wordnet_ids(stored, data)
         return stored
     names = prompts.class_names(classes, key=key) if isinstance(classes, str) else [*classes]
+    if isinstance(names, Mapping):
+        return _names_by_folder(names, data, classes)
     if not names:
         raise ValueError('evals/zeroshot: classes is an empty list; expected at least one name')
     if stored:
         _check_order(names, stored, data)
     return names
+
+
+def _warn_of_wordnet_ids(names: list[str], data: Source) -> None:
+    if all(map(WORDNET_ID.fullmatch, names)):
+        logging.warning(
+            'evals/zeroshot: the classes of %s are named by WordNet ids (%s), which say nothing to '
+            'a model; give a file with their names as `classes`: LOC_synset_mapping.txt of '
+            "ImageNet, Keras' imagenet_class_index.json, or a list in the order of the folders",
+            *(data, names[0]),
+        )
+
+
+def _names_by_folder(names: Mapping[str, str], data: Source, path: Any) -> list[str]:
+    """The names of the data set's classes, in its order, from those of all folders."""
+    missing = [name for name in data.label_names if name not in names]
+    if missing or not data.label_names:
+        found = f'{missing[0]!r} is not among them' if missing else 'it does not name its classes'
+        raise ValueError(
+            f'evals/zeroshot: {path!r} gives names by folder ({next(iter(names))!r} …), which do '
+            f'not fit {data}: {found}; give a list of names in the order of the labels'
+        )
+    return [names[name] for name in data.label_names]
 
 
 def _check_order(names: list[str], stored: list[str], data: Source) -> None:

@@ -17,6 +17,7 @@ def run(
     *,
     model: str | None,
     dtype: str = 'auto',
+    image_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Scores the model at a path, or stored embeddings.
 
@@ -27,6 +28,7 @@ def run(
         source_options: options of each kind of source.
         model: path of a checkpoint; None where all data are folders of embeddings.
         dtype: 'auto', 'float32' or 'bfloat16'.
+        image_options: fields of the model's `Preprocess` to change: `gray16`, `max_pixels`.
 
     Returns:
         The report.
@@ -37,6 +39,14 @@ def run(
     build.check_dtype(dtype)
     evaluation = evaluate.prepare(type_, options, spec, source_options, embeddings=True)
     encoders.check_model(model, evaluation.sources)
+    if image_options and not model:
+        raise ValueError(
+            f'--{next(iter(image_options)).replace("_", "-")}: {spec} has no images to read; it is '
+            'an option of clip-jax embed'
+        )
     clip = pretrained.load(model, dtype=dtype) if model else None
+    more = {}
+    if clip and image_options:
+        clip, more = clip.with_preprocess(**image_options), {'image_options': dict(image_options)}
     load = functools.partial(source_model.source_model, dtype=dtype)
-    return evaluation.report(clip, path=model, load=load)
+    return evaluation.report(clip, path=model, load=load, **more)

@@ -137,6 +137,7 @@ def run(
     *,
     say: Callable[[str], None],
     dtype: str = 'auto',
+    image_options: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Runs all tasks for all checkpoints.
 
@@ -148,6 +149,7 @@ def run(
         out: folder for the reports, `CHECKPOINT/TASK.json`; None for none.
         say: takes a line of progress.
         dtype: compute dtype: 'auto', 'float32' or 'bfloat16'.
+        image_options: fields of the models' `Preprocess` to change: `gray16`, `max_pixels`.
 
     Returns:
         The table, and whether some task ran and none failed.
@@ -163,12 +165,13 @@ def run(
         pretrained.find(model)
     results: list[list[Result]] = []
     for number, (model, slug) in enumerate(zip(models, slugs, strict=True)):
-        clip = pretrained.load(model, dtype=dtype)
+        clip = pretrained.load(model, dtype=dtype).with_preprocess(**image_options or {})
         identity = {
             'model': model,
             'fingerprint': fingerprint(clip.variables),
             'card_hash': card_hash(clip.card),
             'compute_dtype': encoders.compute_dtype(clip),
+            'image_options': dict(image_options or {}),
         }
         column = []
         for k, task in enumerate(suite, start=1 + number * len(suite)):
@@ -207,9 +210,8 @@ def _result(
         evaluation = evaluate.prepare(
             task.type, task.options, task.data, task.source, embeddings=True
         )
-        about: dict[str, Any] = {
-            k: v for k, v in settings.items() if k in ('fingerprint', 'card_hash', 'text_hash')
-        }
+        own = ('fingerprint', 'card_hash', 'image_options', 'text_hash')
+        about: dict[str, Any] = {k: v for k, v in settings.items() if k in own}
         report = evaluation.report(clip, path=identity['model'], **about)
         if file:
             atomic.write_json(file, report)

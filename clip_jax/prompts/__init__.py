@@ -13,6 +13,7 @@ from etils import epath
 
 from clip_jax import lookup
 from clip_jax.data.errors import DataNotFound
+from clip_jax.prompts import by_class
 
 _SETS = importlib.resources.files('clip_jax') / 'prompts' / 'templates'
 _ENDINGS = ('.txt', '.json')
@@ -45,7 +46,10 @@ def templates(source: str | Sequence[str], *, key: str = '') -> Templates:
         ValueError: there are no templates, or one lacks its `{}`.
     """
     if isinstance(source, str) and source.endswith('.json'):
-        where, chosen = f'prompts {source!r}, template', _choose(source, key, 'prompts')
+        where, chosen = (
+            f'prompts {source!r}, template',
+            _choose(source, key, 'prompts', by_class.are_prompts),
+        )
         if isinstance(chosen, Mapping):
             return _of_classes(chosen, source)
         lines = list(enumerate(chosen, start=1))
@@ -65,22 +69,27 @@ def templates(source: str | Sequence[str], *, key: str = '') -> Templates:
     return [template for _, template in lines]
 
 
-def class_names(path: str, *, key: str = '') -> list[str]:
+def class_names(path: str, *, key: str = '') -> list[str] | dict[str, str]:
     """Reads class names from a file.
 
     Args:
         path: a text file with one name per line, where blank lines and lines that start with `#`
-            do not count; or a JSON file, a list or an object of several.
-        key: which entry of such a JSON object to use.
+            do not count; or a JSON file, a list or an object of several. Or a file of names by
+            class: ImageNet's LOC_synset_mapping.txt, Keras' imagenet_class_index.json, a JSON
+            object of names by folder or by number, or of prompts by name.
+        key: which entry of a JSON object of several lists to use.
 
     Returns:
-        The names, in the order of the labels. Classes may have the same name.
+        The names, in the order of the labels; or by the names of the folders, such as WordNet ids.
+        Classes may have the same name.
 
     Raises:
         ValueError: the file is empty, is missing or is not of these.
     """
     if str(path).endswith('.json'):
-        chosen = _choose(path, key, 'class names')
+        chosen = _choose(path, key, 'class names', by_class.from_object)
+        if isinstance(chosen, Mapping) and (found := by_class.from_object(chosen)):
+            return found
         if isinstance(chosen, Mapping):
             raise ValueError(
                 f'class names {str(path)!r}: found an object, expected a list of names'
@@ -88,6 +97,8 @@ def class_names(path: str, *, key: str = '') -> list[str]:
         what, lines = 'item', list(enumerate(map(str.strip, chosen), start=1))
     else:
         what, lines = 'line', _lines(_read(path))
+        if found := by_class.from_lines([name for _, name in lines]):
+            return found
     for number, name in lines:
         if not name:
             raise ValueError(f'class names {str(path)!r}: {what} {number} is empty.')
@@ -161,13 +172,19 @@ def _read(path: str) -> str:
         raise ValueError(f'prompts: {str(path)!r} is not UTF-8 text ({error})') from error
 
 
-def _choose(path: str, key: str, what: str) -> list[str] | dict[str, list[str]]:
-    """The list in a JSON file, or the entry `key` of its object."""
+def _choose(
+    path: str, key: str, what: str, is_whole: Callable[[Any], Any]
+) -> list[str] | dict[str, Any]:
+    """The list in a JSON file, the entry `key` of its object, or an object that `is_whole`, without
+    entries to choose from.
+    """
     try:
         found = json.loads(_read(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f'{what} {str(path)!r}: not JSON ({error})') from error
     if isinstance(found, Mapping):
+        if not key and is_whole(found):
+            return found
         if not key:
             some = ', '.join(map(repr, [*found][:8])) or 'nothing'
             raise ValueError(

@@ -17,6 +17,9 @@ import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from clip_jax.runtime.messages import printable
 
 BLUE, ORANGE, GREEN, PURPLE = '#0072B2', '#D55E00', '#009E73', '#AA4499'
 SKY, AMBER, INK, GRAY, PALE = '#56B4E9', '#E69F00', '#222222', '#6b6b6b', '#dcdcdc'
@@ -130,6 +133,9 @@ def score_of_class(report: Mapping[str, Any]) -> str:
 
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
+    for text in figure.findobj(Text):
+        # A name of a file may hold bytes that no font has.
+        text.set_text(printable(text.get_text(), keep='\n'))
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=DPI)
     path = epath.Path(path)

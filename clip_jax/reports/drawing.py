@@ -117,7 +117,7 @@ def write_with_figures(
     try:
         folder = work / 'figures'
         drawn = write_report(report, load_images, lambda name: folder / f'{name}.png')
-        (work / 'report').write_text(files.as_json(report))
+        (work / 'report').write_bytes(atomic.encoded(files.as_json(report)))
         out.parent.mkdir(parents=True, exist_ok=True)
         if drawn:
             folder.rename(out.with_suffix(''))

@@ -1,12 +1,17 @@
 """Atomic writes: a file has its complete content, or what it had before."""
 
+import contextlib
 import json
 import os
 import pathlib
-from typing import Any
+import re
+import shutil
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 from etils import epath
 
+_ESCAPED = re.compile(r'\\u(dc[89a-f][0-9a-f])')  # a byte of a name that is not UTF-8
 PARTIAL = '.partial'  # suffix of a file that is being written
 
 
@@ -47,10 +52,56 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.write_bytes(encoded(content) if isinstance(content, str) else content)
         commit(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+
+
+def encoded(text: str) -> bytes:
+    """Encodes text as UTF-8; bytes of file names that are not UTF-8 become JSON's escapes."""
+    return text.encode(errors='backslashreplace')
+
+
+def decoded(data: bytes) -> str:
+    """Decodes what `encoded` made, with the bytes that it escaped."""
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), data.decode())
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[TextIO]:
+    """Yields a new local text file that gets its name when it is complete; on errors it is removed.
+
+    Parent folders are created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with open(partial, 'w', encoding='utf-8', errors='backslashreplace') as file:
+            yield file
+        commit(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields an empty local folder that gets its name when it is complete; on errors it is removed.
+
+    Parent folders are created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        sync(partial)
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
         raise
 
 

@@ -71,7 +71,9 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     execution = build.execution(config.model)
     model = build.model(card['model'], config.model.dtype, **execution)
     # Without variables: they change, and a second copy would stay on the devices.
-    model_clip = pretrained.from_card(card, {}, model, mesh)
+    model_clip = pretrained.from_card(card, {}, model, mesh).with_preprocess(
+        max_pixels=config.data.max_pixels
+    )
     assert model_clip.tokenizer is not None  # a run's card has one
     batches = pipeline.train_iterator(
         source,
@@ -82,6 +84,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         augment=augment,
         filter=filter,
         caption=config.data.caption,
+        max_pixels=config.data.max_pixels,
         num_threads=config.data.num_threads,
         num_workers=config.data.num_workers,
         shard_index=jax.process_index(),

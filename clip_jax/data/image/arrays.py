@@ -1,6 +1,7 @@
 """Decoded images: uint8 RGB arrays, turned upright by their EXIF orientation."""
 
 import numpy as np
+from PIL import Image
 
 # EXIF orientations by what turns the image upright. From 5 on it is transposed first.
 MIRRORED = (2, 3, 6, 7)
@@ -18,6 +19,13 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in UPSIDE_DOWN:
         image = image[::-1]
     return np.ascontiguousarray(image)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Scales 16-bit grayscale to 8 bits; Pillow would clip it at 255. Others stay as they are."""
+    if not image.mode.startswith('I;16'):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def as_rgb(array: np.ndarray) -> np.ndarray:

@@ -7,10 +7,9 @@ JPEGs with harmless bytes between segments, and rare formats.
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
 
 from clip_jax.data.errors import BadRecord
-from clip_jax.data.image import headers
+from clip_jax.data.image import arrays, opening
 from clip_jax.data.image.headers import Header, cut_off
 from clip_jax.runtime.messages import one_line
 
@@ -87,12 +86,11 @@ def _by_opencv(data: bytes) -> np.ndarray:
 
 
 def _by_pillow(data: bytes, header: Header) -> np.ndarray:
-    jpeg = ('JPEG',) if header.format == 'JPEG' else ()
     try:
-        with headers.open_with_pillow(data, *jpeg) as image:
-            if image.mode.startswith('I;16'):  # Pillow would clip values above 255 to white
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            return np.array(image.convert('RGB'))
+        with opening.open_image(data, max_pixels=header.height * header.width) as image:
+            return np.array(arrays.eight_bits(image).convert('RGB'))
+    except BadRecord:
+        raise
     except Exception as error:  # Pillow's decoders raise many types
         message = one_line(error)
         if 'truncated' in message.lower() or isinstance(error, EOFError):

@@ -1,22 +1,15 @@
 """Headers of encoded images: format, size and EXIF orientation, without decoding."""
 
-import functools
-import io
 import struct
 from typing import NamedTuple, cast
 
 from PIL import Image, UnidentifiedImageError
 
 from clip_jax.data.errors import BadRecord
+from clip_jax.data.image import opening
+from clip_jax.data.image.opening import MAX_PIXELS, check_size
 from clip_jax.runtime.messages import one_line
 
-MIN_SIDE = 2  # pixels; smaller images are tracking pixels or broken downloads
-# A header of a few bytes can claim any number of pixels. Forty million take 120 MB; most cameras
-# have fewer.
-MAX_PIXELS = 40_000_000
-
-# Pillow could open more formats, some by starting other programs (EPS).
-_FORMATS = ('GIF', 'WEBP', 'BMP', 'TIFF', 'AVIF', 'JPEG2000', 'PPM')
 # The first bytes of image files.
 _BEGINNINGS = (b'GIF8', b'RIFF', b'II*\0', b'MM\0*', b'\xff\xd8', b'\x89PNG')
 _PNG = b'\x89PNG\r\n\x1a\n'
@@ -41,34 +34,22 @@ class Header(NamedTuple):
         return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
 
 
-def read(data: bytes) -> Header:
+def read(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
     """Reads the header of an encoded image.
 
-    Raises BadRecord if the bytes are not an image, or it is too small or too large.
+    Raises BadRecord if the bytes are not an image, or it is too small, or has more than
+    `max_pixels`.
     """
     if not data:
         raise BadRecord('empty', 'zero bytes; expected an image')
     try:
         if data.startswith(b'\xff\xd8\xff'):
-            return _jpeg(data)
+            return _jpeg(data, max_pixels)
         if data.startswith(_PNG):
-            return _png(data)
+            return _png(data, max_pixels)
     except (struct.error, IndexError):  # the bytes end within the header
         raise cut_off(data) from None
-    return _by_pillow(data)
-
-
-def check_size(height: int, width: int) -> None:
-    """Raises BadRecord for images that are too small, or too large to decode."""
-    if min(height, width) < MIN_SIDE:
-        raise BadRecord(
-            'too_small', f'{width} x {height} pixels; expected sides of at least {MIN_SIDE}'
-        )
-    if height * width > MAX_PIXELS:
-        raise BadRecord(
-            'too_large',
-            f'{width} x {height} = {height * width:,} pixels; at most {MAX_PIXELS:,} are decoded',
-        )
+    return _by_pillow(data, max_pixels)
 
 
 def cut_off(data: bytes) -> BadRecord:
@@ -76,12 +57,7 @@ def cut_off(data: bytes) -> BadRecord:
     return BadRecord('truncated', f'not a readable image: it ends early, after {len(data):,} bytes')
 
 
-def open_with_pillow(data: bytes, *formats: str) -> Image.Image:
-    """Opens bytes without decoding them; by default in any format but JPEG and PNG."""
-    return Image.open(io.BytesIO(data), formats=formats or _known())
-
-
-def _jpeg(data: bytes) -> Header:
+def _jpeg(data: bytes, max_pixels: int) -> Header:
     """Reads the segments of a JPEG up to the frame header (ITU T.81, annex B); EXIF comes first."""
     orientation, at = 1, 2
     while True:
@@ -95,7 +71,7 @@ def _jpeg(data: bytes) -> Header:
         at += 2
         if marker in _FRAMES:
             height, width = _FRAME.unpack_from(data, at + 3)
-            check_size(height, width)
+            check_size(height, width, max_pixels)
             return Header('JPEG', height, width, orientation)
         if marker in _BARE:
             continue
@@ -106,10 +82,10 @@ def _jpeg(data: bytes) -> Header:
         at += max(2, data[at] << 8 | data[at + 1])
 
 
-def _png(data: bytes) -> Header:
+def _png(data: bytes, max_pixels: int) -> Header:
     """Reads the chunks of a PNG up to the last one; its size is checked before that."""
     width, height = struct.unpack_from('>II', data, 16)
-    check_size(height, width)
+    check_size(height, width, max_pixels)
     orientation, at = 1, 8
     while True:
         length, kind = struct.unpack_from('>I4s', data, at)
@@ -138,20 +114,23 @@ def _exif(tiff: bytes) -> int:
     return 1
 
 
-def _by_pillow(data: bytes) -> Header:
+def _by_pillow(data: bytes, max_pixels: int) -> Header:
     webp = data.startswith(b'RIFF') and b'WEBP'.startswith(data[8:12])
     if webp and len(data) < 8 + int.from_bytes(data[4:8], 'little'):
         raise cut_off(data)
     try:
-        with open_with_pillow(data) as image:
+        with opening.open_image(data, max_pixels=max_pixels) as image:
             width, height = image.size
             # Pillow applies the orientation of TIFF itself.
             orientation = 1 if image.format == 'TIFF' else image.getexif().get(_ORIENTATION, 1)
             kind = cast(str, image.format)  # set in images that were opened
+    except BadRecord:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadRecord('too_large', f'{error}; at most {MAX_PIXELS:,} are decoded') from error
+        raise BadRecord('too_large', f'{error}; at most {max_pixels:,} are decoded') from error
     except Exception as error:  # Pillow's readers raise many types
-        if not data.startswith(_BEGINNINGS) or (data.startswith(b'RIFF') and not webp):
+        known = data.startswith(_BEGINNINGS) or opening.brand(data)
+        if not known or (data.startswith(b'RIFF') and not webp):
             raise BadRecord(
                 'not_an_image',
                 f'not a readable image: {len(data):,} bytes that begin with {data[:8]!r}',
@@ -161,12 +140,5 @@ def _by_pillow(data: bytes) -> Header:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = 'its header is damaged' if unknown else one_line(error)
         raise BadRecord('damaged', f'not a readable image: {reason}') from error
-    check_size(height, width)
+    check_size(height, width, max_pixels)
     return Header(kind, height, width, orientation if orientation in range(1, 9) else 1)
-
-
-@functools.cache
-def _known() -> tuple[str, ...]:
-    """The formats that this version of Pillow supports; AVIF came late."""
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)

@@ -101,8 +101,8 @@ def expand(pattern: str) -> list[str]:
 def listing(folder: str) -> Iterator[tuple[str, str]]:
     """Yields the (name, type) of the entries of a folder, unordered; OSError if it does not exist.
 
-    Types are 'file' (or a link to one), 'folder', 'linked_folder', and 'not_a_file' for devices,
-    pipes and broken links.
+    Types are 'file' and 'folder', also for links to them, and 'not_a_file' for devices, pipes and
+    links that lead nowhere.
     """
     if is_remote(folder):
         fs, path = filesystem(folder)
@@ -114,12 +114,26 @@ def listing(folder: str) -> Iterator[tuple[str, str]]:
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_file():
-                yield entry.name, 'file'
-            elif entry.is_dir():
-                yield entry.name, 'linked_folder' if entry.is_symlink() else 'folder'
-            else:
-                yield entry.name, 'not_a_file'
+            yield entry.name, _type_of(entry)
+
+
+def _type_of(entry: os.DirEntry) -> str:
+    try:
+        if entry.is_file():
+            return 'file'
+        return 'folder' if entry.is_dir() else 'not_a_file'
+    except OSError as error:
+        if error.errno in _IMPOSSIBLE:  # a link to itself
+            return 'not_a_file'
+        raise
+
+
+def identity(folder: str) -> object:
+    """Returns what is equal for all paths of one folder: local paths may go through links."""
+    if is_remote(folder):
+        return folder
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
 
 
 def contents(folder: str) -> str:

@@ -27,7 +27,7 @@ from PIL import Image
 from clip_jax import lookup
 from clip_jax.data import sharded_job
 from clip_jax.data.errors import BadRecord
-from clip_jax.data.image import upright
+from clip_jax.data.image import opening, upright
 from clip_jax.data.sharded_job import ShardedJob
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, check, error_message, in_order, labels_of
@@ -55,6 +55,7 @@ class ImportJob(ShardedJob):
         quality: JPEG quality of downsampled images.
         shard_size: records of the source per shard.
         decode: whether images that are not downsampled are decoded too, to find corrupt ones.
+        max_pixels: images with more are left out.
     """
 
     open: Callable[[], Source]
@@ -67,8 +68,10 @@ class ImportJob(ShardedJob):
     quality: int = 95
     shard_size: int = 10_000
     decode: bool = False
+    max_pixels: int = opening.MAX_PIXELS
 
     def __post_init__(self):
+        opening.check_max_pixels(self.max_pixels)
         if atomic.is_remote(self.directory):
             raise ValueError(
                 f'{self.directory}: ArrayRecord files can be written only to local disks and '
@@ -113,7 +116,7 @@ class ImportJob(ShardedJob):
     @property
     def settings(self) -> dict[str, Any]:
         """What the files depend on."""
-        keys = ('spec', 'options', 'size', 'quality', 'shard_size', 'decode')
+        keys = ('spec', 'options', 'size', 'quality', 'shard_size', 'decode', 'max_pixels')
         return {key: getattr(self, key) for key in keys} | {'records': len(self.source)}
 
     @property
@@ -183,8 +186,8 @@ class ImportJob(ShardedJob):
         """
         try:
             example = self.source[i]
-            check(example, decode=self.decode)
-            image = _encoded(example['image'], self.size, self.quality)
+            check(example, decode=self.decode, max_pixels=self.max_pixels)
+            image = self._encoded(example['image'])
         except BadRecord as error:
             where = self.source.where(i)
             return {'record': i, 'kind': error.kind, 'where': where, 'message': str(error)}
@@ -195,6 +198,20 @@ class ImportJob(ShardedJob):
         has = {'texts': texts, 'label': label >= 0, 'labels': labels and 'labels' in example}
         record = {'image': image, 'captions': texts, 'label': label, 'labels': labels}
         return _serialized(record), [field for field in OPTIONAL if has[field]]
+
+    def _encoded(self, image: bytes | np.ndarray) -> bytes:
+        """The bytes to store: the given ones or, if the shorter side exceeds `size` (not 0), a JPEG
+        of that size.
+        """
+        if self.size and min(upright.measure(image, max_pixels=self.max_pixels)) > self.size:
+            pixels = upright.decode(image, max_pixels=self.max_pixels)
+            return _resized(pixels, self.size, self.quality)
+        if isinstance(image, np.ndarray):
+            file = io.BytesIO()
+            pixels = upright.decode(image, max_pixels=self.max_pixels)
+            Image.fromarray(pixels).save(file, 'PNG')
+            return file.getvalue()
+        return image
 
 
 def run(job: ImportJob, *, threads: int, beam: tuple[str, Mapping[str, Any]] | None = None) -> dict:
@@ -264,8 +281,7 @@ def _is_intact(path: pathlib.Path, records: int) -> bool:
 def _complete(job: ImportJob) -> dict[str, Any]:
     """Lists the records left out and adds the split to the data set; returns its summary."""
     kinds, counts, shards = Counter(), Counter(), []
-    lines = job.work / 'skipped.partial'
-    with open(lines, 'w') as file:
+    with atomic.writing(job.folder / f'skipped-{job.split}.jsonl') as file:
         for shard in range(job.shards):
             note = job.note(shard)
             if note is None:
@@ -276,7 +292,6 @@ def _complete(job: ImportJob) -> dict[str, Any]:
             counts += Counter({field: note[field] for field in OPTIONAL})
             kinds.update(line['kind'] for line in note['skipped'])
             file.writelines(json.dumps(x, ensure_ascii=False) + '\n' for x in note['skipped'])
-    atomic.commit(lines, job.folder / f'skipped-{job.split}.jsonl')
     if not any(records for records, _ in shards):
         raise ValueError(
             f'{job.spec}: none of its {len(job.source)} records can be used: {dict(kinds)}; '
@@ -383,19 +398,6 @@ def _serialized(record: Mapping[str, Any]) -> bytes:
     """
     # By default the order of the fields differs between processes.
     return _serializer().get_tf_example(record).SerializeToString(deterministic=True)
-
-
-def _encoded(image: bytes | np.ndarray, size: int, quality: int) -> bytes:
-    """The bytes to store: the given ones or, if the shorter side exceeds `size` (not 0), a JPEG of
-    that size.
-    """
-    if size and min(upright.measure(image)) > size:
-        return _resized(upright.decode(image), size, quality)
-    if isinstance(image, np.ndarray):
-        file = io.BytesIO()
-        Image.fromarray(upright.decode(image)).save(file, 'PNG')
-        return file.getvalue()
-    return image
 
 
 def _resized(pixels: np.ndarray, size: int, quality: int) -> bytes:

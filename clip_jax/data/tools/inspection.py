@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import functools
-import io
 import json
 import pathlib
 import time
@@ -13,12 +12,16 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from clip_jax import lookup
-from clip_jax.data.errors import BadRecord
+from clip_jax.data.errors import HARMLESS, BadRecord
+from clip_jax.data.image import opening
+from clip_jax.data.image.opening import MAX_PIXELS
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, check, error_message, in_order, labels_of
+from clip_jax.runtime import atomic
+from clip_jax.runtime.messages import printable
 from clip_jax.runtime.progress import Progress
 
 CONTEXT = 77  # context length of CLIP, in tokens
@@ -26,7 +29,6 @@ PART = 256  # records in memory at a time
 PICTURES = 24  # sample images with their captions
 PICTURE_SIZE = 320  # pixels of their longer side
 LISTED = 20  # bad records in the report
-OTHER_FILE = 'other_file'  # the kind of a README among images
 COMMON = 20  # most frequent labels that are listed
 
 
@@ -48,7 +50,12 @@ class Picture(NamedTuple):
 
 
 def failures(
-    source: Source, *, decode: bool, threads: int, advance: Callable[[], None] = lambda: None
+    source: Source,
+    *,
+    decode: bool,
+    threads: int,
+    max_pixels: int = MAX_PIXELS,
+    advance: Callable[[], None] = lambda: None,
 ) -> Iterator[Failure]:
     """Reads all records and yields those that cannot be used, in order.
 
@@ -56,13 +63,14 @@ def failures(
         source: the data.
         decode: whether to decode every image.
         threads: how many threads read and decode.
+        max_pixels: images with more cannot be used.
         advance: is called after each record.
     """
     cv2.setNumThreads(0)  # each thread has an image of its own
 
     def look(i: int) -> Failure | None:
         try:
-            check(source[i], decode=decode)
+            check(source[i], decode=decode, max_pixels=max_pixels)
         except ERRORS as error:
             return _failure(source, i, error)
         return None
@@ -80,6 +88,7 @@ def verify(
     threads: int,
     out: pathlib.Path | None,
     say: Callable[[str], None],
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, Any]:
     """Reads all records and lists those that cannot be used.
 
@@ -89,21 +98,24 @@ def verify(
         threads: how many threads read and decode.
         out: a JSONL file that lists all such records; None for none.
         say: is called with a line for each of the first LISTED.
+        max_pixels: images with more cannot be used.
 
     Returns:
         Counts and speed. `all_usable` is false if there are such records, or if the source left out
         anything but files of other kinds.
     """
     start, kinds = time.monotonic(), Counter()
+    opening.check_max_pixels(max_pixels)
     with Progress('verify', len(source)) as progress, _lines(out) as write:
-        for failure in failures(source, decode=decode, threads=threads, advance=progress.advance):
+        find = functools.partial(failures, source, decode=decode, threads=threads)
+        for failure in find(max_pixels=max_pixels, advance=progress.advance):
             kinds[failure.kind] += 1
             write(json.dumps(failure._asdict(), ensure_ascii=False) + '\n')
             if kinds.total() <= LISTED:
-                say(f'{failure.kind}: {failure.message}')
+                say(printable(f'{failure.kind}: {failure.message}'))
     seconds = time.monotonic() - start
     # In a mixture the kind comes after the source.
-    lost = [kind for kind in source.skipped if kind.rpartition(': ')[2] != OTHER_FILE]
+    lost = [kind for kind in source.skipped if kind.rpartition(': ')[2] not in HARMLESS]
     return {
         'records': len(source),
         'bad': dict(kinds.most_common()),
@@ -116,12 +128,11 @@ def verify(
 
 @contextlib.contextmanager
 def _lines(path: pathlib.Path | None) -> Iterator[Callable[[str], Any]]:
-    """Yields a function that writes text to a new file, or nowhere."""
+    """Yields a function that writes text to a new file, or nowhere; all or nothing."""
     if path is None:
         yield lambda text: None
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'w') as file:
+    with atomic.writing(path) as file:
         yield file.write
 
 
@@ -131,9 +142,15 @@ def _failure(source: Source, i: int, error: Exception) -> Failure:
 
 
 def inspect(
-    source: Source, *, sample: int, threads: int
+    source: Source, *, sample: int, threads: int, max_pixels: int = MAX_PIXELS
 ) -> tuple[dict[str, Any], dict[str, list[float]], list[Picture]]:
     """Computes statistics of up to `sample` evenly spaced records.
+
+    Args:
+        source: the data.
+        sample: how many records are read.
+        threads: how many threads read and decode.
+        max_pixels: images with more cannot be used.
 
     Returns:
         report: the statistics, JSON values.
@@ -142,12 +159,14 @@ def inspect(
     """
     if sample < 1:
         raise ValueError(f'sample is {sample}; expected at least 1')
+    opening.check_max_pixels(max_pixels)
     cv2.setNumThreads(0)
     count = min(sample, len(source))
     places = [i * len(source) // count for i in range(count)]
     shown = {places[i * count // PICTURES] for i in range(PICTURES)}
-    found = _Found(source)
-    _look((_read(source, 0), False))  # warm-up: loading the decoders should not be timed
+    found = _Found(source, max_pixels)
+    look_at = functools.partial(_look, max_pixels=max_pixels)
+    look_at((_read(source, 0), False))  # warm-up: loading the decoders should not be timed
     with Progress('inspect', count) as progress:
         for start in range(0, count, PART):
             part = places[start : start + PART]
@@ -155,7 +174,7 @@ def inspect(
             examples = _all(functools.partial(_read, source), part, threads)
             read = time.perf_counter()
             kept = [i in shown for i in part]
-            looks = _all(_look, list(zip(examples, kept, strict=True)), threads)
+            looks = _all(look_at, list(zip(examples, kept, strict=True)), threads)
             found.seconds += np.array([read - start_time, time.perf_counter() - read])
             for i, example, look in zip(part, examples, looks, strict=True):
                 found.add(i, example, look)
@@ -182,7 +201,7 @@ def _read(source: Source, i: int) -> dict[str, Any] | Exception:
 
 
 def _look(
-    item: tuple[dict[str, Any] | Exception, bool],
+    item: tuple[dict[str, Any] | Exception, bool], *, max_pixels: int
 ) -> tuple[tuple[int, int], np.ndarray | None] | Exception:
     """Checks a record and returns (height, width) and a thumbnail of its image, or the error.
 
@@ -192,7 +211,7 @@ def _look(
     if isinstance(example, Exception):
         return example
     try:
-        pixels = check(example, decode=True)
+        pixels = check(example, decode=True, max_pixels=max_pixels)
     except ERRORS as error:
         return error
     assert pixels is not None  # since it was decoded
@@ -206,11 +225,11 @@ def _look(
 class _Found:
     """Statistics of the records so far."""
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source, max_pixels: int):
         self.values: dict[str, list[float]] = collections.defaultdict(list)
         self.pictures: list[Picture] = []
         self.seconds = np.zeros(2)  # of reading and of decoding
-        self._source = source
+        self._source, self._max_pixels = source, max_pixels
         self._bad: list[Failure] = []
         self._formats, self._modes, self._labels = Counter(), Counter(), Counter()
         self._tokenize = lookup.module('tokenizers', 'bpe').create((), context_length=CONTEXT + 1)
@@ -252,7 +271,7 @@ class _Found:
             self._formats['array'] += 1
             return
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with opening.open_image(data, max_pixels=self._max_pixels) as image:
                 turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
                 moves = getattr(image, 'is_animated', False)
                 self._formats[image.format] += 1

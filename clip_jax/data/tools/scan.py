@@ -9,6 +9,7 @@ import numpy as np
 
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.image import upright
+from clip_jax.data.image.opening import MAX_PIXELS
 from clip_jax.data.sources import Source
 
 CHUNK = 8  # records per task of a thread
@@ -19,12 +20,15 @@ ERRORS = (ValueError, RuntimeError, OSError)
 T = TypeVar('T')
 
 
-def check(example: Mapping[str, Any], *, decode: bool) -> np.ndarray | None:
+def check(
+    example: Mapping[str, Any], *, decode: bool, max_pixels: int = MAX_PIXELS
+) -> np.ndarray | None:
     """Raises BadRecord if a record cannot be used; it needs an image, and a caption or a label.
 
     Args:
         example: the record.
         decode: whether to decode the image; otherwise only its header is read.
+        max_pixels: images with more are refused.
 
     Returns:
         The image, uint8 RGB [height, width, 3]; None without `decode`.
@@ -32,8 +36,8 @@ def check(example: Mapping[str, Any], *, decode: bool) -> np.ndarray | None:
     if not example.get('texts') and not labels_of(example):
         raise BadRecord('no_caption', 'neither a caption nor a label')
     image = example.get('image', b'')
-    upright.measure(image)
-    return upright.decode(image) if decode else None
+    upright.measure(image, max_pixels=max_pixels)
+    return upright.decode(image, max_pixels=max_pixels) if decode else None
 
 
 def labels_of(example: Mapping[str, Any]) -> list[int]:
