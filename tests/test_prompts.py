@@ -167,6 +167,37 @@ def test_json_that_holds_no_class_names(stored, content, key, message):
     assert 'mine.json' in str(error.value) and message in str(error.value)
 
 
+MAPPED = {'n01440764': 'tench', 'n01443537': 'gold fish'}
+
+
+def test_names_by_wordnet_id_are_read_in_every_format(stored, tmp_path):
+    lines = tmp_path / 'LOC_synset_mapping.txt'
+    lines.write_text('n01440764 tench, Tinca tinca\nn01443537 gold fish, Carassius auratus\n')
+    assert prompts.class_names(str(lines)) == MAPPED
+    keras = {'0': ['n01440764', 'tench'], '1': ['n01443537', 'gold_fish']}
+    assert prompts.class_names(stored(keras)) == MAPPED
+    assert prompts.class_names(stored(MAPPED)) == MAPPED
+    # One line of another kind makes it a list.
+    lines.write_text('n01440764 tench\ngold fish\n')
+    assert prompts.class_names(str(lines)) == ['n01440764 tench', 'gold fish']
+
+
+def test_names_by_number_are_a_list(stored):
+    assert prompts.class_names(stored({'1': 'dog', '0': 'cat'})) == ['cat', 'dog']
+
+
+def test_prompts_by_class_need_no_key(stored):
+    path = stored({'tench': ['A tench is a fish.', 'tenches'], 'gold_fish': ['A gold fish.']})
+    assert prompts.class_names(path) == ['tench', 'gold_fish']
+    templates = prompts.templates(path)
+    assert prompts.filled('tench', templates) == ['A tench is a fish.', 'tenches']
+    assert prompts.filled('gold fish', templates) == ['A gold fish.']
+    # Several sets of templates do, and names are no templates.
+    for content in {'pets': ['a {c}'], 'cars': ['my {c}']}, {'0': 'cat'}:
+        with pytest.raises(ValueError, match='has several sets'):
+            prompts.templates(stored(content))
+
+
 # class embeddings
 
 

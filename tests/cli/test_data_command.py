@@ -2,12 +2,16 @@
 
 import functools
 import json
+import os
 import re
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from support.pictures import encode
+
+from clip_jax.reports import dataset
 
 
 @pytest.fixture
@@ -96,3 +100,61 @@ def test_imports_that_cannot_be(line, tiny_tars, tmp_path):
     assert 'weights' in write(spec=f'3 * {tiny_tars} + {tiny_tars}')
     assert '--beam-runner' in write('--beam.direct_num_workers=2')
     assert "split is 'train[:9]'" in write('--split=train[:9]')
+
+
+@pytest.fixture
+def odd_names(tmp_path):
+    """A folder of images whose names are Latin-1 bytes or would control a terminal; one is bad."""
+    root = tmp_path / os.fsdecode(b'ann\xe9e')
+    image = encode(np.zeros((9, 9, 3), np.uint8), 'PNG')
+    names = [b'caf\xe9/\xe9t\xe9.png', b'a\x1b[31m/red\x07.png', 'a\x1b[31m/\u202egnp.png'.encode()]
+    for name in map(os.fsdecode, names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(image)
+    (root / os.fsdecode(b'caf\xe9/\xe8.png')).write_bytes(b'no image')
+    (root / 'caf\n\x1b]0;title\x07').mkdir()
+    return root
+
+
+def test_names_of_any_bytes_work_and_do_not_control_the_terminal(run, odd_names, tmp_path):
+    spec, listed = f'folder:{odd_names}', tmp_path / 'bad.jsonl'
+    code, verified, _ = run('data', 'verify', spec, f'--out={listed}')
+    assert code == 1 and 'not_an_image: ' in verified and r'ann\xe9e/caf\xe9/\xe8.png' in verified
+    (line,) = listed.read_text().splitlines()
+    assert os.fsencode(json.loads(line)['where']).endswith(b'caf\xe9/\xe8.png')
+    code, inspected, _ = run('data', 'inspect', spec, f'--out={tmp_path}/looked')
+    assert code == 0 and r'a\x1b[31m 2; café 1' in inspected
+    report = json.loads((tmp_path / 'looked/inspect.json').read_text())
+    assert report['data'] == spec and report['bad'] == {'not_an_image': 1}
+    code, imported, _ = run('data', 'import', spec, tmp_path / 'prepared', '--name=odd')
+    assert code == 0
+    (line,) = (tmp_path / 'prepared/odd/1.0.0/skipped-train.jsonl').read_text().splitlines()
+    assert os.fsencode(json.loads(line)['where']).endswith(b'caf\xe9/\xe8.png')
+    code, _, error = run('data', 'inspect', f'{spec}/gone\x1b[2J')
+    assert code == 1 and r'gone\x1b[2J' in error
+    for printed in verified, inspected, imported, error:
+        assert all(character.isprintable() for character in printed.replace('\n', ''))
+
+
+def test_an_inspection_that_fails_leaves_nothing(run, tiny_tars, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    out = tmp_path / 'looked'
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, 'histograms', full)
+        assert run('data', 'inspect', tiny_tars, '--sample=3', f'--out={out}')[0] == 1
+    assert not [*tmp_path.iterdir()]
+    assert run('data', 'inspect', tiny_tars, '--sample=3', f'--out={out}')[0] == 0
+
+
+def test_the_limit_on_pixels_is_an_option_of_each_action(run, tmp_path):
+    image = encode(np.zeros((20, 20, 3), np.uint8), 'PNG')
+    (tmp_path / 'set/a').mkdir(parents=True)
+    (tmp_path / 'set/a/1.png').write_bytes(image)
+    for action, *more in (['inspect'], ['verify'], ['import', tmp_path / 'prepared', '--name=x']):
+        arguments = ('data', action, f'folder:{tmp_path}/set', *more)
+        code, said, error = run(*arguments, '--max-pixels=399')
+        assert 'too_large' in said + error
+        code, said, error = run(*arguments[:3], *more, '--max-pixels=0')
+        assert code == 1 and 'max_pixels is 0; expected 1 to' in error

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 
+import numpy as np
 import pytest
 from etils import epath
 from support.sources import CAPTIONS, make_embeddings
@@ -82,3 +84,11 @@ def test_a_shard_whose_note_is_damaged_is_not_complete(folder, text):
     assert embedding_store.read_note(folder, 0)['images'] == 4
     embedding_store.note_file(folder, 0).write_text(text)
     assert embedding_store.read_note(folder, 0) is None
+
+
+def test_places_may_be_names_in_any_bytes(folder):
+    place = os.fsdecode(b'/set/caf\xe9/1.jpg')
+    records = [{'record': k, 'where': f'{place}{k}', 'texts': ['x']} for k in range(4)]
+    rows = np.zeros((4, 8), np.float32)
+    embedding_store.write_shard(folder, 0, images=rows, texts=rows, records=records, bad=[])
+    assert embedding_store.Embeddings(str(folder)).where(3) == f'{place}3'

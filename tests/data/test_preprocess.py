@@ -7,10 +7,14 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from absl import logging
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from support.pictures import encode, noise, smooth
 
+from clip_jax.data import preprocess
 from clip_jax.data.errors import BadRecord
+from clip_jax.data.image import upright
 from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD, Preprocess, normalize
 
 GOLDEN = pathlib.Path(__file__).parents[3] / 'shared' / 'golden' / 'preprocess'
@@ -188,7 +192,7 @@ def test_normalize_makes_float32_of_any_number_of_images():
 def test_evaluation_says_what_is_wrong_by_the_same_kinds(tmp_path):
     path = tmp_path / 'cut.jpg'
     path.write_bytes(encode(noise(64, 64), 'JPEG')[:2000])
-    bomb = encode(np.zeros((7000, 7000), np.uint8))
+    bomb = encode(np.zeros((9500, 9500), np.uint8))
     cases = [
         (b'', 'empty'),
         (b'<html>', 'not_an_image'),
@@ -201,10 +205,10 @@ def test_evaluation_says_what_is_wrong_by_the_same_kinds(tmp_path):
             Preprocess(32)(image)
         assert error.value.kind == kind, str(error.value)
         assert '\n' not in str(error.value)
-    with pytest.raises(BadRecord, match=r'7000 x 7000 = 49,000,000 pixels; at most 40,000,000'):
+    with pytest.raises(BadRecord, match=r'9500 x 9500 = 90,250,000 pixels; at most 89,478,485'):
         Preprocess(32)(bomb)
     # Someone who has the pixels already may use them.
-    assert Preprocess(32)(Image.fromarray(np.zeros((7000, 7000), np.uint8))).shape == (32, 32, 3)
+    assert Preprocess(32)(Image.fromarray(np.zeros((9500, 9500), np.uint8))).shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize('resize', ['shortest', 'squash', 'longest'])
@@ -228,3 +232,57 @@ def test_orientation_is_ignored_in_evaluation():
     data = encode(smooth(40, 60), 'JPEG', exif=exif, quality=95)
     lying = np.asarray(Image.open(io.BytesIO(data)))[:, 10:50]
     np.testing.assert_array_equal(Preprocess(40)(data), lying)
+
+
+@pytest.mark.parametrize('rule', [{}, {'resize': 'squash'}, {'rgb': 'before'}])
+def test_very_large_jpegs_are_decoded_at_a_reduced_size(rule, monkeypatch):
+    data, rule = encode(smooth(900, 1201), 'JPEG', quality=95), Preprocess(32, **rule)
+    exact = rule(data)
+    sizes = []
+    decode = JpegImageFile.load
+
+    def load(self):
+        sizes.append(self.size)
+        return decode(self)
+
+    monkeypatch.setattr(JpegImageFile, 'load', load)
+    monkeypatch.setattr(preprocess, 'EXACT_PIXELS', 1_000_000)
+    difference = np.abs(rule(data).astype(int) - exact)
+    assert difference.max() <= 5 and difference.mean() < 1
+    assert set(sizes) == {(301, 225)}  # at least four times the result
+    monkeypatch.setattr(preprocess, 'EXACT_PIXELS', 1_080_900)  # the image itself has no more
+    np.testing.assert_array_equal(rule(data), exact)
+    # An image that the caller opened is not changed.
+    monkeypatch.setattr(preprocess, 'EXACT_PIXELS', 1)
+    with Image.open(io.BytesIO(data)) as image:
+        np.testing.assert_array_equal(rule(image), exact)
+
+
+@pytest.mark.parametrize('format', ['PNG', 'TIFF'])
+def test_16_bit_grayscale_is_clipped_as_published_or_scaled_as_in_training(format, monkeypatch):
+    gray = smooth(40, 40)[:, :, 0]
+    wide = gray.astype(np.uint16) * 257
+    data = encode(wide, format)
+    warned = []
+    monkeypatch.setattr(
+        logging, 'log_first_n', lambda level, text, n, *names: warned.append((text, n, names))
+    )
+    assert (Preprocess(20)(data) == 255).mean() > 0.9
+    ((text, times, names),) = warned
+    assert times == 1 and 'gray16=scale' in text and 'bytes that begin with' in names[0]
+    scaled = Preprocess(20, gray16='scale')
+    np.testing.assert_array_equal(scaled(data), Preprocess(20)(gray))
+    np.testing.assert_array_equal(upright.decode(data), np.repeat(gray[..., None], 3, axis=2))
+    # What has no value above 255 loses nothing.
+    Preprocess(20)(encode(gray.astype(np.uint16), format))
+    assert len(warned) == 1
+    with pytest.raises(ValueError, match="gray16: there is no 'crop'"):
+        Preprocess(20, gray16='crop')
+
+
+def test_the_card_says_how_16_bits_are_read_and_not_what_is_refused():
+    rule = Preprocess(20, gray16='scale', max_pixels=1000)
+    assert rule.card['gray16'] == 'scale' and 'max_pixels' not in rule.card
+    assert Preprocess.from_card(rule.card) == Preprocess(20, gray16='scale')
+    with pytest.raises(ValueError, match='max_pixels'):
+        Preprocess.from_card({**rule.card, 'max_pixels': 9})

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from absl import logging
 from sklearn import metrics
 from support.reports import flat
 
@@ -386,6 +387,32 @@ def test_names_and_templates_may_come_from_json(tmp_path):
     whole = {name: [t.replace('{}', name) for t in TEMPLATES] for name in NAMES}
     templates.write_text(json.dumps({'things': whole}))
     assert evaluate(encoders, data, **options) == expected
+
+
+IDS = [f'n0144{k:04}' for k in range(9)]
+
+
+def test_wordnet_ids_get_names_and_a_warning_without_them(tmp_path, monkeypatch):
+    encoders, labels = Encoders(), np.arange(30) % 9
+    said = []
+    monkeypatch.setattr(logging, 'warning', lambda text, *values: said.append(text % values))
+    expected = evaluate(encoders, Toy(labels, NAMES))
+    assert not said
+    assert evaluate(encoders, Toy(labels, IDS)) != expected
+    (line,) = said
+    assert 'WordNet ids (n01440000)' in line and 'LOC_synset_mapping.txt' in line
+    mapping = tmp_path / 'map.txt'
+    mapping.write_text('\n'.join(f'{x} {name}, other' for x, name in zip(IDS, NAMES, strict=True)))
+    assert evaluate(encoders, Toy(labels, IDS), classes=str(mapping)) == expected
+    assert len(said) == 1
+    # Some of the folders.
+    some = [7, 2, 5]
+    found = evaluate(encoders, Toy(labels % 3, [IDS[k] for k in some]), classes=str(mapping))
+    assert found == evaluate(encoders, Toy(labels % 3, [NAMES[k] for k in some]))
+    with pytest.raises(ValueError, match=r"'cat' is not among them"):
+        evaluate(encoders, Toy([0, 1], ['cat', IDS[0]]), classes=str(mapping))
+    with pytest.raises(ValueError, match=r'toy: it does not name its classes'):
+        evaluate(encoders, Toy([0, 1]), classes=str(mapping))
 
 
 def _vector(encoders, name):

@@ -1,5 +1,9 @@
 """A file is there as a whole or not at all."""
 
+import contextlib
+import json
+import os
+
 import pytest
 from etils import epath
 
@@ -46,3 +50,29 @@ def test_a_place_is_on_this_machine_and_can_be_written_to(tmp_path):
     with pytest.raises(ValueError, match=r'^save: gs://a/b: expected a local path$'):
         atomic.check_place('gs://a/b', 'save')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['file']
+
+
+def test_names_in_any_bytes_are_stored_and_read_again(tmp_path):
+    name = os.fsdecode(b'caf\xe9 \xc3\xa9')
+    atomic.write_json(tmp_path / 'x.json', {'where': name})
+    assert json.loads((tmp_path / 'x.json').read_text(encoding='utf-8')) == {'where': name}
+    assert atomic.decoded(atomic.encoded(name)) == name
+
+
+def test_a_file_and_a_folder_have_their_names_when_they_are_complete(tmp_path):
+    file, folder = tmp_path / 'in/file', tmp_path / 'in/folder'
+    for fails in (True, False):
+        with contextlib.suppress(KeyError), atomic.writing(file) as opened:
+            opened.write(os.fsdecode(b'caf\xe9'))
+            assert not file.exists()
+            if fails:
+                raise KeyError
+        with contextlib.suppress(KeyError), atomic.new_folder(folder) as partial:
+            (partial / 'x').write_text('x')
+            assert not folder.exists()
+            if fails:
+                raise KeyError
+        found = sorted(path.name for path in file.parent.iterdir())
+        assert found == ([] if fails else ['file', 'folder'])
+    assert (folder / 'x').read_text() == 'x'
+    assert file.read_bytes() == b'caf\\udce9'

@@ -103,6 +103,7 @@ def make_embeddings(path, captions) -> str:
         'source_records': len(captions),
         'shard_size': 4,
         'batch_size': 4,
+        'image_options': {},
         'images': len(usable),
         'texts': len(usable),
         'fingerprint': 'f',

@@ -10,7 +10,7 @@ import simplejpeg
 
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.image import arrays, opening
-from clip_jax.data.image.headers import Header, cut_off
+from clip_jax.data.image.opening import Header, cut_off
 from clip_jax.runtime.messages import one_line
 
 

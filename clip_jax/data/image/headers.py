@@ -1,13 +1,13 @@
 """Headers of encoded images: format, size and EXIF orientation, without decoding."""
 
 import struct
-from typing import NamedTuple, cast
+from typing import cast
 
 from PIL import Image, UnidentifiedImageError
 
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.image import opening
-from clip_jax.data.image.opening import MAX_PIXELS, check_size
+from clip_jax.data.image.opening import MAX_PIXELS, Header, check_size, cut_off
 from clip_jax.runtime.messages import one_line
 
 # The first bytes of image files.
@@ -18,20 +18,6 @@ _ORIENTATION = 0x0112  # the tag's number in EXIF
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _FRAME = struct.Struct('>HH')  # height, width
 _BARE = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))  # markers that no length follows
-
-
-class Header(NamedTuple):
-    """Format, size and orientation of an image as it is stored."""
-
-    format: str  # 'JPEG', 'PNG' or another of Pillow's names
-    height: int
-    width: int
-    orientation: int = 1  # EXIF's, 1 to 8
-
-    @property
-    def upright(self) -> tuple[int, int]:
-        """Height and width of the upright image."""
-        return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
 
 
 def read(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
@@ -50,11 +36,6 @@ def read(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Header:
     except (struct.error, IndexError):  # the bytes end within the header
         raise cut_off(data) from None
     return _by_pillow(data, max_pixels)
-
-
-def cut_off(data: bytes) -> BadRecord:
-    """Returns the error for a truncated image."""
-    return BadRecord('truncated', f'not a readable image: it ends early, after {len(data):,} bytes')
 
 
 def _jpeg(data: bytes, max_pixels: int) -> Header:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import io
 import os
+from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError, features
 
@@ -28,6 +29,20 @@ _BRANDS = {
 }
 
 
+class Header(NamedTuple):
+    """Format, size and orientation of an image as it is stored."""
+
+    format: str  # 'JPEG', 'PNG' or another of Pillow's names
+    height: int
+    width: int
+    orientation: int = 1  # EXIF's, 1 to 8
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Height and width of the upright image."""
+        return (self.width, self.height) if self.orientation > 4 else (self.height, self.width)
+
+
 def check_max_pixels(max_pixels: int) -> int:
     """Returns a limit on the pixels of an image; ValueError if it is none."""
     if not isinstance(max_pixels, int) or not 0 < max_pixels <= MOST_PIXELS:
@@ -47,6 +62,11 @@ def check_size(height: int, width: int, max_pixels: int = MAX_PIXELS) -> None:
             f'{width} x {height} = {height * width:,} pixels; at most {max_pixels:,} are decoded '
             '(the option max_pixels)',
         )
+
+
+def cut_off(data: bytes) -> BadRecord:
+    """Returns the error for a truncated image."""
+    return BadRecord('truncated', f'not a readable image: it ends early, after {len(data):,} bytes')
 
 
 def open_image(file: bytes | str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Image.Image:

@@ -123,9 +123,9 @@ def _type_of(entry: os.DirEntry) -> str:
             return 'file'
         return 'folder' if entry.is_dir() else 'not_a_file'
     except OSError as error:
-        if error.errno in _IMPOSSIBLE:  # a link to itself
-            return 'not_a_file'
-        raise
+        if not _why_missing(error):
+            raise
+        return 'not_a_file'  # a link to itself, below a file, or where nobody may look
 
 
 def identity(folder: str) -> object:

@@ -165,31 +165,17 @@ def bomb(side: int) -> bytes:
 
 
 def test_bombs_are_refused_by_their_header_and_at_once():
-    data = bomb(9000)
-    assert 230_000 < len(data) < 240_000
+    data = bomb(10_000)
+    assert 280_000 < len(data) < 300_000
     assert kind_of(data) == 'too_large'
     for use in (upright.measure, upright.decode, Preprocess(224)):
         seconds = []
         for _ in range(5):
             start = time.perf_counter()
-            with pytest.raises(BadRecord, match=r'9000 x 9000 = 81,000,000 .* at most 40,000,000'):
+            with pytest.raises(BadRecord, match=r'= 100,000,000 .* at most 89,478,485'):
                 use(data)
             seconds.append(time.perf_counter() - start)
         assert min(seconds) < 0.005
-
-
-@pytest.mark.parametrize('kind', ['JPEG', 'GIF', 'WEBP', 'BMP', 'TIFF'])
-def test_the_bound_holds_for_every_format(kind, monkeypatch):
-    data = encode(picture(60, 40), kind)
-    monkeypatch.setattr(headers, 'MAX_PIXELS', 2400)
-    assert headers.read(data).upright == (40, 60)
-    monkeypatch.setattr(headers, 'MAX_PIXELS', 2399)
-    assert kind_of(data) == 'too_large'
-
-
-def test_pillows_own_bound_is_the_same_error(monkeypatch):
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
-    assert kind_of(encode(picture(60, 40), 'GIF')) == 'too_large'
 
 
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG'])

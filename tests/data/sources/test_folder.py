@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import numpy as np
 import pytest
+from absl import logging
 from PIL import Image
 
 from clip_jax.data.errors import BadRecord
+from clip_jax.data.image import opening
 from clip_jax.data.sources import folder, open_source
 
 
@@ -75,6 +77,7 @@ def test_a_remote_folder_gives_the_same(tmp_path):
     assert source.where(0) == 'memory://zoo/bird/3.bmp'
     assert source.skipped == {
         'no_class': (1, ['memory://zoo/top.png']),
+        'hidden': (1, ['memory://zoo/dog/.hidden.png']),
         'other_file': (1, ['memory://zoo/dog/a.pdf']),
     }
     with pytest.raises(ValueError, match=r'cannot list memory://zoo/fish.*holds: bird, cat, dog'):
@@ -121,24 +124,76 @@ def test_what_is_no_example_is_counted(tmp_path):
             [f'{tmp_path}/{name}' for name in ('classes.txt', 'cat/1', 'cat/alone.txt')]
             + [f'{tmp_path}/dog/at/{place}/x.pdf' for place in ('far', 'near')],
         ),
+        'hidden': (2, [f'{tmp_path}/.git', f'{tmp_path}/cat/.z.png']),
         'not_a_file': (1, [f'{tmp_path}/cat/pipe.png']),
         'no_class': (2, [f'{tmp_path}/x.png', f'{tmp_path}/y.png']),
     }
 
 
-def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path):
+def test_links_are_followed_and_not_in_circles(tmp_path):
     write(tmp_path / 'set', {'a/1.png': png(1)})
-    write(tmp_path / 'else', {'2.png': png(2)})
+    write(tmp_path / 'else', {'2.png': png(2), 'in/4.png': png(4)})
     (tmp_path / 'set/a/2.png').symlink_to(tmp_path / 'else/2.png')
     (tmp_path / 'set/a/3.png').symlink_to(tmp_path / 'gone.png')
+    (tmp_path / 'set/a/5.png').symlink_to(tmp_path / 'set/a/5.png')
     (tmp_path / 'set/a/again').symlink_to(tmp_path / 'set')
+    (tmp_path / 'set/a/me').symlink_to('.')
     (tmp_path / 'set/b').symlink_to(tmp_path / 'else')
+    (tmp_path / 'else/twice').symlink_to('in')
     source = folder.source(f'{tmp_path}/set')
-    assert examples(source) == [{'image': png(1), 'label': 0}, {'image': png(2), 'label': 0}]
+    assert source.label_names == ['a', 'b']
+    assert examples(source) == [
+        {'image': png(1), 'label': 0},
+        {'image': png(2), 'label': 0},
+        {'image': png(2), 'label': 1},
+        {'image': png(4), 'label': 1},
+    ]
     assert source.skipped == {
-        'linked_folder': (2, [f'{tmp_path}/set/b', f'{tmp_path}/set/a/again']),
-        'not_a_file': (1, [f'{tmp_path}/set/a/3.png']),
+        'not_a_file': (2, [f'{tmp_path}/set/a/3.png', f'{tmp_path}/set/a/5.png']),
+        'repeated_folder': (3, [f'{tmp_path}/set/{x}' for x in ('a/again', 'a/me', 'b/twice')]),
     }
+
+
+def test_many_links_are_not_followed_for_ever(tmp_path):
+    for i in range(20):
+        (tmp_path / f'{i:02}').mkdir()
+        for name in 'xyz':
+            (tmp_path / f'{i:02}/{name}').symlink_to(f'../{i + 1:02}')
+    write(tmp_path, {'20/1.png': png(1)})
+    source = folder.source(str(tmp_path))
+    assert len(source) == 21  # one for each class, though 3 ** 20 paths lead to it
+
+
+def test_captions_have_their_ending_in_any_case(tmp_path):
+    write(tmp_path, {'a/1.JPG': png(1), 'a/1.TXT': b'one', 'a/2.Png': png(2), 'a/2.tXt': b'two'})
+    write(tmp_path, {'a/3.png': png(3), 'a/3.txt': b'three', 'a/3.TXT': b'other'})
+    source = folder.source(str(tmp_path))
+    assert [source[i]['texts'] for i in range(3)] == [['one'], ['two'], ['three']]
+    assert source.skipped == {'other_file': (1, [f'{tmp_path}/a/3.TXT'])}
+
+
+def test_avif_is_read_and_heic_is_counted_where_it_cannot_be(tmp_path, monkeypatch):
+    write(tmp_path, {'a/1.avif': b'1', 'a/2.HEIC': b'2', 'a/3.heif': b'3'})
+    monkeypatch.setattr(opening, 'is_known', lambda format: True)
+    assert len(folder.source(str(tmp_path))) == 3
+    monkeypatch.setattr(opening, 'is_known', lambda format: format != 'HEIF')
+    said = []
+    monkeypatch.setattr(logging, 'warning', lambda text, *values: said.append(text % values))
+    source = folder.source(str(tmp_path))
+    assert examples(source) == [{'image': b'1', 'label': 0}]
+    assert source.skipped == {'no_decoder': (2, [f'{tmp_path}/a/2.HEIC', f'{tmp_path}/a/3.heif'])}
+    (line,) = said
+    assert '2 HEIF images' in line and '2.HEIC' in line and "'clipax[heif]'" in line
+    (tmp_path / 'a/1.avif').unlink()
+    with pytest.raises(ValueError, match=r'no images.*To read HEIF images.*clipax\[heif\]'):
+        folder.source(str(tmp_path))
+
+
+def test_names_of_classes_are_text(tmp_path):
+    write(tmp_path, {os.fsdecode(name) + '/1.png': png(1) for name in (b'caf\xe9', 'é'.encode())})
+    source = folder.source(str(tmp_path))
+    assert source.label_names == ['café', 'é']
+    assert os.fsencode(source.where(0)).endswith(b'/caf\xe9/1.png')
 
 
 def test_the_endings_of_images_can_be_chosen(tmp_path):
@@ -202,6 +257,7 @@ def test_many_names_take_little_memory(monkeypatch):
         return ((f'{i:08}.jpg', 'file') for i in reversed(range(count // classes)))
 
     monkeypatch.setattr(folder._files, 'listing', listing)
+    monkeypatch.setattr(folder._files, 'identity', str)
     tracemalloc.start()
     source = folder.source('/set')
     held = tracemalloc.get_traced_memory()[0]
@@ -217,7 +273,7 @@ def test_many_names_take_little_memory(monkeypatch):
         ('none', r'cannot list .*none \(No such file.*holds: empty, text'),
         ('none/deeper', r'No such file.*holds: empty, text'),
         ('text/a.txt', r'cannot list .*a\.txt \(Not a directory\).*text.* holds: a\.txt, b\.csv'),
-        ('empty', r'no images \(bmp, .*webp\).*empty. holds: nothing'),
+        ('empty', r'no images \(avif, .*webp\).*empty. holds: nothing'),
         ('text', r'no images .*holds: a\.txt, b\.csv\. There are 2 other files.*image_exts'),
     ],
 )

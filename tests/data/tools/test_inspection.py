@@ -178,7 +178,7 @@ def test_people_are_told_of_the_first_only(tmp_path):
     [
         ([], True),
         (['other_file'], True),
-        (['folder:x: other_file'], True),
+        (['folder:x: other_file', 'hidden', 'repeated_folder'], True),
         (['truncated_tar'], False),
         (['other_file', 'tars:x: truncated_tar'], False),
     ],
@@ -188,6 +188,39 @@ def test_what_a_source_left_out_counts(kinds, usable):
     report, _ = verify(source)
     assert report['all_usable'] is usable
     assert [*report['skipped']] == kinds
+
+
+def test_the_list_of_bad_records_is_all_or_nothing(tmp_path):
+    out = tmp_path / 'x.jsonl'
+
+    class Fails(Listed):
+        def __getitem__(self, i):
+            if i == 40:
+                raise KeyError('a bug')
+            raise BadRecord('damaged', 'no')
+
+    with pytest.raises(KeyError):
+        verify(Fails([GOOD] * 50), out=out)
+    assert not [*tmp_path.iterdir()]
+    report, _ = verify(Listed([BadRecord('damaged', 'no')]), out=out)
+    assert report['bad'] == {'damaged': 1} and [*tmp_path.iterdir()] == [out]
+
+
+def test_larger_images_are_bad_unless_the_limit_is_raised():
+    source = Listed([GOOD])
+    for use in inspect_up_to, verify_up_to:
+        assert use(source, 1199)['bad'] == {'too_large': 1}
+        assert use(source, 1200)['bad'] == {}
+
+
+def inspect_up_to(source, max_pixels: int) -> dict:
+    return inspection.inspect(source, sample=9, threads=1, max_pixels=max_pixels)[0]
+
+
+def verify_up_to(source, max_pixels: int) -> dict:
+    return inspection.verify(
+        source, decode=True, threads=1, out=None, say=print, max_pixels=max_pixels
+    )
 
 
 # figures
