@@ -55,6 +55,9 @@ class _Escaped:
     def write(self, text: str) -> int:
         return self._stream.write(printable(text, keep='\n\r\t'))
 
+    def flush(self) -> None:
+        self._stream.flush()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 

@@ -162,8 +162,9 @@ def resized_crop(
     out = np.empty((size, size, 3), np.uint8) if out is None else out
     if isinstance(data, np.ndarray):
         image = arrays.as_rgb(data)
-        check_size(*image.shape[:2], max_pixels)
-        _check_inside(box, *image.shape[:2])
+        height, width = image.shape[:2]
+        check_size(height, width, max_pixels)
+        _check_inside(box, height, width)
         return _resample(image, box, out)
     header = headers.read(data, max_pixels=max_pixels)
     _check_inside(box, *header.upright)

@@ -182,8 +182,8 @@ def _warn_if_clipped(image: Image.Image, given: Any) -> None:
         logging.log_first_n(
             logging.WARNING,
             '%s is 16-bit grayscale. The published preprocessing makes all values above 255 white; '
-            'training scales them. To scale them here too, give gray16=scale. There may be more '
-            'such images; this is said once.',
+            'training scales them. To scale them here too, give --gray16=scale (in a config: '
+            'preprocess.gray16). There may be more such images; this is said once.',
             1,
             printable(_named(given)),
         )

@@ -184,7 +184,7 @@ def _choose(
         raise ValueError(f'{what} {str(path)!r}: not JSON ({error})') from error
     if isinstance(found, Mapping):
         if not key and is_whole(found):
-            return found
+            return dict(found)
         if not key:
             some = ', '.join(map(repr, [*found][:8])) or 'nothing'
             raise ValueError(

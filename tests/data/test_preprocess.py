@@ -269,7 +269,7 @@ def test_16_bit_grayscale_is_clipped_as_published_or_scaled_as_in_training(forma
     )
     assert (Preprocess(20)(data) == 255).mean() > 0.9
     ((text, times, names),) = warned
-    assert times == 1 and 'gray16=scale' in text and 'bytes that begin with' in names[0]
+    assert times == 1 and '--gray16=scale' in text and 'bytes that begin with' in names[0]
     scaled = Preprocess(20, gray16='scale')
     np.testing.assert_array_equal(scaled(data), Preprocess(20)(gray))
     np.testing.assert_array_equal(upright.decode(data), np.repeat(gray[..., None], 3, axis=2))
