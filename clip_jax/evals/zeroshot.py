@@ -218,7 +218,7 @@ def _names(classes: str | Sequence[str], key: str, data: Source) -> list[str]:
         _warn_of_wordnet_ids(stored, data)
         return stored
     names = prompts.class_names(classes, key=key) if isinstance(classes, str) else [*classes]
-    if isinstance(names, Mapping):
+    if isinstance(names, dict):
         return _names_by_folder(names, data, classes)
     if not names:
         raise ValueError('evals/zeroshot: classes is an empty list; expected at least one name')
@@ -237,7 +237,7 @@ def _warn_of_wordnet_ids(names: list[str], data: Source) -> None:
         )
 
 
-def _names_by_folder(names: Mapping[str, str], data: Source, path: Any) -> list[str]:
+def _names_by_folder(names: dict[str, str], data: Source, path: Any) -> list[str]:
     """The names of the data set's classes, in its order, from those of all folders."""
     missing = [name for name in data.label_names if name not in names]
     if missing or not data.label_names:

@@ -200,7 +200,7 @@ def _slug(model: str) -> str:
 
 
 def _result(
-    task: Task, clip: Clip, identity: Mapping[str, str], file: pathlib.Path | None
+    task: Task, clip: Clip, identity: Mapping[str, Any], file: pathlib.Path | None
 ) -> tuple[Result, str]:
     """Reads the result of a task from its report, or runs it; also says which."""
     try:
