@@ -365,6 +365,8 @@ def test_other_options_in_a_folder_are_named(arguments, folder, fails, tiny_conf
         ('--save-dtype=float16', 'save_dtype was float32, is float16'),
         ('--shard-size=20', 'shard_size was 10, is 20'),
         ('--batch-size=5', 'batch_size was 4, is 5'),
+        ('--gray16=scale', "'gray16': 'scale'"),
+        ('--max-pixels=10000', "'max_pixels': 10000"),
         ("--data.text_exts=['x']", "data_options was {}, is {'text_exts': ['x']}"),
     ):
         assert message in fails(*arguments, out, option)

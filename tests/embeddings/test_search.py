@@ -98,6 +98,7 @@ def write(folder, shards: list[np.ndarray], **changes) -> None:
         'source_records': sum(map(len, shards)),
         'shard_size': max(map(len, shards)),
         'batch_size': 1,
+        'image_options': {},
         'card': {},
         'data': 'folder:none',
         'data_options': {},

@@ -29,6 +29,7 @@ def stored(clip, tiny_run):
         captions='embedded',
         shard_size=1,
         batch_size=1,
+        image_options={},
         card=clip.card,
     )
     return source

@@ -2,13 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
+from support.pictures import encode
 from support.process import COLORS
+from support.sources import CAPTIONS, make_embeddings
 
 from clip_jax import evals, pretrained
 from clip_jax.cli import main
 from clip_jax.data.errors import Skipped
-from clip_jax.evaluation import evaluate
+from clip_jax.evaluation import evaluate, single
 
 KEYS = {
     *('model', 'type', 'data', 'data_options', 'options', 'scores', 'counts', 'info', 'skipped'),
@@ -42,7 +45,7 @@ def get_config():
     reports = [json.loads(path.read_text()) for path in paths]
     common = set.intersection(*(set(report) for report in reports))
     assert common == {*reports[0]} == KEYS | {'similarity', 'queries'}
-    assert {*reports[1]} - common == {'fingerprint', 'card_hash', 'text_hash'}
+    assert {*reports[1]} - common == {*('fingerprint', 'card_hash', 'image_options', 'text_hash')}
     assert {*reports[2]} - common == {'step'}
     # A config has all options of a source, with their defaults.
     assert reports[0]['data_options'] == reports[1]['data_options'] == {}
@@ -146,3 +149,33 @@ def evaluate(encode_image, encode_text, data, *, other: Source | None = None, ti
     report = prepare('my_package.count', options, tiny_tars).report(model)
     assert report['scores']['loss'] == evals.score(128, better='lower', unit='records')
     assert evaluate.values({'mine': report}) == {'mine/loss': 128}
+
+
+def test_options_of_images_reach_the_model_and_the_report(tiny_run, tmp_path):
+    options = {'classes': ['red', 'blue'], 'templates': ['{}']}
+    for name, scale in ('bits8', 1), ('bits16', 257):
+        for k, shade in enumerate((40, 90, 200)):
+            place = tmp_path / name / str(k % 2) / f'{k}.png'
+            place.parent.mkdir(parents=True, exist_ok=True)
+            dtype = np.uint8 if scale == 1 else np.uint16
+            place.write_bytes(encode(np.full((30, 30), shade * scale, dtype), 'PNG'))
+
+    def report(name, **more):
+        return single.run('zeroshot', options, f'folder:{tmp_path}/{name}', model=tiny_run, **more)
+
+    scaled = report('bits16', image_options={'gray16': 'scale'})
+    plain = report('bits8')
+    assert scaled['examples'] == plain['examples'] != report('bits16')['examples']
+    assert scaled['image_options'] == {'gray16': 'scale'} and 'image_options' not in plain
+    with pytest.raises(ValueError, match=r'900 pixels; at most 899'):
+        report('bits8', image_options={'max_pixels': 899})
+
+
+def test_options_of_images_need_images_to_read(tmp_path):
+    make_embeddings(tmp_path, [caption.encode() for caption in CAPTIONS])
+    with pytest.raises(ValueError, match=r'--max-pixels: embeddings:.* has no images to read'):
+        single.run(
+            *('retrieval', {}, f'embeddings:{tmp_path}'),
+            model=None,
+            image_options={'max_pixels': 9},
+        )
