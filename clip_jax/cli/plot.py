@@ -62,7 +62,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     sections = [html_report.report_file_section(path) for path in given]
     if len(runs) == 1:
         workdir = epath.Path(workdirs[0])
-        load_images = build.image_loader(runs[0].config['data']['options'])
+        data = runs[0].config['data']
+        load_images = build.image_loader(data['options'], max_pixels=data['max_pixels'])
         reports = files.read_folder(workdir / 'evals')
         # With --out the run directory, which may be somebody else's, stays as it is.
         with tempfile.TemporaryDirectory() as temporary:

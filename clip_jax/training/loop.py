@@ -319,7 +319,8 @@ def _draw(config: ConfigDict, workdir: epath.Path) -> list[epath.Path]:
     # matplotlib takes a third of the time of all imports, and is needed here alone.
     from clip_jax.reports import drawing
 
-    return drawing.write_all(workdir, build.image_loader(config.data.options))
+    load_images = build.image_loader(config.data.options, max_pixels=config.data.max_pixels)
+    return drawing.write_all(workdir, load_images)
 
 
 def _summary(workdir: epath.Path) -> dict[str, Any]:
