@@ -1,7 +1,16 @@
-"""Reports as lines on the console."""
+"""Reports and errors as lines on the console."""
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+import os
+import select
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+from clip_jax.runtime import messages
+
+CLOSED = 141  # exit code where nobody reads the output any more: 128 + SIGPIPE, as of a shell
 
 
 def show(report: Mapping[str, Any]) -> None:
@@ -19,3 +28,56 @@ def one_line(value: Any) -> str:
     if isinstance(value, float):
         return f'{value:,.0f}' if abs(value) >= 100 else f'{value:.3g}'
     return f'{value:,}' if type(value) is int else str(value)
+
+
+def report_error(command: str, error: Exception) -> int:
+    """Prints an error: one line or a list if input was bad, a traceback if we have a bug.
+
+    Args:
+        command: the command that failed.
+        error: what it raised.
+
+    Returns:
+        The exit code.
+    """
+    if isinstance(error, BrokenPipeError) and any(map(_is_closed, (sys.stdout, sys.stderr))):
+        return CLOSED
+    if os.environ.get('CLIP_JAX_TRACEBACK') or not isinstance(error, (ValueError, OSError)):
+        traceback.print_exception(error)
+    else:
+        print(f'clip-jax {command}:', '\n'.join(messages.lines_of(error)), file=sys.stderr)
+    return 1
+
+
+@contextlib.contextmanager
+def output_checked() -> Iterator[None]:
+    """Exits with a code of its own if the output cannot be written: without a word when nobody
+    reads it any more, as after `| head`, with one line when the disk is full.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()  # an error at the interpreter's exit could not be handled
+    except OSError as error:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(CLOSED)
+        print(f'clip-jax: cannot write the output: {messages.one_line(error)}', file=sys.stderr)
+        sys.exit(1)
+
+
+def _is_closed(stream: IO) -> bool:
+    """Whether a stream is a pipe without a reader."""
+    try:
+        number = stream.fileno()
+    except (AttributeError, OSError):  # there is none, or it is no file, as in a notebook
+        return False
+    poll = select.poll()
+    poll.register(number, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -35,9 +35,10 @@ def evaluate(
         encode_text: texts -> unit-length embeddings, float32 [N, D].
         data: a labeled data set.
         classes: 'all' class names of the data set, with spaces for underscores; those 'present'
-            among its labels; a file of names in the order of the labels (text or JSON); or a list
-            of names.
-        templates: a prompt set, a file of templates, or a list of them (see prompts.templates).
+            among its labels; a file of names in the order of the labels (text or JSON); or the
+            names, as a list or as cat,dog.
+        templates: a prompt set, a file of templates, a template such as 'a photo of a {}.', or a
+            list of them (see prompts.templates).
         key: which entry of a JSON file of several sets to use.
 
     Returns:
@@ -194,7 +195,8 @@ def _check_options(classes: Any, templates: Any, key: Any) -> None:
         many = isinstance(value, Sequence) and all(isinstance(text, str) for text in value)
         if not isinstance(value, str) and not many:
             raise ValueError(
-                f'evals/zeroshot: {option} is {value!r}; expected a name, a file or a list of texts'
+                f'evals/zeroshot: {option} is {value!r}; expected a name, a file or a list of '
+                'texts; numbers that are names are quoted: ["0", "1"]'
             )
     if not isinstance(key, str):
         raise ValueError(f'evals/zeroshot: key is {key!r}; expected a text')
@@ -211,7 +213,7 @@ def _names(classes: str | Sequence[str], key: str, data: Source) -> list[str]:
         if not stored:
             raise ValueError(
                 f'evals/zeroshot: {data} does not name its classes; '
-                'give a file with one name per line as `classes`'
+                'give a file with one name per line, or the names, as `classes`'
             )
         return stored
     names = prompts.class_names(classes, key=key) if isinstance(classes, str) else [*classes]
