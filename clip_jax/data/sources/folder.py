@@ -14,7 +14,9 @@ _IMAGE_EXTS = ('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'tif', 'tiff')
 _CAPTIONS = '.txt'
 
 
-def source(address: str, *, image_exts: Sequence[str] = _IMAGE_EXTS) -> 'FolderSource':
+def source(
+    address: str, *, image_exts: Sequence[str] = _IMAGE_EXTS, text_lines: bool = True
+) -> 'FolderSource':
     """Lists the images in each sub-folder of a folder; each sub-folder is a class.
 
     Classes are the sub-folders in sorted order, including those without images, so that all splits
@@ -25,20 +27,21 @@ def source(address: str, *, image_exts: Sequence[str] = _IMAGE_EXTS) -> 'FolderS
     Args:
         address: the folder, local or remote.
         image_exts: extensions of image files.
+        text_lines: whether each line of a .txt file is a caption; otherwise the whole text is one.
 
     Raises:
         DataNotFound: if the folder does not exist.
         ValueError: if it has no images.
     """
-    return FolderSource(address, {ext.lower().lstrip('.') for ext in image_exts})
+    return FolderSource(address, {ext.lower().lstrip('.') for ext in image_exts}, text_lines)
 
 
 class FolderSource:
     """Image files by number; safe to share between threads and to pickle."""
 
-    def __init__(self, address: str, image_exts: set[str]):
+    def __init__(self, address: str, image_exts: set[str], text_lines: bool):
         """Lists all folders; only names are kept."""
-        self._address = address
+        self._address, self._text_lines = address, text_lines
         self._root = os.path.expanduser(address).rstrip('/') or '/'
         self._exts = image_exts
         self.skipped = Ledger()
@@ -71,7 +74,7 @@ class FolderSource:
         example: dict[str, Any] = {'image': _files.read(path)}
         if self._captioned[i]:
             data = _files.read(os.path.splitext(path)[0] + _CAPTIONS, missing='no_caption')
-            example['texts'] = _captions.lines(data)
+            example['texts'] = _captions.of_file(data, lines=self._text_lines)
         if self.label_names:
             example['label'] = bisect.bisect_right(self._class_ends, i)
         return example
