@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 BLOCK = 512  # bytes; headers and data of a tar begin at multiples of it
-_ZEROS = 16 * BLOCK  # bytes per read after the end of a tar
+_ZEROS = 1 << 20  # bytes per read after the end of a tar
 _LONGEST_NAME = 1 << 20  # bytes of a header that says more about the member after it
 Read = Callable[[int, int], bytes]  # (offset, size) -> bytes, fewer at the end
 

@@ -89,12 +89,12 @@ class Sorter:
         self._waiting: list[tuple[Name, Member]] = []
 
     def add(self, member: Member) -> None:
-        """Adds the next member."""
+        """Adds the next member; folders hold nothing themselves."""
         name = split(member.name, self._roles)
         role = self._roles.get(name.extension)
         if member.kind == 'other':
             self._skip('not_a_file', member.name)
-        elif _UNSAFE.match(member.name):
+        elif member.kind == 'file' and _UNSAFE.match(member.name):
             self._skip('unsafe_name', member.name)
         elif member.kind == 'file':
             self.extensions[name.extension] += 1

@@ -22,7 +22,7 @@ def source(
     Classes are the sub-folders in sorted order, including those without images, so that all splits
     of a data set have the same labels. Images are sorted by class and path. If no sub-folder has
     images, those of the folder itself are used, without labels. `NAME.txt` next to `NAME.jpg` holds
-    its captions, one per line. Hidden files and folders and links to folders are ignored.
+    its captions. Hidden files and folders and links to folders are ignored.
 
     Args:
         address: the folder, local or remote.

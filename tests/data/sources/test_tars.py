@@ -1,6 +1,7 @@
 """tars: samples are found, read and named exactly; damage is counted, and the index is kept."""
 
 import concurrent.futures
+import errno
 import gzip
 import http.server
 import io
@@ -10,6 +11,7 @@ import os
 import pathlib
 import pickle
 import random
+import resource
 import sys
 import tarfile
 import threading
@@ -184,6 +186,37 @@ def test_threads_and_pickled_copies_read_the_same_with_few_open_files(three_shar
         source[15]
 
 
+def test_more_shards_than_files_may_be_open_are_read(tmp_path):
+    for shard in range(60):
+        write(tmp_path / f'{shard:02}.tar', samples(shard, 1))
+    sources = [tars.source(f'{tmp_path}/*.tar') for _ in range(3)]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir('/dev/fd')))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 25, limits[1]))
+    try:
+        again = tars.source(f'{tmp_path}/*.tar', index_dir=str(tmp_path / 'other'))
+        for source in [*sources, again]:
+            assert [source[i]['image'] for i in range(60)] == [png(i) for i in range(60)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_an_unreadable_shard_is_named(tmp_path, monkeypatch):
+    path = write(tmp_path / 'a.tar', samples(0, 2))
+    source = tars.source(path)
+
+    def fail(*_):
+        raise OSError(errno.EIO, 'Input/output error')
+
+    monkeypatch.setattr(os, 'pread', fail)
+    with pytest.raises(OSError, match=r'Input/output error.*a\.tar') as error:
+        source[1]
+    assert error.value.filename == path
+    assert source.where(1).startswith(f'{path}: image at byte')
+    with pytest.raises(OSError, match=r'Input/output error.*a\.tar'):
+        tars.source(path, index_dir=str(tmp_path))
+
+
 def test_reading_the_index_skips_the_data(tmp_path, monkeypatch):
     path = write(tmp_path / 'a.tar', [('a.png', bytes(10_000_000)), ('b.png', png(1))])
     read = []
@@ -354,6 +387,14 @@ def test_impossible_headers_end_the_walk(bad):
     assert damage == 'damaged_shard'
 
 
+def test_a_pax_header_of_many_records_takes_time_in_proportion_to_its_size():
+    data = b'4 =\n' * (1 << 18)
+    start = time.perf_counter()
+    members, damage = walk(header(b'', len(data), b'x') + data + header(b'last'))
+    assert time.perf_counter() - start < 3
+    assert [member.name for member in members] == ['last'] and not damage
+
+
 def test_damage_is_added_up_over_shards(tmp_path):
     for shard in range(3):
         lost = [(f'{i}.txt', b'') for i in range(3)]
@@ -502,7 +543,7 @@ def test_sizes_that_the_index_cannot_hold_are_refused_or_left_out():
     block[148:156] = b'%06o\0 ' % (256 + sum(block[:148]) + sum(block[156:]))
     headers = {0: bytes(block), 512 + (3 << 30): tarfile.TarInfo('b.png').tobuf()}
     read = lambda offset, size: headers.get(offset, bytes(size))  # noqa: E731
-    part = _tar_index.scan(Shard('x.tar', 4 << 30, ''), read, {'png': 'image'})
+    part = _tar_index.scan(Shard('x.tar', (3 << 30) + 4096, ''), read, {'png': 'image'})
     assert part.skipped == {'too_large_member': Skipped(1, ['x.tar: a.png'])}
     assert part.rows['image'].tolist() == [2 + (3 << 30) // 512]
     with pytest.raises(ValueError, match=r'x\.tar.*2 TiB.*Split'):
