@@ -46,11 +46,12 @@ class Opener:
         shard = self._open.get(key)
         if shard is None:
             shard = self._open[key] = self._opened(path)
-        # Other threads change the order meanwhile; each step is atomic and needs no other.
-        with contextlib.suppress(KeyError):
-            self._open.move_to_end(key)
             while len(self._open) > most_open():
-                self._open.popitem(last=False)
+                with contextlib.suppress(KeyError):  # Other threads close some too.
+                    self._open.popitem(last=False)
+        else:
+            with contextlib.suppress(KeyError):
+                self._open.move_to_end(key)
         return shard
 
     def _opened(self, path: str) -> OpenShard:

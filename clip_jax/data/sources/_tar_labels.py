@@ -94,7 +94,9 @@ def _class_names(shards: list[str], file: str) -> tuple[list[str], str]:
     """
     folder = shards[0].rpartition('/')[0] if '/' in shards[0] else '.'
     above = folder.rpartition('/')[0] if _files.is_remote(folder) else f'{folder}/..'
-    for path in (f'{folder}/{file}', f'{above}/{file}'):
+    # Above a server or a bucket there is nothing.
+    places = [folder] if above.endswith(':/') else [folder, above]
+    for path in (f'{place}/{file}' for place in places):
         try:
             text = _captions.decode(_files.read(path))
         except BadRecord as error:

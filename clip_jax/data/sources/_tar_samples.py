@@ -62,15 +62,25 @@ class Name(NamedTuple):
     first: str  # the key up to the first dot of the file name
 
 
-def split(name: str, roles: dict[str, str]) -> Name:
-    """Splits a name before the longest extension that has a role, else at the first dot."""
+def most_parts(roles: dict[str, str]) -> int:
+    """Returns how many parts between dots an extension with a role has at most."""
+    return max((extension.count('.') for extension in roles), default=0) + 1
+
+
+def split(name: str, roles: dict[str, str], parts: int) -> Name:
+    """Splits a name before the longest extension that has a role, else at the first dot.
+
+    Args:
+        name: the name of a member.
+        roles: the roles of extensions.
+        parts: most_parts(roles).
+    """
     folder, slash, base = name.rpartition('/')
     stem, _, extension = base.partition('.')
     if not stem:
         return Name('', extension.lower(), '')
     first = folder + slash + stem
-    longest = max((extension.count('.') for extension in roles), default=0) + 1
-    pieces = base.rsplit('.', longest)
+    pieces = base.rsplit('.', parts)
     for i in range(1, len(pieces)):
         known = '.'.join(pieces[i:]).lower()
         if known in roles:
@@ -84,13 +94,13 @@ class Sorter:
     def __init__(self, roles: dict[str, str], skip: Callable[..., None]):
         """`skip(kind, name)` counts a member; without a name it only counts."""
         self.extensions: Counter[str] = Counter()
-        self._roles, self._skip = roles, skip
+        self._roles, self._parts, self._skip = roles, most_parts(roles), skip
         self._samples: dict[str, dict[str, Member]] = {}
         self._waiting: list[tuple[Name, Member]] = []
 
     def add(self, member: Member) -> None:
         """Adds the next member; folders hold nothing themselves."""
-        name = split(member.name, self._roles)
+        name = split(member.name, self._roles, self._parts)
         role = self._roles.get(name.extension)
         if member.kind == 'other':
             self._skip('not_a_file', member.name)

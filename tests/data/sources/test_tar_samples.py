@@ -6,12 +6,13 @@ import pathlib
 import random
 import tarfile
 
+import fsspec
 import numpy as np
 import pytest
 from support.sources import png
 
 from clip_jax.data.errors import BadRecord, Skipped
-from clip_jax.data.sources import _tar_samples, open_source, tars
+from clip_jax.data.sources import _files, _tar_labels, _tar_samples, open_source, tars
 from clip_jax.data.tools import inspection
 
 CASES = pathlib.Path(__file__).parents[4] / 'shared' / 'cases'
@@ -76,7 +77,8 @@ def counts(path: str, **options) -> dict[str, int]:
 )
 def test_a_name_is_split_before_the_longest_extension_that_an_option_names(name, key, extension):
     roles = _tar_samples.roles(['png', 'jpg'], ['txt', 'syn.txt'], 'cls', [])
-    assert _tar_samples.split(name, roles)[:2] == (key, extension)
+    parts = _tar_samples.most_parts(roles)
+    assert _tar_samples.split(name, roles, parts)[:2] == (key, extension)
 
 
 def test_names_with_dots_are_samples_of_their_own(write):
@@ -232,6 +234,38 @@ def test_names_of_classes_lie_beside_the_shards_or_above(write, tmp_path, monkey
             tars.source('*.tar')
     # Without labels nobody needs them.
     assert tars.source(write([('0.png', b'x'), ('0.txt', b'a')], 'wds/b/0.tar')).label_names == []
+
+
+def test_names_of_classes_of_remote_shards(monkeypatch):
+    fs = fsspec.filesystem('memory')
+    data = packed([('0.png', b'x'), ('0.cls', b'1')])
+    for path in ('wds/test/0.tar', '0.tar'):
+        fs.pipe_file(f'/{path}', data)
+    looked = []
+    read = _files.read
+    monkeypatch.setattr(_files, 'read', lambda path: looked.append(path) or read(path))
+    try:
+        fs.pipe_file('/wds/classnames.txt', b'a\nb\n')
+        assert tars.source('memory://wds/test/*.tar').label_names == ['a', 'b']
+        assert len(looked) == 2 and looked[1].endswith('/wds/classnames.txt')
+    finally:
+        fs.rm('/wds', recursive=True)
+        fs.rm('/0.tar')
+    looked.clear()
+    monkeypatch.setattr(_files, 'read', missing := Missing())
+    assert _tar_labels.Labels(False, [], '').named(['gs://bucket/0.tar'], 'c.txt').names == []
+    assert missing.looked == ['gs://bucket/c.txt']
+
+
+class Missing:
+    """Stands for reading files of which there is none."""
+
+    def __init__(self):
+        self.looked = []
+
+    def __call__(self, path: str) -> bytes:
+        self.looked.append(path)
+        raise BadRecord('no_image', 'there is no such file')
 
 
 def test_joined_shards_are_read_to_the_end(write):
