@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from clip_jax import sharding
 from clip_jax.runtime import atomic, checksums, multihost
-from clip_jax.runtime.messages import first_few
+from clip_jax.runtime.messages import Failures, first_few
 from clip_jax.step.state import TrainState
 
 FOLDER = 'checkpoints'
@@ -250,12 +250,12 @@ def _is_sealed(path: epath.Path) -> bool:
     return not atomic.is_remote(path) or any(p.name == checksums.NAME for p in path.iterdir())
 
 
-def as_text(corrupt: Mapping[int, Sequence[str]]) -> str:
-    """Formats the errors of corrupt steps as one line."""
-    return '; '.join(
+def described(corrupt: Mapping[int, Sequence[str]]) -> list[str]:
+    """Returns a line for each corrupt step: its first error, and how many more there are."""
+    return [
         f'step {step:,}: {errors[0]}' + (f' and {len(errors) - 1} more' if errors[1:] else '')
         for step, errors in corrupt.items()
-    )
+    ]
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
@@ -283,12 +283,13 @@ def find(path: str | os.PathLike) -> epath.Path:
         )
     if is_checkpoint(path):
         if errors := checksums.verify(path, only=USED):
-            raise ValueError(f'{path}: this checkpoint is corrupt: {"; ".join(errors)}')
+            raise Failures(f'{path}: this checkpoint is corrupt', errors)
         return path
     folder = path if path.name == FOLDER else path / FOLDER
     step, corrupt = _newest_with(folder, USED)
     if corrupt:
-        logging.warning('%s: corrupt: %s; using step %d', folder, as_text(corrupt), step)
+        text = '; '.join(described(corrupt))
+        logging.warning('%s: corrupt: %s; using step %d', folder, text, step)
     if step is not None:
         return folder / str(step)
     inside = sorted(p.name for p in path.iterdir())[:8] if path.is_dir() else 'a file'
@@ -321,7 +322,7 @@ def _newest_valid(
             return step, corrupt
         corrupt[step] = errors
     if corrupt:
-        raise ValueError(f'{folder}: no valid checkpoint: {as_text(corrupt)}')
+        raise Failures(f'{folder}: no valid checkpoint', described(corrupt))
     return None, {}
 
 

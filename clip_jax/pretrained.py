@@ -10,7 +10,7 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -18,12 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, tokenizers
+from clip_jax.data import inputs
 from clip_jax.data.preprocess import Preprocess, normalize
 from clip_jax.data.tools.scan import in_order
 from clip_jax.models import clip
 from clip_jax.models.clip import CLIP, l2_normalize, shapes
 
 FEATURES = ('embedding', 'pre_projection')
+ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
 THREADS = min(32, (os.cpu_count() or 1) + 4)  # more than cores, since they also wait for I/O
 KNOWN_CLASSES = 64  # size of the cache of class embeddings, in lists of classes
 AHEAD = 2  # batches of images that are prefetched while the devices compute
@@ -66,8 +68,9 @@ class Clip:
         Threads read and preprocess the images ahead of the devices.
 
         Args:
-            images: PIL images, paths, encoded bytes or uint8 arrays [H, W, 3]; a sequence of these,
-                a single one, or one uint8 array [N, H, W, 3].
+            images: PIL images, paths, encoded bytes or uint8 arrays [H, W, 3], of NumPy, JAX or
+                another library; a sequence or a Series of these, a single one, or one uint8 array
+                [N, H, W, 3]. A generator is read batch by batch.
             features: 'embedding', L2-normalized; or 'pre_projection', the image encoder's output
                 before the projection, not normalized.
 
@@ -75,13 +78,15 @@ class Clip:
             float32 [N, feature_dim(features)].
 
         Raises:
-            ValueError: an image cannot be read, or `features` is unknown.
+            ValueError: an image cannot be read, `features` is unknown, or the call is inside jit.
         """
-        many = isinstance(images, Sequence) and not isinstance(images, (str, bytes))
-        if not many and not (isinstance(images, np.ndarray) and images.ndim == 4):
-            images = [images]
+        if isinstance(images, Iterator):
+            batches = groups(images, self.batch_size)
+            parts = [self.encode_image(some, features=features) for some in batches]
+            return np.concatenate(parts or [self.encode_image([], features=features)])
+        images = inputs.images(images)
         prepared = in_order(
-            lambda i: self.preprocess(images[i]),
+            lambda i: self.preprocess(inputs.image(images[i])),
             0,
             len(images),
             threads=THREADS,
@@ -106,7 +111,7 @@ class Clip:
         Yields:
             float32 [B, feature_dim(features)] for each batch.
         """
-        return self._embedded(self._forward(features), batches)
+        return self._embedded(self._forward(features), batches, 'encode_image')
 
     def feature_dim(self, features: str = 'embedding') -> int:
         """Returns the size of one image's features, 'embedding' or 'pre_projection'."""
@@ -124,21 +129,22 @@ class Clip:
             where=sharding.replicated(self.mesh),
         )
 
-    def encode_text(self, texts: str | Sequence[str] | np.ndarray) -> np.ndarray:
+    def encode_text(self, texts: str | Iterable[str] | np.ndarray) -> np.ndarray:
         """Embeds texts or tokens.
 
         Args:
-            texts: one text, a sequence of texts, or their tokens, int [N, L].
+            texts: one text; a sequence, generator or Series of texts; or their tokens, int [N, L].
 
         Returns:
             float32 [N, D], L2-normalized.
 
         Raises:
-            ValueError: a text is not a str, or the model has no tokenizer.
+            ValueError: a text is not a str, the model has no tokenizer, or the call is inside jit.
         """
+        texts = inputs.texts(texts)
         where = sharding.replicated(self.mesh)
         forward = functools.partial(_text_embeddings, model=self.model, where=where)
-        if isinstance(texts, np.ndarray) and np.issubdtype(texts.dtype, np.integer):
+        if isinstance(texts, np.ndarray):
             tokenizer = functools.partial(np.asarray, dtype=np.int32)
         elif self.tokenizer is None:
             raise ValueError(
@@ -147,40 +153,49 @@ class Clip:
                 'load again, or give tokens, int [N, L]'
             )
         else:
-            texts, tokenizer = [texts] if isinstance(texts, str) else texts, self.tokenizer
+            tokenizer = self.tokenizer
         batches = (
             # pyrefly: ignore[bad-argument-type]  # an array of texts is a sequence of them too
             tokenizer(texts[start : start + self.batch_size])
             for start in range(0, len(texts), self.batch_size)
         )
         empty = np.zeros((0, self.model.embed_dim), np.float32)
-        return np.concatenate([empty, *self._embedded(forward, batches)])
+        return np.concatenate([empty, *self._embedded(forward, batches, 'encode_text')])
 
     def classify(
-        self, images: Any, labels: Sequence[str], *, templates: str | Sequence[str] = 'plain'
+        self,
+        images: Any,
+        labels: Iterable[str],
+        *,
+        templates: prompts.Given = 'plain',
+        activation: str = 'auto',
     ) -> np.ndarray:
-        """Classifies images zero-shot: the softmax over labels of the scaled cosine similarities.
+        """Classifies images zero-shot: a softmax or sigmoid of the scaled cosine similarities.
 
         Args:
             images: as in `encode_image`.
             labels: the names of the classes.
-            templates: the name of a prompt set, or templates such as 'a photo of a {}.'; a class
-                embedding is the normalized mean over the templates.
+            templates: the name of a prompt set, one or several templates such as
+                'a photo of a {}.' or `lambda c: f'a photo of a {c}.'`, or the prompts of each
+                class; a class embedding is the normalized mean over its prompts.
+            activation: 'softmax': the labels exclude each other, so that the probabilities of an
+                image sum to 1. 'sigmoid': each label has a probability of its own, also none or
+                several of them apply; this needs the logit bias of a model trained with the sigmoid
+                loss (SigLIP). 'auto': 'sigmoid' if the model has a logit bias, else 'softmax'.
 
         Returns:
-            float32 [N, len(labels)]: the probabilities of the labels, which sum to 1 per image.
+            float32 [N, len(labels)]: the probabilities of the labels.
 
         Raises:
-            ValueError: an empty or wrong list of labels, unknown templates or unreadable images.
+            ValueError: an empty or wrong list of labels, unknown templates, unreadable images, or
+                'sigmoid' with a model that has no logit bias.
 
-        Source: Radford et al. 2021, section 3.1.
+        Source: Radford et al. 2021, section 3.1; Zhai et al. 2023, section 3.2.
         """
-        if isinstance(labels, str) or not len(labels):
-            raise ValueError(f'labels {labels!r}: expected a list of at least one name')
-        classes = self._class_embeddings(tuple(labels), prompts.templates(templates))
-        scale = np.exp(np.asarray(self.variables['params']['logit_scale'], np.float32))
-        logits = scale * self.encode_image(images) @ classes.T
-        return np.asarray(jax.nn.softmax(logits, axis=-1))
+        params = self.variables['params']
+        sigmoid = _is_sigmoid(activation, params)
+        classes = self._class_embeddings(inputs.names(labels), prompts.templates(templates))
+        return _probabilities(self.encode_image(images), classes, params, sigmoid=sigmoid)
 
     def _class_embeddings(
         self, labels: tuple[str, ...], templates: prompts.Templates
@@ -196,36 +211,40 @@ class Clip:
             del self._known_classes[next(iter(self._known_classes))]
         return found
 
-    def _embedded(self, forward: Callable, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def _embedded(
+        self, forward: Callable, batches: Iterable[np.ndarray], method: str
+    ) -> Iterator[np.ndarray]:
         """Yields the output for each batch; batches are padded to a few sizes to limit recompiles.
 
         A batch is dispatched before the previous one's output is fetched.
         """
         waiting = collections.deque()
-        for inputs in batches:
+        for batch in batches:
             if self.on_batch:
                 self.on_batch()
-            waiting.append((forward(self.variables, self._on_devices(inputs)), len(inputs)))
+            embedded = forward(self.variables, _sharded(batch, self.batch_size, self.mesh))
+            inputs.check_concrete(embedded, method)
+            waiting.append((embedded, len(batch)))
             if len(waiting) > 1:
                 embedded, count = waiting.popleft()
                 yield np.asarray(embedded)[:count]
         for embedded, count in waiting:
             yield np.asarray(embedded)[:count]
 
-    def _on_devices(self, inputs: np.ndarray) -> jax.Array:
-        padding = _bucket(len(inputs), self.batch_size, self.mesh.size) - len(inputs)
-        if padding:
-            inputs = np.pad(inputs, [(0, padding)] + [(0, 0)] * (inputs.ndim - 1))
-        # Every process has the full batch and passes its devices their shards.
-        return jax.make_array_from_callback(
-            inputs.shape, sharding.over_batch(self.mesh), inputs.__getitem__
-        )
-
 
 def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Yields lists of `size` items; the last one may be shorter."""
     items = iter(items)
     return iter(lambda: list(itertools.islice(items, size)), [])
+
+
+def _sharded(batch: np.ndarray, batch_size: int, mesh: Mesh) -> jax.Array:
+    """Pads a batch and shards it over the devices."""
+    padding = _bucket(len(batch), batch_size, mesh.size) - len(batch)
+    if padding:
+        batch = np.pad(batch, [(0, padding)] + [(0, 0)] * (batch.ndim - 1))
+    # Every process has the full batch and passes its devices their shards.
+    return jax.make_array_from_callback(batch.shape, sharding.over_batch(mesh), batch.__getitem__)
 
 
 def _bucket(n: int, most: int, devices: int) -> int:
@@ -265,6 +284,27 @@ def _pre_projection(model: CLIP, images: jax.Array) -> jax.Array:
 def _text_embeddings(variables, tokens, *, model: CLIP, where: jax.sharding.Sharding) -> jax.Array:
     embeddings = cast(jax.Array, model.apply(variables, tokens, method='encode_text'))
     return jax.lax.with_sharding_constraint(l2_normalize(embeddings), where)
+
+
+def _is_sigmoid(activation: str, params: Mapping[str, Any]) -> bool:
+    """Whether `classify` applies a sigmoid to the logits of a model; ValueError if it cannot."""
+    lookup.check(activation, ACTIVATIONS, what='activation')
+    if activation == 'sigmoid' and 'logit_bias' not in params:
+        raise ValueError(
+            "activation is 'sigmoid', but this model has no logit bias, since its loss was a "
+            "softmax; expected 'softmax' or 'auto'"
+        )
+    return activation != 'softmax' and 'logit_bias' in params
+
+
+def _probabilities(
+    images: np.ndarray, classes: np.ndarray, params: Mapping[str, Any], *, sigmoid: bool
+) -> np.ndarray:
+    """The softmax or sigmoid of the scaled cosine similarities, float32 [N, classes]."""
+    logits = np.exp(np.asarray(params['logit_scale'], np.float32)) * images @ classes.T
+    if sigmoid:
+        return np.asarray(jax.nn.sigmoid(logits + np.asarray(params['logit_bias'], np.float32)))
+    return np.asarray(jax.nn.softmax(logits, axis=-1))
 
 
 def _check_tokenizer(tokenizer: Any, text: Any) -> None:
@@ -323,13 +363,17 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
     Raises:
         ValueError: there is no checkpoint at `path`.
     """
+    if str(path).startswith(('http://', 'https://', 'hf://')):
+        raise ValueError(f'{path}: nothing is downloaded; get the file and give its path')
     place = pathlib.Path(path).expanduser()
     if place.exists() and (layout := convert.layout_of(place)):
         return place, layout
     try:
         return checkpoint.find(path), ''
     except ValueError as error:
-        raise ValueError(f'{error}. Published checkpoints are {convert.EXPECTED}') from None
+        raise ValueError(
+            f'{error}. Published checkpoints are {convert.EXPECTED}. Nothing is downloaded by name'
+        ) from None
 
 
 def read(

@@ -86,8 +86,11 @@ def get_config() -> ConfigDict:
     c.data.options.tfds.label_key = 'label'  # the feature with the class, if there is one
     c.data.options.tars = ConfigDict()
     c.data.options.tars.image_exts = ('jpg', 'jpeg', 'png', 'webp')  # members that are images
-    c.data.options.tars.text_exts = ('txt',)  # members with captions, one per line
-    c.data.options.tars.label_ext = 'cls'  # the member with the class number
+    c.data.options.tars.text_exts = ('txt',)  # members with captions, such as txt, syn.txt or json
+    c.data.options.tars.text_lines = True  # each line is a caption; False: a member is one caption
+    c.data.options.tars.label_ext = 'cls'  # the member with the class number; npy: several classes
+    c.data.options.tars.other_exts = ()  # members that are left out on purpose
+    c.data.options.tars.class_names = 'classnames.txt'  # the file of class names beside the shards
     c.data.options.tars.json_key = 'caption'  # the field of .json members with the caption
     c.data.options.tars.index_dir = ''  # where indices are stored; '': the user's cache folder
     c.data.options.table = ConfigDict()
@@ -97,6 +100,7 @@ def get_config() -> ConfigDict:
     c.data.options.table.root = ''  # what paths are relative to; '': the folder of the table
     c.data.options.table.label_separator = ''  # splits a text into several classes; '': never
     c.data.options.folder = ConfigDict()
+    c.data.options.folder.text_lines = True  # each line of a .txt file is a caption
     # Extensions of image files.
     c.data.options.folder.image_exts = (
         *('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'tif', 'tiff', 'avif', 'heic', 'heif'),

@@ -19,6 +19,7 @@ from support.process import ROOT
 from clip_jax import convert, lookup
 from clip_jax.cli import config_file, main
 from clip_jax.data import sources
+from clip_jax.evaluation import predictions
 
 PAGES = sorted(
     path
@@ -116,6 +117,8 @@ def test_commands_parse_and_name_configs_keys_options_and_data_that_exist(monkey
             check_options(rest, function, args.data, 'data.', what)
         elif args.command == 'data':
             check_options([r for r in rest if '--beam.' not in r], None, args.spec, '', what)
+        elif args.command == 'classify':
+            check_options(rest, predictions.write, args.spec, 'data.', what)
         elif args.command == 'convert':
             convert.check_layout(args.layout)
         else:

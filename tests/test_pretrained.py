@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -103,6 +104,103 @@ def test_an_image_may_come_in_any_form(clip, pictures, tmp_path):
         np.testing.assert_array_equal(clip.encode_image((form,)), expected)
     found = clip.encode_image(forms)
     np.testing.assert_allclose(found, np.repeat(expected, len(forms), 0), atol=1e-6)
+
+
+class Series:
+    """Values as pandas has them: read by label, not by position."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, label):
+        raise KeyError(label)
+
+    def __array__(self, dtype=None, copy=None):
+        found = np.empty(len(self.values), object)
+        found[:] = self.values
+        return found
+
+
+def test_images_may_come_in_any_container(clip, pictures, tmp_path):
+    paths = []
+    for i, picture in enumerate(pictures[:3]):
+        paths.append(str(tmp_path / f'{i}.png'))
+        Image.fromarray(picture).save(paths[-1])
+    expected = clip.encode_image(pictures[:3])
+    few = dataclasses.replace(clip, batch_size=2)
+    for images in (
+        (Image.open(path) for path in paths),
+        iter(paths),
+        map(jnp.asarray, pictures[:3]),
+        Series(paths),
+        np.array(paths),
+        [bytearray(png(picture)) for picture in pictures[:3]],
+        dict(enumerate(paths)).values(),
+    ):
+        np.testing.assert_allclose(few.encode_image(images), expected, rtol=0, atol=2e-6)
+    assert few.encode_image(iter([]), features='pre_projection').shape == (0, 32)
+    same = np.stack([picture for picture in pictures if picture.shape == (20, 30, 3)])
+    found = clip.encode_image(jnp.asarray(same))
+    np.testing.assert_array_equal(found, clip.encode_image(same))
+    one = clip.encode_image(jnp.asarray(same[0]))
+    np.testing.assert_array_equal(one, clip.encode_image(same[0]))
+
+
+def test_texts_may_come_in_any_container(clip):
+    texts = [f'{i} a red' for i in range(5)]
+    expected = clip.encode_text(texts)
+    few = dataclasses.replace(clip, batch_size=2)
+    for given in (iter(texts), (text for text in texts), Series(texts), np.array(texts)):
+        np.testing.assert_allclose(few.encode_text(given), expected, rtol=0, atol=2e-6)
+    tokens = jnp.asarray(clip.tokenizer(texts))
+    np.testing.assert_array_equal(clip.encode_text(tokens), expected)
+
+
+def test_labels_may_come_in_any_container(clip, pictures):
+    expected = clip.classify(pictures[:2], ['red', 'blue'])
+    for labels in (iter(['red', 'blue']), Series(['red', 'blue']), np.array(['red', 'blue'])):
+        np.testing.assert_array_equal(clip.classify(pictures[:2], labels), expected)
+
+
+@pytest.mark.parametrize('given', [{'a.png': 1}, {'a.png'}, type('Frame', (), {'columns': []})()])
+def test_what_has_no_order_is_refused(clip, given):
+    for encode in (clip.encode_image, clip.encode_text, lambda x: clip.classify([], x)):
+        with pytest.raises(ValueError, match=f'found a {type(given).__name__}; expected a list'):
+            encode(given)
+
+
+def test_tokens_are_a_matrix(clip):
+    with pytest.raises(ValueError, match=r'shape \(12,\); expected \[N, L\]'):
+        clip.encode_text(clip.tokenizer(['a red'])[0])
+
+
+@pytest.mark.parametrize('wrap', [jax.jit, jax.vmap, jax.grad])
+def test_inside_a_transformation_one_line_says_what_to_call(clip, wrap):
+    images, tokens = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 12))
+    for name, given, words in (
+        ('encode_image', images, "images, method='encode_image'"),
+        ('encode_text', tokens, "tokens, method='encode_text'"),
+    ):
+        encode = getattr(clip, name)
+        with pytest.raises(ValueError) as error:
+            wrap(lambda x, encode=encode: encode(x).sum())(given)
+        assert f'clip.model.apply(clip.variables, {words}' in str(error.value)
+        assert '\n' not in str(error.value)
+    with pytest.raises(ValueError, match='found a tracer'):
+        wrap(lambda x: clip.encode_image([x]).sum())(images)
+
+
+def test_concrete_inputs_inside_jit_are_told_so_too(clip, pictures):
+    for encode in (
+        lambda x: x + clip.encode_text(['a red']).sum(),
+        lambda x: x + clip.encode_image(pictures[:2]).sum(),
+        lambda x: x + clip.classify(pictures[:2], ['red', 'blue']).sum(),
+    ):
+        with pytest.raises(ValueError, match=r'Call it outside and pass its result in'):
+            jax.jit(encode)(1.0)
 
 
 def test_images_are_prepared_in_threads_ahead_of_the_devices(clip, pictures):
@@ -271,6 +369,49 @@ def test_probabilities_are_the_softmax_of_scaled_cosines(clip, pictures):
     np.testing.assert_allclose(shares, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_templates_may_be_functions_and_a_single_text(clip, pictures):
+    labels = list(COLORS)
+    texts = clip.classify(pictures, labels, templates=['a {} picture', 'something {}'])
+    functions = [lambda c: f'a {c} picture', 'something {}']
+    np.testing.assert_array_equal(clip.classify(pictures, labels, templates=functions), texts)
+    one = clip.classify(pictures, labels, templates=['a {} picture'])
+    for template in ('a {} picture', 'a {c} picture', functions[0]):
+        np.testing.assert_array_equal(clip.classify(pictures, labels, templates=template), one)
+
+
+@pytest.fixture(scope='module')
+def sigmoid_clip(clip):
+    """The same model with a logit bias, as one trained with the sigmoid loss has."""
+    params = {**clip.variables['params'], 'logit_bias': np.float32(-3)}
+    return dataclasses.replace(clip, variables={**clip.variables, 'params': params})
+
+
+def test_a_model_with_a_logit_bias_gives_sigmoid_probabilities(clip, sigmoid_clip, pictures):
+    labels = list(COLORS)
+    scale = np.exp(float(clip.variables['params']['logit_scale']))
+    texts = clip.encode_text([f'a photo of a {name}.' for name in labels])
+    cosines = clip.encode_image(pictures) @ texts.T
+    expected = 1 / (1 + np.exp(3 - scale * cosines))
+    found = sigmoid_clip.classify(pictures, labels)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(
+        sigmoid_clip.classify(pictures, labels, activation='sigmoid'), found
+    )
+    softmax = sigmoid_clip.classify(pictures, labels, activation='softmax')
+    np.testing.assert_array_equal(softmax, clip.classify(pictures, labels))
+    np.testing.assert_array_equal(softmax, clip.classify(pictures, labels, activation='softmax'))
+    # The probability of a label does not depend on the others.
+    alone = sigmoid_clip.classify(pictures, labels[:1])
+    np.testing.assert_allclose(alone, found[:, :1], rtol=1e-5)
+
+
+def test_a_sigmoid_needs_a_logit_bias(clip, pictures):
+    with pytest.raises(ValueError, match=r"no logit bias.*expected 'softmax' or 'auto'"):
+        clip.classify(pictures, ['red'], activation='sigmoid')
+    with pytest.raises(ValueError, match=r"activation: there is no 'sigmoyd'.*'sigmoid'"):
+        clip.classify(pictures, ['red'], activation='sigmoyd')
+
+
 def test_templates_are_plain_unless_said_otherwise(clip, pictures):
     labels = list(COLORS)
     plain = clip.classify(pictures, labels, templates=prompts.templates('plain'))
@@ -397,7 +538,7 @@ def test_what_cannot_be_read_is_named(clip, pictures, tmp_path):
         clip.encode_text(['a red', 3])
 
 
-@pytest.mark.parametrize('labels', ['red', []])
+@pytest.mark.parametrize('labels', ['red', [], [1, 2], np.array([0, 1])])
 def test_labels_are_a_list_of_names(clip, pictures, labels):
     with pytest.raises(ValueError, match='expected a list of at least one name'):
         clip.classify(pictures, labels)

@@ -26,6 +26,53 @@ def test_a_list_stays_as_it_is():
     assert prompts.templates(['{} here', 'a {}']) == ['{} here', 'a {}']
 
 
+def test_one_template_is_a_list_of_one():
+    assert prompts.templates('a {} / {}') == ['a {} / {}']
+    assert prompts.templates('the {c}') == ['the {}']
+    assert prompts.templates('{}') == ['{}']
+
+
+def test_a_template_may_be_a_function_of_the_name():
+    templates = [lambda c: f'a photo of a {c}.', 'the {}']
+    for given, expected in (
+        (templates, ['a photo of a cat.', 'the cat']),
+        (templates[0], ['a photo of a cat.']),
+    ):
+        assert prompts.filled('cat', prompts.templates(given)) == expected
+
+
+def test_each_class_may_have_its_own_prompts():
+    own = {'my_dog': ['a furry {}', 'dogs bark']}
+    assert prompts.filled('my dog', prompts.templates(own)) == ['a furry my dog', 'dogs bark']
+    assert prompts.templates(prompts.templates(own)) == prompts.templates(own)
+    with pytest.raises(ValueError, match="'cat' has none"):
+        prompts.templates({'cat': []})
+    with pytest.raises(ValueError, match='expected a list of texts for each'):
+        prompts.templates({'cat': 'a cat'})
+
+
+@pytest.mark.parametrize(
+    ('template', 'message'),
+    [(len, 'template 2: the function returned 3'), (5, 'template 2: 5 is neither a text nor')],
+)
+def test_what_gives_no_text_is_no_template(template, message):
+    with pytest.raises(ValueError, match=message):
+        prompts.templates(['a {}', template])
+
+
+def test_names_may_be_a_text_with_commas_if_there_is_no_such_file(tmp_path, monkeypatch):
+    assert prompts.class_names('cat, red fox,dog') == ['cat', 'red fox', 'dog']
+    with pytest.raises(ValueError, match='name 2 is empty'):
+        prompts.class_names('cat,,dog')
+    with pytest.raises(ValueError, match=r"no such file: 'cat'; .*cat,dog"):
+        prompts.class_names('cat')
+    with pytest.raises(ValueError, match=r'no such file: .*a,b\.txt'):
+        prompts.class_names('a,b.txt')
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'cat,dog').write_text('van\nbus\n')
+    assert prompts.class_names('cat,dog') == ['van', 'bus']
+
+
 def test_a_file_may_have_comments_and_blank_lines(tmp_path):
     file = tmp_path / 'mine.txt'
     file.write_bytes('\ufeff# mine\r\n\r\n  a {} ü \r\n# end\r\n{}!'.encode())

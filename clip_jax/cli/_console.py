@@ -1,14 +1,20 @@
-"""Reports as lines on the console; names in the output cannot control the terminal."""
+"""Reports and errors as lines on the console; names in the output cannot control the terminal."""
 
 import contextlib
+import os
+import select
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from logging import LogRecord
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from absl import logging
 
+from clip_jax.runtime import messages
 from clip_jax.runtime.messages import printable
+
+CLOSED = 141  # exit code where nobody reads the output any more: 128 + SIGPIPE, as of a shell
 
 
 def show(report: Mapping[str, Any]) -> None:
@@ -65,3 +71,56 @@ class _Escaped:
 def _escape(record: LogRecord) -> bool:
     record.msg, record.args = printable(record.getMessage(), keep='\n\t'), ()
     return True
+
+
+def report_error(command: str, error: Exception) -> int:
+    """Prints an error: one line or a list if input was bad, a traceback if we have a bug.
+
+    Args:
+        command: the command that failed.
+        error: what it raised.
+
+    Returns:
+        The exit code.
+    """
+    if isinstance(error, BrokenPipeError) and any(map(_is_closed, (sys.stdout, sys.stderr))):
+        return CLOSED
+    if os.environ.get('CLIP_JAX_TRACEBACK') or not isinstance(error, (ValueError, OSError)):
+        traceback.print_exception(error)
+    else:
+        print(f'clip-jax {command}:', '\n'.join(messages.lines_of(error)), file=sys.stderr)
+    return 1
+
+
+@contextlib.contextmanager
+def output_checked() -> Iterator[None]:
+    """Exits with a code of its own if the output cannot be written: without a word when nobody
+    reads it any more, as after `| head`, with one line when the disk is full.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()  # an error at the interpreter's exit could not be handled
+    except OSError as error:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(CLOSED)
+        print(f'clip-jax: cannot write the output: {messages.one_line(error)}', file=sys.stderr)
+        sys.exit(1)
+
+
+def _is_closed(stream: IO) -> bool:
+    """Whether a stream is a pipe without a reader."""
+    try:
+        number = stream.fileno()
+    except (AttributeError, OSError):  # there is none, or it is no file, as in a notebook
+        return False
+    poll = select.poll()
+    poll.register(number, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

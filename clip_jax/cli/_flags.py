@@ -171,31 +171,54 @@ def last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1]
 
 
-def refuse(rest: Sequence[str]) -> None:
+def joined(rest: Sequence[str]) -> list[str]:
+    """Joins `--option VALUE` to `--option=VALUE` in arguments that argparse does not know."""
+    found: list[str] = []
+    for word in rest:
+        open_option = bool(found) and found[-1].startswith('--') and '=' not in found[-1]
+        if open_option and not word.startswith('--'):
+            found[-1] += f'={word}'
+        else:
+            found.append(word)
+    return found
+
+
+def refuse(rest: Sequence[str], command: str) -> None:
     """ValueError if there are arguments that the command does not know."""
-    if rest:
-        raise ValueError(f'there is no flag {rest[0]!r}')
+    for argument in rest:
+        raise ValueError(
+            f'there is no flag {argument!r}; clip-jax {command} --help lists the flags'
+        )
 
 
 def check_overrides(rest: Sequence[str], flag: str = 'config') -> None:
     """ValueError if an argument is not of the form --config.key=value."""
     for argument in rest:
-        if not argument.startswith(f'--{flag}.') or '=' not in argument:
+        if not argument.startswith(f'--{flag}.'):
             raise ValueError(f'there is no flag {argument!r}; expected --{flag}.key=value')
+        if '=' not in argument:
+            raise ValueError(f'{argument} has no value; expected {argument}=value')
 
 
 def assignments(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yields key and value of each `--key=value`; a value that is a Python literal (a number, a
-    list, ...) is evaluated, any other is a string.
+    """Yields key and value (see `literal`) of each `--key=value`, with underscores for dashes in
+    the key.
     """
     for argument in arguments:
         key, equals, value = argument.partition('=')
         if not key.startswith('--') or not equals:
             raise ValueError(f'there is no flag {argument!r}; expected --option=value')
-        try:
-            yield key[2:], ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            yield key[2:], value
+        yield key[2:].replace('-', '_'), literal(value)
+
+
+def literal(value: str) -> Any:
+    """Returns a Python literal (a number, a list, ...) as its value, anything else as it is; so
+    too `{}`, which is a template.
+    """
+    try:
+        return value if value == '{}' else ast.literal_eval(value)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return value
 
 
 def split_options(rest: Sequence[str], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:

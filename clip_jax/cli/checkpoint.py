@@ -35,7 +35,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Lists or verifies; returns the exit code."""
-    _flags.refuse([*rest, '--sampled'] if args.sampled and args.action == 'list' else rest)
+    wrong = ['--sampled'] if args.sampled and args.action == 'list' else []
+    _flags.refuse([*rest, *wrong], 'checkpoint')
     from clip_jax import checkpoint
 
     contents = 'none' if args.action == 'list' else 'sampled' if args.sampled else 'all'

@@ -30,7 +30,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Converts; returns the exit code."""
-    _flags.refuse(rest)
+    _flags.refuse(rest, 'convert')
     from clip_jax import convert, pretrained
     from clip_jax.step import state
 

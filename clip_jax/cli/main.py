@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from logging import WARNING, LogRecord
 from typing import NoReturn
@@ -19,12 +18,22 @@ from absl import logging
 
 import clip_jax
 from clip_jax import lookup
-from clip_jax.cli import _console
+from clip_jax.cli import _console, _flags
 
 # Each command is a file with `add_parser(commands)` and `run(args, rest) -> exit code`.
 COMMANDS = {
     name: lookup.module('cli', name, 'add_parser', 'run')
-    for name in ('train', 'eval', 'embed', 'convert', 'checkpoint', 'data', 'plan', 'plot')
+    for name in (
+        'train',
+        'eval',
+        'classify',
+        'embed',
+        'convert',
+        'checkpoint',
+        'data',
+        'plan',
+        'plot',
+    )
 }
 
 
@@ -36,14 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: always. The code is 0 for success, 1 for bad input (one line on stderr says
-            what) or a negative result, 2 for wrong usage, 130 for Ctrl-C.
+            what, or a heading and a line per item) or a negative result, 2 for wrong usage, 130 for
+            Ctrl-C, 141 if nobody reads the output any more.
     """
-    with _console.escaped_output():
-        _run(arguments)
+    with _console.escaped_output(), _console.output_checked():
+        _run(sys.argv[1:] if arguments is None else arguments)
 
 
-def _run(arguments: Sequence[str] | None) -> None:
-    args, rest = _parser().parse_known_args(arguments)
+def _run(arguments: Sequence[str]) -> None:
+    args, rest = _parse(arguments)
     if not os.environ.get('CLIP_JAX_TRACEBACK'):
         logging.set_verbosity(logging.INFO)
         logging.get_absl_logger().addFilter(_is_for_users)
@@ -53,16 +63,22 @@ def _run(arguments: Sequence[str] | None) -> None:
         print('interrupted', file=sys.stderr)
         code = 130
     except Exception as error:
-        code = 1
         if multihost := sys.modules.get('clip_jax.runtime.multihost'):
             multihost.exit_if_peer_lost(error)
-        if os.environ.get('CLIP_JAX_TRACEBACK') or not isinstance(error, (ValueError, OSError)):
-            traceback.print_exc()
-        else:
-            print(f'clip-jax {args.command}:', *str(error).split(), file=sys.stderr)
+        code = _console.report_error(args.command, error)
     if multihost := sys.modules.get('clip_jax.runtime.multihost'):
         multihost.exit_together(code)  # other processes may wait for this one
     sys.exit(code)
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Returns the arguments that the command knows, and the others."""
+    parser = _parser()
+    for word in arguments:
+        if word.startswith(('\u2013', '\u2014', '\u2212')):
+            parser.error(f'{word!r} begins with a dash of a text editor; flags begin with --')
+    args, rest = parser.parse_known_args(arguments)
+    return args, _flags.joined(rest)
 
 
 def console() -> NoReturn:
@@ -88,7 +104,7 @@ def console() -> NoReturn:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='clip-jax',
-        description='CLIP in JAX and Flax: train, evaluate, embed, convert.',
+        description='CLIP in JAX and Flax: train, evaluate, classify, embed, convert.',
         epilog='Set CLIP_JAX_TRACEBACK=1 to see the traceback of an error.',
         allow_abbrev=False,
     )

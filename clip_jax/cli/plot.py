@@ -11,8 +11,8 @@ from clip_jax.cli import _flags
 SUMMARY = 'draw the figures of a run and write its HTML report, or compare several runs'
 EXAMPLES = """\
 examples:
-  clip-jax plot --workdir=runs/quickstart
-  clip-jax plot --workdir=runs/a --workdir=runs/b --out=compare.html
+  clip-jax plot runs/quickstart
+  clip-jax plot runs/a runs/b --out=compare.html
   clip-jax plot --report=pets.json --report=flowers.json --out=reports.html
 The report is a single HTML file with the figures in it."""
 
@@ -21,10 +21,10 @@ def add_parser(commands: Any) -> None:
     """Adds the command to the parser of `clip-jax`."""
     parser = _flags.add_command(commands, 'plot', SUMMARY, EXAMPLES)
     parser.add_argument(
-        '--workdir',
-        action='append',
-        metavar='DIR',
-        help='a run directory; given several times, runs are compared',
+        'dirs', nargs='*', metavar='DIR', help='a run directory; several runs are compared'
+    )
+    parser.add_argument(
+        '--workdir', action='append', metavar='DIR', help='the same as DIR; can be repeated'
     )
     parser.add_argument(
         '--report',
@@ -41,11 +41,13 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Draws; returns the exit code."""
-    _flags.refuse(rest)
-    workdirs, given = ([*map(os.path.expanduser, x or ())] for x in (args.workdir, args.report))
+    more = [word for word in rest if not word.startswith('-')]  # DIRs after a flag
+    _flags.refuse([word for word in rest if word not in more], 'plot')
+    asked = *args.dirs, *more, *(args.workdir or ())
+    workdirs, given = ([*map(os.path.expanduser, paths)] for paths in (asked, args.report or ()))
     out = _flags.local_path(args.out)
     if not workdirs and not given:
-        raise ValueError('expected --workdir=DIR, or --report=FILE and --out=FILE.html')
+        raise ValueError('expected DIR, a run directory, or --report=FILE and --out=FILE.html')
     if not out and len(workdirs) != 1:
         raise ValueError('--out: expected a file to write, such as --out=compare.html')
     if out and (out.suffix != '.html' or out.exists()):

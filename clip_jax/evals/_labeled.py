@@ -102,7 +102,10 @@ def classes_of(
     image without a label.
     """
     if any('label' not in record and 'labels' not in record for record in records):
-        raise ValueError(f'{source} has images without a label; expected a labeled data set')
+        raise ValueError(
+            f'{source} has images without a label; expected a labeled data set. clip-jax classify '
+            'writes predictions for images without labels'
+        )
     several = any('labels' in record for record in records)
     labels = [record.get('labels', [record.get('label')]) for record in records]
     return [[int(k) for k in own if k >= 0] for own in labels], several

@@ -38,8 +38,9 @@ def evaluate(
         data: a labeled data set.
         classes: 'all' class names of the data set, with spaces for underscores; those 'present'
             among its labels; a file of names in the order of the labels, or by WordNet id or folder
-            (see prompts.class_names); or a list of names.
-        templates: a prompt set, a file of templates, or a list of them (see prompts.templates).
+            (see prompts.class_names); or the names, as a list or as cat,dog.
+        templates: a prompt set, a file of templates, a template such as 'a photo of a {}.', or a
+            list of them (see prompts.templates).
         key: which entry of a JSON file of several sets to use.
 
     Returns:
@@ -196,7 +197,8 @@ def _check_options(classes: Any, templates: Any, key: Any) -> None:
         many = isinstance(value, Sequence) and all(isinstance(text, str) for text in value)
         if not isinstance(value, str) and not many:
             raise ValueError(
-                f'evals/zeroshot: {option} is {value!r}; expected a name, a file or a list of texts'
+                f'evals/zeroshot: {option} is {value!r}; expected a name, a file or a list of '
+                'texts; numbers that are names are quoted: ["0", "1"]'
             )
     if not isinstance(key, str):
         raise ValueError(f'evals/zeroshot: key is {key!r}; expected a text')
@@ -213,7 +215,7 @@ def _names(classes: str | Sequence[str], key: str, data: Source) -> list[str]:
         if not stored:
             raise ValueError(
                 f'evals/zeroshot: {data} does not name its classes; '
-                'give a file with one name per line as `classes`'
+                'give a file with one name per line, or the names, as `classes`'
             )
         _warn_of_wordnet_ids(stored, data)
         return stored

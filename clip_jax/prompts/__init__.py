@@ -5,6 +5,7 @@ classification.
 import importlib.resources
 import itertools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,14 @@ from clip_jax.prompts import by_class
 
 _SETS = importlib.resources.files('clip_jax') / 'prompts' / 'templates'
 _ENDINGS = ('.txt', '.json')
+_PLACE = re.compile(r'\{c?\}')
 
+# A text in which {} stands for the class name, or a function of the class name.
+Template = str | Callable[[str], str]
 # One list for all classes, or for each class its own prompts.
-Templates = Sequence[str] | Mapping[str, Sequence[str]]
+Templates = Sequence[Template] | Mapping[str, Sequence[str]]
+# A prompt set, a file, one template or several, or the prompts of each class.
+Given = Template | Templates
 
 
 def sets() -> list[str]:
@@ -27,16 +33,18 @@ def sets() -> list[str]:
     return sorted(file.name.removesuffix('.txt') for file in _SETS.iterdir())
 
 
-def templates(source: str | Sequence[str], *, key: str = '') -> Templates:
+def templates(source: Given, *, key: str = '') -> Templates:
     """Reads prompt templates, in each of which `{}` stands for the class name.
 
     `{c}`, the spelling of CLIP_benchmark, is replaced by `{}`.
 
     Args:
         source: the name of a prompt set in `prompts/templates`; the path of a text file with one
-            template per line or of a JSON file (a path has a `/` or ends in `.txt` or `.json`); or
-            the templates themselves. JSON is a list of templates, or an object with the prompts of
-            each class, or an object of several of these, as CLIP_benchmark has it.
+            template per line or of a JSON file (a path has a `/` or ends in `.txt` or `.json`); one
+            template, a text with a `{}`; several templates; or the prompts of each class. A
+            template may be a function of the class name, as those of OpenAI and open_clip are. JSON
+            is a list of templates, or an object with the prompts of each class, or an object of
+            several of these, as CLIP_benchmark has it.
         key: which entry of such a JSON object to use.
 
     Returns:
@@ -45,6 +53,14 @@ def templates(source: str | Sequence[str], *, key: str = '') -> Templates:
     Raises:
         ValueError: there are no templates, or one lacks its `{}`.
     """
+    if callable(source) or _is_template(source):
+        return [_checked(source, 'prompts')]
+    if isinstance(source, Mapping):
+        if not all(map(_is_texts, source.values())):
+            raise ValueError(
+                f'prompts by class: expected a list of texts for each, found {source!r:.60}'
+            )
+        return _of_classes(source, 'prompts by class')
     if isinstance(source, str) and source.endswith('.json'):
         where, chosen = (
             f'prompts {source!r}, template',
@@ -62,21 +78,18 @@ def templates(source: str | Sequence[str], *, key: str = '') -> Templates:
         raise ValueError(
             f"prompts {source!r}: found no templates; one looks like 'a photo of a {{}}.'"
         )
-    lines = [(number, template.replace('{c}', '{}')) for number, template in lines]
-    for number, template in lines:
-        if '{}' not in template:
-            raise ValueError(f'{where} {number}: {template!r} lacks the {{}} for the class name.')
-    return [template for _, template in lines]
+    return [_checked(template, f'{where} {number}') for number, template in lines]
 
 
 def class_names(path: str, *, key: str = '') -> list[str] | dict[str, str]:
-    """Reads class names from a file.
+    """Reads class names from a file, or from a text such as `cat,dog`.
 
     Args:
         path: a text file with one name per line, where blank lines and lines that start with `#`
             do not count; or a JSON file, a list or an object of several. Or a file of names by
             class: ImageNet's LOC_synset_mapping.txt, Keras' imagenet_class_index.json, a JSON
-            object of names by folder or by number, or of prompts by name.
+            object of names by folder or by number, or of prompts by name. If there is no such
+            file, a text with commas is the names themselves.
         key: which entry of a JSON object of several lists to use.
 
     Returns:
@@ -86,7 +99,9 @@ def class_names(path: str, *, key: str = '') -> list[str] | dict[str, str]:
     Raises:
         ValueError: the file is empty, is missing or is not of these.
     """
-    if str(path).endswith('.json'):
+    if _is_list(path):
+        what, lines = 'name', list(enumerate(map(str.strip, path.split(',')), start=1))
+    elif str(path).endswith('.json'):
         chosen = _choose(path, key, 'class names', by_class.from_object)
         if isinstance(chosen, Mapping) and (found := by_class.from_object(chosen)):
             return found
@@ -111,7 +126,10 @@ def filled(name: str, templates: Templates) -> list[str]:
     """Returns the prompts of a class."""
     if isinstance(templates, Mapping):
         templates = templates[name]
-    return [template.replace('{}', name) for template in templates]
+    return [
+        template(name) if callable(template) else template.replace('{}', name)
+        for template in templates
+    ]
 
 
 def check_classes(names: Sequence[str], templates: Templates) -> None:
@@ -153,6 +171,30 @@ def class_embeddings(
     return (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
 
 
+def _checked(template: Any, what: str) -> Template:
+    """Returns a template with `{}` for the class name; ValueError, which begins with `what`, if it
+    is none.
+    """
+    if callable(template):
+        if not isinstance(made := template('cat'), str):
+            raise ValueError(f'{what}: the function returned {made!r:.60}; expected a text')
+        return template
+    if not isinstance(template, str):
+        raise ValueError(f'{what}: {template!r:.60} is neither a text nor a function')
+    template = template.replace('{c}', '{}')
+    if '{}' not in template:
+        raise ValueError(f'{what}: {template!r} lacks the {{}} for the class name.')
+    return template
+
+
+def _is_template(source: Any) -> bool:
+    return isinstance(source, str) and not source.endswith(_ENDINGS) and bool(_PLACE.search(source))
+
+
+def _is_list(names: str) -> bool:
+    return ',' in names and not names.endswith(_ENDINGS) and not epath.Path(names).is_file()
+
+
 def _is_path(source: str) -> bool:
     return '/' in source or source.endswith(_ENDINGS)
 
@@ -165,7 +207,10 @@ def _read_set(name: str) -> str:
 def _read(path: str) -> str:
     file = epath.Path(path)
     if not file.is_file():
-        raise DataNotFound(f'prompts: no such file: {str(path)!r}')
+        raise DataNotFound(
+            f'prompts: no such file: {str(path)!r}; expected a text or JSON file, or the texts '
+            "themselves: 'cat,dog' for classes, 'a photo of a {}.' for a template"
+        )
     try:
         return file.read_bytes().decode('utf-8-sig')
     except UnicodeDecodeError as error:
@@ -202,7 +247,7 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
-def _of_classes(prompts: Mapping[str, list[str]], source: str) -> dict[str, list[str]]:
+def _of_classes(prompts: Mapping[str, Sequence[str]], source: str) -> dict[str, list[str]]:
     for name, own in prompts.items():
         if not own:
             raise ValueError(f'prompts {source!r}: the class {name!r} has none')

@@ -1,12 +1,44 @@
 """Parts of messages that many files need: errors in one line, long lists cut short, escapes."""
 
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+
+SHOWN = 100  # items of an error that are shown
 
 
 def one_line(error: BaseException) -> str:
     """Returns an error's message in one line, or the name of its type if it has no message."""
     return ' '.join(str(error).split()) or type(error).__name__
+
+
+class Failures(ValueError):
+    """An error with several items: one line in the library, a line per item at the command line.
+
+    Attributes:
+        heading: what is wrong, and what to do.
+        items: what was found, such as the files that are corrupt.
+    """
+
+    def __init__(self, heading: str, items: Sequence[str]):
+        super().__init__(f'{heading}: {first_few(items, separator="; ")}')
+        self.heading, self.items = heading, list(items)
+
+    def __reduce__(self) -> tuple:
+        return Failures, (self.heading, self.items)
+
+    def lines(self) -> list[str]:
+        """Returns the heading and the items, each in one line."""
+        more = len(self.items) - SHOWN
+        rest = [f'and {more:,} more'] if more > 0 else []
+        shown = [' '.join(item.split()) for item in [*self.items[:SHOWN], *rest]]
+        return [f'{" ".join(self.heading.split())}:', *(f'  {item}' for item in shown)]
+
+
+def lines_of(error: BaseException) -> list[str]:
+    """Returns an error as lines: one, or for several `Failures` a heading and a line for each."""
+    if isinstance(error, Failures) and len(error.items) > 1:
+        return error.lines()
+    return [one_line(error)]
 
 
 def first_few(items: Collection[object], count: int = 5, *, separator: str = ', ') -> str:

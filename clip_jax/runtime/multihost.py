@@ -2,6 +2,7 @@
 Python objects, and what only the primary process does.
 """
 
+import contextlib
 import functools
 import itertools
 import json
@@ -254,6 +255,7 @@ def exit_together(code: int) -> None:
 
 def exit_now(code: int) -> None:
     """Exits at once, without cleaning up."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in sys.stdout, sys.stderr:
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            stream.flush()
     os._exit(code)

@@ -261,7 +261,7 @@ def _restored(
     """
     step, corrupt = checkpoints.newest()
     if corrupt:
-        text = checkpoint.as_text(corrupt)
+        text = '; '.join(checkpoint.described(corrupt))
         _say(f'{workdir}: corrupt, kept as *{checkpoint.QUARANTINED}: {text}')
     if step is None:
         return parts.state, 0, {}

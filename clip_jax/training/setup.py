@@ -10,14 +10,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from clip_jax import build, checkpoint, lookup, pretrained, sharding, tokenizers
-from clip_jax.data import examples, pipeline
+from clip_jax.data import examples, pipeline, sources
 from clip_jax.data.sources import Source
 from clip_jax.evaluation import evaluate
 from clip_jax.evaluation.evaluate import Evaluation
 from clip_jax.models import clip
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import multihost
-from clip_jax.runtime.messages import first_few
+from clip_jax.runtime.messages import Failures
 from clip_jax.step import state
 from clip_jax.step.state import TrainState
 from clip_jax.step.train_step import bind_step, with_stop
@@ -128,11 +128,10 @@ def initial_variables(
     _, variables = clip.with_image_size(init_card['model'], variables, size)
     wrong = checkpoint.differences(variables, clip.shapes(clip.from_card(card['model'])))
     if wrong:
-        shown = first_few(wrong, separator='; ')
-        raise ValueError(
-            f'init_from {config.init_from}: its parameters are not those that config.model '
-            f'describes: {shown}. Set in config.model only what changes no parameter, and the '
-            'image_size'
+        raise Failures(
+            f'init_from {config.init_from}: set in config.model only what changes no parameter, '
+            'and the image_size; its parameters are not those that config.model describes',
+            wrong,
         )
     return card, pretrained.on_devices(variables, mesh)
 
@@ -156,6 +155,7 @@ def _card(config: ConfigDict, source: Source, init: dict[str, Any]) -> dict[str,
 def _open_data(config: ConfigDict) -> tuple[Source, dict[str, Evaluation]]:
     """The training data, and the evaluations with theirs."""
     options = config.data.options.to_dict()
+    sources.check(config.data.train)  # before the data of an evaluation is drawn or downloaded
     evals = {}
     for name, entry in config.evals.items():
         for key in ('type', 'data'):

@@ -94,6 +94,18 @@ def test_a_report_is_written(run, tiny_run, tiny_tars, tmp_path):
     assert report['data_options'] == report['skipped'] == {}
 
 
+def test_names_and_a_template_as_they_are_typed(run, tiny_run, tiny_tars):
+    model, data = f'--model={tiny_run}', f'--data={tiny_tars}'
+    lists = '--classes=["red", "green", "blue", "white"]', '--templates=["a {} picture"]'
+    typed = '--classes=red,green,blue,white', '--templates', 'a {} picture'
+    scores = []
+    for options in lists, typed:
+        code, printed, error = run('eval', 'zeroshot', model, data, *options)
+        assert (code, error) == (0, '')
+        scores.append([line for line in printed.splitlines() if 'seconds' not in line])
+    assert scores[0] == scores[1] and scores[0][0].startswith('top1')
+
+
 def test_options_of_data_are_those_of_a_mixture_and_stand_in_the_report(
     run, evaluate, tiny_run, tiny_tars, tmp_path
 ):

@@ -26,7 +26,15 @@ def test_runs_are_compared_in_one_page(run, tiny_run, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     flags = f'--workdir={tiny_run}', '--workdir=~/other', '--out=~/new/compare.html'
     assert run('plot', *flags) == (0, f'{out}\n', '')
-    assert out.read_text().count('<img') == 1
+    page = out.read_text()
+    assert page.count('<img') == 1
+    for order in (
+        (tiny_run, f'--out={out}', '~/other'),
+        (f'--out={out}', tiny_run, '--workdir', '~/other'),
+    ):
+        out.unlink()
+        assert run('plot', *order) == (0, f'{out}\n', '')
+        assert out.read_text() == page
     assert hashes(tiny_run) == before
 
 
@@ -42,7 +50,7 @@ def test_what_a_page_needs(line, tiny_run, tmp_path):
     here, out = f'--workdir={tiny_run}', f'--out={tmp_path / "x.html"}'
     (tmp_path / 'there.html').write_text('mine')
     (tmp_path / 'x.json').write_text('{}')
-    assert '--workdir' in line('plot')
+    assert 'expected DIR, a run directory' in line('plot')
     assert '--out: expected a file' in line('plot', here, f'--workdir={tmp_path}')
     assert '--out: expected a file' in line('plot', '--report=x.json')
     for name in 'there.html', 'x.png':

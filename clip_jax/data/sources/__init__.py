@@ -28,7 +28,9 @@ when the source is opened.
 import bisect
 import inspect
 import itertools
+import os
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 from clip_jax import lookup
@@ -126,6 +128,25 @@ def option_key(spec: str) -> str:
     return spec.partition(':')[0].rpartition('.')[2]
 
 
+def check(specs: str) -> None:
+    """Raises ValueError if a SPEC, or one of a mixture, is not KIND:ADDRESS of a kind that exists;
+    nothing is opened.
+    """
+    for _, spec in split(specs):
+        _module(spec)
+
+
+def _module(spec: str) -> ModuleType:
+    kind, _, address = spec.partition(':')
+    if not kind or not address:
+        example = f'folder:{spec}' if os.path.isdir(spec) else 'tfds:shapes_captions/train'
+        raise ValueError(
+            f'data {spec!r} is not of the form KIND:ADDRESS, for example {example!r}. '
+            f'Kinds: {", ".join(lookup.names("data.sources"))}.'
+        )
+    return lookup.module('data.sources', kind, 'source')
+
+
 def open_source(spec: str, **options: Any) -> Source:
     """Opens the data set that a SPEC names.
 
@@ -141,12 +162,7 @@ def open_source(spec: str, **options: Any) -> Source:
         DataNotFound: if the data does not exist.
     """
     kind, _, address = spec.partition(':')
-    if not kind or not address:
-        raise ValueError(
-            f'data {spec!r} is not of the form KIND:ADDRESS, for example '
-            f"'tfds:shapes_captions/train'. Kinds: {', '.join(lookup.names('data.sources'))}."
-        )
-    make = lookup.module('data.sources', kind, 'source').source
+    make = _module(spec).source
     _, *known = inspect.signature(make).parameters
     for name in options:
         lookup.check(name, known, what=f'option of {lookup.label("data.sources", kind)}')

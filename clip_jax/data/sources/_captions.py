@@ -10,17 +10,28 @@ def texts(stored: Iterable[bytes | None]) -> list[str]:
 
     Raises BadRecord('not_utf8').
     """
-    decoded = [_decode(data).strip() for data in stored if data]
+    decoded = [decode(data).strip() for data in stored if data]
     return [text for text in decoded if text]
 
 
-def lines(data: bytes) -> list[str]:
-    """Decodes a file with one caption per line, without empty lines; BadRecord('not_utf8')."""
-    stripped = [line.strip() for line in _decode(data).splitlines()]
-    return [line for line in stripped if line]
+def of_file(data: bytes, *, lines: bool) -> list[str]:
+    r"""Returns the captions of a text file, stripped; empty ones are left out.
+
+    Args:
+        data: the file, UTF-8 with or without a byte order mark.
+        lines: whether each line is a caption; otherwise the whole file is one. Lines end with \n:
+            captions contain \f, \x85, \u2028 and other characters at which str.splitlines cuts.
+
+    Raises:
+        BadRecord: 'not_utf8'.
+    """
+    text = decode(data)
+    stripped = [part.strip() for part in (text.split('\n') if lines else [text])]
+    return [part for part in stripped if part]
 
 
-def _decode(data: bytes) -> str:
+def decode(data: bytes) -> str:
+    """Decodes UTF-8, without a byte order mark; BadRecord('not_utf8')."""
     try:
         return data.decode('utf-8-sig')
     except UnicodeDecodeError as error:

@@ -42,6 +42,8 @@ def read(path: str, *, missing: str = 'no_image') -> bytes:
     except Exception as error:
         reason = _why_missing(error)
         if not reason:
+            if isinstance(error, OSError) and not error.filename:
+                error.filename = path
             raise  # A failing network or disk does not mean that the record is bad.
         raise BadRecord(missing, f'cannot read {path[:200]!r} ({reason})') from error
 

@@ -9,6 +9,7 @@ class Ledger(dict[str, Skipped]):
     """Counts by kind, with the first few places of each."""
 
     def add(self, kind: str, place: str) -> None:
-        """Counts one more of a kind, at this place."""
+        """Counts one more of a kind, at this place; '' only counts."""
         count, examples = self.get(kind, (0, []))
-        self[kind] = Skipped(count + 1, examples if count >= EXAMPLES else [*examples, place])
+        listed = not place or len(examples) >= EXAMPLES
+        self[kind] = Skipped(count + 1, examples if listed else [*examples, place])

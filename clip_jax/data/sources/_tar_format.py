@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 BLOCK = 512  # bytes; headers and data of a tar begin at multiples of it
+_ZEROS = 1 << 20  # bytes per read after the end of a tar
 _LONGEST_NAME = 1 << 20  # bytes of a header that says more about the member after it
 Read = Callable[[int, int], bytes]  # (offset, size) -> bytes, fewer at the end
 
@@ -25,8 +26,9 @@ class Member(NamedTuple):
 def members(read: Read, end: int) -> Iterator[Member]:
     """Yields the members of a tar of `end` bytes, reading headers only.
 
-    Formats: POSIX (ustar and pax), GNU and the older one without a magic number. Unreadable if the
-    tar is damaged or truncated.
+    Formats: POSIX (ustar and pax), GNU and the older one without a magic number. Tars that were
+    joined (`cat a.tar b.tar`) are read to the end of the last one. Unreadable if the tar is damaged
+    or truncated, or if what follows its end is no tar.
     """
     start = offset = 0
     more: dict[str, Any] = {}  # from headers before a member's own
@@ -36,7 +38,11 @@ def members(read: Read, end: int) -> Iterator[Member]:
         if not block.strip(b'\0'):
             if offset != start or offset > end:
                 raise Unreadable('truncated_shard', f'it ends at byte {end}')
-            return
+            start = offset = _after_zeros(read, offset, end)
+            if offset == end:
+                return
+            _check_next(read, offset, end)
+            continue
         if len(block) < BLOCK:
             raise Unreadable('truncated_shard', f'it ends at byte {end}, in a header')
         header = _header(block, offset)
@@ -52,6 +58,28 @@ def members(read: Read, end: int) -> Iterator[Member]:
             more = {}
             continue
         offset += -(-header.size // BLOCK) * BLOCK
+
+
+def _after_zeros(read: Read, offset: int, end: int) -> int:
+    """Returns the offset of the next block that is not zeros; `end` if there is none."""
+    while offset < end:
+        data = read(offset, min(_ZEROS, end - offset))
+        if rest := data.lstrip(b'\0'):
+            return offset + (len(data) - len(rest)) // BLOCK * BLOCK
+        if not data:
+            break
+        offset += len(data)
+    return end
+
+
+def _check_next(read: Read, offset: int, end: int) -> None:
+    """Raises Unreadable if what follows the end of a tar is not another one."""
+    try:
+        check_header(read(offset, BLOCK))
+    except Unreadable:
+        raise Unreadable(
+            'bytes_after_end', f'{end - offset} bytes after the end, at byte {offset}, are no tar'
+        ) from None
 
 
 def name_in(headers: bytes) -> str:
@@ -85,6 +113,8 @@ class _Header(NamedTuple):
 
 def _header(block: bytes, offset: int) -> _Header:
     try:
+        if len(block) < BLOCK:
+            raise ValueError
         size, kind = _number(block[124:136]), block[156:157]
         if size < 0 or not _sum_is_right(block):
             raise ValueError
@@ -131,13 +161,7 @@ def _more(header: _Header, read: Read, offset: int, end: int) -> dict[str, Any]:
         return {'name': _text(data)}
     more: dict[str, Any] = {}
     try:
-        while data.strip(b'\0'):
-            # '30 path=name\n', where 30 counts the bytes of all that.
-            length = int(data.partition(b' ')[0])
-            key, equals, value = data[:length].partition(b' ')[2].partition(b'=')
-            if not equals or not value.endswith(b'\n') or length > len(data):
-                raise ValueError
-            value, data = value[:-1], data[length:]
+        for key, value in _records(data):
             if key == b'path':
                 more['name'] = value.decode('utf-8', errors='replace')
             elif key == b'size':
@@ -150,6 +174,21 @@ def _more(header: _Header, read: Read, offset: int, end: int) -> dict[str, Any]:
         message = f'a pax header at byte {offset - BLOCK} is damaged, the rest is not read'
         raise Unreadable('damaged_shard', message) from None
     return more
+
+
+def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yields the (key, value) of a pax header; ValueError if it is damaged."""
+    start, end = 0, len(data.rstrip(b'\0'))
+    while start < end:
+        # '30 path=name\n', where 30 counts the bytes of all that; 20 digits are more than any.
+        digits = data[start : start + 20].partition(b' ')[0]
+        stop = start + int(digits)
+        record = data[start + len(digits) + 1 : stop]
+        key, equals, value = record.partition(b'=')
+        if not equals or not value.endswith(b'\n') or stop > len(data):
+            raise ValueError
+        yield key, value[:-1]
+        start = stop
 
 
 def _member(header: _Header, more: dict[str, Any], start: int, offset: int, read: Read) -> Member:

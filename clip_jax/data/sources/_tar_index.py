@@ -1,4 +1,4 @@
-"""An index of the samples of tar shards: 24 bytes per sample, built once and cached on disk."""
+"""An index of the samples of tar shards: 23 bytes per sample, built once and cached on disk."""
 
 import bisect
 import hashlib
@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import os
-import re
 import time
 import uuid
 import zlib
@@ -20,33 +19,19 @@ import numpy as np
 from absl import logging
 
 from clip_jax.data.errors import Skipped
-from clip_jax.data.sources import _files, _tar_format
+from clip_jax.data.sources import _files, _tar_files, _tar_format
 from clip_jax.data.sources._skipped import EXAMPLES, Ledger
 from clip_jax.data.sources._tar_format import BLOCK, Member, Read, Unreadable
+from clip_jax.data.sources._tar_samples import Sorter
 from clip_jax.runtime.progress import track
 
-# The members of a sample: the block in which their data starts, 0 if there is none (block 0 is
-# always a header), and their size in bytes. `head` is the number of blocks from the image's header
-# to its data, 0 if that does not fit: names are read from there when a message needs one, so that
-# millions of them need not be stored. `json` is 1 if the text is a .json member.
-ROW = np.dtype(
-    [
-        *(('image', '<u4'), ('image_size', '<u4')),
-        *(('text', '<u4'), ('text_size', '<u4')),
-        *(('label', '<u4'), ('label_size', '<u2')),
-        *(('head', 'u1'), ('json', 'u1')),
-    ]
-)
-_VERSION = 1  # of the cache; raise it when ROW or what counts as a sample changes
+_VERSION = 2  # of the cache; raise it when rows or what counts as a sample changes
 _LARGEST_SHARD = BLOCK << 32  # bytes that 32-bit block numbers can address
-_LARGEST_MEMBER = 0x7FFFF000  # bytes; the most that a single read returns
-_LARGEST_LABEL = 0xFFFF  # bytes; longer labels are cut, and are not a number either way
+LARGEST_LABEL = 0xFFFF  # bytes; longer labels are cut, and refused when they are read
 _SCANS = 16  # concurrent scans, which mostly wait for the disk or the network
 _SAVE = 300  # seconds between saves, and so of work that an interruption can cost
 
 _MAGIC = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'\x28\xb5\x2f\xfd': 'zstd'}
-# Absolute paths, drive letters, parent folders, control characters; \ is a slash on Windows.
-_UNSAFE = re.compile(r'[/\\]|[A-Za-z]:|(?:.*[/\\])?\.\.(?:[/\\]|$)|.*[\0-\x1f\x7f-\x9f]', re.DOTALL)
 
 
 class Shard(NamedTuple):
@@ -60,9 +45,27 @@ class Shard(NamedTuple):
 class Part(NamedTuple):
     """The content of one shard."""
 
-    rows: np.ndarray  # ROW [samples]
+    rows: np.ndarray  # row_type [samples]
     skipped: dict[str, Skipped]
     extensions: dict[str, int]
+
+
+def row_type(roles: dict[str, str]) -> np.dtype:
+    """Returns what is stored of a sample.
+
+    For each member it is the block in which its data starts, 0 if there is none (block 0 is always
+    a header), and its size in bytes. `head` is the number of blocks from the image's header to its
+    data, 0 if that does not fit: names are read from there when a message needs one, so that
+    millions of them need not be stored.
+    """
+    fields = [('image', '<u4'), ('image_size', '<u4'), ('label', '<u4'), ('label_size', '<u2')]
+    for role in _texts(roles):
+        fields += [(role, '<u4'), (f'{role}_size', '<u4')]
+    return np.dtype([*fields, ('head', 'u1')])
+
+
+def _texts(roles: dict[str, str]) -> list[str]:
+    return [role for role in roles.values() if role.startswith('text')]
 
 
 class Index:
@@ -74,18 +77,25 @@ class Index:
         self.skipped = _merged(part.skipped for part in parts.values())
         self._ends = list(itertools.accumulate(len(part.rows) for part in parts.values()))
         self._file = file
+        arrays = [part.rows for part in parts.values()]
+        self._type = arrays[0].dtype
         try:
-            self._rows = _map(file)
+            self._rows = _map(file, self._type)
         except OSError:  # none was written, or another process has replaced it already
             self._file = ''
-            self._rows = np.concatenate([part.rows for part in parts.values()])
+            self._rows = np.concatenate(arrays)
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def __getitem__(self, i: int) -> tuple[str, tuple[int, ...]]:
-        """Returns the path of sample i's shard and the sample's ROW."""
+        """Returns the path of sample i's shard and the sample's row."""
         return self.paths[bisect.bisect_right(self._ends, i)], self._rows[i].item()
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether any sample has a label."""
+        return bool(self._rows['label'].any())
 
     @property
     def nbytes(self) -> int:
@@ -101,9 +111,9 @@ class Index:
         if not self._file:
             return
         try:
-            self._rows = _map(self._file)
+            self._rows = _map(self._file, self._type)
         except (OSError, ValueError):
-            self._rows = np.empty(0, ROW)
+            self._rows = np.empty(0, self._type)
         if len(self._rows) != len(self):
             raise ValueError(
                 f'{self._file}: this index of {len(self)} samples was removed or replaced while in '
@@ -123,7 +133,7 @@ def open_index(
     Args:
         address: the address of the shards.
         shards: the shards.
-        roles: maps extensions to image, text or label.
+        roles: maps extensions to what they mean, as _tar_samples.roles does.
         folder: the folder of the cache.
         reader: opens a shard for one sequential scan.
 
@@ -156,30 +166,22 @@ def scan(shard: Shard, read: Read, roles: dict[str, str]) -> Part:
     ValueError if the shard is compressed, not a tar, empty or larger than 2 TiB.
     """
     _check(shard, read)
-    samples: dict[str, dict[str, Member]] = {}
-    extensions, skipped = Counter(), Ledger()
+    skipped = Ledger()
+
+    def skip(kind: str, name: str) -> None:
+        skipped.add(kind, name and _place(shard, name))
+
+    sorter = Sorter(roles, skip)
     try:
         for member in _tar_format.members(read, shard.size):
-            if kind := _fault(member):
-                skipped.add(kind, _place(shard, member.name))
-            elif member.kind == 'file':
-                key, extension = _split(member.name)
-                extensions[extension] += 1
-                if not key or extension not in roles:
-                    continue
-                if member.size > _LARGEST_MEMBER:
-                    skipped.add('too_large_member', _place(shard, member.name))
-                elif samples.setdefault(key, {}).setdefault(roles[extension], member) != member:
-                    skipped.add('duplicate_member', _place(shard, member.name))
+            sorter.add(member)
     except Unreadable as stop:
-        skipped.add(stop.kind, _place(shard, str(stop)))
+        skip(stop.kind, str(stop))
+    samples, extensions = sorter.samples(), dict(sorter.extensions.most_common(12))
     if not extensions and not skipped:
         raise ValueError(f'{shard.path}: the tar is empty. Remove the shard or write it again.')
-    for sample in samples.values():
-        if 'text' in sample and 'image' not in sample:
-            skipped.add('caption_without_image', _place(shard, sample['text'].name))
-    rows = [_row(sample) for sample in samples.values() if 'image' in sample]
-    return Part(np.array(rows, ROW), skipped, dict(extensions.most_common(12)))
+    rows = [_row(sample, _texts(roles)) for sample in samples]
+    return Part(np.array(rows, row_type(roles)), skipped, extensions)
 
 
 def _check(shard: Shard, read: Read) -> None:
@@ -207,29 +209,14 @@ def _check(shard: Shard, read: Read) -> None:
         ) from error
 
 
-def _fault(member: Member) -> str:
-    """Returns why a member is left out, whatever its role; '' if it is not."""
-    if member.kind == 'other':
-        return 'not_a_file'
-    return 'unsafe_name' if _UNSAFE.match(member.name) else ''
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Returns the key of the sample that a member belongs to, or '', and the extension."""
-    folder, slash, base = name.rpartition('/')
-    stem, _, extension = base.partition('.')
-    return (folder + slash + stem if stem else ''), extension.lower()
-
-
-def _row(sample: dict[str, Member]) -> tuple[int, ...]:
+def _row(sample: dict[str, Member], texts: list[str]) -> tuple[int, ...]:
     places = []
-    for role in ('image', 'text', 'label'):
+    for role in ('image', 'label', *texts):
         member = sample.get(role)
         places += [member.offset // BLOCK, member.size] if member else [0, 0]
-    places[-1] = min(places[-1], _LARGEST_LABEL)
+    places[3] = min(places[3], LARGEST_LABEL)
     head = (sample['image'].offset - sample['image'].header) // BLOCK
-    is_json = 'text' in sample and _split(sample['text'].name)[1] == 'json'
-    return (*places, head if head < 256 else 0, is_json)
+    return (*places, head if head < 256 else 0)
 
 
 def _place(shard: Shard, what: str) -> str:
@@ -270,7 +257,7 @@ def _scan_all(
             return scan(shard, read, roles)
 
     # An invalid shard is an error, which cancels the other scans.
-    with ThreadPoolExecutor(_SCANS) as pool:
+    with ThreadPoolExecutor(min(_SCANS, _tar_files.most_open())) as pool:
         yield from track(
             pool.map(scan_one, shards), 'Indexing', len(shards), unit='shards', delay=1
         )
@@ -287,13 +274,14 @@ class _Cache:
         self._folder = folder
         place = address if _files.is_remote(address) else os.path.abspath(address)
         self._card = {'version': _VERSION, 'address': [address, place], 'roles': roles}
+        self._type = row_type(roles)
         self._prefix = os.path.join(folder, f'.tars-{_digest(self._card)}')
 
     def load(self) -> dict[Shard, Part]:
         """Returns the cached parts; none if there is no cache or it is damaged."""
         # A second time, in case another process replaced both files between the two reads.
         for _ in range(2):
-            with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+            with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 return self._load()
         return {}
 
@@ -303,7 +291,8 @@ class _Cache:
         file = self._rows_file(known['shards'])
         if {name: known[name] for name in self._card} != self._card or _crc(file) != known['crc']:
             raise ValueError('of other options, or damaged')
-        rows, ends = _map(file), np.cumsum([shard['samples'] for shard in known['shards']])
+        rows = _map(file, self._type)
+        ends = np.cumsum([shard['samples'] for shard in known['shards']])
         parts = {}
         for shard, end in zip(known['shards'], ends, strict=True):
             skipped = {kind: Skipped(*found) for kind, found in shard['skipped'].items()}
@@ -330,7 +319,7 @@ class _Cache:
         file = self._rows_file(shards)
         try:
             os.makedirs(self._folder, exist_ok=True)
-            _write(file, _npy([part.rows for part in parts.values()]))
+            _write(file, _npy([part.rows for part in parts.values()], self._type))
             known = {**self._card, 'crc': _crc(file), 'shards': shards}
             _write(f'{self._prefix}.json', [json.dumps(known).encode()])
         except OSError as error:
@@ -366,16 +355,19 @@ def _crc(path: str) -> int:
     return crc
 
 
-def _map(file: str) -> np.ndarray:
-    rows = np.load(file, mmap_mode='r', allow_pickle=False)
-    if rows.dtype != ROW or rows.ndim != 1:
-        raise ValueError(f'{file}: is not an index of tar shards')
-    return np.asarray(rows)
+def _map(file: str, dtype: np.dtype) -> np.ndarray:
+    """Maps the rows of a file; ValueError if it holds anything else, before NumPy maps it."""
+    with open(file, 'rb') as opened:
+        np.lib.format.read_magic(opened)
+        shape, _, found = np.lib.format.read_array_header_1_0(opened)
+        if found != dtype or len(shape) != 1:
+            raise ValueError(f'{file}: is not an index of tar shards')
+        return np.asarray(np.memmap(opened, dtype, 'r', opened.tell(), shape))
 
 
-def _npy(arrays: list[np.ndarray]) -> Iterator[bytes]:
+def _npy(arrays: list[np.ndarray], dtype: np.dtype) -> Iterator[bytes]:
     """Yields the bytes of a .npy file with the arrays concatenated."""
-    header = np.lib.format.header_data_from_array_1_0(np.empty(0, ROW))
+    header = np.lib.format.header_data_from_array_1_0(np.empty(0, dtype))
     header['shape'] = (sum(map(len, arrays)),)
     beginning = io.BytesIO()
     np.lib.format.write_array_header_1_0(beginning, header)

@@ -21,31 +21,34 @@ _FORMATS = {'avif': 'AVIF', 'heic': 'HEIF', 'heif': 'HEIF'}
 _CAPTIONS = [''.join(letters) for letters in itertools.product('.', 'tT', 'xX', 'tT')]
 
 
-def source(address: str, *, image_exts: Sequence[str] = _IMAGE_EXTS) -> 'FolderSource':
+def source(
+    address: str, *, image_exts: Sequence[str] = _IMAGE_EXTS, text_lines: bool = True
+) -> 'FolderSource':
     """Lists the images in each sub-folder of a folder; each sub-folder is a class.
 
     Classes are the sub-folders in sorted order, including those without images, so that all splits
     of a data set have the same labels. Images are sorted by class and path. If no sub-folder has
     images, those of the folder itself are used, without labels. `NAME.txt` next to `NAME.jpg` holds
-    its captions, one per line. Links are followed, and a class has the images of each folder once.
+    its captions. Links are followed, and a class has the images of each folder once.
 
     Args:
         address: the folder, local or remote.
         image_exts: extensions of image files.
+        text_lines: whether each line of a .txt file is a caption; otherwise the whole text is one.
 
     Raises:
         DataNotFound: if the folder does not exist.
         ValueError: if it has no images.
     """
-    return FolderSource(address, {ext.lower().lstrip('.') for ext in image_exts})
+    return FolderSource(address, {ext.lower().lstrip('.') for ext in image_exts}, text_lines)
 
 
 class FolderSource:
     """Image files by number; safe to share between threads and to pickle."""
 
-    def __init__(self, address: str, image_exts: set[str]):
+    def __init__(self, address: str, image_exts: set[str], text_lines: bool):
         """Lists all folders; only names are kept."""
-        self._address = address
+        self._address, self._text_lines = address, text_lines
         self._root = os.path.expanduser(address).rstrip('/') or '/'
         self._exts = image_exts
         self.skipped, self._undecodable = Ledger(), Ledger()
@@ -81,7 +84,7 @@ class FolderSource:
         if self._captioned[i]:
             stem, ending = os.path.splitext(path)[0], _CAPTIONS[self._captioned[i] - 1]
             data = _files.read(stem + ending, missing='no_caption')
-            example['texts'] = _captions.lines(data)
+            example['texts'] = _captions.of_file(data, lines=self._text_lines)
         if self.label_names:
             example['label'] = bisect.bisect_right(self._class_ends, i)
         return example

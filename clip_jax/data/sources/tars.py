@@ -1,27 +1,30 @@
 """Uncompressed tar shards, as of WebDataset and img2dataset, with random access: `tars:GLOB`."""
 
 import contextlib
-import functools
 import glob
 import json
 import os
 import re
 import stat
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from clip_jax.data.errors import BadRecord, DataNotFound, Skipped
-from clip_jax.data.sources import _captions, _files, _tar_format, _tar_index
-from clip_jax.data.sources._tar_format import BLOCK, Read
+from clip_jax.data.sources import (
+    _captions,
+    _files,
+    _tar_files,
+    _tar_format,
+    _tar_index,
+    _tar_labels,
+    _tar_samples,
+)
+from clip_jax.data.sources._tar_format import BLOCK
 from clip_jax.data.sources._tar_index import Index, Shard
 from clip_jax.runtime import environment
 
-# Below the usual limit of 1,024 open files per process.
-_OPEN_SHARDS = 512
 _LOOK_UPS = 32  # concurrent look-ups of remote shards
-_AHEAD = 8 << 20  # bytes per request while a remote shard is indexed
 
 
 def source(
@@ -29,47 +32,98 @@ def source(
     *,
     image_exts: Sequence[str] = ('jpg', 'jpeg', 'png', 'webp'),
     text_exts: Sequence[str] = ('txt',),
+    text_lines: bool = True,
     label_ext: str = 'cls',
+    other_exts: Sequence[str] = (),
     json_key: str = 'caption',
+    class_names: str = 'classnames.txt',
     index_dir: str = '',
 ) -> 'TarSource':
     """Indexes tar shards.
 
-    A sample is the members of one shard with the same key, the path up to the first dot of the file
-    name. Samples are in the order of the shards; those without an image are left out. The lines of
-    the text member are the texts. The label member holds an integer, or several separated by space,
-    which become 'labels'. Damage in shards is counted in `skipped`.
+    A sample is the members of one shard with the same key, the path up to the extension: the
+    longest one that an option names, else what follows the first dot of the file name. Samples are
+    in the order of the shards. What is in no sample, and damage, is counted in `skipped`.
 
     Args:
         address: a path, a glob or a brace range such as `x-{00000..00041}.tar`; with `://`, it is
             read through fsspec.
-        image_exts: extensions of images.
-        text_exts: extensions of captions, one caption per line, or json.
-        label_ext: the extension of labels.
+        image_exts: extensions of images; the first member of a sample with one of them is used.
+        text_exts: extensions of captions, such as txt, syn.txt or json; a sample has those of all
+            its members, in the order of the extensions, each caption once.
+        text_lines: whether each line of a member is a caption; otherwise the whole text is one.
+        label_ext: the extension of labels. The member holds an integer, or several separated by
+            space, which become 'labels'; with npy, an array, which always becomes 'labels'.
+        other_exts: extensions of members that are left out on purpose, such as seg.png.
         json_key: the field of .json members with the caption, a string or a list.
+        class_names: a file with the names of the classes, one per line, in the folder of the shards
+            or in the one above; '': labels have no names.
         index_dir: the folder of cached indices; '': `clip_jax/tars` in the user's cache folder.
 
     Raises:
         DataNotFound: if no file matches.
         ValueError: if no sample has an image, or a shard is compressed, empty or not a tar.
     """
-    roles = _roles({'image': image_exts, 'text': text_exts, 'label': [label_ext]})
+    roles = _tar_samples.roles(image_exts, text_exts, label_ext, other_exts)
     if _files.is_remote(index_dir):
         raise ValueError(f'tars: index_dir is {index_dir!r}; expected a local folder')
     # Absolute, because other processes open the index as well.
     folder = os.path.abspath(os.path.expanduser(index_dir) or environment.cache_folder('tars'))
-    index = _tar_index.open_index(address, _matches(address), roles, folder, _front_to_back)
-    return TarSource(address, index, json_key)
+    matches = _matches(address)
+    index = _tar_index.open_index(address, matches, roles, folder, _tar_files.front_to_back)
+    texts = _Texts(
+        [ext.rpartition('.')[2] == 'json' for ext, role in roles.items() if role[:4] == 'text'],
+        json_key,
+        text_lines,
+    )
+    labels = _tar_labels.Labels(label_ext.lower().rpartition('.')[2] == 'npy', [], '')
+    if index.has_labels:
+        labels = labels.named(index.paths, class_names)
+    return TarSource(address, index, texts, labels)
+
+
+class _Texts(NamedTuple):
+    """How captions are stored."""
+
+    is_json: list[bool]  # of each caption member of a sample
+    json_key: str
+    lines: bool  # whether each line is a caption
+
+    def read(self, members: list[bytes | None]) -> list[str] | None:
+        """Returns the captions in a sample's members, each once; None if there are none."""
+        found, lacking = [], None
+        for is_json, data in zip(self.is_json, members, strict=True):
+            if data is None:
+                continue
+            try:
+                texts = self._of_member(is_json, data)
+            except BadRecord as error:
+                if error.kind != 'no_caption':
+                    raise
+                lacking = error  # Another member may have a caption.
+                continue
+            if texts is not None:
+                found.append(texts)
+        if lacking and not any(found):
+            raise lacking
+        if len(found) < 2:
+            return found[0] if found else None
+        # img2dataset stores a caption twice, as .txt and in .json.
+        return list(dict.fromkeys(text for texts in found for text in texts))
+
+    def _of_member(self, is_json: bool, data: bytes) -> list[str] | None:
+        if is_json:
+            return _json_texts(data, self.json_key)
+        return _captions.of_file(data, lines=self.lines)
 
 
 class TarSource:
     """Samples of tar shards by number; safe to share between threads and to pickle."""
 
-    label_names: list[str] = []
-
-    def __init__(self, address: str, index: Index, json_key: str):
-        self._address, self._index, self._json_key = address, index, json_key
-        self._open = functools.lru_cache(_OPEN_SHARDS)(_open)
+    def __init__(self, address: str, index: Index, texts: _Texts, labels: _tar_labels.Labels):
+        self.label_names = labels.names
+        self._address, self._index, self._texts, self._labels = address, index, texts, labels
+        self._open = _tar_files.Opener()
 
     @property
     def skipped(self) -> dict[str, Skipped]:
@@ -86,22 +140,27 @@ class TarSource:
         """
         if not 0 <= i < len(self):
             raise IndexError(f'{self} has {len(self)} samples, none with the index {i}.')
-        shard, (image, image_size, text, text_size, label, label_size, _, is_json) = self._index[i]
+        shard, (image, image_size, label, label_size, *texts, _) = self._index[i]
         example: dict[str, Any] = {'image': self._read(shard, image, image_size)}
-        if text:
-            data = self._read(shard, text, text_size)
-            texts = _json_texts(data, self._json_key) if is_json else _captions.lines(data)
-            if texts is not None:
-                example['texts'] = texts
+        places = zip(texts[::2], texts[1::2], strict=True)
+        members = [self._read(shard, *place) if place[0] else None for place in places]
+        if (captions := self._texts.read(members)) is not None:
+            example['texts'] = captions
         if label:
-            numbers = self._labels(self._read(shard, label, label_size), i)
-            example |= {'label': numbers[0]} if len(numbers) == 1 else {'labels': numbers}
+            data = self._read(shard, label, label_size)
+            try:
+                example |= self._labels.read(data)
+            except ValueError as error:
+                raise ValueError(f'{self.where(i)}: {error}') from None
         return example
 
     def where(self, i: int) -> str:
         """Returns the shard and the name of image `i`."""
-        shard, (image, *_, head, _) = self._index[i]
-        name = _tar_format.name_in(self._read(shard, image - head, head * BLOCK))
+        shard, (image, *_, head) = self._index[i]
+        try:
+            name = _tar_format.name_in(self._read(shard, image - head, head * BLOCK))
+        except (OSError, ValueError):
+            name = ''  # Messages about a shard that cannot be read have to name it too.
         return f'{shard}: {name or f"image at byte {image * BLOCK}"}'
 
     def __str__(self) -> str:
@@ -110,7 +169,7 @@ class TarSource:
     def _read(self, shard: str, block: int, size: int) -> bytes:
         if not size:
             return b''
-        # This reference keeps the shard open during the read, even if the cache drops it.
+        # This reference keeps the shard open during the read, whatever other threads open.
         file = self._open(shard)
         data = file.read(block * BLOCK, size)
         if len(data) < size:
@@ -120,36 +179,12 @@ class TarSource:
             )
         return data
 
-    def _labels(self, data: bytes, i: int) -> list[int]:
-        try:
-            # An empty file is not an empty list of labels: it was not written.
-            return [int(number) for number in data.split() or [data]]
-        except ValueError:
-            raise ValueError(
-                f'{self.where(i)}: expected an integer label, found {data[:40]!r}.'
-            ) from None
-
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != '_open'}
 
     def __setstate__(self, state: dict[str, Any]):
         self.__dict__.update(state)
-        self._open = functools.lru_cache(_OPEN_SHARDS)(_open)
-
-
-def _roles(extensions: dict[str, Sequence[str]]) -> dict[str, str]:
-    """Maps extensions to image, text or label."""
-    roles: dict[str, str] = {}
-    for role, exts in extensions.items():
-        if isinstance(exts, str):
-            raise ValueError(f'tars: {role}_exts is {exts!r}; expected a list such as [{exts!r}]')
-        for ext in (ext.lower().removeprefix('.') for ext in exts):
-            if roles.setdefault(ext, role) != role:
-                raise ValueError(
-                    f'tars: extension .{ext} is given for {roles[ext]} and for {role}. Choose one '
-                    'with image_exts, text_exts and label_ext.'
-                )
-    return roles
+        self._open = _tar_files.Opener()
 
 
 def _json_texts(data: bytes, key: str) -> list[str] | None:
@@ -172,65 +207,6 @@ def _json_texts(data: bytes, key: str) -> list[str] | None:
     except (AttributeError, UnicodeEncodeError):
         found = repr(fields[key])[:60]
         raise BadRecord('not_utf8', f'{key!r} of its .json member is not text: {found}') from None
-
-
-class _LocalShard:
-    """An open file, closed when the last reference to it is dropped."""
-
-    def __init__(self, path: str):
-        self._number = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._number)
-
-    def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self._number, size, offset)
-
-
-class _RemoteShard:
-    """A remote file; every read is a request."""
-
-    def __init__(self, url: str):
-        self._fs, self._path = _files.filesystem(url)
-
-    def read(self, offset: int, size: int) -> bytes:
-        try:
-            data = self._fs.cat_file(self._path, start=offset, end=offset + size)
-        except Exception:
-            # Servers reject a range beyond the end, each with another error.
-            self._fs.invalidate_cache()
-            if self._fs.size(self._path) <= offset:
-                return b''
-            raise
-        if len(data) > size:
-            raise ValueError(
-                f'{self._path}: its server does not support range requests. Copy the shards.'
-            )
-        return data
-
-
-def _open(path: str) -> _LocalShard | _RemoteShard:
-    return _RemoteShard(path) if _files.is_remote(path) else _LocalShard(path)
-
-
-@contextlib.contextmanager
-def _front_to_back(path: str) -> Iterator[Read]:
-    """Opens a shard for reading its headers sequentially, with few requests."""
-    if not _files.is_remote(path):
-        yield _LocalShard(path).read
-        return
-    fs, place = _files.filesystem(path)
-    with fs.open(place, 'rb', block_size=_AHEAD, cache_type='readahead') as file:
-
-        def read(offset: int, size: int) -> bytes:
-            try:
-                file.seek(offset)
-                return file.read(size)
-            except ValueError as error:
-                raise ValueError(
-                    f'{path}: its server does not support range requests ({error}). Copy the '
-                    'shards.'
-                ) from error
-
-        yield read
 
 
 def _matches(address: str) -> list[Shard]:

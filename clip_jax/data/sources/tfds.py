@@ -16,10 +16,9 @@ from etils import epath
 
 from clip_jax import lookup
 from clip_jax.data.errors import BadRecord, DataNotFound, Skipped
-from clip_jax.data.sources import _captions
+from clip_jax.data.sources import _captions, _tfds_info
+from clip_jax.data.sources._tfds_info import INFO_FILE
 from clip_jax.runtime.messages import one_line
-
-INFO_FILE = 'dataset_info.json'
 
 
 class TfdsSource:
@@ -58,8 +57,10 @@ class TfdsSource:
             raise IndexError(f'{self} has {len(self)} records, none with the index {i}.')
         try:
             record = self._records[i]
-        except RuntimeError as error:  # a checksum of ArrayRecord is wrong
-            raise BadRecord('damaged', one_line(error)) from error
+        except RuntimeError as error:
+            if failed := _tfds_info.failed_call(error):
+                raise OSError(failed, one_line(error), self.where(i)) from error
+            raise BadRecord('damaged', one_line(error)) from error  # its checksum is wrong
         parsed = self._parse(record)
         example = {what: _at(parsed, key) for what, key in self._keys.items()}
         if 'texts' in example:
@@ -111,7 +112,7 @@ def source(
     import tensorflow_datasets as tfds
 
     root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    builder = tfds.builder_from_directory(_folder(root, set_name))
+    builder = _tfds_info.builder(_folder(root, set_name))
     features = builder.info.features
     keys = _keys(features, address, image_key, text_key, label_key)
     found = keys.get('label', keys.get('labels'))

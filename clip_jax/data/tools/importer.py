@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import cv2
@@ -32,7 +32,7 @@ from clip_jax.data.sharded_job import ShardedJob
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, check, error_message, in_order, labels_of
 from clip_jax.runtime import atomic, lock
-from clip_jax.runtime.messages import first_few
+from clip_jax.runtime.messages import first_few, one_line
 from clip_jax.runtime.progress import Progress
 
 VERSION = '1.0.0'
@@ -156,22 +156,21 @@ class ImportJob(ShardedJob):
         self, shard: int, *, threads: int = 1, advance: Callable[[], None] = lambda: None
     ) -> None:
         """Writes one shard and its note; calls `advance` after each record."""
-        from array_record.python.array_record_module import ArrayRecordWriter
-
         cv2.setNumThreads(0)  # each thread has an image of its own
+        # Its modules are imported before there are threads: while TFDS imports lazily, imports of
+        # other threads fail, those of Pillow's plugins among them.
+        _serializer()
         partial = self.work / f'{shard:05}.partial'
         counts, skipped, records = Counter(), [], self.range(shard)
-        # Random access needs groups of one record.
-        writer = ArrayRecordWriter(str(partial), 'group_size:1')
         results = in_order(self._convert, records.start, records.stop, threads=threads)
-        with contextlib.closing(results), contextlib.closing(writer):
+        with contextlib.closing(results), _writing(partial) as write:
             for result in results:
                 advance()
                 if isinstance(result, dict):
                     skipped.append(result)
                     continue
                 data, fields = result
-                writer.write(data)
+                write(data)
                 counts += Counter(['records', *fields])
         if not _is_intact(partial, counts['records']):
             raise OSError(f'{partial}: the file is incomplete; is the disk full?')
@@ -268,6 +267,33 @@ def _check_data_set(job: ImportJob) -> None:
                 f'({first_few(names)}), those of {job.spec} are {len(own)} ({first_few(own)}); '
                 'choose another name'
             )
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path) -> Iterator[Callable[[bytes], None]]:
+    """Yields a function that adds a record to an ArrayRecord file; OSError if the disk is full."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    # Random access needs groups of one record.
+    writer = ArrayRecordWriter(str(path), 'group_size:1')
+
+    def explained(call: Callable[..., None], *args: bytes) -> None:
+        try:
+            call(*args)
+        except RuntimeError as error:
+            path.unlink(missing_ok=True)
+            raise OSError(
+                f'{path}: cannot be written ({one_line(error)}). With the cause removed, the same '
+                'command continues'
+            ) from error
+
+    try:
+        yield functools.partial(explained, writer.write)
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # the first error says more
+            writer.close()
+        raise
+    explained(writer.close)
 
 
 def _is_intact(path: pathlib.Path, records: int) -> bool:

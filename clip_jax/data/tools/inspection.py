@@ -289,6 +289,7 @@ class _Found:
             'modes': dict(self._modes.most_common()),
             **{what: _spread(values) for what, values in self.values.items() if values},
             f'beyond_{CONTEXT}_tokens': self._too_long / max(1, len(self.values['characters'])),
+            'several_captions': sum(count > 1 for count in self.values['captions']),
             'with_label': self._with_label,
             'classes': len(self._source.label_names) or len(self._labels),
             'labels': dict(self._labels.most_common(COMMON)),

@@ -1,6 +1,7 @@
 """tars: samples are found, read and named exactly; damage is counted, and the index is kept."""
 
 import concurrent.futures
+import errno
 import gzip
 import http.server
 import io
@@ -10,6 +11,7 @@ import os
 import pathlib
 import pickle
 import random
+import resource
 import sys
 import tarfile
 import threading
@@ -22,11 +24,22 @@ import pytest
 from PIL import Image
 
 from clip_jax.data.errors import BadRecord, Skipped
-from clip_jax.data.sources import _tar_format, _tar_index, open_source, tars
-from clip_jax.data.sources._tar_index import ROW, Part, Shard
+from clip_jax.data.sources import (
+    _tar_files,
+    _tar_format,
+    _tar_index,
+    _tar_samples,
+    open_source,
+    tars,
+)
+from clip_jax.data.sources._tar_index import Part, Shard, row_type
 from clip_jax.runtime import progress
 
 FLICKR = pathlib.Path(__file__).parents[4] / 'shared' / 'flickr8k'
+
+
+ROLES = _tar_samples.roles(['png'], ['txt'], 'cls', [])
+ROW = row_type(ROLES)
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +171,7 @@ def test_options_choose_the_members(tmp_path):
 
 def test_threads_and_pickled_copies_read_the_same_with_few_open_files(three_shards, monkeypatch):
     # One open shard at most, so that threads keep pulling it from under each other.
-    monkeypatch.setattr(tars, '_OPEN_SHARDS', 1)
+    monkeypatch.setattr(_tar_files, '_MOST', 1)
     source = tars.source(f'{three_shards}/x-*.tar')
     want = [source[i]['image'] for i in range(15)]
     order = np.random.default_rng(0).integers(15, size=600).tolist()
@@ -171,6 +184,37 @@ def test_threads_and_pickled_copies_read_the_same_with_few_open_files(three_shar
     assert len(os.listdir('/dev/fd')) <= before + 2
     with pytest.raises(IndexError, match='15 samples'):
         source[15]
+
+
+def test_more_shards_than_files_may_be_open_are_read(tmp_path):
+    for shard in range(60):
+        write(tmp_path / f'{shard:02}.tar', samples(shard, 1))
+    sources = [tars.source(f'{tmp_path}/*.tar') for _ in range(3)]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir('/dev/fd')))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 25, limits[1]))
+    try:
+        again = tars.source(f'{tmp_path}/*.tar', index_dir=str(tmp_path / 'other'))
+        for source in [*sources, again]:
+            assert [source[i]['image'] for i in range(60)] == [png(i) for i in range(60)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_an_unreadable_shard_is_named(tmp_path, monkeypatch):
+    path = write(tmp_path / 'a.tar', samples(0, 2))
+    source = tars.source(path)
+
+    def fail(*_):
+        raise OSError(errno.EIO, 'Input/output error')
+
+    monkeypatch.setattr(os, 'pread', fail)
+    with pytest.raises(OSError, match=r'Input/output error.*a\.tar') as error:
+        source[1]
+    assert error.value.filename == path
+    assert source.where(1).startswith(f'{path}: image at byte')
+    with pytest.raises(OSError, match=r'Input/output error.*a\.tar'):
+        tars.source(path, index_dir=str(tmp_path))
 
 
 def test_reading_the_index_skips_the_data(tmp_path, monkeypatch):
@@ -343,6 +387,14 @@ def test_impossible_headers_end_the_walk(bad):
     assert damage == 'damaged_shard'
 
 
+def test_a_pax_header_of_many_records_takes_time_in_proportion_to_its_size():
+    data = b'4 =\n' * (1 << 18)
+    start = time.perf_counter()
+    members, damage = walk(header(b'', len(data), b'x') + data + header(b'last'))
+    assert time.perf_counter() - start < 3
+    assert [member.name for member in members] == ['last'] and not damage
+
+
 def test_damage_is_added_up_over_shards(tmp_path):
     for shard in range(3):
         lost = [(f'{i}.txt', b'') for i in range(3)]
@@ -373,7 +425,7 @@ def test_no_damage_of_any_byte_breaks_the_walk():
         for _ in range(rng.randint(1, 30)):
             data[rng.randrange(len(data))] = rng.randrange(256)
         members, damage = walk(bytes(data))
-        assert damage in ('', 'truncated_shard', 'damaged_shard')
+        assert damage in ('', 'truncated_shard', 'damaged_shard', 'bytes_after_end')
         assert all(0 <= m.header < m.offset <= m.offset + m.size <= len(data) for m in members)
 
 
@@ -429,7 +481,7 @@ def test_what_can_be_in_no_sample_is_counted(tmp_path):
             ('pipe.png', (tarfile.FIFOTYPE, '')),
             ('device.png', (tarfile.CHRTYPE, '')),
             *((name, png(9)) for name in unsafe),
-            ('..png', png(9)),  # no key, but no trick either
+            ('..png', png(9)),  # a hidden file
             ('a.txt', b'alone'),
             ('b.txt', b'second'),
             ('b.png', png(0)),
@@ -449,6 +501,7 @@ def test_what_can_be_in_no_sample_is_counted(tmp_path):
         'unsafe_name': 6,
         'caption_without_image': 1,
         'duplicate_member': 2,
+        'other_file': 1,
     }
     assert source.skipped['duplicate_member'] == Skipped(2, [f'{path}: b.jpg', f'{path}: b.txt'])
     assert source.skipped['caption_without_image'].examples == [f'{path}: a.txt']
@@ -490,7 +543,7 @@ def test_sizes_that_the_index_cannot_hold_are_refused_or_left_out():
     block[148:156] = b'%06o\0 ' % (256 + sum(block[:148]) + sum(block[156:]))
     headers = {0: bytes(block), 512 + (3 << 30): tarfile.TarInfo('b.png').tobuf()}
     read = lambda offset, size: headers.get(offset, bytes(size))  # noqa: E731
-    part = _tar_index.scan(Shard('x.tar', 4 << 30, ''), read, {'png': 'image'})
+    part = _tar_index.scan(Shard('x.tar', (3 << 30) + 4096, ''), read, {'png': 'image'})
     assert part.skipped == {'too_large_member': Skipped(1, ['x.tar: a.png'])}
     assert part.rows['image'].tolist() == [2 + (3 << 30) // 512]
     with pytest.raises(ValueError, match=r'x\.tar.*2 TiB.*Split'):
@@ -527,10 +580,13 @@ def test_a_tar_that_ends_without_end_mark_is_read(tmp_path):
 
 
 def test_bad_labels_are_refused(tmp_path):
-    for i, label in enumerate((b'cat', b'1 cat', b' ', b'1' * (1 << 16 | 2))):
+    for i, label in enumerate((b'cat', b'1 cat', b' ')):
         path = write(tmp_path / f'{i}.tar', [('a.png', png(0)), ('a.cls', label)])
         with pytest.raises(ValueError, match=rf"{i}\.tar: a\.png.*integer label.*'[1 cat]+'"):
             tars.source(path)[0]
+    path = write(tmp_path / 'long.tar', [('a.png', png(0)), ('a.cls', b'1' * (1 << 16 | 2))])
+    with pytest.raises(ValueError, match=r'a\.png: expected a label of less than 65535 bytes'):
+        tars.source(path)[0]
 
 
 def test_a_caption_that_is_no_utf8_is_a_bad_record(tmp_path):
@@ -548,7 +604,7 @@ def test_json_members_give_one_field_as_text(tmp_path):
     ]
     members = [(f'{i}.{ext}', b'') for i in range(3) for ext in ('png', 'json')]
     members = [(n, json.dumps(fields[int(n[0])]).encode() if 'j' in n else b'') for n, _ in members]
-    # A plain text beside them, which comes first and so counts.
+    # A plain text beside one without the field.
     members += [('3.png', b''), ('3.txt', b'{"caption": 1}'), ('3.json', b'{}')]
     path = write(tmp_path / 'a.tar', members)
     source = tars.source(path, text_exts=('txt', 'json'))
@@ -823,8 +879,7 @@ def test_a_large_cached_index_opens_at_once_and_takes_24_bytes_a_sample(tmp_path
     for shard in range(shards):
         with open(tmp_path / f'x-{shard:05}.tar', 'wb') as file:
             file.truncate(each * 32_768)  # a hole, which takes no room on the disk
-    exts = {'image': ['png'], 'text': ['txt'], 'label': ['cls']}
-    made = _tar_index._Cache(str(folder), address, tars._roles(exts))
+    made = _tar_index._Cache(str(folder), address, ROLES)
     found = tars._matches(address)
     made.save({shard: Part(rows, {}, {}) for shard in found})
     start = time.perf_counter()
@@ -954,7 +1009,7 @@ def test_a_web_server_that_sends_whole_files_only_is_refused(server, monkeypatch
     monkeypatch.setattr(_Ranges, 'ranges', False)
     with pytest.raises(ValueError, match=r'x-00000\.tar.*range requests'):
         remote[0]
-    monkeypatch.setattr(tars, '_AHEAD', 1024)
+    monkeypatch.setattr(_tar_files, '_AHEAD', 1024)
     with pytest.raises(ValueError, match=r'x-00001\.tar.*range requests'):
         tars.source(f'{server}/x-00001.tar')
 

@@ -1,5 +1,8 @@
 import concurrent.futures
+import contextlib
+import errno
 import json
+import os
 import pathlib
 import pickle
 import shutil
@@ -272,6 +275,100 @@ def test_a_damaged_record_is_a_bad_one(folder, tmp_path):
     with pytest.raises(BadRecord) as error:
         _ = [test[i] for i in range(len(test))]
     assert error.value.kind == 'damaged' and '\n' not in str(error.value)
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/mem'), reason='only Linux has a file like it')
+def test_an_input_output_error_is_not_damage(folder):
+    test = sources.open_source('tfds:shapes_captions/test', data_dir=str(folder))
+    want = [test[i] for i in range(3)]
+    (path,) = folder.rglob('*-test.array_record*')
+    (number,) = (n for n in os.listdir('/proc/self/fd') if _target(n) == str(path))
+    with open('/proc/self/mem', 'rb') as broken, open(path, 'rb') as whole:
+        os.dup2(broken.fileno(), int(number))  # its first bytes cannot be read
+        with pytest.raises(OSError, match=r'pread\(\) failed: Input/output error; ') as error:
+            test[1]
+        os.dup2(whole.fileno(), int(number))
+    assert (error.value.errno, error.value.filename) == (errno.EIO, test.where(1))
+    assert [test[i] for i in range(3)] == want
+    shutil.move(path, path.with_name('moved'))
+    with pytest.raises(OSError, match=r'No such file'):
+        sources.open_source('tfds:shapes_captions/test', data_dir=str(folder))[0]
+    shutil.move(path.with_name('moved'), path)
+
+
+def _target(number: str) -> str:
+    with contextlib.suppress(OSError):  # the one of the listing itself
+        return os.readlink(f'/proc/self/fd/{number}')
+    return ''
+
+
+SPY = """
+import pathlib
+pathlib.Path(__file__).with_name('imported').touch()
+"""
+
+
+@pytest.mark.parametrize(
+    'nested',
+    [
+        lambda name: {'pythonClassName': name},
+        lambda name: {'python_class_name': name},
+        lambda name: {'type': name, 'content': {}},
+        lambda name: {
+            'pythonClassName': 'tensorflow_datasets.core.features.features_dict.FeaturesDict',
+            'jsonFeature': {'json': json.dumps({'x': {'type': name, 'content': {}}})},
+        },
+    ],
+)
+def test_features_from_elsewhere_are_not_imported(folder, tmp_path, monkeypatch, nested):
+    (tmp_path / 'spy_module.py').write_text(SPY)
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(folder / 'shapes_captions', tmp_path / 'mine')
+    features = tmp_path / 'mine/1.0.0/features.json'
+    features.write_text(json.dumps(nested('spy_module.Feature')))
+    with pytest.raises(ValueError, match=r"features\.json: .*'spy_module\.Feature'.*import spy"):
+        sources.open_source('tfds:mine/train', data_dir=str(tmp_path))
+    assert not (tmp_path / 'imported').exists()
+
+
+def test_features_of_the_users_own_modules_are_read(folder, tmp_path, monkeypatch):
+    class Mine(tfds.features.Text):
+        pass
+
+    shutil.copytree(folder / 'shapes_captions', tmp_path / 'mine')
+    features = tmp_path / 'mine/1.0.0/features.json'
+    text = features.read_text()
+    own = f'{Mine.__module__}.Mine'
+    features.write_text(text.replace('tensorflow_datasets.core.features.text_feature.Text', own))
+    assert sources.open_source('tfds:mine/train', data_dir=str(tmp_path))[0]['texts']
+
+
+@pytest.mark.parametrize(
+    ('file', 'damage'),
+    [
+        ('dataset_info.json', lambda text: text[:40]),
+        ('dataset_info.json', lambda text: '[' * 100_000),
+        ('dataset_info.json', lambda text: text.replace('"splits"', '"spilts"')),
+        ('dataset_info.json', lambda text: '{"splits": 3}'),
+        ('features.json', lambda text: text[:40]),
+        ('features.json', lambda text: '[]'),
+        ('features.json', lambda text: text.replace('"text"', '"tent"')),
+        ('features.json', lambda text: text.replace('text_feature.Text', 'text_feature.None')),
+        ('features.json', lambda text: text.replace('uint8', 'int4711')),
+    ],
+)
+def test_damaged_descriptions_are_one_line(folder, tmp_path, capfd, file, damage):
+    shutil.copytree(folder / 'shapes_captions', tmp_path / 'mine')
+    path = tmp_path / 'mine/1.0.0' / file
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(ValueError, match=rf'mine/1\.0\.0/{file}: cannot be read') as error:
+        sources.open_source('tfds:mine/train', data_dir=str(tmp_path))
+    assert '\n' not in str(error.value)
+    path.unlink()
+    if file == 'features.json':
+        with pytest.raises(ValueError, match=r'features\.json: does not exist'):
+            sources.open_source('tfds:mine/train', data_dir=str(tmp_path))
+    assert not capfd.readouterr().out
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -7,8 +7,10 @@ import json
 import os
 import pathlib
 import pickle
+import resource
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -194,6 +196,38 @@ def test_what_ends_a_run_ends_an_import(write):
     for error in ValueError('a label is no number'), RuntimeError('hash mismatch'):
         with pytest.raises(ValueError, match=f'place 2: {error}'):
             write([*captioned(2), error])
+
+
+def test_modules_are_imported_before_threads_start(write, monkeypatch):
+    """While TFDS imports lazily, imports in other threads fail."""
+    threads = []
+    features = importer._features
+
+    def recording(**options):
+        threads.append(threading.current_thread())
+        return features(**options)
+
+    importer._serializer.cache_clear()
+    monkeypatch.setattr(importer, '_features', recording)
+    write(captioned(3))
+    assert set(threads) == {threading.main_thread()}
+
+
+@pytest.mark.parametrize('records', [1, 300])
+def test_a_full_disk_is_one_line(write, tmp_path, records):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    examples = [{'image': encoded(60, 60, seed=0), 'texts': ['a' * 3000]}] * records
+    write(examples, name='sound')
+    sound = tmp_path / 'sound/1.0.0/sound-train.array_record-00000-of-00001'
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sound.stat().st_size // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r'00000\.partial: .*too large.*continues') as error:
+            write(examples)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert '\n' not in str(error.value)
+    assert not list(tmp_path.rglob('*.partial'))
+    assert write(examples)['records'] == records
 
 
 def test_nothing_that_can_be_used(write, tmp_path):

@@ -64,6 +64,7 @@ def test_numbers_of_images_and_captions():
     assert report['height'] == {'min': 16, 'median': 35, '95%': 90, 'max': 100}
     assert (report['aspect']['min'], report['aspect']['max']) == (0.2, 2)
     assert report['captions'] == {'min': 1, 'median': 1, '95%': 1.75, 'max': 2}
+    assert report['several_captions'] == 1
     assert (report['characters']['min'], report['characters']['max']) == (1, 500)
     assert report['beyond_77_tokens'] == pytest.approx(1 / 7)
     assert report['with_label'] == report['classes'] == 0
