@@ -44,12 +44,16 @@ def escaped_output() -> Iterator[None]:
     logger.addFilter(_escape)
     try:
         with (
-            contextlib.redirect_stdout(_Escaped(sys.stdout)),
-            contextlib.redirect_stderr(_Escaped(sys.stderr)),
+            contextlib.redirect_stdout(_escaped(sys.stdout)),
+            contextlib.redirect_stderr(_escaped(sys.stderr)),
         ):
             yield
     finally:
         logger.removeFilter(_escape)
+
+
+def _escaped(stream: TextIO | None) -> Any:
+    return stream and _Escaped(stream)  # a program without a console has no streams
 
 
 class _Escaped:

@@ -140,8 +140,9 @@ def test_an_evaluation_of_the_config_lacks_its_data(train, tiny_config, tmp_path
 
 def test_what_is_not_a_flag(line, tiny_config, tmp_path):
     flags = f'--config={tiny_config}', f'--workdir={tmp_path / "run"}'
-    for flag in '--config.total_steps', '--conf.seed=1', 'seed=1', '--seed=1':
+    for flag in '--conf.seed=1', 'seed=1', '--seed=1':
         assert repr(flag) in line('train', *flags, flag)
+    assert '--config.total_steps has no value' in line('train', *flags, '--config.total_steps')
 
 
 def test_data_without_samples(train, tmp_path):
