@@ -37,7 +37,7 @@ def members() -> list[tuple[str, bytes]]:
         'text.jpg': b'<html>not found</html>',
         'nothing.jpg': b'',
         'pixel.png': encoded(picture((1, 1)), 'PNG'),
-        'bomb.png': encoded(Image.new('L', (9000, 9000)), 'PNG'),
+        'bomb.png': encoded(Image.new('1', (10_000, 10_000)), 'PNG'),
         'cmyk.jpg': encoded(picture(mode='CMYK'), 'JPEG'),
         'palette.png': encoded(picture(mode='P'), 'PNG'),
         'rotated.jpg': encoded(picture(), 'JPEG', exif=upright),
