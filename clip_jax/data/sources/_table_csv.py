@@ -18,6 +18,7 @@ from clip_jax.data.sources._table_rows import Columns, Rows
 _MARK = codecs.BOM_UTF8
 _WIDE = {codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}
 _DELIMITERS = ',', '\t', ';', '|'
+_BLOCK = 1 << 22  # bytes
 QUOTING = ('double', 'backslash', 'none')
 # The columns of open_clip's tables.
 _OPEN_CLIP = {'filepath': 'image', 'title': 'caption'}
@@ -141,7 +142,9 @@ def _text(file: BinaryIO, encoding: str) -> Iterator[str]:
     """Yields the lines from the start, without a byte order mark."""
     file.seek(0)
     file.seek(len(_MARK) if file.read(len(_MARK)) == _MARK else 0)
-    return (line.decode(encoding, 'replace') for line in file)
+    while block := file.read(_BLOCK):  # an unbuffered file gives lines byte by byte
+        for line in (block + file.readline()).splitlines(keepends=True):
+            yield line.decode(encoding, 'replace')
 
 
 def _parse_csv(

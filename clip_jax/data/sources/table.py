@@ -197,7 +197,7 @@ class TableSource:
             self._separator,
             self._dialect,
         )
-        return _reopened, (*state, self._dialect, len(self))
+        return _reopened, (*state, len(self))
 
 
 def _reopened(
