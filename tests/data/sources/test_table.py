@@ -422,7 +422,8 @@ def test_broken_lines_of_json_are_left_out_and_counted(album, monkeypatch):
         23: '[' * 100_000,
         30: '',
     }
-    lines = [json.dumps(row) for row in rows(40)]
+    stored = [r | {'image': other_spelling(r['image'], i)} for i, r in enumerate(rows(40))]
+    lines = [json.dumps(row) for row in stored]
     for n, line in broken.items():
         lines[n - 1] = line
     path = album / 'a.jsonl'
