@@ -2,15 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from clip_jax import lookup
-
-if TYPE_CHECKING:
-    from clip_jax.data.sources._table_readers import StoredImages
 
 _DEFAULTS = {'text_key': 'caption', 'label_key': 'label'}
 
@@ -41,8 +37,9 @@ class Rows:
 
     path: str
     count: int
-    # Without those that the file lacks. Strings are bytes, which may not be UTF-8.
-    columns: dict[str, 'pa.ChunkedArray | StoredImages']
+    # pa.ChunkedArray, or StoredImages of Parquet; without those that the file lacks. Strings are
+    # bytes, which may not be UTF-8.
+    columns: dict[str, Any]
     first: int = 0  # number of rows before these in the file
     skipped: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
     class_names: list[str] = dataclasses.field(default_factory=list)
