@@ -99,6 +99,11 @@ def get_config() -> ConfigDict:
     c.data.options.table.label_key = 'label'  # the column of classes, if there is one
     c.data.options.table.root = ''  # what paths are relative to; '': the folder of the table
     c.data.options.table.label_separator = ''  # splits a text into several classes; '': never
+    # How .csv, .tsv and .txt files are written; '': found out (see docs/data.md).
+    c.data.options.table.delimiter = ''  # the character between values
+    c.data.options.table.quoting = ''  # double, backslash or none
+    c.data.options.table.column_names = ()  # the columns of files without a header
+    c.data.options.table.encoding = ''  # such as latin-1
     c.data.options.folder = ConfigDict()
     c.data.options.folder.text_lines = True  # each line of a .txt file is a caption
     # Extensions of image files.

@@ -17,6 +17,8 @@ _IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ELOOP)
 _GONE = (401, 403, 404, 410, 451)
 # What to install if fsspec has no driver; the others are `fsspec[PROTOCOL]`.
 _DRIVERS = {'gs': 'clipax[gcs]', 'gcs': 'clipax[gcs]', 'https': 'fsspec[http]'}
+# Protocols of addresses that rows of a table may name; chains of fsspec ('::') are none of them.
+_NAMED = ('http', 'https', 'gs', 'gcs', 's3', 'az', 'abfs', 'hf', 'memory')
 
 
 class _UnknownProtocol(ValueError):
@@ -46,6 +48,22 @@ def read(path: str, *, missing: str = 'no_image') -> bytes:
                 error.filename = path
             raise  # A failing network or disk does not mean that the record is bad.
         raise BadRecord(missing, f'cannot read {path[:200]!r} ({reason})') from error
+
+
+def read_named(path: str) -> bytes:
+    """Reads a file that data name: a regular file, or an object at an address of _NAMED.
+
+    Raises BadRecord('no_image') for anything else.
+    """
+    protocol = path.partition('://')[0]
+    if is_remote(path) and protocol not in _NAMED:
+        raise BadRecord(
+            'no_image', f'cannot read {path[:200]!r} (protocol is none of {", ".join(_NAMED)})'
+        )
+    # A pipe would be waited for, and a device never ends.
+    if not is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
+        raise BadRecord('no_image', f'cannot read {path[:200]!r} (not a regular file)')
+    return read(path)
 
 
 def _why_missing(error: Exception) -> str:

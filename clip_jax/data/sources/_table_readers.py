@@ -2,15 +2,12 @@
 
 import codecs
 import contextlib
-import csv
-import dataclasses
 import functools
-import io
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,148 +15,24 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from clip_jax import lookup
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.sources import _files, _table_labels
 from clip_jax.data.sources._skipped import Ledger
+from clip_jax.data.sources._table_csv import Dialect, read_csv
+from clip_jax.data.sources._table_rows import Columns, Rows
 
-_DEFAULTS = {'text_key': 'caption', 'label_key': 'label'}
 _MARK = codecs.BOM_UTF8
 _BLOCK = 1 << 23  # bytes of a JSONL file that are parsed at once
 CACHE_BYTES = 512 << 20  # decoded row groups of images of Parquet files that stay in memory
-
-
-class Columns(NamedTuple):
-    """The names of the columns of image, captions and label."""
-
-    image: str
-    texts: tuple[str, ...]
-    label: str
-
-    def found_in(self, names: Sequence[str], path: str) -> list[str]:
-        """Returns the columns that a table with columns `names` has.
-
-        ValueError if one is missing; captions and labels with their default names may be missing.
-        """
-        wanted = {self.image: 'image_key'}
-        wanted |= dict.fromkeys(self.texts, 'text_key') | {self.label: 'label_key'}
-        for name, option in wanted.items():
-            if name != _DEFAULTS.get(option):
-                lookup.check(name, names, what=f'{path}: {option}')
-        return [name for name in wanted if name in names]
-
-
-@dataclasses.dataclass
-class Rows:
-    """Rows that were read at once: a file, or a part of one."""
-
-    path: str
-    count: int
-    # Without those that the file lacks. Strings are bytes, which may not be UTF-8.
-    columns: dict[str, 'pa.ChunkedArray | StoredImages']
-    first: int = 0  # number of rows before these in the file
-    skipped: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
-    class_names: list[str] = dataclasses.field(default_factory=list)
-
-    def number(self, k: int) -> int:
-        """Returns the number of row k in its file, from 1; `skipped` counts from 0."""
-        before = self.skipped - np.arange(len(self.skipped))
-        return self.first + k + int(np.searchsorted(before, k, side='right')) + 1
 
 
 # A reader returns the rows of one file. Rows that cannot be parsed go to the ledger; images that
 # are read later go through the cache.
 
 
-def _read_csv(
-    path: str, columns: Columns, ledger: Ledger, images: 'Cache', *, delimiter: str = ','
+def _read_jsonl(
+    path: str, columns: Columns, ledger: Ledger, images: 'Cache', _: Dialect
 ) -> list[Rows]:
-    wanted = columns.found_in(_header(path, delimiter), path)
-    skipped = []
-    with _files.open_file(path) as file:
-        try:
-            table = _parse_csv(file, wanted, delimiter, 'utf-8')
-        except (UnicodeDecodeError, pa.ArrowException):  # there may be rows to skip
-            # pyarrow fails on a row to skip that is not UTF-8. In Latin-1 every byte is valid.
-            encoding = 'utf-8' if _is_utf8(file) else 'latin-1'
-            table = _parse_csv(file, wanted, delimiter, encoding, skipped)
-            if encoding == 'latin-1':
-                table = {name: _as_stored(column) for name, column in table.items()}
-    for row in skipped:
-        ledger.add('unparsable_row', f'{path}: row {row + 1}')
-    count = len(next(iter(table.values())))
-    return [Rows(path, count, table, 0, np.array(skipped, np.int64))]
-
-
-def _parse_csv(
-    file: BinaryIO,
-    wanted: Sequence[str],
-    delimiter: str,
-    encoding: str,
-    skipped: list[int] | None = None,
-) -> dict[str, pa.ChunkedArray]:
-    """Parses the wanted columns as bytes.
-
-    Rows that cannot be parsed go to `skipped`, counted from 0; without it they are an error.
-    """
-
-    def skip(row: pyarrow.csv.InvalidRow) -> str:
-        assert skipped is not None  # without it there is no handler
-        skipped.append(row.number - 2)  # counted from 1, and the header is 1
-        return 'skip'
-
-    file.seek(0)
-    file.seek(len(_MARK) if file.read(len(_MARK)) == _MARK else 0)
-    names = {name: name.encode().decode(encoding) for name in wanted}
-    convert = pyarrow.csv.ConvertOptions(
-        include_columns=[names[name] for name in wanted],
-        column_types={names[name]: pa.binary() for name in wanted},
-    )
-    # With several threads rows have no numbers. One thread reads a gigabyte in seconds.
-    read = pyarrow.csv.ReadOptions(use_threads=False, encoding=encoding)
-    parse = pyarrow.csv.ParseOptions(
-        delimiter=delimiter,
-        newlines_in_values=True,
-        invalid_row_handler=None if skipped is None else skip,
-    )
-    table = pyarrow.csv.read_csv(file, read, parse, convert)
-    return {name: table[names[name]] for name in wanted}
-
-
-def _header(path: str, delimiter: str) -> list[str]:
-    """Returns the names of the columns, without pyarrow's open_csv, whose thread keeps reading."""
-    with _files.open_file(path) as file:
-        text = io.TextIOWrapper(file, 'utf-8-sig', errors='replace', newline='')
-        try:
-            names = next(filter(None, csv.reader(text, delimiter=delimiter)), None)
-        except csv.Error as error:
-            raise ValueError(f'{path}: cannot be read ({error}). Write it again.') from error
-    if names is None:
-        raise ValueError(f'{path}: is empty; expected the names of columns in its first line.')
-    return names
-
-
-def _is_utf8(file: BinaryIO) -> bool:
-    decoder = codecs.getincrementaldecoder('utf-8')()
-    file.seek(0)
-    try:
-        while block := file.read(1 << 20):
-            decoder.decode(block)
-        decoder.decode(b'', final=True)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _as_stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Returns the original bytes of a column that was read as Latin-1."""
-    chunks = [
-        [data.decode().encode('latin-1') for data in chunk.to_pylist()] for chunk in column.chunks
-    ]
-    return pa.chunked_array([pa.array(chunk, pa.binary()) for chunk in chunks], pa.binary())
-
-
-def _read_jsonl(path: str, columns: Columns, ledger: Ledger, images: 'Cache') -> list[Rows]:
     parts, names, first = [], set(), 0
     with _files.open_file(path) as file:
         for block in _blocks(file):
@@ -170,7 +43,9 @@ def _read_jsonl(path: str, columns: Columns, ledger: Ledger, images: 'Cache') ->
                     "for example with: jq -c '.[]'"
                 )
             start = _first_objects(block)
-            table, skipped = _parse_block(block, columns, start), []
+            # pyarrow crashes on a line that is null, and takes several objects in a line.
+            objects = all(line.lstrip()[:1] == b'{' for line in block.rstrip().split(b'\n'))
+            table, skipped = _parse_block(block, columns, start) if objects else None, []
             # Blank lines would shift the row numbers.
             if table is None or len(table) != lines:
                 table, skipped = _parse_lines(block, columns, f'{path}: row', first, ledger)
@@ -282,7 +157,9 @@ def _encoded(text: str | None) -> bytes | None:
         return text.encode('utf-8', 'surrogatepass')
 
 
-def _read_parquet(path: str, columns: Columns, ledger: Ledger, images: 'Cache') -> list[Rows]:
+def _read_parquet(
+    path: str, columns: Columns, ledger: Ledger, images: 'Cache', _: Dialect
+) -> list[Rows]:
     with _files.open_file(path) as file, pq.ParquetFile(file) as table:
         schema, metadata = table.schema_arrow, table.metadata
         names = columns.found_in(schema.names, path)
@@ -298,9 +175,17 @@ def _read_parquet(path: str, columns: Columns, ledger: Ledger, images: 'Cache') 
     return [Rows(path, metadata.num_rows, arrays, class_names=_class_names(schema, columns.label))]
 
 
+def _read_delimited(
+    path: str, columns: Columns, ledger: Ledger, _: 'Cache', dialect: Dialect
+) -> list[Rows]:
+    return read_csv(path, columns, ledger, dialect)
+
+
+DELIMITED = ('.csv', '.tsv', '.txt')
 READERS = {
-    '.csv': _read_csv,
-    '.tsv': functools.partial(_read_csv, delimiter='\t'),
+    '.csv': _read_delimited,
+    '.tsv': _read_delimited,
+    '.txt': _read_delimited,
     '.jsonl': _read_jsonl,
     '.parquet': _read_parquet,
 }

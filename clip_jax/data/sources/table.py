@@ -1,4 +1,4 @@
-"""Tables in CSV, TSV, JSONL and Parquet files, one image per row: `table:FILE`."""
+"""Tables in CSV, TSV, JSONL and Parquet files, by paths or with images: `table:FILE`."""
 
 import os
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
 from absl import logging
 
 from clip_jax import lookup
 from clip_jax.data.errors import BadRecord
-from clip_jax.data.sources import _captions, _files, _table_labels, _table_readers
+from clip_jax.data.sources import _captions, _files, _table_images, _table_labels, _table_readers
 from clip_jax.data.sources._skipped import Ledger
-from clip_jax.data.sources._table_readers import Cache, Columns, Rows, StoredImages
+from clip_jax.data.sources._table_csv import Dialect
+from clip_jax.data.sources._table_readers import Cache, StoredImages
+from clip_jax.data.sources._table_rows import Columns, Rows
 
 _LARGE_GROUP = 32 << 20  # bytes of a Parquet row group above which there is a warning
 
@@ -27,10 +27,15 @@ def source(
     label_key: str = 'label',
     label_separator: str = '',
     root: str = '',
+    delimiter: str = '',
+    quoting: str = '',
+    column_names: Sequence[str] = (),
+    encoding: str = '',
 ) -> 'TableSource':
-    """Opens tables; each row is an example.
+    """Opens tables; each image is an example.
 
-    Rows with the same image are separate examples. Parquet decodes images by row group: write
+    Rows with the same path are one image with several captions; its label is that of its first row
+    that has one, and several labels are joined. Parquet decodes images by row group: write
     groups of about 100 rows for shuffled reading.
 
     Args:
@@ -40,6 +45,12 @@ def source(
         label_key: the column of labels, integers or class names; lists of these give 'labels'.
         label_separator: splits a label into several, which gives 'labels'; '' does not split.
         root: the folder of relative image paths; '': the folder of the table.
+        delimiter: the character between values in .csv, .tsv and .txt; '': a comma (.tsv: a tab),
+            or the one of tab, ';' and '|' that makes the first line name the image column.
+        quoting: 'double' (quotes in quotes are doubled), 'backslash' or 'none'; '': 'none' if the
+            delimiter is a tab, 'double' otherwise.
+        column_names: the names of the columns of .csv, .tsv and .txt files without a header.
+        encoding: the encoding of .csv, .tsv and .txt; '': UTF-16 by its byte order mark, or UTF-8.
 
     Raises:
         DataNotFound: if no file matches.
@@ -48,57 +59,99 @@ def source(
     texts = (text_key,) if isinstance(text_key, str) else tuple(text_key)
     columns = Columns(image_key, texts, label_key)
     paths = _files.matches(address, 'table')
-    return TableSource(address, paths, columns, os.path.expanduser(root), label_separator)
+    names = column_names.split(',') if isinstance(column_names, str) else column_names
+    dialect = Dialect(delimiter, quoting, tuple(filter(None, names)), encoding)
+    dialect.check()
+    root = os.path.expanduser(root)
+    return TableSource(address, paths, columns, root, label_separator, dialect)
 
 
 class TableSource:
     """Rows of tables by index, in Arrow's buffers; thread-safe, and can be pickled."""
 
-    def __init__(self, address: str, paths: list[str], columns: Columns, root: str, separator: str):
+    def __init__(
+        self,
+        address: str,
+        paths: list[str],
+        columns: Columns,
+        root: str,
+        separator: str,
+        dialect: Dialect,
+    ):
         """Reads the requested columns, except images that are stored in Parquet."""
         self.skipped = Ledger()
         self._address, self._paths, self._columns, self._root = address, paths, columns, root
-        self._separator = separator
+        self._separator, self._dialect = separator, dialect
+        if dialect != Dialect() and _ending(paths, address) not in _table_readers.DELIMITED:
+            raise ValueError(
+                f'{self}: delimiter, quoting, column_names and encoding are options of .csv, '
+                '.tsv and .txt files only. Leave them out.'
+            )
         read = _table_readers.READERS[_ending(paths, address)]
         images = Cache(_table_readers.CACHE_BYTES)
         self._parts: list[Rows] = []
         for path in paths:
             try:
-                self._parts += read(path, columns, self.skipped, images)
+                self._parts += read(path, columns, self.skipped, images, dialect)
             except (pa.ArrowException, UnicodeDecodeError) as error:
                 reason = str(error).splitlines()[0][:200]
                 raise ValueError(f'{path}: cannot be read ({reason}). Write it again.') from error
         self._ends = np.cumsum([part.count for part in self._parts], dtype=np.int64)
-        if not len(self):
+        if not self._ends.size or not self._ends[-1]:
             raise ValueError(self._no_rows())
+        self._images = _table_images.images(self._parts, columns.image, columns.texts, root)
         _warn_of_large_groups(self, self._parts, columns.image)
         self._has_texts = any(key in part.columns for part in self._parts for key in columns.texts)
         self._labels, self._label_ends, self.label_names = _table_labels.labels(
             self._parts, columns.label, separator, str(self)
         )
+        self._count_repeated()
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._ends[-1]) if self._images is None else len(self._images.ends) - 1
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Returns the encoded 'image', and 'texts', 'label' or 'labels' if the tables have them."""
         if not 0 <= i < len(self):
             raise IndexError(f'{self} has {len(self)} rows, none with the index {i}.')
-        part, k = self._place(i)
-        example: dict[str, Any] = {'image': self._image(part, k)}
+        rows = [int(i)] if self._images is None else self._images.rows_of(i).tolist()
+        example: dict[str, Any] = {'image': self._image(*self._place(rows[0]))}
         if self._has_texts:
-            example['texts'] = _texts(part, k, self._columns.texts)
+            texts = [_texts(*self._place(row), self._columns.texts) for row in rows]
+            example['texts'] = [text for own in texts for text in own]
+        if self._images is not None:  # labels count, whether or not captions repeat
+            rows = self._images.rows[self._images.ends[i] : self._images.ends[i + 1]].tolist()
         if self._label_ends is not None:
             assert self._labels is not None  # they come with their ends
-            own = self._labels[self._label_ends[i] : self._label_ends[i + 1]]
-            example['labels'] = own[own >= 0].tolist()
+            own = [self._labels[self._label_ends[r] : self._label_ends[r + 1]] for r in rows]
+            found = np.concatenate(own)
+            found = found[found >= 0].tolist()
+            example['labels'] = found if len(rows) == 1 else list(dict.fromkeys(found))
         elif self._labels is not None:
-            example['label'] = int(self._labels[i])
+            example['label'] = next((int(x) for x in self._labels[rows] if x >= 0), -1)
         return example
 
+    def _count_repeated(self) -> None:
+        """Counts repeated rows, and rows with another label than the first of their image."""
+        if self._images is None:
+            return
+        for row in self._images.duplicates.tolist():
+            self.skipped.add('duplicate_row', self._row(row))
+        if self._labels is None or self._label_ends is not None:
+            return
+        labels = self._labels[self._images.rows]
+        known = labels >= 0
+        image = np.repeat(np.arange(len(self)), np.diff(self._images.ends))[known]
+        _, first, own = np.unique(image, return_index=True, return_inverse=True)
+        for row in self._images.rows[known][labels[known] != labels[known][first][own]].tolist():
+            self.skipped.add('other_label', self._row(row))
+
     def where(self, i: int) -> str:
-        """Returns the file and the row of example `i`, from 1 without the header."""
-        part, k = self._place(i)
+        """Returns the file and the first row of example `i`, from 1 without the header."""
+        return self._row(i if self._images is None else int(self._images.rows_of(i)[0]))
+
+    def _row(self, row: int) -> str:
+        part, k = self._place(row)
         return f'{part.path}: row {part.number(k)}'
 
     def __str__(self) -> str:
@@ -122,7 +175,7 @@ class TableSource:
             raise BadRecord('no_image', 'the row names no image')
         if not _files.is_remote(path) and not path.startswith('/'):
             path = _files.join(self._root or part.path.rpartition('/')[0], path)
-        return _files.read(path)
+        return _files.read_named(path)
 
     def _no_rows(self) -> str:
         found = self.skipped.get('unparsable_row')
@@ -136,14 +189,27 @@ class TableSource:
 
     def __reduce__(self) -> tuple:
         # The copy reads the files again, which is faster than pickling the columns.
-        state = (self._address, self._paths, self._columns, self._root, self._separator)
+        state = (
+            self._address,
+            self._paths,
+            self._columns,
+            self._root,
+            self._separator,
+            self._dialect,
+        )
         return _reopened, (*state, len(self))
 
 
 def _reopened(
-    address: str, paths: list[str], columns: Columns, root: str, separator: str, count: int
+    address: str,
+    paths: list[str],
+    columns: Columns,
+    root: str,
+    separator: str,
+    dialect: Dialect,
+    count: int,
 ) -> TableSource:
-    source = TableSource(address, paths, columns, root, separator)
+    source = TableSource(address, paths, columns, root, separator, dialect)
     if len(source) != count:
         raise ValueError(
             f'{source}: had {count} rows when it was opened, now it has {len(source)}. Start again '

@@ -29,8 +29,20 @@ def png(shade: int) -> bytes:
     return file.getvalue()
 
 
-def write(path, rows: list[dict]) -> str:
-    """Writes rows in the format of the path's ending."""
+def other_spelling(path: str, number: int) -> str:
+    """Another path of the same file, so that a row is an image of its own."""
+    return ''.join('./' if bit == '1' else './/' for bit in f'{number:b}') + path
+
+
+def write(path, rows: list[dict], quote: bool = False, repeat: bool = False) -> str:
+    """Writes rows in the format of the path's ending; each is an image of its own, or repeats."""
+    seen, stored = set(), []
+    for number, row in enumerate(rows):
+        name = row.get('image')
+        again = isinstance(name, str) and name in seen and not repeat
+        stored.append(row | {'image': other_spelling(name, number)} if again else row)
+        seen.update([name] if isinstance(name, str) else [])
+    rows = stored
     path = pathlib.Path(path)
     if path.suffix == '.parquet':
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=3)
@@ -41,7 +53,8 @@ def write(path, rows: list[dict]) -> str:
         lines = [list(rows[0])]
         for row in rows:
             cells = ['' if value is None else str(value) for value in row.values()]
-            lines.append(['"' + cell.replace('"', '""') + '"' for cell in cells])
+            quoted = separator == ',' or quote
+            lines.append(['"' + c.replace('"', '""') + '"' if quoted else c for c in cells])
         path.write_text('\n'.join(map(separator.join, lines)) + '\n')
     return str(path)
 
@@ -124,7 +137,7 @@ def test_lists_and_single_labels_may_be_mixed_in_jsonl(album):
     assert [source[i]['labels'] for i in range(5)] == [[5], [1, 2], [], [3], []]
     # In files of their own they have columns of different types.
     write(album / 'b0.jsonl', lines[:1])
-    write(album / 'b1.jsonl', lines[1:2])
+    write(album / 'b1.jsonl', [lines[1] | {'image': 'images/1.png'}])
     source = table.source(f'{album}/b*.jsonl')
     assert [source[i]['labels'] for i in range(2)] == [[5], [1, 2]]
 
@@ -140,7 +153,8 @@ def test_captions_keep_their_commas_quotes_lines_and_letters(album, kind):
         '007',
     ]
     stored = [{'image': 'images/0.png', 'caption': caption} for caption in captions]
-    source = table.source(write(album / f'a.{kind}', stored))
+    options = {'quoting': 'double'} if kind == 'tsv' else {}
+    source = table.source(write(album / f'a.{kind}', stored, quote=True), **options)
     assert [source[i]['texts'] for i in range(len(captions))] == [[c] for c in captions]
 
 
@@ -159,7 +173,7 @@ def test_missing_and_empty_captions_and_labels_are_none(album, kind):
 @pytest.mark.parametrize('kind', KINDS)
 def test_names_of_classes_are_numbered_in_sorted_order_over_all_files(album, kind):
     for file, names in ('1', ['wren', ' auk ', '']), ('2', ['gull', 'wren', '12']):
-        stored = [{'image': 'images/0.png', 'label': name} for name in names]
+        stored = [{'image': f'images/{file}.png', 'label': name} for name in names]
         write(album / f'{file}.{kind}', stored)
     source = table.source(f'{album}/?.{kind}')
     assert source.label_names == ['12', 'auk', 'gull', 'wren']
@@ -340,7 +354,7 @@ def test_rows_of_another_length_are_left_out_and_counted(album, kind, separator,
     lines = [['image', 'caption', 'label']]
     broken = [2, 3, 900, 1700, 3999, 4000, 4001]
     for n in range(1, 4002):
-        line = [f'images/{n % 10}.png', f'picture {n} ' + 50 * 'x', str(n)]
+        line = [other_spelling(f'images/{n % 10}.png', n), f'picture {n} ' + 50 * 'x', str(n)]
         lines.append(line[:2] if n in broken[::2] else [*line, 'y'] if n in broken else line)
     path = album / f'a.{kind}'
     path.write_text('\n'.join(map(separator.join, lines)))
@@ -368,9 +382,9 @@ def test_no_row_of_a_file_of_many_blocks_is_lost(album, kind, monkeypatch):
     # 20 megabytes: readers take one to eight at a time, which end in the middle of captions.
     text = 50 * ('\n' + 19 * 'x')
     stored = [{'image': 'images/0.png', 'caption': f'{i} {text}'} for i in range(count)]
-    path = write(album / f'a.{kind}', stored)
+    path = write(album / f'a.{kind}', stored, quote=True)
     monkeypatch.setattr(table._files, 'open_file', SlowFile)
-    source = table.source(path)
+    source = table.source(path, **({'quoting': 'double'} if kind == 'tsv' else {}))
     assert len(source) == count
     assert source.skipped == {}
     monkeypatch.undo()
@@ -408,7 +422,8 @@ def test_broken_lines_of_json_are_left_out_and_counted(album, monkeypatch):
         23: '[' * 100_000,
         30: '',
     }
-    lines = [json.dumps(row) for row in rows(40)]
+    stored = [r | {'image': other_spelling(r['image'], i)} for i, r in enumerate(rows(40))]
+    lines = [json.dumps(row) for row in stored]
     for n, line in broken.items():
         lines[n - 1] = line
     path = album / 'a.jsonl'
@@ -614,15 +629,15 @@ def test_columns_of_a_wrong_type_are_refused(album):
         ('images', 'no file matches'),
         ('a.*', r'several formats, \.csv, \.tsv'),
         (
-            'notes.txt',
-            r"extension: there is no '\.txt'.*There are: \.csv, \.jsonl, \.parquet, \.tsv",
+            'notes.log',
+            r"extension: there is no '\.log'.*There are: \.csv, \.jsonl, \.parquet, \.tsv",
         ),
     ],
 )
 def test_wrong_addresses(album, address, said):
     for name in ('a.csv', 'a.tsv'):
         write(album / name, rows())
-    (album / 'notes.txt').write_text('hello')
+    (album / 'notes.log').write_text('hello')
     with pytest.raises(ValueError, match=said) as error:
         table.source(f'{album}/{address}')
     assert '\n' not in str(error.value)
@@ -641,7 +656,7 @@ def test_wrong_addresses(album, address, said):
             'a.jsonl: starts with a list',
         ),
         ('a.csv', b'image,caption\nx\ny\n', 'no row can be parsed; 2 are left out, .*a.csv: row 1'),
-        ('a.csv', b'image,caption\n"x,1\ny,2\n', 'no row can be parsed'),
+        ('a.csv', b'image,caption\n"x,1\ny,2\n', 'a.csv: line 3: a quote is not closed'),
         ('a.jsonl', b'hello\nthere\n', 'no row can be parsed; 2 are left out, .*a.jsonl: row 1'),
         ('a.parquet', b'', 'a.parquet: cannot be read'),
         ('a.parquet', b'PAR1' + bytes(100), 'a.parquet: cannot be read'),
@@ -659,10 +674,84 @@ def test_tables_without_rows_and_other_files(tmp_path, name, data, said):
 def test_many_rows_take_little_memory(album, kind):
     count = 20_000
     before = pa.total_allocated_bytes()
-    path = write(album / f'a.{kind}', rows(count))
+    stored = [row | {'image': f'images/{i}.png'} for i, row in enumerate(rows(count))]
+    path = write(album / f'a.{kind}', stored)
     source = table.source(path)
     held = sum(c.nbytes for part in source._parts for c in part.columns.values())
     assert held + source._labels.nbytes + source._ends.nbytes < 70 * count
     assert pa.total_allocated_bytes() - before < 140 * count
+    (album / f'images/{count - 1}.png').write_bytes(png(0))
     assert source[count - 1]['texts'] == [f'picture {count - 1}']
     assert os.path.basename(source.where(count - 1)) == f'a.{kind}: row {count}'
+
+
+# Rows of one image, and text as other programs write it
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_rows_of_one_path_are_one_image_also_over_files(album, kind):
+    stored = [
+        {'image': f'images/{i}.png', 'caption': caption, 'label': label}
+        for i, caption, label in [(3, 'a', 1), (1, 'b', 0), (3, 'c', 1), (3, 'a', 1), (1, 'd', 2)]
+    ]
+    write(album / f'x0.{kind}', stored[:3], repeat=True)
+    write(album / f'x1.{kind}', stored[3:], repeat=True)
+    source = table.source(f'{album}/x?.{kind}')
+    assert examples(source) == [
+        {'image': png(3), 'texts': ['a', 'c'], 'label': 1},
+        {'image': png(1), 'texts': ['b', 'd'], 'label': 0},
+    ]
+    assert source.where(1) == f'{album}/x0.{kind}: row 2'
+    assert source.skipped == {
+        'duplicate_row': (1, [f'{album}/x1.{kind}: row 1']),
+        'other_label': (1, [f'{album}/x1.{kind}: row 2']),
+    }
+    assert examples(pickle.loads(pickle.dumps(source))) == examples(source)
+
+
+def test_relative_paths_of_tables_in_two_folders_are_two_images(album):
+    for folder in 'ab':
+        (album / folder).mkdir()
+        (album / folder / 'x.png').write_bytes(png(ord(folder)))
+        write(album / folder / 't.csv', [{'image': 'x.png'}, {'image': f'{album}/images/1.png'}])
+    source = table.source(f'{album}/?/t.csv')
+    assert [e['image'] for e in examples(source)] == [png(97), png(1), png(98)]
+
+
+@pytest.mark.parametrize(
+    ('name', 'data', 'options'),
+    [
+        ('a.csv', b'image;caption\nimages/1.png;"x, ""y"" z"', {}),
+        ('a.csv', b'image| label| caption\nimages/1.png|3| x, "y" z', {}),
+        ('a.csv', b'filepath\ttitle\nimages/1.png\tx, "y" z', {}),
+        ('captions.txt', b'image,caption\nimages/1.png,"x, ""y"" z"', {}),
+        ('a.tsv', 'image\tcaption\nimages/1.png\tx, "y" z'.encode('utf-16'), {}),
+        ('a.tsv', b'images/1.png\tx, "y" z', {'column_names': ('image', 'caption')}),
+        ('a.csv', b'image,caption\nimages/1.png,"x, \\"y\\" z"', {'quoting': 'backslash'}),
+    ],
+)
+def test_text_as_other_programs_write_it(album, name, data, options):
+    (album / name).write_bytes(data)
+    source = table.source(str(album / name), **options)
+    assert source[0]['image'] == png(1) and source[0]['texts'] == ['x, "y" z']
+    assert len(source) == 1 and source.skipped == {}
+
+
+def test_a_quote_begins_a_caption_of_a_tsv_and_swallows_nothing(album):
+    (album / 'a.tsv').write_text('image\tcaption\nimages/1.png\t"a\nimages/2.png\tb\n')
+    assert [e['texts'] for e in examples(table.source(f'{album}/a.tsv'))] == [['"a'], ['b']]
+
+
+@pytest.mark.parametrize('first', ['null', '7', ''])
+def test_lines_of_json_that_are_no_objects_do_not_end_the_process(album, first):
+    (album / 'a.jsonl').write_text(first + '\n{"image": "images/1.png"}\nnull\n')
+    source = table.source(f'{album}/a.jsonl')
+    assert len(source) == 1 and source[0]['image'] == png(1)
+    assert source.skipped['unparsable_row'].count == 1 + bool(first)
+
+
+def test_rows_name_regular_files_and_known_protocols_only(album):
+    os.mkfifo(album / 'pipe')
+    named = ['/dev/zero', 'pipe', 'zip://x::file:///etc/passwd', 'ftp://127.0.0.1/x', 'file:///x']
+    source = table.source(write(album / 'a.csv', [{'image': name} for name in named]))
+    assert [bad(source, i).kind for i in range(5)] == ['no_image'] * 5
