@@ -210,8 +210,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_files(
     process.send_signal(signal.SIGKILL)
     process.communicate()
     there = {path.name: path.stat().st_mtime_ns for path in out.glob('shard-*.json')}
-    with pytest.raises(ValueError, match=r'not a folder of embeddings|not complete'):
-        open_source(f'embeddings:{out}')
+    if len(there) < 7:  # else it was quicker than the signal
+        with pytest.raises(ValueError, match=r'not a folder of embeddings|not complete'):
+            open_source(f'embeddings:{out}')
     run(*arguments, f'--out={out}')
     assert files(out) == files(folder)
     assert all((out / name).stat().st_mtime_ns == time for name, time in there.items())
