@@ -17,7 +17,7 @@ from clip_jax.data.embedding_store import Embeddings
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.image.opening import MAX_PIXELS
 from clip_jax.data.image.upright import decode
-from clip_jax.data.preprocess import Preprocess
+from clip_jax.data.preprocess import Preprocess, card_fields
 from clip_jax.data.sources import Source, open_source
 from clip_jax.models import clip, layers, presets
 from clip_jax.step import optimizers
@@ -330,9 +330,8 @@ def preprocess(
         image_size: height and width of the model's images, in pixels.
         base: the `preprocess` of a card; None: OpenAI's.
     """
-    fields = [field.name for field in dataclasses.fields(Preprocess) if field.name != 'max_pixels']
     for name in config:
-        lookup.check(name, fields, what='preprocess: field')
+        lookup.check(name, card_fields(), what='preprocess: field')
     return Preprocess.from_card({**(base or {}), **given(config), 'size': image_size})
 
 

@@ -185,10 +185,8 @@ def joined(rest: Sequence[str]) -> list[str]:
 
 def refuse(rest: Sequence[str], command: str) -> None:
     """ValueError if there are arguments that the command does not know."""
-    for argument in rest:
-        raise ValueError(
-            f'there is no flag {argument!r}; clip-jax {command} --help lists the flags'
-        )
+    if rest:
+        raise ValueError(f'there is no flag {rest[0]!r}; clip-jax {command} --help lists the flags')
 
 
 def check_overrides(rest: Sequence[str], flag: str = 'config') -> None:

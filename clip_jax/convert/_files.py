@@ -1,7 +1,6 @@
 """Weight files of any format as {name: Array}, read lazily."""
 
 import functools
-import json
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.numpy import save_file
 
 from clip_jax.convert import _torch_file
 from clip_jax.convert._table import Array
+from clip_jax.runtime import foreign_json
 
 _INDEX = '.index.json'
 _TYPES = {
@@ -95,15 +95,9 @@ def names_of(path: pathlib.Path) -> list[str]:
     return list(arrays(path))
 
 
-def json_of(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON file with an object; ValueError if it holds anything else."""
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: not valid JSON: {error}') from error
-    if not isinstance(content, dict):
-        raise ValueError(f'{path}: holds a {type(content).__name__}, expected an object {{…}}')
-    return content
+def json_of(path: pathlib.Path, schema: Any = dict) -> dict[str, Any]:
+    """Reads a JSON file with an object; ValueError if it holds anything else than the schema."""
+    return foreign_json.read(path, schema)
 
 
 def locate(path: pathlib.Path, names: Iterable[str]) -> pathlib.Path:

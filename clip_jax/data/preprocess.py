@@ -149,20 +149,23 @@ class Preprocess:
     @property
     def card(self) -> dict:
         """What a checkpoint's card says of these fields, JSON values; see `from_card`."""
-        fields = {**dataclasses.asdict(self), 'mean': list(self.mean), 'std': list(self.std)}
-        del fields['max_pixels']
-        return fields
+        fields = {name: getattr(self, name) for name in card_fields()}
+        return {**fields, 'mean': list(self.mean), 'std': list(self.std)}
 
     @classmethod
     def from_card(cls, card: dict) -> 'Preprocess':
         """Makes a Preprocess from the card of a checkpoint; the defaults are OpenAI's."""
-        known = [field.name for field in dataclasses.fields(cls) if field.name != 'max_pixels']
         for name in card:
-            lookup.check(name, known, what='preprocess: field of the card')
+            lookup.check(name, card_fields(), what='preprocess: field of the card')
         fields: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in card.items()
         }
         return cls(**fields)
+
+
+def card_fields() -> list[str]:
+    """Returns the names of the fields of `Preprocess` that are part of a card."""
+    return [field.name for field in dataclasses.fields(Preprocess) if field.name != 'max_pixels']
 
 
 def _opened(image, max_pixels: int) -> contextlib.AbstractContextManager[Image.Image]:

@@ -82,7 +82,7 @@ def write(
 
     classify([])  # what the model cannot do is found before images are read
     bad: Counter[str] = Counter()
-    with _new_file(out) as file, Progress('classify', len(source), unit='images') as progress:
+    with atomic.writing(out) as file, Progress('classify', len(source), unit='images') as progress:
         rows = csv.writer(file, lineterminator='\n')
         rows.writerow(['where', *_columns(top_k), 'bad'])
         for records in _read(clip, source, threads):
@@ -142,18 +142,3 @@ def _read(clip: Clip, source: Source, threads: int) -> Iterator[list[Record]]:
     ahead = pretrained.AHEAD * clip.batch_size
     with contextlib.closing(in_order(read, 0, len(source), threads=threads, ahead=ahead)) as found:
         yield from pretrained.groups(found, clip.batch_size)
-
-
-@contextlib.contextmanager
-def _new_file(path: pathlib.Path) -> Iterator[Any]:
-    """Opens a text file that appears at `path` when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + atomic.PARTIAL)
-    try:
-        # Names of files need not be UTF-8; the table is.
-        with partial.open('w', encoding='utf-8', errors='backslashreplace', newline='') as file:
-            yield file
-        atomic.commit(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

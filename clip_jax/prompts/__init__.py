@@ -5,7 +5,6 @@ classification.
 import importlib.resources
 import itertools
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +14,10 @@ from etils import epath
 from clip_jax import lookup
 from clip_jax.data.errors import DataNotFound
 from clip_jax.prompts import by_class
+from clip_jax.prompts.by_class import PLACE
 
 _SETS = importlib.resources.files('clip_jax') / 'prompts' / 'templates'
 _ENDINGS = ('.txt', '.json')
-_PLACE = re.compile(r'\{c?\}')
 
 # A text in which {} stands for the class name, or a function of the class name.
 Template = str | Callable[[str], str]
@@ -188,7 +187,7 @@ def _checked(template: Any, what: str) -> Template:
 
 
 def _is_template(source: Any) -> bool:
-    return isinstance(source, str) and not source.endswith(_ENDINGS) and bool(_PLACE.search(source))
+    return isinstance(source, str) and not source.endswith(_ENDINGS) and bool(PLACE.search(source))
 
 
 def _is_list(names: str) -> bool:

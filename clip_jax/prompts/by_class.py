@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 WORDNET_ID = re.compile(r'n\d{8}')
+PLACE = re.compile(r'\{c?\}')  # of the class name in a template
 _LINE = re.compile(r'(n\d{8})\s+(\S.*)')
 
 
@@ -42,7 +43,7 @@ def are_prompts(value: Any) -> bool:
         isinstance(value, Mapping)
         and bool(value)
         and all(isinstance(own, list) and own and _are_texts(own) for own in value.values())
-        and not any(re.search(r'\{c?\}', text) for own in value.values() for text in own)
+        and not any(PLACE.search(text) for own in value.values() for text in own)
     )
 
 

@@ -48,15 +48,8 @@ def write(path: str | os.PathLike, content: str | bytes) -> None:
         path: the file; until the write is complete it keeps its previous content.
         content: text, written as UTF-8, or bytes.
     """
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
-    try:
+    with _committed(epath.Path(path)) as partial:
         partial.write_bytes(encoded(content) if isinstance(content, str) else content)
-        commit(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def encoded(text: str) -> bytes:
@@ -73,13 +66,22 @@ def decoded(data: bytes) -> str:
 def writing(path: pathlib.Path) -> Iterator[TextIO]:
     """Yields a new local text file that gets its name when it is complete; on errors it is removed.
 
-    Parent folders are created.
+    Parent folders are created. Line ends are written as they are.
     """
+    with (  # the file is closed before it gets its name
+        _committed(epath.Path(path)) as partial,
+        open(partial, 'w', encoding='utf-8', errors='backslashreplace', newline='') as file,
+    ):
+        yield file
+
+
+@contextlib.contextmanager
+def _committed(path: epath.Path) -> Iterator[epath.Path]:
+    """Yields the path at which a file is written until it is complete; on errors it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
     try:
-        with open(partial, 'w', encoding='utf-8', errors='backslashreplace') as file:
-            yield file
+        yield partial
         commit(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -381,7 +381,7 @@ def test_json_that_is_none(tmp_path):
     path = written(tmp_path, 'open_clip', 'clip')
     for content, message in (
         ('{"a"', 'not valid JSON'),
-        ('[]', 'holds a list, expected an object'),
+        ('[]', 'is a list of 0; expected an object'),
     ):
         (path / open_clip.CONFIG).write_text(content)
         with pytest.raises(ValueError, match=message):

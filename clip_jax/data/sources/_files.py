@@ -1,5 +1,6 @@
 """Files and folders: local, or at an address with '://' that fsspec supports."""
 
+import codecs
 import errno
 import glob
 import os
@@ -48,6 +49,17 @@ def read(path: str, *, missing: str = 'no_image') -> bytes:
                 error.filename = path
             raise  # A failing network or disk does not mean that the record is bad.
         raise BadRecord(missing, f'cannot read {path[:200]!r} ({reason})') from error
+
+
+def blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """Yields a file in blocks of about `size` bytes that end with a line.
+
+    A byte order mark is left out. An unbuffered file would be read byte by byte for its lines.
+    """
+    block = file.read(size).removeprefix(codecs.BOM_UTF8)
+    while block:
+        yield block + file.readline()
+        block = file.read(size)
 
 
 def read_named(path: str) -> bytes:

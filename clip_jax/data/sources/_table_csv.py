@@ -120,7 +120,9 @@ def _found(columns: Columns, names: list[str], path: str) -> list[str]:
 
 def _check_quotes(file: BinaryIO, path: str, dialect: Dialect) -> None:
     """Raises ValueError if a quote is not closed, which would swallow the rows after it."""
-    reader = csv.reader(_text(file, 'latin-1'), strict=True, **_python_dialect(dialect))
+    escape = '\\' if dialect.quoting == 'backslash' else None
+    lines = _text(file, 'latin-1')
+    reader = csv.reader(lines, strict=True, delimiter=dialect.delimiter, escapechar=escape)
     try:
         for _ in reader:
             pass
@@ -131,19 +133,11 @@ def _check_quotes(file: BinaryIO, path: str, dialect: Dialect) -> None:
         ) from None
 
 
-def _python_dialect(dialect: Dialect) -> dict:
-    if dialect.quoting == 'none':
-        return {'delimiter': dialect.delimiter, 'quoting': csv.QUOTE_NONE}
-    escape = '\\' if dialect.quoting == 'backslash' else None
-    return {'delimiter': dialect.delimiter, 'escapechar': escape}
-
-
 def _text(file: BinaryIO, encoding: str) -> Iterator[str]:
     """Yields the lines from the start, without a byte order mark."""
     file.seek(0)
-    file.seek(len(_MARK) if file.read(len(_MARK)) == _MARK else 0)
-    while block := file.read(_BLOCK):  # an unbuffered file gives lines byte by byte
-        for line in (block + file.readline()).splitlines(keepends=True):
+    for block in _files.blocks(file, _BLOCK):
+        for line in block.splitlines(keepends=True):
             yield line.decode(encoding, 'replace')
 
 

@@ -1,13 +1,12 @@
 """Readers of CSV, TSV, JSONL and Parquet files: their rows in Arrow's buffers."""
 
-import codecs
 import contextlib
 import functools
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +20,6 @@ from clip_jax.data.sources._skipped import Ledger
 from clip_jax.data.sources._table_csv import Dialect, read_csv
 from clip_jax.data.sources._table_rows import Columns, Rows
 
-_MARK = codecs.BOM_UTF8
 _BLOCK = 1 << 23  # bytes of a JSONL file that are parsed at once
 CACHE_BYTES = 512 << 20  # decoded row groups of images of Parquet files that stay in memory
 
@@ -35,7 +33,7 @@ def _read_jsonl(
 ) -> list[Rows]:
     parts, names, first = [], set(), 0
     with _files.open_file(path) as file:
-        for block in _blocks(file):
+        for block in _files.blocks(file, _BLOCK):
             lines = block.count(b'\n') + (not block.endswith(b'\n'))
             if not first and block.lstrip().startswith(b'['):
                 raise ValueError(
@@ -59,14 +57,6 @@ def _read_jsonl(
         for part in parts:
             part.columns = {name: part.columns[name] for name in found}
     return parts
-
-
-def _blocks(file: BinaryIO) -> Iterator[bytes]:
-    """Yields a file in blocks of complete lines, without a byte order mark."""
-    block = file.read(_BLOCK).removeprefix(_MARK)
-    while block:
-        yield block + file.readline()
-        block = file.read(_BLOCK)
 
 
 def _first_objects(block: bytes) -> list[dict[str, Any]]:

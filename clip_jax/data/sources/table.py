@@ -189,27 +189,12 @@ class TableSource:
 
     def __reduce__(self) -> tuple:
         # The copy reads the files again, which is faster than pickling the columns.
-        state = (
-            self._address,
-            self._paths,
-            self._columns,
-            self._root,
-            self._separator,
-            self._dialect,
-        )
-        return _reopened, (*state, len(self))
+        files = self._address, self._paths, self._columns, self._root
+        return _reopened, (len(self), *files, self._separator, self._dialect)
 
 
-def _reopened(
-    address: str,
-    paths: list[str],
-    columns: Columns,
-    root: str,
-    separator: str,
-    dialect: Dialect,
-    count: int,
-) -> TableSource:
-    source = TableSource(address, paths, columns, root, separator, dialect)
+def _reopened(count: int, *given: Any) -> TableSource:
+    source = TableSource(*given)
     if len(source) != count:
         raise ValueError(
             f'{source}: had {count} rows when it was opened, now it has {len(source)}. Start again '
