@@ -20,6 +20,7 @@ from clip_jax.data.image.upright import decode
 from clip_jax.data.preprocess import Preprocess, card_fields
 from clip_jax.data.sources import Source, open_source
 from clip_jax.models import clip, layers, presets
+from clip_jax.runtime import atomic
 from clip_jax.step import optimizers
 
 TOKENIZER_CAPTIONS = 1_000_000  # a vocabulary does not improve with more
@@ -102,15 +103,26 @@ def _check_images(spec: str, embeddings: bool) -> None:
 
 
 def image_loader(
-    options: Mapping[str, Mapping[str, Any]], *, max_pixels: int = MAX_PIXELS
+    options: Mapping[str, Mapping[str, Any]], *, max_pixels: int = MAX_PIXELS, remote: bool = True
 ) -> Callable[[str, list[int]], list]:
-    """Returns a function (SPEC, indices) -> decoded images uint8 [H, W, 3], for the figures."""
+    """Returns a function (SPEC, indices) -> decoded images uint8 [H, W, 3], for the figures.
+
+    Args:
+        options: the options of each kind of source.
+        max_pixels: encoded images with more are refused.
+        remote: whether data at an address are read; else they raise ValueError.
+    """
+
+    def opened(spec: str, options: Mapping[str, Mapping[str, Any]], **kinds: bool) -> Any:
+        if not remote and atomic.is_remote(spec):
+            raise ValueError('it is at an address; give --fetch to read its images from there')
+        return source(spec, options, **kinds)
 
     def load_images(spec: str, indices: list[int]) -> list:
-        data = source(spec, options, embeddings=True)
+        data = opened(spec, options, embeddings=True)
         if isinstance(data, Embeddings):  # the images are where they were
             indices = [data.record(i)['record'] for i in indices]
-            data = source(*data.embedded)
+            data = opened(*data.embedded)
         return [decode(data[i]['image'], max_pixels=max_pixels) for i in indices]
 
     return load_images

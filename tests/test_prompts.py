@@ -190,7 +190,7 @@ def test_json_may_have_prompts_of_each_class(stored):
         ([1, 2], '', 'expected a list of texts, found [1, 2]'),
         ({'pets': {'cat': 'a cat'}}, 'pets', 'expected a list of texts'),
         (3, '', 'expected a list of texts, found 3'),
-        ('{"a', '', 'not JSON'),
+        ('{"a', '', 'not valid JSON'),
     ],
 )
 def test_json_that_holds_no_templates(stored, content, key, message):

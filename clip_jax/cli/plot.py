@@ -33,6 +33,11 @@ def add_parser(commands: Any) -> None:
         help='a report of clip-jax eval to include; can be given several times',
     )
     parser.add_argument(
+        '--fetch',
+        action='store_true',
+        help='read images for the figures from addresses that the reports name',
+    )
+    parser.add_argument(
         '--out',
         metavar='FILE.html',
         help='the HTML report (default, for one run: DIR/plots/index.html)',
@@ -65,7 +70,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if len(runs) == 1:
         workdir = epath.Path(workdirs[0])
         data = runs[0].config['data']
-        load_images = build.image_loader(data['options'], max_pixels=data['max_pixels'])
+        load_images = build.image_loader(
+            data['options'], max_pixels=data['max_pixels'], remote=args.fetch
+        )
         reports = files.read_folder(workdir / 'evals')
         # With --out the run directory, which may be somebody else's, stays as it is.
         with tempfile.TemporaryDirectory() as temporary:

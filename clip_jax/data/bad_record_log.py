@@ -11,7 +11,7 @@ from etils import epath
 from clip_jax.data import examples
 from clip_jax.data.errors import BAD_RECORD_KINDS
 from clip_jax.data.sources import Source
-from clip_jax.runtime import atomic, multihost
+from clip_jax.runtime import atomic, foreign_json, multihost
 
 LISTED = 1_000  # records that each host lists in its file
 MIN_BAD = 32  # bad records below which their fraction is not checked
@@ -48,7 +48,10 @@ class BadRecordLog:
         """The lines of the file up to a step; the run will read the later records again."""
         if not self.path.exists():
             return []
-        lines = [json.loads(line) for line in self.path.read_text().splitlines()]
+        lines = [
+            foreign_json.parse(line, str(self.path), {'step': int})
+            for line in self.path.read_text().splitlines()
+        ]
         return [line for line in lines if line['step'] <= step]
 
     def add(self, step: int, bad: Sequence[tuple[int, str]], seen: int) -> None:

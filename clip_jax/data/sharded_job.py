@@ -117,6 +117,6 @@ def read_note(path: epath.PathLike, *required: str) -> dict[str, Any] | None:
         return None
     try:
         note = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return note if isinstance(note, dict) and note.keys() >= set(required) else None

@@ -19,7 +19,7 @@ from clip_jax.data.errors import DataNotFound
 from clip_jax.embeddings.identity import card_hash, fingerprint
 from clip_jax.evaluation import encoders, evaluate
 from clip_jax.pretrained import Clip
-from clip_jax.runtime import atomic, environment
+from clip_jax.runtime import atomic, environment, foreign_json
 from clip_jax.runtime.messages import one_line
 
 DONE, MISSING, FAILED = 'done', 'missing', 'failed'
@@ -230,7 +230,7 @@ def _finished(file: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, Any]
     """
     if not file.exists():
         return None
-    report = json.loads(file.read_text())
+    report = foreign_json.read(file)
     same = all(report.get(k) == v for k, v in settings.items() if k != 'model')
     return report if same else None
 

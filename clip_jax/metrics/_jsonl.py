@@ -125,6 +125,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     """The content of a line, None if it is malformed."""
     try:
         parsed = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) and isinstance(parsed.get('step'), int) else None

@@ -1,6 +1,5 @@
 """Weights & Biases; needs `pip install 'clipax[wandb]'`."""
 
-import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from clip_jax.metrics._writer import Writer, split_images, to_python
-from clip_jax.runtime import atomic
+from clip_jax.runtime import atomic, foreign_json
 
 RUN_FILE = 'wandb.json'  # in the run directory: the id of its W&B run
 
@@ -69,7 +68,7 @@ def _run_id(workdir: epath.Path, resume_step: int) -> str:
     """The id of the run directory's W&B run; a new one if training starts anew."""
     path = workdir / RUN_FILE
     if resume_step >= 0 and path.exists():
-        return json.loads(path.read_text())['id']
+        return foreign_json.read(path, {'id': str})['id']
     run_id = secrets.token_hex(4)
     atomic.write_json(path, {'id': run_id})
     return run_id

@@ -4,7 +4,6 @@ classification.
 
 import importlib.resources
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from clip_jax import lookup
 from clip_jax.data.errors import DataNotFound
 from clip_jax.prompts import by_class
 from clip_jax.prompts.by_class import PLACE
+from clip_jax.runtime import foreign_json
 
 _SETS = importlib.resources.files('clip_jax') / 'prompts' / 'templates'
 _ENDINGS = ('.txt', '.json')
@@ -222,10 +222,7 @@ def _choose(
     """The list in a JSON file, the entry `key` of its object, or an object that `is_whole`, without
     entries to choose from.
     """
-    try:
-        found = json.loads(_read(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f'{what} {str(path)!r}: not JSON ({error})') from error
+    found = foreign_json.parse(_read(path), f'{what} {str(path)!r}', object)
     if isinstance(found, Mapping):
         if not key and is_whole(found):
             return dict(found)

@@ -14,11 +14,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from clip_jax.runtime import atomic
 from clip_jax.runtime.messages import printable
 
 BLUE, ORANGE, GREEN, PURPLE = '#0072B2', '#D55E00', '#009E73', '#AA4499'
@@ -138,9 +138,7 @@ def save(figure: Figure, path: str | os.PathLike) -> None:
         text.set_text(printable(text.get_text(), keep='\n'))
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=DPI)
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
+    atomic.write(path, buffer.getvalue())
 
 
 def new(width: float, height: float, title: str, subtitle: str, foot: float = 0.0) -> Figure:

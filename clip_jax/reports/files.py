@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from clip_jax.runtime import atomic
+from clip_jax.runtime import atomic, foreign_json
 
 
 def check(out: pathlib.Path) -> None:
@@ -37,19 +37,14 @@ def read(path: str | PathLike) -> dict[str, Any]:
     path = epath.Path(path)
     if not path.exists():
         raise ValueError(f'{path}: no such file; expected a report of clip-jax eval')
-    try:
-        report = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f'{path}: not JSON ({error}). Run that evaluation again.') from error
+    report = foreign_json.read(path)
     if wrong := _problem(report):
         raise ValueError(f'{path}: not a report of an evaluation ({wrong})')
     return report
 
 
-def _problem(report: Any) -> str:
-    """What keeps a JSON value from being a report, '' if it is one."""
-    if not isinstance(report, dict):
-        return f'found {report!r:.60}, expected an object'
+def _problem(report: dict[str, Any]) -> str:
+    """What keeps an object from being a report, '' if it is one."""
     kinds = {'type': str, 'data': str, 'scores': dict}
     for key, kind in kinds.items():
         if not isinstance(report.get(key), kind):

@@ -17,6 +17,7 @@ from etils import epath
 
 from clip_jax import metrics
 from clip_jax.reports import _style, drawing, files
+from clip_jax.runtime import foreign_json
 
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader('clip_jax', 'reports'),
@@ -115,7 +116,7 @@ def read_run(workdir: str | os.PathLike, name: str = '') -> Run:
     for file in 'config.json', 'metrics.jsonl':
         if not (folder / file).exists():
             raise ValueError(f'{folder}: not a run directory (it has no {file})')
-    config = _read_dict(folder / 'config.json', 'the config')
+    config = foreign_json.read(folder / 'config.json')
     data = config.get('data')
     if not isinstance(data, dict) or not isinstance(data.get('options'), dict):
         raise ValueError(f'{folder / "config.json"}: not the config of a run (no "data.options")')
@@ -124,19 +125,9 @@ def read_run(workdir: str | os.PathLike, name: str = '') -> Run:
         name=name or folder.name,
         config=config,
         rows=metrics.read_jsonl(folder / 'metrics.jsonl'),
-        summary=_read_dict(summary, 'the summary') if summary.exists() else {},
+        summary=foreign_json.read(summary) if summary.exists() else {},
         scores=files.scores(files.read_folder(folder / 'evals')),
     )
-
-
-def _read_dict(path: epath.Path, what: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f'{path}: not {what} of a run (not JSON: {error})') from error
-    if not isinstance(content, dict):
-        raise ValueError(f'{path}: not {what} of a run (expected a dict, found {content!r:.60})')
-    return content
 
 
 def read_runs(workdirs: Sequence[str | os.PathLike]) -> list[Run]:

@@ -1,10 +1,12 @@
 """Atomic writes: a file has its complete content, or what it had before."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -12,6 +14,7 @@ from typing import Any, TextIO
 from etils import epath
 
 _ESCAPED = re.compile(r'\\u(dc[89a-f][0-9a-f])')  # a byte of a name that is not UTF-8
+_PARTIAL_NAME = re.compile(r'\.[0-9a-f]{8}\.partial$')
 PARTIAL = '.partial'  # suffix of a file that is being written
 
 
@@ -77,15 +80,58 @@ def writing(path: pathlib.Path) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _committed(path: epath.Path) -> Iterator[epath.Path]:
-    """Yields the path at which a file is written until it is complete; on errors it is removed."""
+    """Yields the path at which a new file is written until it is complete.
+
+    Each writer has a path of its own, which nobody can have made a link. On errors the file is
+    removed; what a killed writer left is removed by the next one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
+    opened = None
+    if is_remote(path):
+        partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}{PARTIAL}')
+    else:
+        _remove_leftovers(pathlib.Path(path))
+        partial, opened = _new_partial(path)
     try:
         yield partial
         commit(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    finally:
+        if opened is not None:
+            os.close(opened)
+
+
+def _new_partial(path: epath.Path) -> tuple[epath.Path, int]:
+    """Creates a file and locks it for as long as its descriptor is open."""
+    while True:
+        partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}{PARTIAL}')
+        opened = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        if os.fstat(opened).st_nlink:
+            return partial, opened
+        os.close(opened)  # taken for a leftover before it was locked
+
+
+def _remove_leftovers(path: pathlib.Path) -> None:
+    """Removes the partial files of a path that no writer has locked any more."""
+    for name in os.listdir(path.parent):
+        if name != path.name and _written(name) == path.name:
+            leftover = path.with_name(name)
+            with contextlib.suppress(OSError):
+                opened = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    leftover.unlink()
+                finally:
+                    os.close(opened)
+
+
+def _written(name: str) -> str:
+    """Returns the name that a file has, or will have when it is complete."""
+    return _PARTIAL_NAME.sub('', name)
 
 
 @contextlib.contextmanager
@@ -114,8 +160,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def unexpected_files(folder: epath.Path, *own: str) -> list[str]:
     """Returns the sorted names of files in a folder, except its `own`, complete or partial."""
-    own += tuple(name + PARTIAL for name in own)
-    return sorted(path.name for path in folder.iterdir() if path.name not in own)
+    return sorted(path.name for path in folder.iterdir() if _written(path.name) not in own)
 
 
 def commit(partial: str | os.PathLike, path: str | os.PathLike) -> None:

@@ -66,7 +66,7 @@ def verify(
         return [f'{NAME} is missing' if any(folder.iterdir()) else 'an empty folder']
     except NotADirectoryError:
         return ['a file, where a folder was expected']
-    except (ValueError, KeyError, TypeError, AttributeError, IsADirectoryError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IsADirectoryError):
         pass
     if not right:
         return [f'{NAME} is corrupt']

@@ -60,6 +60,8 @@ class Lock:
             return
         self._created = [p for p in (self._folder, *self._folder.parents) if not p.exists()]
         self._folder.mkdir(parents=True, exist_ok=True)
+        if os.path.islink(self._path):  # never ours: a lock written through it would hit its target
+            self._path.unlink()
         lock = filelock.FileLock(self._path, thread_local=False, fallback_to_soft=False)
         try:
             lock.acquire(timeout=0)

@@ -1,6 +1,5 @@
 """The run directory: which config it belongs to, whether the run is complete, and small files."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ from etils import epath
 from flax import traverse_util
 
 from clip_jax.data import examples
-from clip_jax.runtime import atomic, lock, multihost
+from clip_jax.runtime import atomic, foreign_json, lock, multihost
 from clip_jax.runtime.messages import first_few
 
 # Keys that may change when a run resumes: they say how and where, not what is computed.
@@ -105,11 +104,8 @@ def _changes(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[str,
 
 
 def read_json(path: epath.Path) -> Any:
-    """Reads a JSON file of a run directory; ValueError names it if it is corrupt."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f'{path} is corrupt ({error})') from None
+    """Reads a JSON file of a run directory; ValueError names it if it is damaged."""
+    return foreign_json.read(path, object)
 
 
 def write_json(path: epath.Path, content: Any) -> None:

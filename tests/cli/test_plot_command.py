@@ -1,7 +1,11 @@
 """`clip-jax plot`: HTML reports, and bad input."""
 
+import http.server
+import json
 import shutil
+import threading
 
+import pytest
 from support.files import hashes
 
 
@@ -62,3 +66,53 @@ def test_what_a_page_needs(line, tiny_run, tmp_path):
     assert 'not a report of an eval' in line('plot', here, f'--report={tmp_path / "x.json"}', out)
     assert '/no/x.json: no such file' in line('plot', '--report=/no/x.json', out)
     assert 'not a run directory' in line('plot', here, f'--workdir={tmp_path}', out)
+
+
+def test_links_in_a_run_directory_are_not_followed(run, tiny_run, tmp_path):
+    theirs, mine = tmp_path / 'theirs', tmp_path / 'mine'
+    shutil.copytree(tiny_run, theirs)
+    mine.write_text('mine')
+    for name in 'training.png', 'index.html', 'index.html.partial':
+        (theirs / 'plots' / name).unlink(missing_ok=True)
+        (theirs / 'plots' / name).symlink_to(mine)
+    assert run('plot', theirs)[0] == 0
+    assert mine.read_text() == 'mine'
+    assert not (theirs / 'plots' / 'index.html').is_symlink()
+
+
+@pytest.fixture
+def server():
+    """An address, and the requests that were made of it."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as own:
+        threading.Thread(target=own.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{own.server_port}', asked
+        own.shutdown()
+
+
+@pytest.mark.parametrize('fetch', [False, True])
+def test_addresses_in_a_run_directory_are_asked_only_on_request(
+    run, tiny_run, tmp_path, server, fetch, caplog
+):
+    address, asked = server
+    theirs = tmp_path / 'theirs'
+    shutil.copytree(tiny_run, theirs)
+    (report,) = [
+        path for path in (theirs / 'evals').glob('*.json') if 'examples' in path.read_text()
+    ]
+    content = json.loads(report.read_text())
+    report.write_text(json.dumps({**content, 'data': f'tars:{address}/x.tar'}))
+    assert run('plot', theirs, *(['--fetch'] if fetch else []))[0] == 0
+    assert 'figures with images are left out' in caplog.text
+    assert ('give --fetch' in caplog.text) == (not fetch) and bool(asked) == fetch

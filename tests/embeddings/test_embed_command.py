@@ -190,7 +190,7 @@ def test_retrieval_reads_the_rows_of_captions(folder, monkeypatch):
 def test_what_a_kill_left_of_the_first_file_is_no_other_thing(arguments, tmp_path):
     out = tmp_path / 'x'
     out.mkdir()
-    (out / 'embeddings.json.partial').write_text('{"comp')
+    (out / 'embeddings.json.0123abcd.partial').write_text('{"comp')
     run(*arguments, f'--out={out}')
     assert len(open_source(f'embeddings:{out}')) == 64
 

@@ -460,7 +460,7 @@ def test_write_all_wants_a_run_directory_and_whole_reports(tmp_path):
     assert len(drawing.write_all(tmp_path, None)) == 1
     (tmp_path / 'evals').mkdir()
     (tmp_path / 'evals' / 'zeroshot.json').write_text('{"eval": "zeros')
-    with pytest.raises(ValueError, match=r'zeroshot\.json: not JSON'):
+    with pytest.raises(ValueError, match=r'zeroshot\.json: not valid JSON'):
         drawing.write_all(tmp_path, None)
 
 

@@ -184,16 +184,23 @@ def test_what_is_no_run_or_report(tmp_path):
     with pytest.raises(ValueError, match=r'not a run directory \(it has no metrics\.jsonl\)'):
         html_report.read_run(tmp_path)
     (tmp_path / 'metrics.jsonl').write_text('')
-    for text in ('{', '[]', '{}', '{"data": 1}', '{"data": {"options": 1}}'):
+    for text, said in (
+        ('{', ': not valid JSON'),
+        ('[' * 100_000, ': lists or objects are nested too deeply'),
+        ('[]', ' is a list of 0; expected an object'),
+        ('{}', ': not the config of a run'),
+        ('{"data": 1}', ': not the config of a run'),
+        ('{"data": {"options": 1}}', ': not the config of a run'),
+    ):
         (tmp_path / 'config.json').write_text(text)
-        with pytest.raises(ValueError, match=r'config\.json: not the config of a run \('):
+        with pytest.raises(ValueError, match=rf'config\.json{said}'):
             html_report.read_run(tmp_path)
     with pytest.raises(ValueError, match=r'config\.json: not a report of an evaluation'):
         html_report.report_file_section(tmp_path / 'config.json')
     folder = make_run(tmp_path / 'run')
-    for text in ('{"loss"', '[]'):
+    for text, said in ('{"loss"', ': not valid JSON'), ('[]', ' is a list of 0'):
         (folder / 'summary.json').write_text(text)
-        with pytest.raises(ValueError, match=r'summary\.json: not the summary of a run \('):
+        with pytest.raises(ValueError, match=rf'summary\.json{said}'):
             html_report.read_run(folder)
     (folder / 'summary.json').write_text('{"loss": 1}')
     assert 'complete' in html_report.compare_page([html_report.read_run(folder)])

@@ -23,12 +23,10 @@ def test_what_was_there_stays_until_the_new_is_whole(tmp_path, monkeypatch):
     path = tmp_path / 'x'
     atomic.write(path, 'old')
 
-    def full(self, content):
-        with open(self, 'wb') as file:
-            file.write(content[:1])
+    def full(path):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(epath.Path('.').__class__, 'write_bytes', full)
+    monkeypatch.setattr(atomic, '_sync', full)
     with pytest.raises(OSError, match='No space left'):
         atomic.write(path, 'new')
     assert path.read_text() == 'old'
@@ -36,10 +34,39 @@ def test_what_was_there_stays_until_the_new_is_whole(tmp_path, monkeypatch):
 
 
 def test_own_files_are_no_others_whole_or_not(tmp_path):
-    for name in ('a.json', 'b.json.partial', 'c.json.partial', 'd'):
+    for name in ('a.json', 'b.json.0123abcd.partial', 'c.json.0123abcd.partial', 'd'):
         (tmp_path / name).touch()
     found = atomic.unexpected_files(epath.Path(tmp_path), 'a.json', 'b.json')
-    assert found == ['c.json.partial', 'd']
+    assert found == ['c.json.0123abcd.partial', 'd']
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / 'x'
+    with atomic.writing(path) as one, atomic.writing(path) as other:
+        one.write('one')
+        other.write('other')
+    assert path.read_text() == 'one'  # which ended last
+    assert [file.name for file in tmp_path.iterdir()] == ['x']
+
+
+def test_a_link_is_replaced_not_followed(tmp_path):
+    target, path = tmp_path / 'target', tmp_path / 'x'
+    target.write_text('mine')
+    path.symlink_to(target)
+    atomic.write(path, 'new')
+    assert target.read_text() == 'mine' and path.read_text() == 'new' and not path.is_symlink()
+
+
+def test_what_killed_writers_left_is_removed_by_the_next(tmp_path):
+    leftover, others = 'x.01234567.partial', {'y.01234567.partial', 'x.partial'}
+    for name in {leftover} | others:
+        (tmp_path / name).touch()
+    with atomic.writing(tmp_path / 'x') as alive:
+        atomic.write(tmp_path / 'x', 'new')
+        alive.write('newer')
+        assert (tmp_path / 'x').read_text() == 'new'
+    assert (tmp_path / 'x').read_text() == 'newer'
+    assert {path.name for path in tmp_path.iterdir()} == {'x', *others}
 
 
 def test_a_place_is_on_this_machine_and_can_be_written_to(tmp_path):

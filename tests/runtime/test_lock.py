@@ -31,6 +31,16 @@ def test_a_second_one_is_refused_and_told_who_was_first(folder):
     assert not (folder / lock.name()).exists()
 
 
+def test_a_link_in_its_place_is_not_followed(folder, tmp_path):
+    (tmp_path / 'mine').write_text('mine')
+    folder.mkdir(parents=True)
+    os.symlink(tmp_path / 'mine', folder / lock.name())
+    with contextlib.closing(lock.Lock(folder)) as held:
+        held.open()
+        assert '"process"' in (folder / lock.name()).read_text()
+    assert (tmp_path / 'mine').read_text() == 'mine'
+
+
 def test_it_leaves_no_folder_behind_that_it_made(folder):
     held = lock.Lock(folder)
     held.open()

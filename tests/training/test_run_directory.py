@@ -75,7 +75,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     folder = epath.Path(tmp_path)
     (folder / lock.name()).write_text('')
     assert not run_directory.is_complete(folder, CONFIG)
-    (folder / 'config.json.partial').write_text('{"se')  # killed in the middle of its first file
+    (folder / 'config.json.0123abcd.partial').write_text('{"se')  # killed in its first file
     assert not run_directory.is_complete(folder, CONFIG)
     (folder / 'thesis.tex').write_text('')
     with pytest.raises(ValueError, match='not empty and no run directory'):

@@ -31,7 +31,7 @@ from clip_jax.data.image import opening, upright
 from clip_jax.data.sharded_job import ShardedJob
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, check, error_message, in_order, labels_of
-from clip_jax.runtime import atomic, lock
+from clip_jax.runtime import atomic, foreign_json, lock
 from clip_jax.runtime.messages import first_few, one_line
 from clip_jax.runtime.progress import Progress
 
@@ -129,7 +129,7 @@ class ImportJob(ShardedJob):
 
     def read_settings(self) -> dict[str, Any] | None:
         file = self.work / 'settings.json'
-        return json.loads(file.read_text()) if file.exists() else None
+        return foreign_json.read(file) if file.exists() else None
 
     def write_settings(self) -> None:
         atomic.write(self.work / 'settings.json', json.dumps(self.settings, indent=1))
@@ -342,7 +342,7 @@ def _complete(job: ImportJob) -> dict[str, Any]:
 def _splits(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     """The summaries of all complete splits of a data set, by name."""
     files = sorted(folder.glob('import-*/summary.json'))
-    return {f.parent.name.removeprefix('import-'): json.loads(f.read_text()) for f in files}
+    return {f.parent.name.removeprefix('import-'): foreign_json.read(f) for f in files}
 
 
 def _write_info(job: ImportJob) -> None:
