@@ -85,7 +85,7 @@ def _made(name: str) -> tuple[str, dict]:
         return array
 
     variables = jax.tree.map(random, clip.shapes(model))
-    siglip = name == 'siglip'
+    siglip = name.startswith('siglip')
     preprocess = Preprocess(model.image.image_size, resize='squash' if siglip else 'shortest')
     fields = {'model': clip.to_card(model), 'preprocess': preprocess.card, 'tokenizer': None}
     return json.dumps(fields), variables

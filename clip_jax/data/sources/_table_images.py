@@ -17,6 +17,7 @@ class Images(NamedTuple):
     rows: np.ndarray  # int64 [rows], those of an image one after the other, in their order
     ends: np.ndarray  # int64 [images + 1], where the rows of each image start
     duplicates: np.ndarray  # int64, sorted: rows that repeat a row of their image in every caption
+    empty: np.ndarray  # int64, sorted: others of several rows of an image, without any caption
 
     def rows_of(self, i: int) -> np.ndarray:
         """Returns the rows of image i without duplicates."""
@@ -44,7 +45,11 @@ def images(parts: Sequence[Rows], image: str, texts: Sequence[str], root: str) -
     own = rank[own]
     counts = np.bincount(own)
     ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-    return Images(np.argsort(own, kind='stable'), ends, _duplicates(own, parts, texts))
+    duplicates = _duplicates(own, parts, texts)
+    empty = np.setdiff1d(
+        np.flatnonzero(_without_text(parts, texts) & (counts[own] > 1)), duplicates
+    )
+    return Images(np.argsort(own, kind='stable'), ends, duplicates, empty)
 
 
 def _duplicates(own: np.ndarray, parts: Sequence[Rows], texts: Sequence[str]) -> np.ndarray:
@@ -57,6 +62,23 @@ def _duplicates(own: np.ndarray, parts: Sequence[Rows], texts: Sequence[str]) ->
             keys = _pairs(keys, _codes([_scalar(column) for column in columns]) + 1)
     _, first = np.unique(keys, return_index=True)
     return np.setdiff1d(np.arange(len(own)), first, assume_unique=True)
+
+
+def _without_text(parts: Sequence[Rows], texts: Sequence[str]) -> np.ndarray:
+    """Returns which rows have no caption; none where the tables have no captions at all."""
+    empty = [np.ones(part.count, bool) for part in parts]
+    for part, rows in zip(parts, empty, strict=True):
+        for name in texts:
+            if name in part.columns:
+                rows &= _blank(part.columns[name])
+    known = any(name in part.columns for part in parts for name in texts)
+    return np.concatenate(empty) & known
+
+
+def _blank(column: pa.ChunkedArray) -> np.ndarray:
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return np.array([not any((x or b'').strip() for x in row.as_py() or ()) for row in column])
+    return pc.match_substring_regex(column.fill_null(b''), rb'^\s*$').to_numpy()
 
 
 def _with_folders(

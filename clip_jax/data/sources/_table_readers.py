@@ -19,6 +19,7 @@ from clip_jax.data.sources import _files, _table_labels
 from clip_jax.data.sources._skipped import Ledger
 from clip_jax.data.sources._table_csv import Dialect, read_csv
 from clip_jax.data.sources._table_rows import Columns, Rows
+from clip_jax.runtime.messages import one_line
 
 _BLOCK = 1 << 23  # bytes of a JSONL file that are parsed at once
 CACHE_BYTES = 512 << 20  # decoded row groups of images of Parquet files that stay in memory
@@ -150,7 +151,10 @@ def _encoded(text: str | None) -> bytes | None:
 def _read_parquet(
     path: str, columns: Columns, ledger: Ledger, images: 'Cache', _: Dialect
 ) -> list[Rows]:
-    with _files.open_file(path) as file, pq.ParquetFile(file) as table:
+    with (
+        _files.open_file(path) as file,
+        pq.ParquetFile(file, page_checksum_verification=True) as table,
+    ):
         schema, metadata = table.schema_arrow, table.metadata
         names = columns.found_in(schema.names, path)
         stored = _holds_images(schema.field(columns.image), path)
@@ -246,12 +250,14 @@ class StoredImages:
     def _read(self, group: int) -> pa.ChunkedArray:
         try:
             with _files.open_file(self._path) as file:
-                table = pq.ParquetFile(file, metadata=self._metadata)
+                table = pq.ParquetFile(
+                    file, metadata=self._metadata, page_checksum_verification=True
+                )
                 return table.read_row_group(group, [self._name])[self._name]
         except (pa.ArrowException, OSError) as error:
             if getattr(error, 'errno', None):
                 raise  # A failing disk does not mean that the record is bad.
-            reason = str(error).splitlines()[0][:200]
+            reason = one_line(error)[:200]
             raise BadRecord('damaged', f'{self._path}: row group {group}: {reason}') from error
 
 

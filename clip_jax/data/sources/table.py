@@ -15,6 +15,7 @@ from clip_jax.data.sources._skipped import Ledger
 from clip_jax.data.sources._table_csv import Dialect
 from clip_jax.data.sources._table_readers import Cache, StoredImages
 from clip_jax.data.sources._table_rows import Columns, Rows
+from clip_jax.runtime.messages import one_line
 
 _LARGE_GROUP = 32 << 20  # bytes of a Parquet row group above which there is a warning
 
@@ -93,9 +94,13 @@ class TableSource:
         for path in paths:
             try:
                 self._parts += read(path, columns, self.skipped, images, dialect)
-            except (pa.ArrowException, UnicodeDecodeError) as error:
-                reason = str(error).splitlines()[0][:200]
-                raise ValueError(f'{path}: cannot be read ({reason}). Write it again.') from error
+            except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+                if getattr(error, 'errno', None):
+                    raise  # of the disk; pyarrow's have none
+                reason = one_line(error)[:200]
+                raise ValueError(
+                    f'{path}: cannot be read ({reason}). Copy or write it again.'
+                ) from error
         self._ends = np.cumsum([part.count for part in self._parts], dtype=np.int64)
         if not self._ends.size or not self._ends[-1]:
             raise ValueError(self._no_rows())
@@ -132,11 +137,13 @@ class TableSource:
         return example
 
     def _count_repeated(self) -> None:
-        """Counts repeated rows, and rows with another label than the first of their image."""
+        """Counts rows that add no caption to their image, or have another label than its first."""
         if self._images is None:
             return
         for row in self._images.duplicates.tolist():
             self.skipped.add('duplicate_row', self._row(row))
+        for row in self._images.empty.tolist():
+            self.skipped.add('empty_caption', self._row(row))
         if self._labels is None or self._label_ends is not None:
             return
         labels = self._labels[self._images.rows]
