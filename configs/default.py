@@ -85,7 +85,8 @@ def get_config() -> ConfigDict:
     c.data.options.tfds.text_key = 'captions'  # the feature with the caption or captions
     c.data.options.tfds.label_key = 'label'  # the feature with the class, if there is one
     c.data.options.tars = ConfigDict()
-    c.data.options.tars.image_exts = ('jpg', 'jpeg', 'png', 'webp')  # members that are images
+    # Extensions of members that are images.
+    c.data.options.tars.image_exts = ('jpg', 'jpeg', 'png', 'webp', 'avif')
     c.data.options.tars.text_exts = ('txt',)  # members with captions, such as txt, syn.txt or json
     c.data.options.tars.text_lines = True  # each line is a caption; False: a member is one caption
     c.data.options.tars.label_ext = 'cls'  # the member with the class number; npy: several classes

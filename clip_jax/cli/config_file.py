@@ -3,7 +3,9 @@
 Those that come with clip_jax are named without a path: `quickstart`, or `clip27` of the suites.
 """
 
+import functools
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -64,7 +66,19 @@ def read(page: str, overrides: Sequence[str] = (), *, flag: str = 'config') -> '
     try:
         return parse(overrides)
     except (flags.Error, LookupError, TypeError) as error:
-        raise ValueError(f'--{flag}: {_flags.last_line(error)}') from error
+        reason = _wrong_value(error, config) or _flags.last_line(error)
+        raise ValueError(f'--{flag}: {reason}') from error
+
+
+def _wrong_value(error: Exception, config: Any) -> str:
+    """Says what a key of numbers expects, '' if the error is about something else."""
+    found = re.match(r'flag --([\w.]+)=(.*?): .*(invalid literal|could not convert)', str(error))
+    if not found:
+        return ''
+    _, *keys = found[1].split('.')
+    value = functools.reduce(lambda tree, key: tree[key], keys, config)
+    kind = 'an integer' if isinstance(value, int) else 'a number'
+    return f'--{found[1]} is {found[2]!r}; expected {kind}, such as {value}'
 
 
 def _find(name: str, flag: str) -> pathlib.Path:

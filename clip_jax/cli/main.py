@@ -92,6 +92,8 @@ def console() -> NoReturn:
         main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:  # while the arguments are read
+        code = 130
     for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, signal.SIG_IGN)  # the exit code is decided
     atexit._run_exitfuncs()

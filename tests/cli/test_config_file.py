@@ -28,6 +28,19 @@ def test_a_name_is_a_config_that_comes_with_the_package():
     assert by_name.to_dict() == by_path.to_dict()
 
 
+@pytest.mark.parametrize(
+    ('override', 'said'),
+    [
+        ('total_steps=many', "total_steps is 'many'; expected an integer, such as"),
+        ('data.augment.flip=x', "data.augment.flip is 'x'; expected a number, such as"),
+        ('total_steps=', "total_steps is ''; expected an integer, such as"),
+    ],
+)
+def test_a_word_where_a_number_is_expected(override, said):
+    with pytest.raises(ValueError, match=f'^--config: --config.{said}'):
+        config_file.read('quickstart', [f'--config.{override}'])
+
+
 def test_a_suite_has_a_name_and_an_argument():
     override = '--suite.options.tfds.data_dir=x'
     found = config_file.read('clip27:zeroshot', [override], flag='suite')

@@ -59,7 +59,7 @@ def test_exit_codes(run, tiny_config, tmp_path, monkeypatch, ending, code):
         ),
         ('evals.zeroshot.clases=all', "Did you mean 'classes'?"),
         ('evals.more.type=zeroshot', "--config.evals: there is no 'more'. There are: retrieval"),
-        ('batch_size=many', '--config.batch_size=many: invalid literal'),
+        ('batch_size=many', "--config.batch_size is 'many'; expected an integer"),
         ('model=3', '--config.model=3'),
         ('batch_size.more=3', 'batch_size.more'),
     ],

@@ -13,7 +13,7 @@ WRONG = [
     ('train --config=quickstart', 'required: --workdir'),
     ('train —config=quickstart —workdir=runs/x', 'flags begin with --'),
     ('train --config quickstart --workdir x --config.batchsize 64', "Did you mean 'batch_size'?"),
-    ('train --config=quickstart --workdir=x --config.total_steps=many', 'total_steps=many'),
+    ('train --config=quickstart --workdir=x --config.total_steps=many', 'total_steps is'),
     ('train --config=quickstart --workdir=x --config.seed', 'expected --config.seed=value'),
     ('train --config=quickstart --workdir=x --batch_size=64', 'expected --config.key=value'),
     ('train --config=quickstart --workdir=x seed=3', "no flag 'seed=3'; expected --config."),

@@ -18,6 +18,7 @@ _IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ELOOP)
 _GONE = (401, 403, 404, 410, 451)
 # What to install if fsspec has no driver; the others are `fsspec[PROTOCOL]`.
 _DRIVERS = {'gs': 'clipax[gcs]', 'gcs': 'clipax[gcs]', 'https': 'fsspec[http]'}
+_LARGEST = 1 << 30  # bytes of a file that a row names; an image of 100 megapixels has fewer
 # Protocols of addresses that rows of a table may name; chains of fsspec ('::') are none of them.
 _NAMED = ('http', 'https', 'gs', 'gcs', 's3', 'az', 'abfs', 'hf', 'memory')
 
@@ -65,16 +66,20 @@ def blocks(file: BinaryIO, size: int) -> Iterator[bytes]:
 def read_named(path: str) -> bytes:
     """Reads a file that data name: a regular file, or an object at an address of _NAMED.
 
-    Raises BadRecord('no_image') for anything else.
+    Raises BadRecord for anything else, and for files of more than _LARGEST bytes.
     """
     protocol = path.partition('://')[0]
     if is_remote(path) and protocol not in _NAMED:
         raise BadRecord(
             'no_image', f'cannot read {path[:200]!r} (protocol is none of {", ".join(_NAMED)})'
         )
-    # A pipe would be waited for, and a device never ends.
-    if not is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
-        raise BadRecord('no_image', f'cannot read {path[:200]!r} (not a regular file)')
+    if not is_remote(path) and os.path.exists(path):
+        # A pipe would be waited for, and a device never ends.
+        if not os.path.isfile(path):
+            raise BadRecord('no_image', f'cannot read {path[:200]!r} (not a regular file)')
+        size = os.path.getsize(path)
+        if size > _LARGEST:
+            raise BadRecord('too_large', f'{path[:200]!r} has {size:,} bytes; at most {_LARGEST:,}')
     return read(path)
 
 

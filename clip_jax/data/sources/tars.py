@@ -30,7 +30,7 @@ _LOOK_UPS = 32  # concurrent look-ups of remote shards
 def source(
     address: str,
     *,
-    image_exts: Sequence[str] = ('jpg', 'jpeg', 'png', 'webp'),
+    image_exts: Sequence[str] = ('jpg', 'jpeg', 'png', 'webp', 'avif'),
     text_exts: Sequence[str] = ('txt',),
     text_lines: bool = True,
     label_ext: str = 'cls',

@@ -755,3 +755,11 @@ def test_rows_name_regular_files_and_known_protocols_only(album):
     named = ['/dev/zero', 'pipe', 'zip://x::file:///etc/passwd', 'ftp://127.0.0.1/x', 'file:///x']
     source = table.source(write(album / 'a.csv', [{'image': name} for name in named]))
     assert [bad(source, i).kind for i in range(5)] == ['no_image'] * 5
+
+
+def test_a_file_of_more_bytes_than_an_image_has_is_not_read(album):
+    with (album / 'images/huge.png').open('wb') as file:
+        file.truncate(1 << 40)  # no blocks on the disk
+    source = table.source(write(album / 'a.csv', [{'image': 'images/huge.png'}]))
+    found = bad(source, 0)
+    assert found.kind == 'too_large' and '1,099,511,627,776 bytes' in str(found)
