@@ -56,6 +56,8 @@ def write_run(
     plots = plots or workdir / 'plots'
     curves = plots / 'training.png'
     rows = metrics.read_jsonl(workdir / 'metrics.jsonl')
+    if not rows:
+        raise ValueError(f'{workdir}: metrics.jsonl has no lines yet; draw when training has begun')
     training(rows, curves, scores=files.scores(reports), title=workdir.name or 'Training')
     written, taken = {'': [curves]}, {curves}
     for name, report in reports.items():

@@ -18,6 +18,7 @@ from etils import epath
 from clip_jax import metrics
 from clip_jax.reports import _style, drawing, files
 from clip_jax.runtime import foreign_json
+from clip_jax.runtime.foreign_json import ANY
 
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader('clip_jax', 'reports'),
@@ -26,6 +27,7 @@ ENVIRONMENT = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
+SUMMARY = {'devices': str, 'versions': {ANY: str}}
 BEST = 'in blue: the best value of a score'
 # Metrics of training that a page shows, apart from the scores of evaluations.
 HEADLINE = ('loss', 'pairs', 'pairs_per_second', 'seconds', 'parameters')
@@ -116,7 +118,7 @@ def read_run(workdir: str | os.PathLike, name: str = '') -> Run:
     for file in 'config.json', 'metrics.jsonl':
         if not (folder / file).exists():
             raise ValueError(f'{folder}: not a run directory (it has no {file})')
-    config = foreign_json.read(folder / 'config.json')
+    config = foreign_json.read(folder / 'config.json', {'total_steps': int})
     data = config.get('data')
     if not isinstance(data, dict) or not isinstance(data.get('options'), dict):
         raise ValueError(f'{folder / "config.json"}: not the config of a run (no "data.options")')
@@ -125,7 +127,7 @@ def read_run(workdir: str | os.PathLike, name: str = '') -> Run:
         name=name or folder.name,
         config=config,
         rows=metrics.read_jsonl(folder / 'metrics.jsonl'),
-        summary=foreign_json.read(summary) if summary.exists() else {},
+        summary=foreign_json.read(summary, SUMMARY) if summary.exists() else {},
         scores=files.scores(files.read_folder(folder / 'evals')),
     )
 

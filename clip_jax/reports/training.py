@@ -90,7 +90,8 @@ def compared(
         key for key in ('loss', *keys, 'pairs_per_second') if any(key in c for c in curves.values())
     ]
     if not keys:
-        raise ValueError('comparison: expected rows with a "loss"; no run has any.')
+        names = ', '.join(runs)
+        raise ValueError(f'comparison: expected rows with a "loss"; none of {names} has any.')
     columns = min(3, len(keys))
     lines = math.ceil(len(keys) / columns)
     foot = 0.22 * math.ceil(len(runs) / columns) + 0.1

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,11 +51,16 @@ class Case(NamedTuple):
         return f'{self.number}: {self.mutation} of {self.name}/{self.file} ({self.size} bytes)'
 
 
-def make_case(seeds: Path, to: Path, seed: int, number: int) -> Case:
-    """Writes input `number` of a campaign to a folder."""
+def start(seed: int, number: int) -> tuple[str, np.random.Generator]:
+    """Returns what input `number` of a campaign is made of, and its random numbers."""
     rng = np.random.default_rng([seed, number])
     weights = np.array([own.weight for own in SEEDS.values()])
-    name = list(SEEDS)[rng.choice(len(SEEDS), p=weights / weights.sum())]
+    return list(SEEDS)[rng.choice(len(SEEDS), p=weights / weights.sum())], rng
+
+
+def make_case(seeds: Path, to: Path, seed: int, number: int) -> Case:
+    """Writes input `number` of a campaign to a folder."""
+    name, rng = start(seed, number)
     files = sorted(p.relative_to(seeds / name) for p in (seeds / name).rglob('*') if p.is_file())
     file = files[rng.integers(len(files))]
     structure = SEEDS[name].structures.get(file.suffix, 'bytes')
@@ -140,7 +146,7 @@ class Campaign:
         self.outcomes: Counter[str] = Counter()
         self.problems: list[str] = []
 
-    def run(self, numbers: range) -> None:
+    def run(self, numbers: Iterable[int]) -> None:
         """Opens inputs and notes problems; their folders stay."""
         if not self._seeds.exists():
             self._seeds.mkdir(parents=True)
@@ -177,11 +183,13 @@ def main() -> None:
     parser.add_argument('--files', type=int, default=1_000)
     parser.add_argument('--start', type=int, default=0)
     parser.add_argument('--only', type=int)
+    parser.add_argument('--name', choices=SEEDS, help='only inputs that are made of this one')
     args = parser.parse_args()
     end = args.start + args.files
     numbers = range(args.start, end) if args.only is None else range(args.only, args.only + 1)
     campaign = Campaign(Path(tempfile.mkdtemp(prefix='fuzz-')), args.seed)
-    campaign.run(numbers)
+    names = [args.name] if args.name else SEEDS
+    campaign.run(i for i in numbers if start(args.seed, i)[0] in names)
     print(*campaign.problems, sep='\n')
     print(dict(campaign.outcomes), f'{len(campaign.problems)} problems; seed {args.seed}')
     sys.exit(bool(campaign.problems))

@@ -23,7 +23,7 @@ class Seed(NamedTuple):
     make: Callable[[Path], None]
     target: str
     structures: dict[str, str]
-    weight: int = 1  # how often it is chosen
+    weight: float = 1  # how often it is chosen
 
 
 def _model(name: str, **card) -> tuple[dict, dict]:
@@ -239,6 +239,7 @@ SEEDS = {
     ),
     'probe': Seed(_probe, 'probe', {'.npz': 'npz'}, 2),
     'run': Seed(_run, 'run', {'.json': 'json', '.jsonl': 'jsonl'}, 3),
+    'plot': Seed(_run, 'plot', {'.json': 'json', '.jsonl': 'jsonl'}, 0.1),  # takes a second
     'texts': Seed(_texts, 'texts', {'.json': 'json', '.txt': 'text'}),
 }
 

@@ -124,8 +124,17 @@ def run(folder: Path) -> str:
 
     found = html_report.read_run(folder)
     page = html_report.run_page(found, {}, files.read_folder(folder / 'evals'))
-    html_report.compare_page([found])
-    return digest(page)
+    compared = html_report.compare_page([found]) if found.rows else ''
+    return digest(page, compared)
+
+
+def plot(folder: Path) -> str:
+    from clip_jax import build
+    from clip_jax.reports import drawing
+
+    load_images = build.image_loader({}, remote=False)
+    drawn = drawing.write_run(folder, load_images, folder / 'plots')
+    return digest(sorted(path.name for paths in drawn.values() for path in paths))
 
 
 def texts(folder: Path) -> str:
@@ -158,5 +167,6 @@ TARGETS: dict[str, Callable[[Path], str | list[str]]] = {
     'embeddings': embeddings,
     'probe': probe,
     'run': run,
+    'plot': plot,
     'texts': texts,
 }

@@ -44,11 +44,11 @@ def builder(folder: epath.Path) -> Any:
         try:
             tfds.features.FeatureConnector.from_config(os.fspath(folder))
         except Exception as error:
-            raise _damaged(features, error) from error
+            raise damaged(features, error) from error
         try:
             return tfds.builder_from_directory(folder)
         except Exception as error:
-            raise _damaged(folder / INFO_FILE, error) from error
+            raise damaged(folder / INFO_FILE, error) from error
 
 
 def failed_call(error: RuntimeError) -> int:
@@ -68,10 +68,11 @@ def _json(file: epath.Path) -> Any:
     except FileNotFoundError:
         raise ValueError(f'{file}: does not exist. Prepare or copy the data set again.') from None
     except (ValueError, RecursionError) as error:
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
 
 
-def _damaged(file: epath.Path, error: Exception) -> ValueError:
+def damaged(file: epath.Path, error: Exception) -> ValueError:
+    """Returns the error of a file or folder of a data set that TFDS cannot read."""
     reason = one_line(error)[:200]
     return ValueError(
         f'{file}: cannot be read ({type(error).__name__}: {reason}). Prepare or copy the data set '

@@ -216,7 +216,10 @@ def _records(builder: Any, address: str, split: str) -> Sequence[bytes]:
     if not count:
         raise ValueError(f'tfds:{address}: {split!r} selects no examples. Take a larger slice.')
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
-    return builder.as_data_source(split, deserialize_method=raw, file_format=needed)
+    try:
+        return builder.as_data_source(split, deserialize_method=raw, file_format=needed)
+    except ValueError as error:  # of names of files that no file can have
+        raise _tfds_info.damaged(epath.Path(builder.data_dir), error) from error
 
 
 def _keys(
