@@ -15,7 +15,15 @@ from typing import Any
 from absl import logging
 
 from clip_jax import lookup
-from clip_jax.convert import _cards, _files, _resblocks, _table, _tokenizer_files
+from clip_jax.convert import (
+    _cards,
+    _files,
+    _image_processor,
+    _resblocks,
+    _settings,
+    _table,
+    _tokenizer_files,
+)
 from clip_jax.convert._table import (
     CONV,
     LEADING_ONE,
@@ -160,7 +168,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     )
     card = {
         'model': model,
-        'preprocess': preprocess(config.get('preprocess_cfg') or {}, model, what=what),
+        'preprocess': preprocess(config.get('preprocess_cfg'), model, what=what),
         'tokenizer': _tokenizer_files.open_clip(folder, model['text'], model_cfg['text_cfg'] or {}),
     }
     return card, variables
@@ -323,18 +331,27 @@ def trunk(name: str, width: int) -> dict[str, Any]:
     }
 
 
-def preprocess(config: Fields, model: Fields, *, what: str) -> dict[str, Any]:
+def preprocess(config: Any, model: Fields, *, what: str) -> dict[str, Any]:
     """Returns the card's `preprocess` from a `preprocess_cfg`."""
-    if config.get('fill_color'):
-        raise ValueError(f'{what}: preprocess_cfg.fill_color: only 0 is supported')
-    bilinear = config.get('interpolation') == 'bilinear'
-    return {
+    what = f'{what}: preprocess_cfg'
+    given = _settings.checked(
+        {} if config is None else config, _settings.OPEN_CLIP_PREPROCESS, what
+    )
+    resize = given.get('resize_mode') or 'shortest'
+    if resize == 'longest' and given.get('fill_color'):
+        raise ValueError(f"{what}.fill_color is {given['fill_color']}; with 'longest' it must be 0")
+    name = given.get('interpolation') or 'bicubic'
+    lookup.check(name, ['bicubic', 'bilinear', 'random'], what=f'{what}.interpolation')
+    lookup.check(resize, ['shortest', 'longest', 'squash'], what=f'{what}.resize_mode')
+    rule = {
         'size': model['image']['image_size'],
-        'resize': config.get('resize_mode') or 'shortest',
-        'interpolation': 'bilinear' if bilinear else 'bicubic',
-        'mean': list(config.get('mean') or CLIP_MEAN),
-        'std': list(config.get('std') or CLIP_STD),
+        'resize': resize,
+        'interpolation': 'bilinear' if name == 'bilinear' else 'bicubic',
+        # As open_clip does, 0 and [] stand for the default.
+        'mean': _image_processor.three(given.get('mean') or CLIP_MEAN, f'{what}.mean'),
+        'std': _image_processor.three(given.get('std') or CLIP_STD, f'{what}.std'),
     }
+    return _image_processor.valid(rule, what)
 
 
 def rows(model: Fields, text: str = '') -> Iterator[Row]:
