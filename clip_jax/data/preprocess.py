@@ -100,7 +100,8 @@ class Preprocess:
         """
         shape = (self.size, self.size, 3)
         if isinstance(image, np.ndarray) and (image.shape, image.dtype) == (shape, np.uint8):
-            return image  # an image of the right size does not change
+            if self.resize_to is None:
+                return image  # an image of the right size does not change
         try:
             with _opened(image, self.max_pixels) as opened:
                 resized = self._resized(*opened.size)
