@@ -79,13 +79,12 @@ def read(folder: pathlib.Path, size: int, *, siglip: bool) -> dict[str, Any]:
     if name == 'CLIPImageProcessor' and values.get('use_square_size'):
         values['size'] = {'height': 224, 'width': 224}
     mean, std = _statistics(values, what)
-    number = lookup.check(values['resample'], RESAMPLE, what=f'{what}: resample')
+    if values['resample'] not in RESAMPLE:
+        raise ValueError(f'{what}: resample is {values["resample"]}; expected 0 to 5, of Pillow')
     rule = {
         'size': size,
         **_geometry(values, size, what),
-        'interpolation': RESAMPLE[
-            lookup.check(values['resample'], RESAMPLE, what=f'{what}: resample')
-        ],
+        'interpolation': RESAMPLE[values['resample']],
         'mean': mean,
         'std': std,
         'rgb': 'white',
@@ -117,35 +116,30 @@ def _found(folder: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
 
 def _geometry(values: Mapping[str, Any], size: int, what: str) -> dict[str, Any]:
     """Returns `resize` and `resize_to`; ValueError unless every image becomes size x size."""
-    target: int | list[int] = size
-    resize = 'none'
+    crop, resize = values['do_center_crop'], 'none'
+    to: Any = None
     if values['do_resize']:
         sides = _sides(values['size'], values['default_to_square'], f'{what}: size')
-        if set(sides) == {'shortest_edge'}:
-            resize, target = 'shortest', sides['shortest_edge']
-        else:
-            resize, target = 'squash', [sides['height'], sides['width']]
-    crop = values['do_center_crop']
-    if not crop and resize != 'squash':
+        resize = 'shortest' if 'shortest_edge' in sides else 'squash'
+        to = sides.get('shortest_edge') or [sides['height'], sides['width']]
+    if not crop and not isinstance(to, list):
         raise ValueError(
             f'{what}: do_center_crop is false and {"size" if values["do_resize"] else "do_resize"} '
             f'does not make images square; the model takes {size} x {size} pixels'
         )
     key = 'crop_size' if crop else 'size'
-    result = _square(values['crop_size'], f'{what}: crop_size') if crop else target
-    if result != [size, size]:
+    height, width = _pair(values.get('crop_size'), f'{what}: crop_size') if crop else to
+    if (height, width) != (size, size):
         raise ValueError(
-            f'{what}: {key} gives {result[0]} x {result[1]} pixels, but the model takes '
-            f'{size} x {size}'
+            f'{what}: {key} gives {height} x {width} pixels, but the model takes {size} x {size}'
         )
     pad = values.get('pad_size')
-    if values['do_pad'] and pad is not None and _square(pad, f'{what}: pad_size') != [size, size]:
+    if values['do_pad'] and pad is not None and _pair(pad, f'{what}: pad_size') != [size, size]:
         raise ValueError(f'{what}: do_pad with a pad_size other than {size} x {size}')
-    same = target in (size, [size, size])
-    return {'resize': resize, 'resize_to': None if same else target}
+    return {'resize': resize, 'resize_to': None if to in (size, [size, size]) else to}
 
 
-def _square(size: Any, what: str) -> list[int]:
+def _pair(size: Any, what: str) -> list[int]:
     sides = _sides(size, True, what)
     if 'shortest_edge' in sides:
         raise ValueError(f'{what} is {size}; expected height and width')

@@ -169,7 +169,9 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     card = {
         'model': model,
         'preprocess': preprocess(config.get('preprocess_cfg'), model, what=what),
-        'tokenizer': _tokenizer_files.open_clip(folder, model['text'], model_cfg['text_cfg'] or {}),
+        'tokenizer': _tokenizer_files.open_clip(
+            folder, model['text'], model_cfg['text_cfg'], what=what
+        ),
     }
     return card, variables
 

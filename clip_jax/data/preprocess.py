@@ -99,9 +99,9 @@ class Preprocess:
         Raises BadRecord if it is an image that cannot be used, ValueError for anything else.
         """
         shape = (self.size, self.size, 3)
-        if isinstance(image, np.ndarray) and (image.shape, image.dtype) == (shape, np.uint8):
-            if self.resize_to is None:
-                return image  # an image of the right size does not change
+        right = isinstance(image, np.ndarray) and (image.shape, image.dtype) == (shape, np.uint8)
+        if right and self.resize_to is None:
+            return image  # an image of the right size does not change
         try:
             with _opened(image, self.max_pixels) as opened:
                 resized = self._resized(*opened.size)

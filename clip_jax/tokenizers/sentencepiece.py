@@ -27,6 +27,8 @@ class Tokenizer:
         repair: whether CLIP's repair of encoding and HTML comes before `clean`.
         add_bos: whether sequences start with BOS; by default if the model has one.
         pad_id: by default the model's padding token, or else its EOS, as in SigLIP.
+        pad_side: where padding is, 'right' or 'left' of the sequence.
+        truncate_side: which end of a long text is dropped, 'right' or 'left'.
 
     Raises:
         ValueError: the model cannot be read, has no EOS, or an argument does not fit it.
@@ -41,6 +43,8 @@ class Tokenizer:
         repair: bool = False,
         add_bos: bool | None = None,
         pad_id: int | None = None,
+        pad_side: str = 'right',
+        truncate_side: str = 'right',
     ):
         self._model = model
         self._library = sentencepiece.SentencePieceProcessor()
@@ -70,24 +74,25 @@ class Tokenizer:
             pad_id, self.vocab_size, what='tokenizers/sentencepiece: pad_id'
         )
         self.clean, self.repair = _clean.check(clean), repair
-        self.context_length = context_length
-        if context_length < len(self._start) + 2:
-            raise ValueError(
-                f'tokenizers/sentencepiece: context_length is {context_length}; it must be at '
-                f'least {len(self._start) + 2} (one token and the special tokens).'
-            )
+        what = 'tokenizers/sentencepiece'
+        self.pad_side = _tokens.side(pad_side, what=f'{what}: pad_side')
+        self.truncate_side = _tokens.side(truncate_side, what=f'{what}: truncate_side')
+        least = len(self._start) + 2
+        why = 'one token and the special tokens'
+        self.context_length = _tokens.length(context_length, least, why, what=what)
 
     def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
         """Tokenizes texts: int32 [N, context_length]; truncation keeps the end token."""
         # One text at a time: the library starts threads for each list, which makes short lists four
         # times slower, and input pipelines have threads of their own.
         sequences = [self._encode(text) for text in _tokens.as_list(texts)]
-        return _tokens.padded(sequences, self.context_length, self.pad_id)
+        return _tokens.padded(sequences, self.context_length, self.pad_id, self.pad_side)
 
     def _encode(self, text: str) -> list[int]:
         text = _clean.cleaned(text, self.clean, self.repair)
-        ids = self._start + self._library.encode(_clean.utf8(text))
-        return [*ids[: self.context_length - 1], self.eot_id]
+        ids = self._library.encode(_clean.utf8(text))
+        room = self.context_length - len(self._start) - 1
+        return [*self._start, *_tokens.cut(ids, room, self.truncate_side), self.eot_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of one sequence, as the model normalized it."""
@@ -103,6 +108,8 @@ class Tokenizer:
             'repair': self.repair,
             'add_bos': bool(self._start),
             'pad_id': self.pad_id,
+            'pad_side': self.pad_side,
+            'truncate_side': self.truncate_side,
             'model': base64.b64encode(self._model).decode('ascii'),
         }
 
@@ -112,7 +119,9 @@ class Tokenizer:
         return cls(
             base64.b64decode(card['model'], validate=True),
             card['context_length'],
-            **_tokens.given(card, 'clean', 'repair', 'add_bos', 'pad_id'),
+            **_tokens.given(
+                card, 'clean', 'repair', 'add_bos', 'pad_id', 'pad_side', 'truncate_side'
+            ),
         )
 
     def save(self, folder: str) -> None:
