@@ -126,18 +126,16 @@ def check_use(given: Options, text: Mapping[str, Any], what: str) -> None:
 
 def sides(given: Options, text: Mapping[str, Any], what: str, pad: str = 'right') -> Options:
     """Returns the sides of padding and truncation; `pad` is the default of padding."""
-    found = {
-        'pad_side': given.get('padding_side', pad),
-        'truncate_side': given.get('truncation_side', 'right'),
-    }
-    for key, value in found.items():
+    pad, truncate = given.get('padding_side', pad), given.get('truncation_side', 'right')
+    for key, value in (('padding_side', pad), ('truncation_side', truncate)):
         if value not in ('left', 'right'):
             raise ValueError(f"{what}: {key} is {value!r}; expected 'left' or 'right'")
-    if found['pad_side'] == 'left' and text.get('causal'):
+    if pad == 'left' and text.get('causal'):
         raise ValueError(
             f'{what}: padding_side is left, which needs a mask of padding in a text encoder that '
             'reads from left to right; set it to right'
         )
+    found = {'pad_side': pad, 'truncate_side': truncate}
     return {key: value for key, value in found.items() if value != 'right'}
 
 
@@ -192,24 +190,19 @@ def card(
                 f'{what}: adds no end token, at which the model pools; add a post_processor that '
                 f'does, or set add_eos_token to true in {CONFIG}'
             )
-    else:
-        _check_added(library, given, token, what)
+    elif name != 'CLIPTokenizer':  # which always adds both
+        _check_added(library, given, what)
     return {**fields, **how}
 
 
-def _check_added(
-    library: tokenizers.Tokenizer,
-    given: Options,
-    token: Callable[[str], int | None],
-    what: str,
-) -> None:
+def _check_added(library: tokenizers.Tokenizer, given: Options, what: str) -> None:
     """Raises a ValueError if the file does not add the tokens that the settings ask for."""
-    ids = library.encode('a').ids
-    for name, found in (('bos', ids[0]), ('eos', ids[-1])):
-        asked, does = given.get(f'add_{name}_token'), found == token(name)
-        if asked is not None and asked != does:
+    mask = library.encode('a').special_tokens_mask
+    for name, added in (('bos', mask[0]), ('eos', mask[-1])):
+        asked = given.get(f'add_{name}_token')
+        if asked is not None and asked != bool(added):
             raise ValueError(
-                f'{what}: its post_processor {"adds" if does else "does not add"} the '
+                f'{what}: its post_processor {"adds" if added else "does not add"} the '
                 f'{name}_token, but {CONFIG} has add_{name}_token {asked}; make them agree'
             )
 

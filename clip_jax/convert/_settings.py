@@ -105,7 +105,9 @@ PROCESSOR: Table = {
     'auto_map': refused(_CODE, {}),
 }
 
-_MADE = 'the tokenizer file has it'
+_ADDS = (
+    'must be what tokenizer.json does, unless that adds no tokens; CLIPTokenizer always adds both'
+)
 _CALL = 'an argument of a call, which the context length of the model replaces'
 _DECODE = 'for decoding only'
 _GENERATE = 'for models that generate text'
@@ -133,8 +135,8 @@ TOKENIZER: Table = {
         'added tokens; special_tokens_map.json and added_tokens.json then have no effect',
         {foreign_json.ANY: _TOKEN},
     ),
-    'add_bos_token': read('must be what tokenizer.json does, unless that adds no tokens', bool),
-    'add_eos_token': read('must be what tokenizer.json does, unless that adds no tokens', bool),
+    'add_bos_token': read(_ADDS, bool),
+    'add_eos_token': read(_ADDS, bool),
     'do_lower_case': read('SiglipTokenizer only; the others have a rule of their own', bool),
     'split_special_tokens': refused('special tokens in a text are always recognized'),
     'add_prefix_space': refused('not a rule of these tokenizers'),

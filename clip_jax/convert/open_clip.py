@@ -38,6 +38,7 @@ from clip_jax.convert._table import (
     row,
 )
 from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD
+from clip_jax.runtime import foreign_json
 
 Fields = Mapping[str, Any]
 
@@ -104,6 +105,11 @@ MODEL = {
     'nonscalar_logit_scale': False,
     'multimodal_cfg': None,
 }
+_PARTS = {
+    'vision_cfg': (dict, None),
+    'text_cfg': ({'hf_tokenizer_name': (str, None)}, None),
+    'multimodal_cfg': (dict, None),
+}
 # Keys that do not change the model's outputs at inference.
 _OF_NO_EFFECT = {
     'timm_model_pretrained',
@@ -146,7 +152,8 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     config = _files.json_of(folder / CONFIG)
     weights = _files.locate(path, WEIGHTS)
     theirs = _files.arrays(weights)
-    model_cfg = _filled(config.get('model_cfg', config), MODEL, f'{what}: model_cfg')
+    inner = foreign_json.check(config.get('model_cfg', config), _PARTS, f'{what}: model_cfg')
+    model_cfg = _filled(inner, MODEL, f'{what}: model_cfg')
     with _cards.understood(what):
         fields = architecture(model_cfg, theirs, what=what)
     decoder = [name for name in theirs if name.startswith(DECODER)]
@@ -404,6 +411,12 @@ def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
     _cards.check_expressible(model, again, 'open_clip')
     config['text_cfg'] |= _tokenizer_files.open_clip_config(card['tokenizer'])
     rule = card['preprocess']
+    if rule['resize'] == 'none' or rule.get('resize_to') is not None:
+        raise ValueError(
+            'the layout open_clip cannot hold this model: it always resizes to the size of the '
+            f'model, but preprocess.resize is {rule["resize"]!r} and preprocess.resize_to '
+            f'{rule.get("resize_to")!r}'
+        )
     preprocess_cfg = {
         'size': rule['size'],
         'mode': 'RGB',
