@@ -15,7 +15,7 @@ from tokenizers import normalizers, pre_tokenizers, processors
 
 from clip_jax.convert import _cards, _files, _settings
 from clip_jax.runtime import foreign_json
-from clip_jax.tokenizers.huggingface import library_of
+from clip_jax.tokenizers import _library as files
 
 JSON = 'tokenizer.json'
 CONFIG = 'tokenizer_config.json'
@@ -163,7 +163,7 @@ def card(
     what, rules = str(folder / JSON), _CLASSES.get(name)
     given = {**(rules.tokens if rules else {}), **given}
     with _cards.understood(what):
-        library, made = _library(folder, content, given, rules)
+        library, made = _completed(folder, content, given, rules)
     padding, truncation = _directions(content)
     chosen = {**truncation, **padding, **given}
     fields = {
@@ -235,14 +235,14 @@ def _directions(content: Mapping[str, Any]) -> tuple[Options, Options]:
     return padding, truncation
 
 
-def _library(
+def _completed(
     folder: pathlib.Path, content: dict[str, Any], given: Options, rules: _Class | None
 ) -> tuple[tokenizers.Tokenizer, str]:
     """Returns the library's tokenizer with all added tokens, and its file."""
     what = str(folder / JSON)
     if rules is None:
         text = (folder / JSON).read_text(encoding='utf-8')
-        library = library_of(text, what)
+        library = files.read(text, what)
     else:
         text, library = '', _rebuilt(content, rules, given, what)
     added = _added(folder, content, given)
@@ -279,7 +279,7 @@ def _rebuilt(
     made = {**content, **empty, 'added_tokens': [], 'model': {**rules.model, **kept}}
     if rules is _CLASSES['CLIPTokenizer']:
         made['post_processor'] = None
-    library = library_of(json.dumps({'version': '1.0', **made}), what)
+    library = files.read(json.dumps({'version': '1.0', **made}), what)
     rules.rules(library)
     return library
 

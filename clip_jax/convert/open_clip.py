@@ -18,9 +18,8 @@ from clip_jax import lookup
 from clip_jax.convert import (
     _cards,
     _files,
-    _image_processor,
+    _preprocess_cfg,
     _resblocks,
-    _settings,
     _table,
     _tokenizer_files,
 )
@@ -37,7 +36,6 @@ from clip_jax.convert._table import (
     out_of_heads,
     row,
 )
-from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD
 from clip_jax.runtime import foreign_json
 
 Fields = Mapping[str, Any]
@@ -175,7 +173,9 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     )
     card = {
         'model': model,
-        'preprocess': preprocess(config.get('preprocess_cfg'), model, what=what),
+        'preprocess': _preprocess_cfg.read(
+            config.get('preprocess_cfg'), model['image']['image_size'], what=what
+        ),
         'tokenizer': _tokenizer_files.open_clip(
             folder, model['text'], model_cfg['text_cfg'], what=what
         ),
@@ -340,29 +340,6 @@ def trunk(name: str, width: int) -> dict[str, Any]:
     }
 
 
-def preprocess(config: Any, model: Fields, *, what: str) -> dict[str, Any]:
-    """Returns the card's `preprocess` from a `preprocess_cfg`."""
-    what = f'{what}: preprocess_cfg'
-    given = _settings.checked(
-        {} if config is None else config, _settings.OPEN_CLIP_PREPROCESS, what
-    )
-    resize = given.get('resize_mode') or 'shortest'
-    if resize == 'longest' and given.get('fill_color'):
-        raise ValueError(f"{what}.fill_color is {given['fill_color']}; with 'longest' it must be 0")
-    name = given.get('interpolation') or 'bicubic'
-    lookup.check(name, ['bicubic', 'bilinear', 'random'], what=f'{what}.interpolation')
-    lookup.check(resize, ['shortest', 'longest', 'squash'], what=f'{what}.resize_mode')
-    rule = {
-        'size': model['image']['image_size'],
-        'resize': resize,
-        'interpolation': 'bilinear' if name == 'bilinear' else 'bicubic',
-        # As open_clip does, 0 and [] stand for the default.
-        'mean': _image_processor.three(given.get('mean') or CLIP_MEAN, f'{what}.mean'),
-        'std': _image_processor.three(given.get('std') or CLIP_STD, f'{what}.std'),
-    }
-    return _image_processor.valid(rule, what)
-
-
 def rows(model: Fields, text: str = '') -> Iterator[Row]:
     """Yields the table of the whole model; `text` is the prefix of the text tower's names."""
     if model['image'].get('pool') != 'map':
@@ -410,21 +387,7 @@ def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
     again = architecture(_filled(config, MODEL, 'open_clip'), lazy, what='open_clip')
     _cards.check_expressible(model, again, 'open_clip')
     config['text_cfg'] |= _tokenizer_files.open_clip_config(card['tokenizer'])
-    rule = card['preprocess']
-    if rule['resize'] == 'none' or rule.get('resize_to') is not None:
-        raise ValueError(
-            'the layout open_clip cannot hold this model: it always resizes to the size of the '
-            f'model, but preprocess.resize is {rule["resize"]!r} and preprocess.resize_to '
-            f'{rule.get("resize_to")!r}'
-        )
-    preprocess_cfg = {
-        'size': rule['size'],
-        'mode': 'RGB',
-        'mean': rule['mean'],
-        'std': rule['std'],
-        'interpolation': rule['interpolation'],
-        'resize_mode': rule['resize'],
-    }
+    preprocess_cfg = _preprocess_cfg.written(card['preprocess'])
     content = {'model_cfg': config, 'preprocess_cfg': preprocess_cfg}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + '\n')
     _files.save(folder / SAFETENSORS, arrays)

@@ -7,8 +7,7 @@ import numpy as np
 import tokenizers
 from etils import epath
 
-from clip_jax.runtime.messages import one_line
-from clip_jax.tokenizers import _clean, _tokens
+from clip_jax.tokenizers import _clean, _library, _tokens
 
 
 class Tokenizer:
@@ -94,8 +93,8 @@ class Tokenizer:
     def _encode(self, text: str) -> list[int]:
         text = _clean.utf8(_clean.cleaned(text, self.clean, self.repair)).decode()
         if self._start_ids is None:
-            return _ids(self._library, text)
-        ids = _ids(self._library, text, add_special_tokens=False)
+            return _library.ids(self._library, text)
+        ids = _library.ids(self._library, text, add_special_tokens=False)
         room = self.context_length - len(self._start_ids) - 1
         return [*self._start_ids, *_tokens.cut(ids, room, self.truncate_side), self.eot_id]
 
@@ -151,49 +150,9 @@ def create(texts: Iterable[str], *, context_length: int, path: str) -> Tokenizer
     return Tokenizer(file.read_text(), context_length)
 
 
-def library_of(tokenizer_json: str, what: str) -> tokenizers.Tokenizer:
-    """Returns the library's tokenizer of a `tokenizer.json`.
-
-    Args:
-        tokenizer_json: the content of the file.
-        what: where it comes from; error messages start with it.
-
-    Raises:
-        ValueError: the library cannot read it.
-    """
-    try:
-        library = tokenizers.Tokenizer.from_str(tokenizer_json)
-        library.encode('a')  # special tokens that are not there are found here
-        return library
-    except BaseException as error:
-        if not _raised_by_library(error):
-            raise
-        raise ValueError(
-            f'{what}: these {len(tokenizer_json)} characters are no tokenizer.json that '
-            f'tokenizers {tokenizers.__version__} can read: {one_line(error)}'
-        ) from error
-
-
-def _raised_by_library(error: BaseException) -> bool:
-    # What its Rust code raises, PanicException, is no Exception; an interrupt is none either.
-    return isinstance(error, Exception) or type(error).__name__ == 'PanicException'
-
-
-def _ids(library: tokenizers.Tokenizer, text: str, **options: bool) -> list[int]:
-    try:
-        return library.encode(text, **options).ids
-    except BaseException as error:  # a pattern of the file may need more time than it has
-        if not _raised_by_library(error):
-            raise
-        raise ValueError(
-            f'tokenizers/huggingface: the tokenizer.json cannot encode {text[:40]!r}: '
-            f'{one_line(error)}'
-        ) from error
-
-
 def _load(tokenizer_json: str) -> tuple[tokenizers.Tokenizer, dict[str, Any] | None]:
     """Returns the file's tokenizer with padding switched off, and its padding settings."""
-    library = library_of(tokenizer_json, 'tokenizers/huggingface')
+    library = _library.read(tokenizer_json, 'tokenizers/huggingface')
     padding = library.padding
     library.no_padding()
     return library, padding
