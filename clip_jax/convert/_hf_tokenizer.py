@@ -13,9 +13,9 @@ from typing import Any
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers, processors
 
+from clip_jax import lookup
 from clip_jax.convert import _cards, _files, _settings
 from clip_jax.runtime import foreign_json
-from clip_jax.tokenizers import _library as files
 
 JSON = 'tokenizer.json'
 CONFIG = 'tokenizer_config.json'
@@ -31,6 +31,7 @@ _CLIP_WORDS = (
 )
 
 Options = dict[str, Any]
+_library_of = lookup.module('tokenizers', 'huggingface').library_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +243,7 @@ def _completed(
     what = str(folder / JSON)
     if rules is None:
         text = (folder / JSON).read_text(encoding='utf-8')
-        library = files.read(text, what)
+        library = _library_of(text, what)
     else:
         text, library = '', _rebuilt(content, rules, given, what)
     added = _added(folder, content, given)
@@ -279,7 +280,7 @@ def _rebuilt(
     made = {**content, **empty, 'added_tokens': [], 'model': {**rules.model, **kept}}
     if rules is _CLASSES['CLIPTokenizer']:
         made['post_processor'] = None
-    library = files.read(json.dumps({'version': '1.0', **made}), what)
+    library = _library_of(json.dumps({'version': '1.0', **made}), what)
     rules.rules(library)
     return library
 

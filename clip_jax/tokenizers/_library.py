@@ -5,7 +5,7 @@ import tokenizers
 from clip_jax.runtime.messages import one_line
 
 
-def read(tokenizer_json: str, what: str) -> tokenizers.Tokenizer:
+def library_of(tokenizer_json: str, what: str) -> tokenizers.Tokenizer:
     """Returns the library's tokenizer of a `tokenizer.json`.
 
     Args:
@@ -33,7 +33,7 @@ def _raised_by_library(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == 'PanicException'
 
 
-def ids(library: tokenizers.Tokenizer, text: str, **options: bool) -> list[int]:
+def ids_of(library: tokenizers.Tokenizer, text: str, **options: bool) -> list[int]:
     """Returns the ids of a text; ValueError if the library cannot encode it."""
     try:
         return library.encode(text, **options).ids

@@ -7,7 +7,8 @@ import numpy as np
 import tokenizers
 from etils import epath
 
-from clip_jax.tokenizers import _clean, _library, _tokens
+from clip_jax.tokenizers import _clean, _tokens
+from clip_jax.tokenizers._library import ids_of, library_of
 
 
 class Tokenizer:
@@ -93,8 +94,8 @@ class Tokenizer:
     def _encode(self, text: str) -> list[int]:
         text = _clean.utf8(_clean.cleaned(text, self.clean, self.repair)).decode()
         if self._start_ids is None:
-            return _library.ids(self._library, text)
-        ids = _library.ids(self._library, text, add_special_tokens=False)
+            return ids_of(self._library, text)
+        ids = ids_of(self._library, text, add_special_tokens=False)
         room = self.context_length - len(self._start_ids) - 1
         return [*self._start_ids, *_tokens.cut(ids, room, self.truncate_side), self.eot_id]
 
@@ -152,7 +153,7 @@ def create(texts: Iterable[str], *, context_length: int, path: str) -> Tokenizer
 
 def _load(tokenizer_json: str) -> tuple[tokenizers.Tokenizer, dict[str, Any] | None]:
     """Returns the file's tokenizer with padding switched off, and its padding settings."""
-    library = _library.read(tokenizer_json, 'tokenizers/huggingface')
+    library = library_of(tokenizer_json, 'tokenizers/huggingface')
     padding = library.padding
     library.no_padding()
     return library, padding
