@@ -300,6 +300,25 @@ def _added(
     return [_token(fields) for _, fields in sorted(listed.items())]
 
 
+def tokens_of(given: Options) -> list[tokenizers.AddedToken]:
+    """Returns the special and added tokens of settings that SiglipTokenizer has, once each."""
+    listed = given.get('added_tokens_decoder', {}).values()
+    found = {fields['content']: _token(fields) for fields in listed}
+    extra = given.get('extra_special_tokens') or given.get('additional_special_tokens') or []
+    extra = extra.values() if isinstance(extra, dict) else extra
+    for value in [*(given.get(key) for key in _NAMED), *extra]:
+        if isinstance(value, str):  # as the class makes one of a text
+            value = {'content': value, 'lstrip': True, 'rstrip': True, 'normalized': False}
+        if value is not None:
+            found.setdefault(content_of(value), _token(value))
+    return [*found.values()]
+
+
+def content_of(value: Any) -> str:
+    """Returns the text of a special token."""
+    return value if isinstance(value, str) else value['content']
+
+
 def _token(value: Any) -> Any:
     """Returns a special token as the library has it; None for none."""
     if value is None or isinstance(value, tokenizers.AddedToken):

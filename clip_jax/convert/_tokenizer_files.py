@@ -17,6 +17,7 @@ from absl import logging
 
 from clip_jax import lookup
 from clip_jax.convert import _files, _hf_tokenizer, _settings
+from clip_jax.runtime import foreign_json
 from clip_jax.tokenizers import from_card
 
 PIECES = ('spiece.model', 'tokenizer.model', 'sentencepiece.model')
@@ -26,7 +27,7 @@ _FIELDS = {
     'context_length': int,
     'clean': str,
     'repair': bool,
-    'special': [str],
+    'special': ([str], {foreign_json.ANY: int}, None),
     'pad_id': (int, None),
     'eot_id': (int, None),
     'start_ids': ([int], None),
@@ -41,6 +42,7 @@ CLIP_VOCABULARY = 49408
 # end token, 1, as padding. SigLIP 2 (Gemma's vocabulary) pads with the padding token, 0.
 SIGLIP_VOCABULARY, SIGLIP_PAD = 32000, 1
 _KEEP_CASE = 'remove_punctuation_keep_case'
+_OF_SIGLIP = {'eos': '</s>', 'unk': '<unk>', 'pad': '</s>'}  # the class's special tokens
 # open_clip's spelling of CLIP's special tokens; OpenAI's is <|startoftext|>, <|endoftext|>.
 OPEN_CLIP_SPECIAL = ['<start_of_text>', '<end_of_text>']
 # The open_clip cleaning rule that comes closest to each of ours.
@@ -109,25 +111,35 @@ def huggingface(folder: pathlib.Path, text: Mapping[str, Any]) -> Card | None:
 
 
 def _siglip(
-    folder: pathlib.Path, text: Mapping[str, Any], given: Mapping[str, Any], what: str
+    folder: pathlib.Path, text: Mapping[str, Any], given: dict[str, Any], what: str
 ) -> Card:
     """Returns the SentencePiece model of transformers' SiglipTokenizer."""
-    clean = 'remove_punctuation' if given.get('do_lower_case', True) else _KEEP_CASE
-    how = {'clean': clean, **_hf_tokenizer.sides(dict(given), text, what)}
     library = _library(folder / PIECES[0])
-    for name in ('eos', 'pad'):
-        token = given.get(f'{name}_token', '</s>')
-        token = token if isinstance(token, str) else token.get('content', '')
-        how['pad_id'] = library.piece_to_id(token)
-        if library.id_to_piece(how['pad_id']) != token or (
-            name == 'eos' and how['pad_id'] != library.eos_id()
-        ):
+    tokens = {f'{name}_token': token for name, token in _OF_SIGLIP.items()} | given
+    special = {}
+    for token in _hf_tokenizer.tokens_of(tokens):
+        special[token.content] = library.piece_to_id(token.content)
+        if library.id_to_piece(special[token.content]) != token.content:
+            raise ValueError(f'{what}: the token {token.content!r} is not in {PIECES[0]}')
+        if not (token.lstrip and token.rstrip and token.special) or token.single_word:
             raise ValueError(
-                f'{what}: {name}_token is {token!r}, which is not in {PIECES[0]}, or is not the '
-                f'end token {library.id_to_piece(library.eos_id())!r} that it adds'
+                f'{what}: the token {token.content!r} must be special, with lstrip and rstrip '
+                'true and single_word false'
             )
-    card = _pieces(folder, text, how)
-    assert card is not None
+    for name, number in (('eos', library.eos_id()), ('unk', library.unk_id())):
+        token = _hf_tokenizer.content_of(tokens[f'{name}_token'])
+        if special[token] != number:
+            raise ValueError(
+                f'{what}: {name}_token is {token!r}, but that of {PIECES[0]} is '
+                f'{library.id_to_piece(number)!r}'
+            )
+    how = {
+        'clean': 'remove_punctuation' if given.get('do_lower_case', True) else _KEEP_CASE,
+        'pad_id': special[_hf_tokenizer.content_of(tokens['pad_token'])],
+        'special': special,
+    }
+    card = _pieces(folder, text, how | _hf_tokenizer.sides(given, text, what))
+    assert card is not None  # the file is there
     return card
 
 

@@ -3,7 +3,8 @@
 import base64
 import io
 import itertools
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ class Tokenizer:
         pad_id: by default the model's padding token, or else its EOS, as in SigLIP.
         pad_side: where padding is, 'right' or 'left' of the sequence.
         truncate_side: which end of a long text is dropped, 'right' or 'left'.
+        special: texts that are tokens wherever they stand, with the spaces around them, and their
+            ids, as in transformers' SiglipTokenizer; an end token in the text is not repeated.
 
     Raises:
         ValueError: the model cannot be read, has no EOS, or an argument does not fit it.
@@ -45,6 +48,7 @@ class Tokenizer:
         pad_id: int | None = None,
         pad_side: str = 'right',
         truncate_side: str = 'right',
+        special: Mapping[str, int] | None = None,
     ):
         self._model = model
         self._library = sentencepiece.SentencePieceProcessor()
@@ -77,6 +81,11 @@ class Tokenizer:
         what = 'tokenizers/sentencepiece'
         self.pad_side = _tokens.side(pad_side, what=f'{what}: pad_side')
         self.truncate_side = _tokens.side(truncate_side, what=f'{what}: truncate_side')
+        self._special = dict(special or {})
+        for token in self._special.values():
+            _tokens.known(token, self.vocab_size, what=f'{what}: special')
+        names = '|'.join(map(re.escape, sorted(self._special, key=len, reverse=True)))
+        self._parts = re.compile(rf'\s*({names})\s*') if names else None
         least = len(self._start) + 2
         why = 'one token and the special tokens'
         self.context_length = _tokens.length(context_length, least, why, what=what)
@@ -89,10 +98,24 @@ class Tokenizer:
         return _tokens.padded(sequences, self.context_length, self.pad_id, self.pad_side)
 
     def _encode(self, text: str) -> list[int]:
-        text = _clean.cleaned(text, self.clean, self.repair)
-        ids = self._library.encode(_clean.utf8(text))
+        ids = self._ids(text)
         room = self.context_length - len(self._start) - 1
-        return [*self._start, *_tokens.cut(ids, room, self.truncate_side), self.eot_id]
+        ids = [*self._start, *_tokens.cut(ids, room, self.truncate_side)]
+        return ids if self._special and ids[-1:] == [self.eot_id] else [*ids, self.eot_id]
+
+    def _ids(self, text: str) -> list[int]:
+        first, *others = self._parts.split(text) if self._parts else [text]
+        ids = self._library.encode(_clean.utf8(_clean.cleaned(first, self.clean, self.repair)))
+        # After a special token no space is added, unlike at the start of a text; it is not added
+        # either after any other word, such as the unknown token.
+        unknown = self._library.id_to_piece(self._library.unk_id())
+        for part in others:
+            if part in self._special:
+                ids.append(self._special[part])
+            elif cleaned := _clean.cleaned(part, self.clean, self.repair):
+                before = len(self._library.encode(unknown))
+                ids += self._library.encode(_clean.utf8(unknown + cleaned))[before:]
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of one sequence, as the model normalized it."""
@@ -110,6 +133,7 @@ class Tokenizer:
             'pad_id': self.pad_id,
             'pad_side': self.pad_side,
             'truncate_side': self.truncate_side,
+            'special': self._special or None,
             'model': base64.b64encode(self._model).decode('ascii'),
         }
 
@@ -119,9 +143,8 @@ class Tokenizer:
         return cls(
             base64.b64decode(card['model'], validate=True),
             card['context_length'],
-            **_tokens.given(
-                card, 'clean', 'repair', 'add_bos', 'pad_id', 'pad_side', 'truncate_side'
-            ),
+            **_tokens.given(card, 'clean', 'repair', 'add_bos', 'pad_id', 'special'),
+            **_tokens.given(card, 'pad_side', 'truncate_side'),
         )
 
     def save(self, folder: str) -> None:
