@@ -307,8 +307,6 @@ def tokens_of(given: Options) -> list[tokenizers.AddedToken]:
     extra = given.get('extra_special_tokens') or given.get('additional_special_tokens') or []
     extra = extra.values() if isinstance(extra, dict) else extra
     for value in [*(given.get(key) for key in _NAMED), *extra]:
-        if isinstance(value, str):  # as the class makes one of a text
-            value = {'content': value, 'lstrip': True, 'rstrip': True, 'normalized': False}
         if value is not None:
             found.setdefault(content_of(value), _token(value))
     return [*found.values()]

@@ -63,7 +63,7 @@ IMAGE_PROCESSOR: Table = {
     'image_processor_type': read('the class, whose defaults fill missing keys', str),
     'feature_extractor_type': read('the old name of image_processor_type', str),
     'do_convert_rgb': read(
-        'true lays transparent images on white; with false transformers fails at images that are '
+        'true lays transparent images on white (since transformers 5.22); with false transformers fails at images that are '
         'not RGB, which are converted here',
         bool,
     ),
@@ -148,6 +148,7 @@ TOKENIZER: Table = {
     'tokenizer_padding': refused('save padding in tokenizer.json'),
     'vocab': refused('save the vocabulary in tokenizer.json'),
     'merges': refused('save the merges in tokenizer.json'),
+    'unk_id': refused('only in a Unigram model of tokenizer.json'),
     'gguf_file': refused('a file of another format'),
     'auto_map': refused(_CODE, {}),
     'init_inputs': refused('arguments without names', [], ()),
@@ -178,6 +179,7 @@ TOKENIZER: Table = {
     'backend': irrelevant(_NAME),
     'is_local': irrelevant('where the files came from'),
     'local_files_only': irrelevant('where the files came from'),
+    'files_loaded': irrelevant('names the files that were read'),
     'verbose': irrelevant('messages only'),
 }
 

@@ -121,11 +121,8 @@ def _siglip(
         special[token.content] = library.piece_to_id(token.content)
         if library.id_to_piece(special[token.content]) != token.content:
             raise ValueError(f'{what}: the token {token.content!r} is not in {PIECES[0]}')
-        if not (token.lstrip and token.rstrip and token.special) or token.single_word:
-            raise ValueError(
-                f'{what}: the token {token.content!r} must be special, with lstrip and rstrip '
-                'true and single_word false'
-            )
+        if token.single_word:  # lstrip and rstrip have no effect: the class drops these spaces
+            raise ValueError(f'{what}: single_word of the token {token.content!r} is unsupported')
     for name, number in (('eos', library.eos_id()), ('unk', library.unk_id())):
         token = _hf_tokenizer.content_of(tokens[f'{name}_token'])
         if special[token] != number:

@@ -84,7 +84,7 @@ def test_the_table_of_tokenizers_has_every_key_of_transformers():
         transformers.Siglip2Tokenizer,
         transformers.GemmaTokenizer,
     )
-    made = {'tokenizer_object', 'post_processor'}  # objects of Python, which no file holds
+    made = {'tokenizer_object', 'tokenizer', 'post_processor'}  # objects, which no file holds
     assert names - made <= {*_settings.TOKENIZER}
     assert {'padding_side', 'do_lower_case', 'add_eos_token', 'model_max_length'} <= names
 
@@ -93,7 +93,7 @@ def test_the_tables_of_open_clip_have_every_key():
     open_clip = pytest.importorskip('open_clip', reason='open_clip is not installed')
     fields = {field.name for field in dataclasses.fields(open_clip.transform.PreprocessCfg)}
     assert fields == {*_settings.OPEN_CLIP_PREPROCESS}
-    names = keywords(open_clip.SimpleTokenizer, open_clip.HFTokenizer)
+    names = keywords(open_clip.SimpleTokenizer, open_clip.tokenizer.HFTokenizer)
     assert names <= {*_settings.OPEN_CLIP_TOKENIZER}
 
 
