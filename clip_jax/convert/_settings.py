@@ -63,8 +63,8 @@ IMAGE_PROCESSOR: Table = {
     'image_processor_type': read('the class, whose defaults fill missing keys', str),
     'feature_extractor_type': read('the old name of image_processor_type', str),
     'do_convert_rgb': read(
-        'true lays transparent images on white (since transformers 5.22); with false transformers fails at images that are '
-        'not RGB, which are converted here',
+        'true lays transparent images on white (since transformers 5.22); with false transformers '
+        'fails at images that are not RGB, which are converted here',
         bool,
     ),
     'do_resize': read('false needs a center crop', bool),
@@ -141,7 +141,7 @@ TOKENIZER: Table = {
     'split_special_tokens': refused('special tokens in a text are always recognized'),
     'add_prefix_space': refused('not a rule of these tokenizers'),
     'sp_model_kwargs': refused('sampling is for training', {}),
-    'legacy': refused('only the published rule is known', True),
+    'legacy': Setting(REFUSED, 'only the published rule is known', harmless=(None, True)),
     'from_slow': refused('needs a conversion by transformers'),
     'fix_mistral_regex': refused('not a rule of these tokenizers'),
     'tokenizer_truncation': refused('save truncation in tokenizer.json'),

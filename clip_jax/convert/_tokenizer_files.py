@@ -176,6 +176,7 @@ def _pieces(folder: pathlib.Path, text: Mapping[str, Any], how: Card) -> Card | 
     """Returns a SentencePiece model; no published layout adds BOS."""
     for name in PIECES:
         if (folder / name).is_file():
+            _library(folder / name)  # an error names the file
             model = base64.b64encode((folder / name).read_bytes()).decode('ascii')
             card = {'name': 'sentencepiece', 'context_length': text['context_length']}
             return {**card, 'add_bos': False, **how, 'model': model}

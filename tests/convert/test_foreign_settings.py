@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.process import ROOT
-from support.small_models import made, words_json
+from support.small_models import made, pieces, words_json
 
 import clip_jax
 from clip_jax import convert, tokenizers
@@ -294,6 +294,43 @@ def test_what_tokenizer_configs_may_not_say(tmp_path, config, message):
     with pytest.raises(ValueError, match=message) as error:
         tokens(tmp_path, config)
     assert str(error.value).startswith(str(tmp_path)) and '\n' not in str(error.value)
+
+
+def pieces_of(folder: pathlib.Path, config: dict, text: str) -> list[int]:
+    """The tokens of a text with transformers' SiglipTokenizer."""
+    (folder / 'spiece.model').write_bytes(pieces())
+    (folder / 'tokenizer_config.json').write_text(json.dumps(config))
+    card = _tokenizer_files.huggingface(folder, SIGLIP)
+    return tokenizers.from_card(card)(text)[0].tolist()
+
+
+def test_settings_of_siglips_sentencepiece_model(tmp_path):
+    assert pieces_of(tmp_path, {}, 'a') == [3, 5] + [1] * 7
+    assert pieces_of(tmp_path, {'pad_token': '<pad>'}, 'a') == [3, 5, 1] + [0] * 6
+    assert pieces_of(tmp_path, {}, 'A') == [3, 5] + [1] * 7
+    assert pieces_of(tmp_path, {'do_lower_case': False}, 'A') == [3, 2] + [1] * 7
+    # No space is added after a special token, and an end token is not repeated.
+    assert pieces_of(tmp_path, {'pad_token': '<pad>'}, 'a <unk> a') == [3, 5, 2, 5, 1, 0, 0, 0, 0]
+    assert pieces_of(tmp_path, {'pad_token': '<pad>'}, 'a </s>') == [3, 5, 1] + [0] * 6
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ({'pad_token': '<nothing>'}, "the token '<nothing>' is not in spiece.model"),
+        ({'eos_token': '<pad>'}, "eos_token is '<pad>', but that of spiece.model is '</s>'"),
+        ({'sp_model_kwargs': {'alpha': 0.1}}, 'sp_model_kwargs is'),
+        ({'legacy': False}, 'legacy is False, which is not supported'),
+        ({'added_tokens_decoder': {'1': {'content': '</s>', 'single_word': True}}}, 'single_word'),
+    ],
+)
+def test_what_settings_of_siglips_sentencepiece_model_may_not_say(tmp_path, config, message):
+    with pytest.raises(ValueError, match=message) as error:
+        pieces_of(tmp_path, config, 'a')
+    assert str(error.value).startswith(str(tmp_path)) and '\n' not in str(error.value)
+    (tmp_path / 'spiece.model').write_bytes(b'no model')
+    with pytest.raises(ValueError, match=r'spiece.model: not a SentencePiece model'):
+        _tokenizer_files.big_vision(tmp_path, SIGLIP)
 
 
 def test_padding_on_the_left_needs_a_text_encoder_that_sees_all_tokens(tmp_path):
