@@ -25,7 +25,20 @@ VOCABULARY, MERGES = 'vocab.json', 'merges.txt'
 
 _NAMED = [f'{name}_token' for name in ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')]
 _TOKENS = [{'id': int, 'content': str}]
-_FILE = {'model': {'type': str, 'vocab': (dict, list)}, 'added_tokens': _TOKENS}
+_FILE = {
+    'model': {'type': str, 'vocab': (dict, list)},
+    'added_tokens': _TOKENS,
+    'padding': ({'direction': str, 'pad_token': str}, None),
+    'truncation': ({'direction': str}, None),
+    'normalizer': (dict, None),
+}
+_TOKEN_FIELDS = ('content', 'single_word', 'lstrip', 'rstrip', 'normalized', 'special')
+# The settings of BertTokenizer and their names in its file.
+_BERT = {
+    'do_lower_case': 'lowercase',
+    'strip_accents': 'strip_accents',
+    'tokenize_chinese_chars': 'handle_chinese_chars',
+}
 _CLIP_WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 )
@@ -165,6 +178,8 @@ def card(
     given = {**(rules.tokens if rules else {}), **given}
     with _cards.understood(what):
         library, made = _completed(folder, content, given, rules)
+    if name == 'BertTokenizer':
+        _check_bert(content, given, what)
     padding, truncation = _directions(content)
     chosen = {**truncation, **padding, **given}
     fields = {
@@ -194,6 +209,17 @@ def card(
     elif name != 'CLIPTokenizer':  # which always adds both
         _check_added(library, given, what)
     return {**fields, **how}
+
+
+def _check_bert(content: Mapping[str, Any], given: Options, what: str) -> None:
+    """Raises a ValueError if settings of BertTokenizer are not those of its file."""
+    does = content.get('normalizer') or {}
+    for key, name in _BERT.items():
+        if key in given and given[key] != does.get(name):
+            raise ValueError(
+                f'{what}: its normalizer has {name} {does.get(name)}, but {CONFIG} has {key} '
+                f'{given[key]}; make them agree'
+            )
 
 
 def _check_added(library: tokenizers.Tokenizer, given: Options, what: str) -> None:
@@ -324,4 +350,6 @@ def _token(value: Any) -> Any:
     if isinstance(value, str):
         return tokenizers.AddedToken(value, special=True)
     fields: dict[str, Any] = {key: x for key, x in value.items() if key not in ('__type', 'id')}
+    if unknown := [key for key in fields if key not in _TOKEN_FIELDS]:
+        raise ValueError(f'the token {content_of(value)!r} has unknown fields: {unknown}')
     return tokenizers.AddedToken(fields.pop('content'), **{'special': True, **fields})

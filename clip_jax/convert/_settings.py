@@ -108,6 +108,7 @@ PROCESSOR: Table = {
 _ADDS = (
     'must be what tokenizer.json does, unless that adds no tokens; CLIPTokenizer always adds both'
 )
+_BERT = 'BertTokenizer: must be what tokenizer.json does'
 _CALL = 'an argument of a call, which the context length of the model replaces'
 _DECODE = 'for decoding only'
 _GENERATE = 'for models that generate text'
@@ -137,11 +138,16 @@ TOKENIZER: Table = {
     ),
     'add_bos_token': read(_ADDS, bool),
     'add_eos_token': read(_ADDS, bool),
-    'do_lower_case': read('SiglipTokenizer only; the others have a rule of their own', bool),
+    'do_lower_case': read(f'SiglipTokenizer; {_BERT}; the others have a rule of their own', bool),
     'split_special_tokens': refused('special tokens in a text are always recognized'),
     'add_prefix_space': refused('not a rule of these tokenizers'),
     'sp_model_kwargs': refused('sampling is for training', {}),
-    'legacy': Setting(REFUSED, 'only the published rule is known', harmless=(None, True)),
+    'legacy': read('false is refused for SiglipTokenizer; tokenizer.json has its own rule', bool),
+    'strip_accents': read(_BERT, bool),
+    'tokenize_chinese_chars': read(_BERT, bool),
+    'do_basic_tokenize': Setting(REFUSED, 'not a rule of tokenizer.json', harmless=(None, True)),
+    'never_split': refused('not a rule of tokenizer.json', []),
+    'extra_ids': irrelevant('tokenizer.json lists the tokens that it adds (T5Tokenizer)'),
     'from_slow': refused('needs a conversion by transformers'),
     'fix_mistral_regex': refused('not a rule of these tokenizers'),
     'tokenizer_truncation': refused('save truncation in tokenizer.json'),

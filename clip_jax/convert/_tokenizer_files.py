@@ -16,7 +16,7 @@ import tokenizers
 from absl import logging
 
 from clip_jax import lookup
-from clip_jax.convert import _files, _hf_tokenizer, _settings
+from clip_jax.convert import _cards, _files, _hf_tokenizer, _settings
 from clip_jax.runtime import foreign_json
 from clip_jax.tokenizers import from_card
 
@@ -114,10 +114,14 @@ def _siglip(
     folder: pathlib.Path, text: Mapping[str, Any], given: dict[str, Any], what: str
 ) -> Card:
     """Returns the SentencePiece model of transformers' SiglipTokenizer."""
+    if not given.get('legacy', True):
+        raise ValueError(f'{what}: legacy is false; only the published rule, true, is supported')
     library = _library(folder / PIECES[0])
     tokens = {f'{name}_token': token for name, token in _OF_SIGLIP.items()} | given
     special = {}
-    for token in _hf_tokenizer.tokens_of(tokens):
+    with _cards.understood(what):
+        added = _hf_tokenizer.tokens_of(tokens)
+    for token in added:
         special[token.content] = library.piece_to_id(token.content)
         if library.id_to_piece(special[token.content]) != token.content:
             raise ValueError(f'{what}: the token {token.content!r} is not in {PIECES[0]}')

@@ -320,7 +320,7 @@ def test_settings_of_siglips_sentencepiece_model(tmp_path):
         ({'pad_token': '<nothing>'}, "the token '<nothing>' is not in spiece.model"),
         ({'eos_token': '<pad>'}, "eos_token is '<pad>', but that of spiece.model is '</s>'"),
         ({'sp_model_kwargs': {'alpha': 0.1}}, 'sp_model_kwargs is'),
-        ({'legacy': False}, 'legacy is False, which is not supported'),
+        ({'legacy': False}, 'legacy is false; only the published rule'),
         ({'added_tokens_decoder': {'1': {'content': '</s>', 'single_word': True}}}, 'single_word'),
     ],
 )
@@ -336,6 +336,23 @@ def test_what_settings_of_siglips_sentencepiece_model_may_not_say(tmp_path, conf
 def test_padding_on_the_left_needs_a_text_encoder_that_sees_all_tokens(tmp_path):
     with pytest.raises(ValueError, match='padding_side is left, which needs a mask'):
         tokens(tmp_path, {'padding_side': 'left'}, CLIP)
+
+
+def test_settings_of_bert_must_be_those_of_its_file(tmp_path):
+    def lower(content):
+        content['normalizer'] = {
+            'type': 'BertNormalizer',
+            'clean_text': True,
+            'handle_chinese_chars': True,
+            'strip_accents': None,
+            'lowercase': True,
+        }
+
+    config = {'tokenizer_class': 'BertTokenizer', 'tokenize_chinese_chars': True}
+    config |= {'strip_accents': None, 'do_basic_tokenize': True, 'never_split': None}
+    assert tokens(tmp_path, {**config, 'do_lower_case': True}, change=lower)[0][:3] == [3, 4, 1]
+    with pytest.raises(ValueError, match='lowercase True, but .* has do_lower_case False'):
+        tokens(tmp_path, {**config, 'do_lower_case': False}, change=lower)
 
 
 def test_a_file_that_adds_no_end_token_is_refused_unless_the_config_asks_for_one(tmp_path):
