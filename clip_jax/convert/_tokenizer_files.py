@@ -15,17 +15,34 @@ import sentencepiece
 import tokenizers
 from absl import logging
 
-from clip_jax.convert import _files
+from clip_jax import lookup
+from clip_jax.convert import _cards, _files, _hf_tokenizer, _settings
+from clip_jax.runtime import foreign_json
 from clip_jax.tokenizers import from_card
 
-JSON = 'tokenizer.json'
-CONFIGS = ('special_tokens_map.json', 'tokenizer_config.json')  # later files override earlier ones
 PIECES = ('spiece.model', 'tokenizer.model', 'sentencepiece.model')
 CARD = 'tokenizer_card.json'  # our own complete card, written next to the others
+_FIELDS = {
+    'name': str,
+    'context_length': int,
+    'clean': str,
+    'repair': bool,
+    'special': ([str], {foreign_json.ANY: int}, None),
+    'pad_id': (int, None),
+    'eot_id': (int, None),
+    'start_ids': ([int], None),
+    'add_bos': (bool, None),
+    'pad_side': str,
+    'truncate_side': str,
+    'tokenizer_json': str,
+    'model': str,
+}
 CLIP_VOCABULARY = 49408
 # SigLIP's vocabulary (big_vision's c4_en) has a padding token, but its models were trained with the
 # end token, 1, as padding. SigLIP 2 (Gemma's vocabulary) pads with the padding token, 0.
 SIGLIP_VOCABULARY, SIGLIP_PAD = 32000, 1
+_KEEP_CASE = 'remove_punctuation_keep_case'
+_OF_SIGLIP = {'eos': '</s>', 'unk': '<unk>', 'pad': '</s>'}  # the class's special tokens
 # open_clip's spelling of CLIP's special tokens; OpenAI's is <|startoftext|>, <|endoftext|>.
 OPEN_CLIP_SPECIAL = ['<start_of_text>', '<end_of_text>']
 # The open_clip cleaning rule that comes closest to each of ours.
@@ -36,6 +53,7 @@ _OPEN_CLIP_RULES = {
     'lower_ascii': 'lower',
     'canonicalize': 'canonicalize',
     'remove_punctuation': 'canonicalize',
+    _KEEP_CASE: 'canonicalize',
 }
 
 Card = dict[str, Any]
@@ -49,33 +67,88 @@ def openai(text: Mapping[str, Any]) -> Card | None:
 
 
 def open_clip(
-    folder: pathlib.Path, text: Mapping[str, Any], config: Mapping[str, Any]
+    folder: pathlib.Path, text: Mapping[str, Any], config: Mapping[str, Any], *, what: str
 ) -> Card | None:
     """Returns CLIP's tokenizer, or the files of the Hugging Face one that `text_cfg` names."""
+    what = f'{what}: text_cfg.tokenizer_kwargs'
+    options = config.get('tokenizer_kwargs')
+    options = _settings.checked(
+        {} if options is None else options, _settings.OPEN_CLIP_TOKENIZER, what
+    )
+    named = bool(config.get('hf_tokenizer_name'))
+    clean = options.get('clean', 'whitespace' if named else 'lower')
+    lookup.check(clean, ['lower', 'whitespace', 'canonicalize'], what=f'{what}.clean')
     if own := _own(folder):
         return own
-    options = config.get('tokenizer_kwargs') or {}
-    if not config.get('hf_tokenizer_name'):
+    if not named:
         card = openai(text)
-        clean = options.get('clean', 'lower')
         return card and {**card, 'special': OPEN_CLIP_SPECIAL, 'clean': clean}
-    how = {'clean': options.get('clean', 'whitespace'), 'repair': True}
+    how: Card = {'clean': clean, 'repair': True}
     if options.get('strip_sep_token'):  # replaced by padding
         how |= {'eot_id': 0, 'pad_id': 0}
-    return _json(folder, text, how) or _pieces(folder, text, how)
+    given = _hf_tokenizer.options(folder)
+    kind = _hf_tokenizer.class_of(given, '')
+    return _hf_tokenizer.card(folder, text, given, kind, how) or _pieces(folder, text, how)
 
 
 def huggingface(folder: pathlib.Path, text: Mapping[str, Any]) -> Card | None:
     """Returns `tokenizer.json`, a SentencePiece model, or CLIP's tokenizer."""
     if own := _own(folder):
         return own
-    if text['pool'] != 'last':
-        return _json(folder, text, {}) or openai(text) or _pieces(folder, text, {})
-    if text['vocab_size'] == SIGLIP_VOCABULARY:
+    given, what = _hf_tokenizer.options(folder), str(folder / _hf_tokenizer.CONFIG)
+    _hf_tokenizer.check_use(given, text, what)
+    siglip = text['pool'] == 'last'
+    kind = _hf_tokenizer.class_of(given, 'SiglipTokenizer' if siglip else 'CLIPTokenizer')
+    if kind == 'SiglipTokenizer' and (folder / PIECES[0]).is_file():
+        return _siglip(folder, text, given, what)
+    how: Card = {}
+    if kind == 'SiglipTokenizer' and text['vocab_size'] == SIGLIP_VOCABULARY:
         how = {'clean': 'remove_punctuation', 'pad_id': SIGLIP_PAD}
-        return _pieces(folder, text, how) or _json(folder, text, how)
-    how = {'clean': 'lower'}
-    return _json(folder, text, how) or _pieces(folder, text, how)
+    elif kind == 'SiglipTokenizer':
+        how = {'clean': 'lower'}
+    found = _hf_tokenizer.card(folder, text, given, kind, how)
+    return found or (None if siglip else openai(text)) or _pieces(folder, text, how)
+
+
+def _siglip(
+    folder: pathlib.Path, text: Mapping[str, Any], given: dict[str, Any], what: str
+) -> Card:
+    """Returns the SentencePiece model of transformers' SiglipTokenizer."""
+    if not given.get('legacy', True):
+        raise ValueError(f'{what}: legacy is false; only the published rule, true, is supported')
+    library = _library(folder / PIECES[0])
+    tokens = {f'{name}_token': token for name, token in _OF_SIGLIP.items()} | given
+    special = {}
+    with _cards.understood(what):
+        added = _hf_tokenizer.tokens_of(tokens)
+    for token in added:
+        special[token.content] = library.piece_to_id(token.content)
+        if library.id_to_piece(special[token.content]) != token.content:
+            raise ValueError(f'{what}: the token {token.content!r} is not in {PIECES[0]}')
+        if token.single_word:  # lstrip and rstrip have no effect: the class drops these spaces
+            raise ValueError(f'{what}: single_word of the token {token.content!r} is unsupported')
+    for name, number in (('eos', library.eos_id()), ('unk', library.unk_id())):
+        token = _hf_tokenizer.content_of(tokens[f'{name}_token'])
+        if special[token] != number:
+            raise ValueError(
+                f'{what}: {name}_token is {token!r}, but that of {PIECES[0]} is '
+                f'{library.id_to_piece(number)!r}'
+            )
+    how = {
+        'clean': 'remove_punctuation' if given.get('do_lower_case', True) else _KEEP_CASE,
+        'pad_id': special[_hf_tokenizer.content_of(tokens['pad_token'])],
+        'special': special,
+    }
+    card = _pieces(folder, text, how | _hf_tokenizer.sides(given, text, what))
+    assert card is not None  # the file is there
+    return card
+
+
+def _library(path: pathlib.Path) -> sentencepiece.SentencePieceProcessor:
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except RuntimeError as error:
+        raise ValueError(f'{path}: not a SentencePiece model; download it again') from error
 
 
 def big_vision(folder: pathlib.Path, text: Mapping[str, Any]) -> Card | None:
@@ -93,6 +166,8 @@ def _own(folder: pathlib.Path) -> Card | None:
         return None
     card = _files.json_of(folder / CARD)
     name = str(card.get('name'))
+    if '.' not in name:
+        card = _files.json_of(folder / CARD, _FIELDS)
     if '.' in name and name not in sys.modules:
         raise ValueError(
             f'{folder / CARD}: names the tokenizer {name}, a module outside of clip_jax; to load '
@@ -105,45 +180,11 @@ def _pieces(folder: pathlib.Path, text: Mapping[str, Any], how: Card) -> Card | 
     """Returns a SentencePiece model; no published layout adds BOS."""
     for name in PIECES:
         if (folder / name).is_file():
+            _library(folder / name)  # an error names the file
             model = base64.b64encode((folder / name).read_bytes()).decode('ascii')
             card = {'name': 'sentencepiece', 'context_length': text['context_length']}
             return {**card, 'add_bos': False, **how, 'model': model}
     return None
-
-
-def _json(folder: pathlib.Path, text: Mapping[str, Any], how: Card) -> Card | None:
-    """Returns a `tokenizer.json` with the special tokens of the config files next to it."""
-    if not (folder / JSON).is_file():
-        return None
-    content = (folder / JSON).read_text(encoding='utf-8')
-    try:
-        library = tokenizers.Tokenizer.from_str(content)
-    except Exception as error:  # the library raises nothing more precise
-        raise ValueError(f'{folder / JSON}: not a valid tokenizer.json ({error})') from error
-    options: Card = {}
-    for name in CONFIGS:
-        if (folder / name).is_file():
-            options |= _files.json_of(folder / name)
-
-    def token(name: str) -> int | None:
-        content = options.get(f'{name}_token')
-        content = content.get('content') if isinstance(content, dict) else content
-        return library.token_to_id(content) if content else None
-
-    card = {
-        'name': 'huggingface',
-        'context_length': text['context_length'],
-        'tokenizer_json': content,
-    }
-    if token('pad') is not None:
-        card['pad_id'] = token('pad')
-    # If the file adds no special tokens, or others than the model needs, the tokenizer adds them.
-    if 'eot_id' in how:
-        card['start_ids'] = [x for x in (token('cls'),) if x is not None]
-    elif not library.num_special_tokens_to_add(is_pair=False):
-        start = token('bos') if options.get('add_bos_token') else None
-        card |= {'start_ids': [] if start is None else [start], 'eot_id': token('eos')}
-    return {**card, **how}
 
 
 def save(folder: pathlib.Path, card: Mapping[str, Any] | None) -> None:
@@ -180,7 +221,7 @@ def save(folder: pathlib.Path, card: Mapping[str, Any] | None) -> None:
             lower = tokenizers.normalizers.Lowercase()
             rules = [lower, library.normalizer] if library.normalizer else [lower]
             library.normalizer = tokenizers.normalizers.Sequence(rules)
-            library.save(str(folder / JSON))
+            library.save(str(folder / _hf_tokenizer.JSON))
         names = {'eos_token': tokenizer.eot_id, 'pad_token': tokenizer.pad_id}
         config |= {name: library.id_to_token(token) for name, token in names.items()}
         config['tokenizer_class'] = 'PreTrainedTokenizerFast'
@@ -196,7 +237,7 @@ def save(folder: pathlib.Path, card: Mapping[str, Any] | None) -> None:
         names['pad_token'] = tokenizer.pad_id
         config |= {name: library.id_to_piece(token) for name, token in names.items()}
         config['tokenizer_class'] = 'SiglipTokenizer'
-    (folder / CONFIGS[-1]).write_text(json.dumps(config, indent=2) + '\n')
+    (folder / _hf_tokenizer.CONFIG).write_text(json.dumps(config, indent=2) + '\n')
 
 
 def open_clip_config(card: Mapping[str, Any] | None) -> Card:

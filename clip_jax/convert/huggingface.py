@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from clip_jax import lookup
-from clip_jax.convert import _cards, _files, _table, _tokenizer_files
+from clip_jax.convert import _cards, _files, _image_processor, _table, _tokenizer_files
 from clip_jax.convert._table import (
     CONV,
     LEADING_ONE,
@@ -27,7 +27,6 @@ from clip_jax.convert._table import (
     out_of_heads,
     row,
 )
-from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD
 
 CONFIG = 'config.json'
 SAFETENSORS = 'model.safetensors'
@@ -37,7 +36,6 @@ WEIGHTS = (
     'pytorch_model.bin',
     'pytorch_model.bin.index.json',
 )
-PREPROCESSOR = 'preprocessor_config.json'
 ACTIVATIONS = {'quick_gelu': 'quick_gelu', 'gelu': 'gelu', 'gelu_pytorch_tanh': 'gelu_tanh'}
 
 _TOWER = {'hidden_size': 768, 'intermediate_size': 3072, 'num_hidden_layers': 12}
@@ -106,7 +104,9 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     )
     card = {
         'model': model,
-        'preprocess': preprocess(folder, model),
+        'preprocess': _image_processor.read(
+            folder, model['image']['image_size'], siglip=config['model_type'] == 'siglip'
+        ),
         'tokenizer': _tokenizer_files.huggingface(folder, model['text']),
     }
     return card, variables
@@ -172,28 +172,6 @@ def _tower(config: Mapping[str, Any], what: str) -> dict[str, Any]:
         'mlp_dim': config['intermediate_size'],
         'activation': ACTIVATIONS[activation],
         'norm_eps': config['layer_norm_eps'],
-    }
-
-
-# Pillow's resampling filters by number.
-RESAMPLE = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic', 4: 'box', 5: 'hamming'}
-
-
-def preprocess(folder: pathlib.Path, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the card's `preprocess` from `preprocessor_config.json`, or the class defaults."""
-    siglip = model['text']['pool'] == 'last'
-    config = _files.json_of(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
-    mean, std = (_cards.HALF, _cards.HALF) if siglip else (CLIP_MEAN, CLIP_STD)
-    size = config.get('size')  # {'shortest_edge': n}, {'height': n, 'width': n}; a number means n
-    squash = 'height' in size if isinstance(size, dict) else siglip
-    return {
-        'size': model['image']['image_size'],
-        'resize': 'squash' if squash else 'shortest',
-        'interpolation': RESAMPLE[config.get('resample', 3)],
-        'mean': list(config.get('image_mean') or mean),
-        'std': list(config.get('image_std') or std),
-        'rgb': 'before',
-        'crop': 'down',
     }
 
 
@@ -263,8 +241,8 @@ def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str,
     _cards.check_expressible(model, architecture(config, what='huggingface'), 'huggingface')
     table = list(rows(model))
     arrays = _table.write(table, variables)
-    preprocessor = preprocessor_of(card['preprocess'], siglip)
-    for name, content in ((CONFIG, config), (PREPROCESSOR, preprocessor)):
+    preprocessor = _image_processor.written(card['preprocess'], siglip=siglip)
+    for name, content in ((CONFIG, config), (_image_processor.PREPROCESSOR, preprocessor)):
         (folder / name).write_text(json.dumps(content, indent=2) + '\n')
     _files.save(folder / SAFETENSORS, arrays)
     _tokenizer_files.save(folder, card['tokenizer'])
@@ -314,29 +292,4 @@ def _tower_of(tower: Mapping[str, Any], what: str) -> dict[str, Any]:
         'num_attention_heads': tower['heads'],
         'hidden_act': {ours: theirs for theirs, ours in ACTIVATIONS.items()}[tower['activation']],
         'layer_norm_eps': tower['norm_eps'],
-    }
-
-
-def preprocessor_of(rule: Mapping[str, Any], siglip: bool) -> dict[str, Any]:
-    """Returns the `preprocessor_config.json` of a card's `preprocess`."""
-    size, name = rule['size'], 'SiglipImageProcessor' if siglip else 'CLIPImageProcessor'
-    square = {'height': size, 'width': size}
-    shortest = rule['resize'] == 'shortest'
-    if rule['resize'] == 'longest' or (siglip and shortest):
-        raise ValueError(
-            f'the layout huggingface cannot hold this model: {name} has no '
-            f'preprocess.resize {rule["resize"]!r}'
-        )
-    return {
-        'image_processor_type': name,
-        'do_convert_rgb': True,
-        'do_resize': True,
-        'size': {'shortest_edge': size} if shortest else square,
-        'resample': {ours: number for number, ours in RESAMPLE.items()}[rule['interpolation']],
-        **({} if siglip else {'do_center_crop': shortest, 'crop_size': square}),
-        'do_rescale': True,
-        'rescale_factor': 1 / 255,
-        'do_normalize': True,
-        'image_mean': rule['mean'],
-        'image_std': rule['std'],
     }

@@ -15,7 +15,14 @@ from typing import Any
 from absl import logging
 
 from clip_jax import lookup
-from clip_jax.convert import _cards, _files, _resblocks, _table, _tokenizer_files
+from clip_jax.convert import (
+    _cards,
+    _files,
+    _preprocess_cfg,
+    _resblocks,
+    _table,
+    _tokenizer_files,
+)
 from clip_jax.convert._table import (
     CONV,
     LEADING_ONE,
@@ -29,7 +36,7 @@ from clip_jax.convert._table import (
     out_of_heads,
     row,
 )
-from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD
+from clip_jax.runtime import foreign_json
 
 Fields = Mapping[str, Any]
 
@@ -96,6 +103,11 @@ MODEL = {
     'nonscalar_logit_scale': False,
     'multimodal_cfg': None,
 }
+_PARTS = {
+    'vision_cfg': (dict, None),
+    'text_cfg': ({'hf_tokenizer_name': (str, None)}, None),
+    'multimodal_cfg': (dict, None),
+}
 # Keys that do not change the model's outputs at inference.
 _OF_NO_EFFECT = {
     'timm_model_pretrained',
@@ -138,7 +150,8 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     config = _files.json_of(folder / CONFIG)
     weights = _files.locate(path, WEIGHTS)
     theirs = _files.arrays(weights)
-    model_cfg = _filled(config.get('model_cfg', config), MODEL, f'{what}: model_cfg')
+    inner = foreign_json.check(config.get('model_cfg', config), _PARTS, f'{what}: model_cfg')
+    model_cfg = _filled(inner, MODEL, f'{what}: model_cfg')
     with _cards.understood(what):
         fields = architecture(model_cfg, theirs, what=what)
     decoder = [name for name in theirs if name.startswith(DECODER)]
@@ -160,8 +173,12 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     )
     card = {
         'model': model,
-        'preprocess': preprocess(config.get('preprocess_cfg') or {}, model, what=what),
-        'tokenizer': _tokenizer_files.open_clip(folder, model['text'], model_cfg['text_cfg'] or {}),
+        'preprocess': _preprocess_cfg.read(
+            config.get('preprocess_cfg'), model['image']['image_size'], what=what
+        ),
+        'tokenizer': _tokenizer_files.open_clip(
+            folder, model['text'], model_cfg['text_cfg'], what=what
+        ),
     }
     return card, variables
 
@@ -323,20 +340,6 @@ def trunk(name: str, width: int) -> dict[str, Any]:
     }
 
 
-def preprocess(config: Fields, model: Fields, *, what: str) -> dict[str, Any]:
-    """Returns the card's `preprocess` from a `preprocess_cfg`."""
-    if config.get('fill_color'):
-        raise ValueError(f'{what}: preprocess_cfg.fill_color: only 0 is supported')
-    bilinear = config.get('interpolation') == 'bilinear'
-    return {
-        'size': model['image']['image_size'],
-        'resize': config.get('resize_mode') or 'shortest',
-        'interpolation': 'bilinear' if bilinear else 'bicubic',
-        'mean': list(config.get('mean') or CLIP_MEAN),
-        'std': list(config.get('std') or CLIP_STD),
-    }
-
-
 def rows(model: Fields, text: str = '') -> Iterator[Row]:
     """Yields the table of the whole model; `text` is the prefix of the text tower's names."""
     if model['image'].get('pool') != 'map':
@@ -384,15 +387,7 @@ def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
     again = architecture(_filled(config, MODEL, 'open_clip'), lazy, what='open_clip')
     _cards.check_expressible(model, again, 'open_clip')
     config['text_cfg'] |= _tokenizer_files.open_clip_config(card['tokenizer'])
-    rule = card['preprocess']
-    preprocess_cfg = {
-        'size': rule['size'],
-        'mode': 'RGB',
-        'mean': rule['mean'],
-        'std': rule['std'],
-        'interpolation': rule['interpolation'],
-        'resize_mode': rule['resize'],
-    }
+    preprocess_cfg = _preprocess_cfg.written(card['preprocess'])
     content = {'model_cfg': config, 'preprocess_cfg': preprocess_cfg}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + '\n')
     _files.save(folder / SAFETENSORS, arrays)

@@ -24,6 +24,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # published programs decode all of them, and fail where memory ends.
 EXACT_PIXELS = 40_000_000
 DRAFT = 4
+_RESIZES = ('shortest', 'squash', 'longest', 'none')
+# Of mean and std: what scaled values could have; 123.7 is a mean of values from 0 to 255.
+_MEAN, _STD = 100, (1e-5, 100)
 # Pillow's: bicubic, bilinear, lanczos, nearest, box, hamming.
 _INTERPOLATIONS = {filter.name.lower(): filter for filter in Image.Resampling}
 
@@ -53,15 +56,18 @@ class Preprocess:
         size: side of the output in pixels.
         resize: 'shortest' (OpenAI, open_clip) resizes the shortest side to `size` and takes the
             center crop, 'squash' (SigLIP) resizes both sides, 'longest' (open_clip) resizes the
-            longest side and pads with zeros.
+            longest side and pads with zeros, 'none' only crops or pads (transformers without
+            `do_resize`).
         interpolation: one of Pillow's filters, in lowercase.
         mean: mean of each channel.
         std: standard deviation of each channel.
+        resize_to: what is resized to if it is not `size`: a side of any length for 'shortest', or
+            (height, width) for 'squash'; then the center of `size` is cropped.
         rgb: conversion to RGB 'after' resizing (OpenAI, open_clip), 'before' it (`do_convert_rgb`
             of transformers), or before it on a 'white' background (transformers since 5.22); the
             first two drop transparency.
         crop: an odd number of columns to crop: the half on the left is rounded to 'even' (OpenAI,
-            open_clip) or 'down' (transformers).
+            open_clip) or 'down' (transformers, which rounds half of missing columns up).
         gray16: 16-bit grayscale: values above 255 'clip' to white, as published, or 'scale' to 8
             bits, as in training.
         max_pixels: encoded images with more are refused; not part of the card.
@@ -75,10 +81,12 @@ class Preprocess:
     rgb: str = 'after'
     crop: str = 'even'
     gray16: str = 'clip'
+    resize_to: int | tuple[int, int] | None = None
     max_pixels: int = opening.MAX_PIXELS
 
     def __post_init__(self):
-        lookup.check(self.resize, ('shortest', 'squash', 'longest'), what='preprocess: resize')
+        _check_numbers(self)
+        lookup.check(self.resize, _RESIZES, what='preprocess: resize')
         lookup.check(self.rgb, ('after', 'before', 'white'), what='preprocess: rgb')
         lookup.check(self.crop, ('even', 'down'), what='preprocess: crop')
         lookup.check(self.gray16, ('clip', 'scale'), what='preprocess: gray16')
@@ -91,7 +99,8 @@ class Preprocess:
         Raises BadRecord if it is an image that cannot be used, ValueError for anything else.
         """
         shape = (self.size, self.size, 3)
-        if isinstance(image, np.ndarray) and (image.shape, image.dtype) == (shape, np.uint8):
+        right = isinstance(image, np.ndarray) and (image.shape, image.dtype) == (shape, np.uint8)
+        if right and self.resize_to is None:
             return image  # an image of the right size does not change
         try:
             with _opened(image, self.max_pixels) as opened:
@@ -119,7 +128,8 @@ class Preprocess:
             image = Image.alpha_composite(white, image.convert('RGBA'))
         if self.rgb != 'after':
             image = image.convert('RGB')
-        image = image.resize(resized, _INTERPOLATIONS[self.interpolation])
+        if self.resize != 'none':
+            image = image.resize(resized, _INTERPOLATIONS[self.interpolation])
         left, top = map(self._first, image.size)
         box = left, top, left + self.size, top + self.size
         return np.asarray(image.crop(box).convert('RGB'))
@@ -131,26 +141,29 @@ class Preprocess:
     def _first(self, side: int) -> int:
         """Returns the offset of the crop on a side; negative if the image is padded."""
         excess = side - self.size
-        if excess < 0:
-            return -(-excess // 2)
-        return excess // 2 if self.crop == 'down' else round(excess / 2)
+        if self.crop == 'down':
+            return excess // 2
+        return -(-excess // 2) if excess < 0 else round(excess / 2)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Returns width and height after resizing, before the crop or padding."""
-        size = self.size
+        if self.resize == 'none':
+            return width, height
+        to = self.size if self.resize_to is None else self.resize_to
         if self.resize == 'squash':
-            return size, size
+            return (to[1], to[0]) if isinstance(to, tuple) else (to, to)
+        assert isinstance(to, int)  # as __post_init__ found
         if self.resize == 'longest':
-            ratio = max(width, height) / size
+            ratio = max(width, height) / to
             return max(1, round(width / ratio)), max(1, round(height / ratio))
         short = min(width, height)
-        return int(size * width / short), int(size * height / short)
+        return int(to * width / short), int(to * height / short)
 
     @property
     def card(self) -> dict:
         """What a checkpoint's card says of these fields, JSON values; see `from_card`."""
         fields = {name: getattr(self, name) for name in card_fields()}
-        return {**fields, 'mean': list(self.mean), 'std': list(self.std)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
     @classmethod
     def from_card(cls, card: dict) -> 'Preprocess':
@@ -161,6 +174,33 @@ class Preprocess:
             k: tuple(v) if isinstance(v, list) else v for k, v in card.items()
         }
         return cls(**fields)
+
+
+def _check_numbers(rule: Preprocess) -> None:
+    """Raises a ValueError for sizes, mean or std that no preprocessing has."""
+    sides = rule.resize_to if isinstance(rule.resize_to, tuple) else (rule.resize_to or 1,)
+    if not all(type(side) is int and side > 0 for side in (rule.size, *sides)):
+        raise ValueError(
+            f'preprocess: size {rule.size!r}, resize_to {rule.resize_to!r}: expected positive '
+            'integers'
+        )
+    pair = isinstance(rule.resize_to, tuple)
+    allowed = (1, 2) if rule.resize == 'squash' else (1,) if rule.resize == 'shortest' else ()
+    if rule.resize_to is not None and (len(sides) if pair else 1) not in allowed:
+        raise ValueError(
+            f'preprocess: resize {rule.resize!r} does not take resize_to {rule.resize_to!r}'
+        )
+    for name, low, high in (('mean', -_MEAN, _MEAN), ('std', *_STD)):
+        numbers = getattr(rule, name)
+        if (
+            not isinstance(numbers, Sequence)
+            or len(numbers) != 3
+            or not all(isinstance(x, int | float) and low <= x <= high for x in numbers)
+        ):
+            raise ValueError(
+                f'preprocess: {name} is {numbers!r}; expected three numbers, one for each channel, '
+                f'from {low} to {high} (of values from 0 to 1)'
+            )
 
 
 def card_fields() -> list[str]:

@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax import lookup
+from clip_jax.runtime.messages import one_line
 
 
 def from_card(card: Mapping[str, Any]) -> Any:
@@ -48,6 +49,11 @@ def from_card(card: Mapping[str, Any]) -> Any:
     except KeyError as error:
         raise ValueError(
             f'tokenizers/{card["name"]}: its card lacks {error}; it has {", ".join(card)}.'
+        ) from error
+    except (TypeError, AttributeError, OverflowError, MemoryError) as error:
+        raise ValueError(
+            f'tokenizers/{card["name"]}: a field of its card has a wrong kind of value '
+            f'({one_line(error)})'
         ) from error
     known = tokenizer.card
     for field in card:

@@ -33,7 +33,11 @@ def _canonicalize(text: str) -> str:
 
 
 def _remove_punctuation(text: str) -> str:
-    return _single_spaces(text.lower().translate(_NO_PUNCTUATION))
+    return _keep_case(text.lower())
+
+
+def _keep_case(text: str) -> str:
+    return _single_spaces(text.translate(_NO_PUNCTUATION))
 
 
 RULES: dict[str, Callable[[str], str]] = {
@@ -43,6 +47,7 @@ RULES: dict[str, Callable[[str], str]] = {
     'lower_ascii': _lower_ascii,  # big_vision's SigLIP and SigLIP 2: tf.strings.lower
     'canonicalize': _canonicalize,  # open_clip's SigLIP, big_vision's prompts: '_' is a space
     'remove_punctuation': _remove_punctuation,  # Hugging Face's SigLIP: '_' is deleted
+    'remove_punctuation_keep_case': _keep_case,  # the same without its do_lower_case
 }
 
 

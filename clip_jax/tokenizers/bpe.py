@@ -105,18 +105,15 @@ class Tokenizer:
         special: Sequence[str] = _SPECIAL,
         clean: str = 'lower',
     ):
-        if context_length < 3:
-            raise ValueError(
-                f'tokenizers/bpe: context_length is {context_length}; it must be at least 3 '
-                '(start, one token, end).'
-            )
         if len(special) != 2 or special[0] == special[1] or '' in special:
             raise ValueError(
                 f'tokenizers/bpe: special is {special!r}; expected two different strings, the '
                 'start token and the end token.'
             )
         _vocabulary()  # raise here rather than at the first text
-        self.context_length = context_length
+        self.context_length = _tokens.length(
+            context_length, 3, 'start, one token, end', what='tokenizers/bpe'
+        )
         self.clean = _clean.check(clean)
         self._special = dict(zip(special, (self.sot_id, self.eot_id), strict=True))
         # A special token is matched only where a match can start: in '!<|endoftext|>' the run '!<|'

@@ -8,6 +8,7 @@ import tokenizers
 from etils import epath
 
 from clip_jax.tokenizers import _clean, _tokens
+from clip_jax.tokenizers._library import ids_of, library_of
 
 
 class Tokenizer:
@@ -24,6 +25,8 @@ class Tokenizer:
             `start_ids`, the ids of the text and `eot_id`, whatever the file adds.
         clean: the cleaning rule, applied before the file's own normalizer.
         repair: whether CLIP's repair of encoding and HTML comes before `clean`.
+        pad_side: where padding is, 'right' or 'left' of the sequence.
+        truncate_side: which end of a long text is dropped, 'right' or 'left'.
 
     Raises:
         ValueError: the file cannot be read, or an argument does not fit it.
@@ -39,12 +42,14 @@ class Tokenizer:
         start_ids: Sequence[int] | None = None,
         clean: str = 'none',
         repair: bool = False,
+        pad_side: str = 'right',
+        truncate_side: str = 'right',
     ):
         self._file = tokenizer_json
         self._library, padding = _load(tokenizer_json)
         # Ids need not be contiguous.
         self.vocab_size = max(self._library.get_vocab().values(), default=-1) + 1
-        added = _end(self._library)
+        added = _end(self._library, self.vocab_size)
         if eot_id is None and added is None:
             raise ValueError(
                 'tokenizers/huggingface: the file adds no end token, at which models pool; add a '
@@ -57,7 +62,9 @@ class Tokenizer:
         self.eot_id = _tokens.known(eot_id, self.vocab_size, what='tokenizers/huggingface: eot_id')
         self._start_ids = None if start_ids is None else [*start_ids]
         self.clean, self.repair = _clean.check(clean), repair
-        self.context_length = context_length
+        what = 'tokenizers/huggingface'
+        self.pad_side = _tokens.side(pad_side, what=f'{what}: pad_side')
+        self.truncate_side = _tokens.side(truncate_side, what=f'{what}: truncate_side')
         for token in start_ids or []:
             _tokens.known(token, self.vocab_size, what='tokenizers/huggingface: start_ids')
         if start_ids is None and added != eot_id:
@@ -68,26 +75,29 @@ class Tokenizer:
         special = len(start_ids or []) + 1
         if start_ids is None:
             special = self._library.num_special_tokens_to_add(is_pair=False)
-        if context_length <= special:
-            raise ValueError(
-                f'tokenizers/huggingface: context_length is {context_length}; it must be at least '
-                f'{special + 1} (one token and the special tokens).'
-            )
+        why = 'one token and the special tokens'
+        self.context_length = _tokens.length(
+            context_length, special + 1, why, what='tokenizers/huggingface'
+        )
         # The library truncates the text so that the tokens that the file adds fit.
-        self._library.enable_truncation(context_length)
+        if start_ids is None:
+            self._library.enable_truncation(context_length, direction=truncate_side)
+        else:
+            self._library.no_truncation()
 
     def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
         """Tokenizes texts: int32 [N, context_length]; truncation keeps the end token."""
         # One text at a time: for lists the library starts threads, which break a later fork.
         sequences = [self._encode(text) for text in _tokens.as_list(texts)]
-        return _tokens.padded(sequences, self.context_length, self.pad_id)
+        return _tokens.padded(sequences, self.context_length, self.pad_id, self.pad_side)
 
     def _encode(self, text: str) -> list[int]:
         text = _clean.utf8(_clean.cleaned(text, self.clean, self.repair)).decode()
         if self._start_ids is None:
-            return self._library.encode(text).ids
-        ids = self._start_ids + self._library.encode(text, add_special_tokens=False).ids
-        return [*ids[: self.context_length - 1], self.eot_id]
+            return ids_of(self._library, text)
+        ids = ids_of(self._library, text, add_special_tokens=False)
+        room = self.context_length - len(self._start_ids) - 1
+        return [*self._start_ids, *_tokens.cut(ids, room, self.truncate_side), self.eot_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of one sequence, without special tokens."""
@@ -107,6 +117,8 @@ class Tokenizer:
             'start_ids': self._start_ids,
             'clean': self.clean,
             'repair': self.repair,
+            'pad_side': self.pad_side,
+            'truncate_side': self.truncate_side,
             'tokenizer_json': self._file,
         }
 
@@ -117,6 +129,7 @@ class Tokenizer:
             card['tokenizer_json'],
             card['context_length'],
             **_tokens.given(card, 'pad_id', 'eot_id', 'start_ids', 'clean', 'repair'),
+            **_tokens.given(card, 'pad_side', 'truncate_side'),
         )
 
     def save(self, folder: str) -> None:
@@ -140,19 +153,16 @@ def create(texts: Iterable[str], *, context_length: int, path: str) -> Tokenizer
 
 def _load(tokenizer_json: str) -> tuple[tokenizers.Tokenizer, dict[str, Any] | None]:
     """Returns the file's tokenizer with padding switched off, and its padding settings."""
-    try:
-        library = tokenizers.Tokenizer.from_str(tokenizer_json)
-    except Exception as error:  # the library raises nothing more precise
-        raise ValueError(
-            f'tokenizers/huggingface: these {len(tokenizer_json)} characters are no tokenizer.json '
-            f'that tokenizers {tokenizers.__version__} can read: {error}'
-        ) from error
+    library = library_of(tokenizer_json, 'tokenizers/huggingface')
     padding = library.padding
     library.no_padding()
     return library, padding
 
 
-def _end(library: tokenizers.Tokenizer) -> int | None:
+def _end(library: tokenizers.Tokenizer, vocab_size: int) -> int | None:
     """Returns the special token that the file adds at the end of a text, or None."""
     encoding = library.encode('a')
+    for token in encoding.ids:
+        what = 'tokenizers/huggingface: the file adds a token that its vocabulary lacks'
+        _tokens.known(token, vocab_size, what=what)
     return encoding.ids[-1] if encoding.special_tokens_mask[-1:] == [1] else None

@@ -3,7 +3,8 @@
 import base64
 import io
 import itertools
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,10 @@ class Tokenizer:
         repair: whether CLIP's repair of encoding and HTML comes before `clean`.
         add_bos: whether sequences start with BOS; by default if the model has one.
         pad_id: by default the model's padding token, or else its EOS, as in SigLIP.
+        pad_side: where padding is, 'right' or 'left' of the sequence.
+        truncate_side: which end of a long text is dropped, 'right' or 'left'.
+        special: texts that are tokens wherever they stand, with the spaces around them, and their
+            ids, as in transformers' SiglipTokenizer; an end token in the text is not repeated.
 
     Raises:
         ValueError: the model cannot be read, has no EOS, or an argument does not fit it.
@@ -41,6 +46,9 @@ class Tokenizer:
         repair: bool = False,
         add_bos: bool | None = None,
         pad_id: int | None = None,
+        pad_side: str = 'right',
+        truncate_side: str = 'right',
+        special: Mapping[str, int] | None = None,
     ):
         self._model = model
         self._library = sentencepiece.SentencePieceProcessor()
@@ -70,24 +78,44 @@ class Tokenizer:
             pad_id, self.vocab_size, what='tokenizers/sentencepiece: pad_id'
         )
         self.clean, self.repair = _clean.check(clean), repair
-        self.context_length = context_length
-        if context_length < len(self._start) + 2:
-            raise ValueError(
-                f'tokenizers/sentencepiece: context_length is {context_length}; it must be at '
-                f'least {len(self._start) + 2} (one token and the special tokens).'
-            )
+        what = 'tokenizers/sentencepiece'
+        self.pad_side = _tokens.side(pad_side, what=f'{what}: pad_side')
+        self.truncate_side = _tokens.side(truncate_side, what=f'{what}: truncate_side')
+        self._special = dict(special or {})
+        for token in self._special.values():
+            _tokens.known(token, self.vocab_size, what=f'{what}: special')
+        names = '|'.join(map(re.escape, sorted(self._special, key=len, reverse=True)))
+        self._parts = re.compile(rf'\s*({names})\s*') if names else None
+        least = len(self._start) + 2
+        why = 'one token and the special tokens'
+        self.context_length = _tokens.length(context_length, least, why, what=what)
 
     def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
         """Tokenizes texts: int32 [N, context_length]; truncation keeps the end token."""
         # One text at a time: the library starts threads for each list, which makes short lists four
         # times slower, and input pipelines have threads of their own.
         sequences = [self._encode(text) for text in _tokens.as_list(texts)]
-        return _tokens.padded(sequences, self.context_length, self.pad_id)
+        return _tokens.padded(sequences, self.context_length, self.pad_id, self.pad_side)
 
     def _encode(self, text: str) -> list[int]:
-        text = _clean.cleaned(text, self.clean, self.repair)
-        ids = self._start + self._library.encode(_clean.utf8(text))
-        return [*ids[: self.context_length - 1], self.eot_id]
+        ids = self._ids(text)
+        room = self.context_length - len(self._start) - 1
+        ids = [*self._start, *_tokens.cut(ids, room, self.truncate_side)]
+        return ids if self._special and ids[-1:] == [self.eot_id] else [*ids, self.eot_id]
+
+    def _ids(self, text: str) -> list[int]:
+        first, *others = self._parts.split(text) if self._parts else [text]
+        ids = self._library.encode(_clean.utf8(_clean.cleaned(first, self.clean, self.repair)))
+        # After a special token no space is added, unlike at the start of a text; it is not added
+        # either after any other word, such as the unknown token.
+        unknown = self._library.id_to_piece(self._library.unk_id())
+        for part in others:
+            if part in self._special:
+                ids.append(self._special[part])
+            elif cleaned := _clean.cleaned(part, self.clean, self.repair):
+                before = len(self._library.encode(unknown))
+                ids += self._library.encode(_clean.utf8(unknown + cleaned))[before:]
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of one sequence, as the model normalized it."""
@@ -103,6 +131,9 @@ class Tokenizer:
             'repair': self.repair,
             'add_bos': bool(self._start),
             'pad_id': self.pad_id,
+            'pad_side': self.pad_side,
+            'truncate_side': self.truncate_side,
+            'special': self._special or None,
             'model': base64.b64encode(self._model).decode('ascii'),
         }
 
@@ -112,7 +143,8 @@ class Tokenizer:
         return cls(
             base64.b64decode(card['model'], validate=True),
             card['context_length'],
-            **_tokens.given(card, 'clean', 'repair', 'add_bos', 'pad_id'),
+            **_tokens.given(card, 'clean', 'repair', 'add_bos', 'pad_id', 'special'),
+            **_tokens.given(card, 'pad_side', 'truncate_side'),
         )
 
     def save(self, folder: str) -> None:

@@ -16,7 +16,7 @@ def test_a_run_is_exported(run, tiny_run, tmp_path):
     parameters = json.loads((tiny_run / 'summary.json').read_text())['parameters']
     assert f'{parameters:,} parameters; read back' in printed
     assert re.search(r'text/token_embedding/embedding +text_model\.embeddings\.token_emb', printed)
-    assert "different: preprocess.rgb 'after' becomes 'before'" in printed
+    assert "different: preprocess.rgb 'after' becomes 'white'" in printed
     assert f'in {folder}: config.json, model.safetensors, preprocessor_config.json' in printed
     # The exported checkpoint computes what the run does.
     texts = ['a red picture', 'something green']

@@ -34,6 +34,7 @@ def test_after_a_repair_equals_the_published_rule_of_that_name(rule):
         ('lower_ascii', " it's  a_big\tÉclair &amp; more! "),
         ('canonicalize', 'its a big éclair amp more'),
         ('remove_punctuation', 'its abig éclair amp more'),
+        ('remove_punctuation_keep_case', 'Its ABig ÉCLAIR amp more'),
     ],
 )
 def test_each_rule_does_what_it_says(rule, expected):
@@ -41,7 +42,7 @@ def test_each_rule_does_what_it_says(rule, expected):
 
 
 def test_every_rule_is_tested():
-    assert len(_clean.RULES) == 6
+    assert len(_clean.RULES) == 7
 
 
 @pytest.mark.parametrize('rule', _clean.RULES)

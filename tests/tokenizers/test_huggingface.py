@@ -179,11 +179,12 @@ def test_ids_may_have_gaps():
 
 def test_the_card_says_every_choice():
     choices = {'pad_id': 1, 'eot_id': 1, 'start_ids': [2], 'clean': 'lower', 'repair': True}
+    choices |= {'pad_side': 'left', 'truncate_side': 'left'}
     made = huggingface.Tokenizer(words_json(), 7, **choices)
     for tokenizer in (made, huggingface.Tokenizer.from_card(made.card), copy.copy(made)):
         expected = {'name': 'huggingface', 'context_length': 7, 'tokenizer_json': words_json()}
         assert tokenizer.card == {**expected, **choices}
-        assert tokenizer('RED')[0].tolist() == [2, 5, 1, 1, 1, 1, 1]
+        assert tokenizer('RED')[0].tolist() == [1, 1, 1, 1, 2, 5, 1]
 
 
 def test_a_card_without_choices_means_the_file():

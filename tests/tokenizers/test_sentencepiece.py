@@ -171,6 +171,7 @@ def test_what_the_model_does_not_have_is_refused(options, message):
 
 def test_the_card_says_every_choice():
     choices = {'clean': 'remove_punctuation', 'repair': True, 'add_bos': False, 'pad_id': 1}
+    choices |= {'pad_side': 'left', 'truncate_side': 'left', 'special': {'<eos>': 1}}
     made = sentencepiece.Tokenizer(foreign(**GEMMA), 12, **choices)
     for tokenizer in (made, sentencepiece.Tokenizer.from_card(made.card), copy.copy(made)):
         fields = {k: v for k, v in tokenizer.card.items() if k != 'model'}

@@ -1,0 +1,216 @@
+"""transformers' image processors of CLIP and SigLIP, as its Pillow backend applies them.
+
+Its torchvision backend rounds otherwise: pixels differ by 1 of 255, and with the filter 'nearest'
+by more.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from clip_jax import lookup
+from clip_jax.convert import _cards, _files, _settings
+from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+
+PREPROCESSOR = 'preprocessor_config.json'
+PROCESSOR = 'processor_config.json'  # since transformers 5, with the other one inside
+# Pillow's resampling filters by number.
+RESAMPLE = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic', 4: 'box', 5: 'hamming'}
+
+_SAME: dict[str, Any] = {
+    'do_resize': True,
+    'resample': 3,
+    'default_to_square': False,
+    'do_rescale': True,
+    'rescale_factor': 1 / 255,
+    'do_normalize': True,
+    'do_pad': False,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    'CLIPImageProcessor': {
+        **_SAME,
+        'size': {'shortest_edge': 224},
+        'do_center_crop': True,
+        'crop_size': 224,
+        'image_mean': list(CLIP_MEAN),
+        'image_std': list(CLIP_STD),
+    },
+    'SiglipImageProcessor': {
+        **_SAME,
+        'size': {'height': 224, 'width': 224},
+        'do_center_crop': False,
+        'image_mean': list(_cards.HALF),
+        'image_std': list(_cards.HALF),
+    },
+}
+
+
+def read(folder: pathlib.Path, size: int, *, siglip: bool) -> dict[str, Any]:
+    """Reads the image processor of a folder.
+
+    Args:
+        folder: the folder of the weights.
+        size: the image size of the model.
+        siglip: whether the model is a SigLIP, whose class is the default.
+
+    Returns:
+        The card's `preprocess`.
+
+    Raises:
+        ValueError: a key is unknown, wrong, or asks for what `Preprocess` cannot do.
+    """
+    config, what = _found(folder)
+    default = 'SiglipImageProcessor' if siglip else 'CLIPImageProcessor'
+    if config is None:
+        logging.warning(
+            '%s: has neither %s nor %s; images are prepared as by the %s of transformers for '
+            '%d pixels',
+            *(folder, PROCESSOR, PREPROCESSOR, default, size),
+        )
+        sides = {'height': size, 'width': size}
+        config = {'size': sides if siglip else size, 'crop_size': size}
+    given = _settings.checked(config, _settings.IMAGE_PROCESSOR, what)
+    old = given.get('feature_extractor_type', default).replace('FeatureExtractor', 'ImageProcessor')
+    name = given.get('image_processor_type', old).removesuffix('Fast')
+    lookup.check(name, DEFAULTS, what=f'{what}: image_processor_type')
+    values = {**DEFAULTS[name], **given}
+    if name == 'CLIPImageProcessor' and values.get('use_square_size'):
+        values['size'] = {'height': 224, 'width': 224}
+    mean, std = _statistics(values, what)
+    if values['resample'] not in RESAMPLE:
+        raise ValueError(f'{what}: resample is {values["resample"]}; expected 0 to 5, of Pillow')
+    rule = {
+        'size': size,
+        **_geometry(values, size, what),
+        'interpolation': RESAMPLE[values['resample']],
+        'mean': mean,
+        'std': std,
+        'rgb': 'white',
+        'crop': 'down',
+    }
+    return valid(rule, what)
+
+
+def valid(rule: dict[str, Any], what: str) -> dict[str, Any]:
+    """Returns a card's `preprocess`; a ValueError that names the file if it is impossible."""
+    try:
+        return Preprocess.from_card(rule).card
+    except ValueError as error:
+        raise ValueError(f'{what}: {error}') from error
+
+
+def _found(folder: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
+    """Returns the content and the name of the file that transformers prefers."""
+    if (folder / PROCESSOR).is_file():
+        what = str(folder / PROCESSOR)
+        outer = _files.json_of(folder / PROCESSOR)
+        inner = _settings.checked(outer, _settings.PROCESSOR, what).get('image_processor')
+        if inner is not None:
+            return inner, f'{what}: image_processor'
+    if (folder / PREPROCESSOR).is_file():
+        return _files.json_of(folder / PREPROCESSOR), str(folder / PREPROCESSOR)
+    return None, str(folder)
+
+
+def _geometry(values: Mapping[str, Any], size: int, what: str) -> dict[str, Any]:
+    """Returns `resize` and `resize_to`; ValueError unless every image becomes size x size."""
+    crop, resize = values['do_center_crop'], 'none'
+    to: Any = None
+    if values['do_resize']:
+        sides = _sides(values['size'], values['default_to_square'], f'{what}: size')
+        resize = 'shortest' if 'shortest_edge' in sides else 'squash'
+        to = sides.get('shortest_edge') or [sides['height'], sides['width']]
+    if not crop and not isinstance(to, list):
+        raise ValueError(
+            f'{what}: do_center_crop is false and {"size" if values["do_resize"] else "do_resize"} '
+            f'does not make images square; the model takes {size} x {size} pixels'
+        )
+    key = 'crop_size' if crop else 'size'
+    height, width = _pair(values.get('crop_size'), f'{what}: crop_size') if crop else to
+    if (height, width) != (size, size):
+        raise ValueError(
+            f'{what}: {key} gives {height} x {width} pixels, but the model takes {size} x {size}'
+        )
+    pad = values.get('pad_size')
+    if values['do_pad'] and pad is not None and _pair(pad, f'{what}: pad_size') != [size, size]:
+        raise ValueError(f'{what}: do_pad with a pad_size other than {size} x {size}')
+    return {'resize': resize, 'resize_to': None if to in (size, [size, size]) else to}
+
+
+def _pair(size: Any, what: str) -> list[int]:
+    sides = _sides(size, True, what)
+    if 'shortest_edge' in sides:
+        raise ValueError(f'{what} is {size}; expected height and width')
+    return [sides['height'], sides['width']]
+
+
+def _sides(size: Any, square: bool, what: str) -> dict[str, int]:
+    """Returns a size as {height, width} or {shortest_edge}; ValueError for other forms."""
+    if isinstance(size, int):
+        size = {'height': size, 'width': size} if square else {'shortest_edge': size}
+    elif isinstance(size, list) and len(size) == 2:
+        size = {'height': size[0], 'width': size[1]}
+    forms = ({'height', 'width'}, {'shortest_edge'})
+    if not isinstance(size, dict) or set(size) not in forms or min(size.values()) < 1:
+        raise ValueError(
+            f'{what} is {size}; supported are a number, [height, width], {{height, width}} and '
+            '{shortest_edge}, all positive'
+        )
+    return size
+
+
+def _statistics(values: Mapping[str, Any], what: str) -> tuple[list[float], list[float]]:
+    """Returns mean and std of values from 0 to 1, with the scale factor of the file inside."""
+    mean, std = (three(values[key], f'{what}: {key}') for key in ('image_mean', 'image_std'))
+    if not values['do_normalize']:
+        mean, std = [0.0] * 3, [1.0] * 3
+    scale = 255 * values['rescale_factor'] if values['do_rescale'] else 255.0
+    if not scale > 0:
+        raise ValueError(f'{what}: rescale_factor is {values["rescale_factor"]}; expected above 0')
+    return [x / scale for x in mean], [x / scale for x in std]
+
+
+def three(numbers: Any, what: str) -> list[float]:
+    """Returns mean or std as one number for each channel; ValueError if there are others."""
+    numbers = [*numbers] if isinstance(numbers, list | tuple) else [numbers] * 3
+    if len(numbers) != 3:
+        raise ValueError(f'{what} has {len(numbers)} numbers; expected 3, one for each channel')
+    return numbers
+
+
+def written(rule: Mapping[str, Any], *, siglip: bool) -> dict[str, Any]:
+    """Returns the `preprocessor_config.json` of a card's `preprocess`.
+
+    Args:
+        rule: the card's `preprocess`.
+        siglip: whether the model is a SigLIP.
+
+    Raises:
+        ValueError: transformers has no such rule.
+    """
+    size, name = rule['size'], 'SiglipImageProcessor' if siglip else 'CLIPImageProcessor'
+    square = {'height': size, 'width': size}
+    crop = rule['resize'] != 'squash' or rule.get('resize_to') is not None
+    if rule['resize'] == 'longest' or (siglip and crop):
+        raise ValueError(
+            f'the layout huggingface cannot hold this model: {name} has no '
+            f'preprocess.resize {rule["resize"]!r}'
+        )
+    to = rule.get('resize_to') or size
+    height, width = [to, to] if isinstance(to, int) else to
+    squash = {'height': height, 'width': width}
+    return {
+        'image_processor_type': name,
+        'do_convert_rgb': True,
+        'do_resize': rule['resize'] != 'none',
+        'size': {'shortest_edge': to} if rule['resize'] == 'shortest' else squash,
+        'resample': {ours: number for number, ours in RESAMPLE.items()}[rule['interpolation']],
+        **({} if siglip else {'do_center_crop': crop, 'crop_size': square}),
+        'do_rescale': True,
+        'rescale_factor': 1 / 255,
+        'do_normalize': True,
+        'image_mean': rule['mean'],
+        'image_std': rule['std'],
+    }
