@@ -19,6 +19,7 @@ from absl import logging
 import clip_jax
 from clip_jax import lookup
 from clip_jax.cli import _console, _flags
+from clip_jax.runtime import interrupts
 
 # Each command is a file with `add_parser(commands)` and `run(args, rest) -> exit code`.
 COMMANDS = {
@@ -88,6 +89,9 @@ def console() -> NoReturn:
     finalized under them.
     """
     code = 1
+    signal.signal(
+        signal.SIGINT, interrupts.safely(interrupts.interrupt, importing=interrupts.leave)
+    )
     try:
         main()
     except SystemExit as end:

@@ -10,6 +10,8 @@ import urllib.request
 from types import FrameType
 from typing import Any
 
+from clip_jax.runtime import interrupts
+
 SIGINT, SIGTERM = 130, 143  # exit codes of a shell for programs ended by these signals
 # https://docs.cloud.google.com/compute/docs/metadata/predefined-metadata-keys: what a machine is
 # told before it is preempted or stopped for maintenance.
@@ -49,7 +51,8 @@ class StopSignals:
     def open(self) -> None:
         """Installs the signal handlers, and on Google Cloud watches the metadata server."""
         for number in signal.SIGINT, signal.SIGTERM:
-            self._before[number] = signal.signal(number, self._handle)
+            handler = interrupts.safely(self._handle)
+            self._before[number] = signal.signal(number, handler)
         if on_google_cloud():
             for key, words in NOTICES.items():
                 threading.Thread(target=self._listen, args=(key, words), daemon=True).start()
