@@ -19,7 +19,7 @@ class Array:
     """An array in a file: shape and dtype are known, the data is read on demand."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype
+    dtype: np.dtype | str  # the name of a dtype that NumPy does not have
     read: Callable[[], np.ndarray]
 
 

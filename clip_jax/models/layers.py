@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -110,9 +111,11 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
     return jnp.where(kept, x / (1 - rate), 0)
 
 
-def check_sizes(what: str, activation: str, *, width: int, heads: int, **others: int) -> None:
-    """Raises ValueError for a size below 1, a width that is not a multiple of `heads`, or an
-    unknown activation.
+def check_sizes(
+    what: str, activation: str, *, width: int, heads: int, norm_eps: float = 1e-5, **others: int
+) -> None:
+    """Raises ValueError for a size below 1, a width that is not a multiple of `heads`, an epsilon
+    that is not above 0, or an unknown activation.
     """
     lookup.check(activation, ACTIVATIONS, what=f'{what}: activation')
     for name, size in {'width': width, 'heads': heads, **others}.items():
@@ -120,6 +123,8 @@ def check_sizes(what: str, activation: str, *, width: int, heads: int, **others:
             raise ValueError(f'{what}: {name} is {size}; expected at least 1')
     if width % heads:
         raise ValueError(f'{what}: width {width} is not a multiple of heads {heads}')
+    if not 0 < norm_eps < math.inf:
+        raise ValueError(f'{what}: norm_eps is {norm_eps}; expected a number above 0')
 
 
 def check_rates(what: str, **rates: float) -> None:
