@@ -11,8 +11,8 @@ import safetensors
 from safetensors.numpy import save_file
 
 from clip_jax.convert import _torch_file
-from clip_jax.convert._table import Array
 from clip_jax.runtime import foreign_arrays, foreign_json
+from clip_jax.runtime.foreign_arrays import Array
 
 _INDEX = '.index.json'
 # Of torch's wrappers and of training scripts, one inside another.

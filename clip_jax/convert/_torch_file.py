@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 import pathlib
 import zipfile
 from collections.abc import Iterator
@@ -11,9 +12,9 @@ import numpy as np
 
 from clip_jax.convert import _pickle, _torch_tensors
 from clip_jax.convert._pickle import Inert, Instance, Name
-from clip_jax.convert._table import Array
 from clip_jax.convert._torch_tensors import Storage
 from clip_jax.runtime import foreign_arrays
+from clip_jax.runtime.foreign_arrays import Array
 from clip_jax.runtime.messages import first_few
 
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -24,9 +25,7 @@ _MOST_MODULES = 100_000
 _LONGEST_NAME = 1_000
 # Modules whose objects may lie between the tensors: numbers, settings, containers.
 _HARMLESS = ('numpy', 'argparse', 'collections', 'datetime', 'pathlib', '_codecs')
-_REMEDY = (
-    'Only tensors are read from torch files; torch.save(model.state_dict(), FILE) writes such a file'
-)
+_REMEDY = 'Only tensors are read; torch.save(model.state_dict(), FILE) writes such a file'
 
 
 def sniff(path: pathlib.Path) -> bool:
@@ -83,7 +82,9 @@ def _selected(root: Any) -> tuple[dict[str, Array], str]:
             break
         root, kind = inner, 'training'
     if not isinstance(root, dict):
-        what = f'an object of {root.name}' if isinstance(root, Inert) else f'a {type(root).__name__}'
+        what = (
+            f'an object of {root.name}' if isinstance(root, Inert) else f'a {type(root).__name__}'
+        )
         raise ValueError(f'it holds {what}, expected a dict of tensors')
     for name, value in root.items():
         _check_harmless(name, value)
@@ -107,7 +108,7 @@ def _shown(key: Any) -> str:
 
 
 def _bytes(array: Array) -> int:
-    return int(np.prod(array.shape, dtype=object)) * array.dtype.itemsize
+    return math.prod(array.shape) * np.dtype(array.dtype).itemsize
 
 
 def _attributes(module: Instance) -> Iterator[tuple[str, Array]]:
@@ -139,14 +140,10 @@ def load(path: pathlib.Path) -> Any:
     """
     with path.open('rb') as file:
         start = file.read(len(_LEGACY_START))
-    if start.startswith(foreign_arrays.ZIP):
-        archive, read = foreign_arrays.open_zip(path), _load_zip
-    elif start == _LEGACY_START:
-        archive, read = None, _load_legacy
-    else:
+    if not start.startswith(foreign_arrays.ZIP) and start != _LEGACY_START:
         raise ValueError(f'{path}: not a torch.save file ({_beginning(start)})')
     try:
-        return read(path, archive)
+        return _load_legacy(path) if start == _LEGACY_START else _load_zip(path)
     except UnicodeDecodeError as error:
         raise ValueError(f'{path}: damaged ({error}); {foreign_arrays.ADVICE}') from error
     except ValueError as error:
@@ -163,8 +160,8 @@ def _pickles(names: list[str]) -> list[str]:
     return [name for name in names if name.endswith('/data.pkl') and name.count('/') == 1]
 
 
-def _load_zip(path: pathlib.Path, archive: zipfile.ZipFile) -> Any:
-    """Reads the records of an archive, which stays open as long as arrays may be read."""
+def _load_zip(path: pathlib.Path) -> Any:
+    archive = foreign_arrays.open_zip(path)  # stays open as long as arrays may be read
     records = {info.filename: info for info in archive.infolist()}
     pickles = _pickles(archive.namelist())
     if len(pickles) != 1:
@@ -196,7 +193,7 @@ def _load_zip(path: pathlib.Path, archive: zipfile.ZipFile) -> Any:
     return _torch_tensors.unpickle(io.BytesIO(data), len(data), storage, path.stat().st_size)
 
 
-def _load_legacy(path: pathlib.Path, _: None) -> Any:
+def _load_legacy(path: pathlib.Path) -> Any:
     """Reads the format before torch 1.6: several pickles, then the raw storages."""
     size = path.stat().st_size
     storages: dict[str, Storage] = {}
@@ -215,8 +212,8 @@ def _load_legacy(path: pathlib.Path, _: None) -> Any:
         texts = isinstance(keys, list) and all(type(key) is str for key in keys)
         if not texts or set(keys) != set(storages):
             raise ValueError(
-                'its list of storages does not match its tensors; they may be of another dtype than '
-                'those of weights'
+                'its list of storages does not match its tensors, or these are of another dtype '
+                'than weights'
             )
         span = functools.lru_cache(1)(functools.partial(_span, path))
         for key in keys:

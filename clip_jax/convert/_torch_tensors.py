@@ -10,7 +10,7 @@ import numpy as np
 
 from clip_jax.convert import _pickle
 from clip_jax.convert._pickle import Inert, Name
-from clip_jax.convert._table import Array
+from clip_jax.runtime.foreign_arrays import Array
 
 _MOST_AXES = 32
 _LARGEST = 2**62  # of offsets, sizes and strides

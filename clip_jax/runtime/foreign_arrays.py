@@ -5,6 +5,7 @@ read to its end so that its checksum is compared, and an error is one line.
 """
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import lzma
@@ -16,7 +17,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, NamedTuple
+from typing import IO
 
 import numpy as np
 
@@ -44,11 +45,18 @@ _ERRORS = (
 )
 
 
-class Entry(NamedTuple):
-    """An array in an archive: shape and dtype are known, the data is read on demand."""
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array in a file: shape and dtype are known, the data is read on demand.
+
+    Attributes:
+        shape: its sizes.
+        dtype: its dtype, or the name of one that NumPy does not have.
+        read: returns the array.
+    """
 
     shape: tuple[int, ...]
-    dtype: np.dtype
+    dtype: np.dtype | str
     read: Callable[[], np.ndarray]
 
 
@@ -109,7 +117,7 @@ def read_bytes(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         return archive.read(info)
 
 
-def open_npz(path: pathlib.Path) -> dict[str, Entry]:
+def open_npz(path: pathlib.Path) -> dict[str, Array]:
     """Opens an `.npz` file.
 
     Returns:
@@ -124,7 +132,7 @@ def open_npz(path: pathlib.Path) -> dict[str, Entry]:
         with whole(f'{path}: {info.filename}'), archive.open(info) as file:
             shape, dtype = header(file, info.file_size)
         read = functools.partial(_read_entry, archive, info)
-        found[info.filename.removesuffix('.npy')] = Entry(shape, dtype, read)
+        found[info.filename.removesuffix('.npy')] = Array(shape, dtype, read)
     return found
 
 
@@ -144,7 +152,7 @@ def header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
         size: how many bytes it has.
 
     Returns:
-        The shape and the dtype of the array.
+        The shape and the dtype of the array; the data of Python objects cannot be read.
 
     Raises:
         ValueError: the header is damaged, or promises something else than the file holds. NumPy
@@ -158,8 +166,10 @@ def header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
     if reader is None:
         raise ValueError(f'unknown version {version} of the npy format')
     shape, _, dtype = reader(file)
-    if dtype.hasobject or not dtype.itemsize or len(shape) > _MOST_AXES or min(shape, default=0) < 0:
+    if len(shape) > _MOST_AXES or min(shape, default=0) < 0 or not dtype.itemsize:
         raise ValueError(f'an array of dtype {dtype} with {len(shape)} axes')
+    if dtype.hasobject:  # a pickle, which is never read
+        return shape, dtype
     if file.tell() + math.prod(shape) * dtype.itemsize != size:
         raise ValueError(f'its header says {dtype} {shape}, which does not fit {size:,} bytes')
     return shape, dtype

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from support import torch_writer as torch
 
-from clip_jax.convert import _pickle, _torch_file
-from clip_jax.convert._table import Array
+from clip_jax.convert import _files, _pickle, _torch_file
+from clip_jax.runtime.foreign_arrays import Array
 
 GOLDEN = pathlib.Path(__file__).parents[3] / 'shared/golden/torch_containers'
 REFUSED = sorted((GOLDEN / 'refuse').iterdir()) if GOLDEN.is_dir() else []
@@ -108,8 +108,9 @@ def test_of_a_training_checkpoint_the_model_is_taken(write):
         }
         return {'epoch': 3, 'name': 'x', 'state_dict': model, 'optimizer': optimizer}
 
-    arrays, kind = _torch_file.state_dict(write(make))
-    assert kind == 'training' and set(arrays) == {'a.weight', 'b.bias'}
+    path = write(make)
+    assert _torch_file.state_dict(path)[1] == 'training'
+    assert set(_files.arrays(path)) == {'a.weight', 'b.bias'}
 
 
 def test_notes_of_versions_are_dropped(write):
@@ -183,7 +184,10 @@ WRONG = {
         'persistent id is no tensor storage',
     ),
     'a view of a view': (view(view=('k', 0, 1)), 'a view of another'),
-    'an unknown type': (view(type=torch.name('torch', 'QInt8Storage')), r'names torch\.QInt8Storage|of another dtype'),
+    'an unknown type': (
+        view(type=torch.name('torch', 'QInt8Storage')),
+        r'names torch\.QInt8Storage|of another dtype',
+    ),
     'a negative offset': (view(offset=-1), 'impossible view'),
     'a negative size': (view(size=(-4,)), 'impossible view'),
     'a negative stride': (view(stride=(-1,)), 'impossible view'),
@@ -271,7 +275,7 @@ def test_a_flipped_bit_is_found_when_the_numbers_are_read(tmp_path):
     content = bytearray(path.read_bytes())
     content[content.index(NUMBERS.tobytes()) + 5] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match='damaged .*copy or download it again'):
+    with pytest.raises(ValueError, match=r'damaged .*copy or download it again'):
         _torch_file.state_dict(path)[0]['w'].read()
 
 
