@@ -105,8 +105,8 @@ def open_zip(path: pathlib.Path) -> zipfile.ZipFile:
     size, expanded = path.stat().st_size, sum(info.file_size for info in archive.infolist())
     if expanded > _MOST_TIMES * size + _MOST_BYTES:
         raise ValueError(
-            f'{path}: has {size:,} bytes and expands to {expanded:,}, which no weights do; if you '
-            'trust it, write it again without compression'
+            f'{path}: damaged, or compressed as no weights are: {size:,} bytes expand to '
+            f'{expanded:,}; {ADVICE}, or write it without compression'
         )
     return archive
 

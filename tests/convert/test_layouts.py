@@ -1,13 +1,11 @@
 """Small checkpoints in every layout: import, export, and clear errors."""
 
 import base64
-import functools
 import json
 import pathlib
 import re
 import subprocess
 import sys
-import tempfile
 
 import jax
 import ml_dtypes
@@ -16,6 +14,7 @@ import pytest
 import tokenizers as library
 from safetensors.numpy import load_file, save_file
 from support import torch_writer as torch
+from support.layouts import edit, equal, written
 from support.process import environment
 from support.small_models import CLIP, MODELS, VIT, made, pieces, words_json
 
@@ -32,29 +31,6 @@ WRITTEN = {
     'big_vision': ['siglip'],
 }
 PAIRS = [(layout, name) for layout, names in WRITTEN.items() for name in names]
-
-
-def written(tmp_path, layout: str, name: str) -> pathlib.Path:
-    """Returns a folder with a small model in a layout."""
-    (tmp_path / 'x').mkdir()
-    for file, content in exported(layout, name).items():
-        (tmp_path / 'x' / file).write_bytes(content)
-    return tmp_path / 'x'
-
-
-@functools.cache
-def exported(layout: str, name: str) -> dict[str, bytes]:
-    """Exports a small model once; returns the contents of the files."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = pathlib.Path(scratch) / 'x'
-        convert.write(folder, layout, *made(name))
-        return {file.name: file.read_bytes() for file in folder.iterdir()}
-
-
-def equal(a, b) -> bool:
-    return _table.flat(a).keys() == _table.flat(b).keys() and all(
-        np.array_equal(x, _table.flat(b)[n]) for n, x in _table.flat(a).items()
-    )
 
 
 def test_every_layout_with_a_writer_is_tested():
@@ -215,13 +191,6 @@ def test_wrong_files_of_openai_list_the_names(tmp_path, change, message):
 
 
 # open_clip's and Hugging Face's.
-
-
-def edit(path: pathlib.Path, change) -> None:
-    """Changes a JSON file."""
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
