@@ -222,6 +222,9 @@ _STEPS: dict[bytes, Callable[[_Machine], Any]] = {
     b'C': lambda m: m.push(m.read(m.number('<B'))),
     b'B': lambda m: m.push(m.read(m.number('<I'))),
     b'\x8e': lambda m: m.push(m.read(m.number('<Q'))),
+    b'\x96': lambda m: m.push(m.read(m.number('<Q'))),
+    b'0': lambda m: m.pop(),
+    b'1': lambda m: m.pop_to_mark(),
     b'U': lambda m: m.push(m.read(m.number('<B')).decode('latin1')),  # a str of Python 2
     b'T': lambda m: m.push(m.read(m.size('<i')).decode('latin1')),
     b'\x8f': lambda m: m.push([]),  # a set

@@ -18,7 +18,7 @@ from clip_jax.runtime.foreign_arrays import Array
 from clip_jax.runtime.messages import first_few
 
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_LEGACY_START = b'\x80\x02\x8a\x0a' + _LEGACY_MAGIC.to_bytes(10, 'little') + b'.'
+_LEGACY_START = b'\x8a\x0a' + _LEGACY_MAGIC.to_bytes(10, 'little')  # its first pickle
 _WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'module')  # keys of training checkpoints
 _MOST_WRAPPERS = 3
 _MOST_MODULES = 100_000
@@ -30,9 +30,8 @@ _REMEDY = 'Only tensors are read; torch.save(model.state_dict(), FILE) writes su
 
 def sniff(path: pathlib.Path) -> bool:
     """Returns whether a file looks like a torch file; ValueError if it is a damaged archive."""
-    with path.open('rb') as file:
-        start = file.read(len(_LEGACY_START))
-    if start == _LEGACY_START:
+    start = _start(path)
+    if _is_legacy(start):
         return True
     if not start.startswith(foreign_arrays.ZIP):
         return False
@@ -138,18 +137,28 @@ def load(path: pathlib.Path) -> Any:
     Raises:
         ValueError: the file is incomplete or unsafe.
     """
-    with path.open('rb') as file:
-        start = file.read(len(_LEGACY_START))
-    if not start.startswith(foreign_arrays.ZIP) and start != _LEGACY_START:
+    start = _start(path)
+    legacy = _is_legacy(start)
+    if not start.startswith(foreign_arrays.ZIP) and not legacy:
         raise ValueError(f'{path}: not a torch.save file ({_beginning(start)})')
     try:
-        return _load_legacy(path) if start == _LEGACY_START else _load_zip(path)
+        return _load_legacy(path) if legacy else _load_zip(path)
     except UnicodeDecodeError as error:
         raise ValueError(f'{path}: damaged ({error}); {foreign_arrays.ADVICE}') from error
     except ValueError as error:
         if str(error).startswith(str(path)):
             raise
         raise ValueError(f'{path}: refused, because {error}. {_REMEDY}') from error
+
+
+def _start(path: pathlib.Path) -> bytes:
+    with path.open('rb') as file:
+        return file.read(32)
+
+
+def _is_legacy(start: bytes) -> bool:
+    # Protocols from 4 on have the length of a frame before the magic number.
+    return start[:1] == b'\x80' and _LEGACY_START in start
 
 
 def _beginning(start: bytes) -> str:

@@ -365,6 +365,7 @@ def damaged_probes() -> dict[str, bytes]:
         return file.getvalue()
 
     whole = made()
+    assert whole.count(b'PK\x01\x02-\x03-\0\0\0') == 3
     return {
         'encrypted': whole.replace(b'PK\x01\x02-\x03-\0\0\0', b'PK\x01\x02-\x03-\0\x01\0'),
         'a bad character': whole.replace(b'False, ', b'Fal$e, ', 1),
