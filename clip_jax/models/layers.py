@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -115,16 +114,16 @@ def check_sizes(
     what: str, activation: str, *, width: int, heads: int, norm_eps: float = 1e-5, **others: int
 ) -> None:
     """Raises ValueError for a size below 1, a width that is not a multiple of `heads`, an epsilon
-    that is not above 0, or an unknown activation.
+    that is not between 0 and 1, or an unknown activation.
     """
     lookup.check(activation, ACTIVATIONS, what=f'{what}: activation')
     for name, size in {'width': width, 'heads': heads, **others}.items():
-        if size < 1:
+        if isinstance(size, bool) or size < 1:
             raise ValueError(f'{what}: {name} is {size}; expected at least 1')
     if width % heads:
         raise ValueError(f'{what}: width {width} is not a multiple of heads {heads}')
-    if not 0 < norm_eps < math.inf:
-        raise ValueError(f'{what}: norm_eps is {norm_eps}; expected a number above 0')
+    if not 0 < norm_eps < 1:
+        raise ValueError(f'{what}: norm_eps is {norm_eps}; expected a number between 0 and 1')
 
 
 def check_rates(what: str, **rates: float) -> None:

@@ -332,6 +332,8 @@ SIZES = {
         (1, 'layer_norm_eps', float('nan')),
         (0, 'layer_norm_eps', -1.0),
         (0, 'layer_norm_eps', 0.0),
+        (0, 'layer_norm_eps', 1e300),
+        (0, 'num_attention_heads', True),
     ],
 }
 
