@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 MOST_ON_STACK = 100_000
 MOST_MARKS = 100  # maximum nesting of containers
 LONGEST_NAME = 1_000
+MOST_STEPS = 5_000_000  # of the program, and attributes that are set: a few seconds
+_LONGEST_NUMBER = 1_000  # bytes
 
 
 class Name(str):
@@ -22,7 +24,7 @@ class Inert:
     """What stands for an object of a class that is not imported, or for what a call returns.
 
     Attributes:
-        name: the class or function, as 'module.name'.
+        name: the class or function, as 'module name'.
     """
 
     __slots__ = ('name',)
@@ -70,6 +72,7 @@ class _Machine:
     def __init__(self, file, end, call, persistent):
         self.file, self.end = file, end
         self.call, self.persistent = call, persistent
+        self.steps = 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -79,6 +82,9 @@ class _Machine:
             if code not in _STEPS:
                 raise ValueError(f'the opcode {code!r} does not occur in files of tensors')
             _STEPS[code](self)
+            self.steps += 1
+            if self.steps > MOST_STEPS:
+                raise ValueError('it has more values than files of tensors')
             if len(self.stack) > MOST_ON_STACK or len(self.marks) > MOST_MARKS:
                 raise ValueError('values are nested too deeply')
         value = self.pop()
@@ -95,10 +101,10 @@ class _Machine:
     def number(self, form: str) -> Any:
         return struct.unpack(form, self.read(struct.calcsize(form)))[0]
 
-    def size(self, form: str) -> int:
+    def size(self, form: str, most: int = 2**31) -> int:
         size = self.number(form)
-        if size < 0:
-            raise ValueError('a value has a negative size')
+        if not 0 <= size <= most:
+            raise ValueError('a value has an impossible size')
         return size
 
     def text(self, form: str) -> str:
@@ -160,6 +166,8 @@ class _Machine:
         self.push(self.memo[index])
 
     def name(self, module: str, name: str) -> None:
+        if len(module) + len(name) > LONGEST_NAME:  # texts may be shared, names are not
+            raise ValueError('a name has no end')
         self.push(Name(f'{module} {name}'))
 
     def reduce(self) -> None:
@@ -172,7 +180,7 @@ class _Machine:
     def new_object(self) -> None:
         arguments, name = self.pop(tuple), self.pop(Name)
         if not is_script_class(name):
-            self.push(Inert(name.replace(' ', '.')))
+            self.push(Inert(name))
         elif arguments:
             raise ValueError(f'it creates an object of {name.replace(" ", ".")} with arguments')
         else:
@@ -186,6 +194,7 @@ class _Machine:
         state, target = self.pop(), self.pop()
         if isinstance(target, Instance):
             items = self.of_kind(state, dict).items()
+            self.steps += len(items)  # they may be shared by many objects
             target.attributes |= {self.of_kind(key, str): x for key, x in items}
         # A dict has torch's version metadata, or what a subclass of it adds.
         elif type(target) not in (dict, Inert):
@@ -214,7 +223,9 @@ _STEPS: dict[bytes, Callable[[_Machine], Any]] = {
     b'K': lambda m: m.push(m.number('<B')),
     b'M': lambda m: m.push(m.number('<H')),
     b'\x8a': lambda m: m.push(int.from_bytes(m.read(m.number('<B')), 'little', signed=True)),
-    b'\x8b': lambda m: m.push(int.from_bytes(m.read(m.size('<i')), 'little', signed=True)),
+    b'\x8b': lambda m: m.push(
+        int.from_bytes(m.read(m.size('<i', _LONGEST_NUMBER)), 'little', signed=True)
+    ),
     b'G': lambda m: m.push(m.number('>d')),
     b'X': lambda m: m.push(m.text('<I')),
     b'\x8c': lambda m: m.push(m.text('<B')),

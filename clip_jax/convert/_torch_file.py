@@ -82,7 +82,9 @@ def _selected(root: Any) -> tuple[dict[str, Array], str]:
         root, kind = inner, 'training'
     if not isinstance(root, dict):
         what = (
-            f'an object of {root.name}' if isinstance(root, Inert) else f'a {type(root).__name__}'
+            f'an object of {root.name.replace(" ", ".")}'
+            if isinstance(root, Inert)
+            else f'a {type(root).__name__}'
         )
         raise ValueError(f'it holds {what}, expected a dict of tensors')
     for name, value in root.items():
@@ -95,7 +97,7 @@ def _check_harmless(name: Any, value: Any) -> None:
     if isinstance(value, Array) and not isinstance(name, str):
         raise ValueError(f'a tensor has the key {_shown(name)}, expected a name')
     if isinstance(value, Inert | Name):
-        named = value.name if isinstance(value, Inert) else value.replace(' ', '.')
+        named = (value.name if isinstance(value, Inert) else value).replace(' ', '.')
         module, _, last = named.rpartition('.')
         of_torch = module == 'torch' and not last.endswith('Storage')  # a dtype, a device
         if not of_torch and module.split('.')[0] not in _HARMLESS:

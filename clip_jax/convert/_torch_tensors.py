@@ -100,7 +100,7 @@ def unpickle(
                 if kind == _BYTES:
                     return storage(np.dtype('u1'), key, count)
                 if kind not in _STORAGES:
-                    return Inert(kind.replace(' ', '.'))
+                    return Inert(kind)
                 return storage(_STORAGES[kind], key, count)
         raise ValueError('a persistent id is no tensor storage')
 
@@ -122,7 +122,7 @@ def unpickle(
                 return value
         if name in _KNOWN or _pickle.is_script_class(name):
             raise ValueError(f'it calls {name.replace(" ", ".")} with other arguments than torch')
-        return Inert(name.replace(' ', '.'))
+        return Inert(name)
 
     return _pickle.load(file, end, call=call, persistent=persistent)
 

@@ -20,7 +20,7 @@ from clip_jax import convert
 from clip_jax.convert import _torch_file, big_vision, huggingface, open_clip
 from clip_jax.runtime import foreign_arrays
 
-SECONDS, MEMORY = 3.0, 64 << 20  # far above what a refusal takes, far below what it took
+SECONDS, MEMORY = 4.0, 64 << 20  # far above what a refusal takes, far below what it took
 
 
 def refused(path, message: str, read=convert.read) -> None:
@@ -300,6 +300,31 @@ def test_views_of_one_storage_are_read_once_and_do_not_keep_it(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert values['x7'][0] == 7 and peak < 20 << 20
+
+
+AMPLIFIED = {
+    'names of a shared text': (
+        b'](X\xff\xff\0\0' + b'a' * 0xFFFF + b'q\0' + b'h\0h\0\x93' * 10_000 + b'e',
+        'a name has no end',
+    ),
+    'attributes of many objects': (
+        b'](}('
+        + b''.join(torch.value(f'a{i}') + b'N' for i in range(10_000))
+        + b'uq\0'
+        + (torch.name('__torch__.x', 'M') + b')\x81h\0b') * 1_000
+        + b'e',
+        'more values than files of tensors',
+    ),
+    'many steps': (b'N0' * 2_600_000 + b'N', 'more values than files of tensors'),
+    'a number of many bytes': (b'\x8b\0\0\x10\0' + bytes(1 << 20), 'impossible size'),
+}
+
+
+@pytest.mark.parametrize('kind', AMPLIFIED)
+def test_a_small_program_that_makes_much(tmp_path, kind):
+    code, message = AMPLIFIED[kind]
+    path = torch.write_zip(tmp_path / 'x.pt', torch.Raw(code), torch.Storages())
+    refused(path, message, _torch_file.state_dict)
 
 
 # Configs that ask for more than the weights hold.
