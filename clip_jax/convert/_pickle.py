@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 MOST_ON_STACK = 100_000
 MOST_MARKS = 100  # maximum nesting of containers
 LONGEST_NAME = 1_000
-MOST_STEPS = 5_000_000  # of the program, and attributes that are set: a few seconds
+MOST_STEPS = 3_000_000  # of the program, and attributes that are set: a few seconds
 _LONGEST_NUMBER = 1_000  # bytes
 
 
@@ -106,6 +106,9 @@ class _Machine:
         if not 0 <= size <= most:
             raise ValueError('a value has an impossible size')
         return size
+
+    def long_number(self) -> int:
+        return int.from_bytes(self.read(self.size('<i', _LONGEST_NUMBER)), 'little', signed=True)
 
     def text(self, form: str) -> str:
         return self.read(self.number(form)).decode('utf-8', 'surrogatepass')
@@ -223,9 +226,7 @@ _STEPS: dict[bytes, Callable[[_Machine], Any]] = {
     b'K': lambda m: m.push(m.number('<B')),
     b'M': lambda m: m.push(m.number('<H')),
     b'\x8a': lambda m: m.push(int.from_bytes(m.read(m.number('<B')), 'little', signed=True)),
-    b'\x8b': lambda m: m.push(
-        int.from_bytes(m.read(m.size('<i', _LONGEST_NUMBER)), 'little', signed=True)
-    ),
+    b'\x8b': lambda m: m.push(m.long_number()),
     b'G': lambda m: m.push(m.number('>d')),
     b'X': lambda m: m.push(m.text('<I')),
     b'\x8c': lambda m: m.push(m.text('<B')),

@@ -81,11 +81,9 @@ def _selected(root: Any) -> tuple[dict[str, Array], str]:
             break
         root, kind = inner, 'training'
     if not isinstance(root, dict):
-        what = (
-            f'an object of {root.name.replace(" ", ".")}'
-            if isinstance(root, Inert)
-            else f'a {type(root).__name__}'
-        )
+        what = f'a {type(root).__name__}'
+        if isinstance(root, Inert):
+            what = f'an object of {_dotted(root.name)}'
         raise ValueError(f'it holds {what}, expected a dict of tensors')
     for name, value in root.items():
         _check_harmless(name, value)
@@ -97,11 +95,15 @@ def _check_harmless(name: Any, value: Any) -> None:
     if isinstance(value, Array) and not isinstance(name, str):
         raise ValueError(f'a tensor has the key {_shown(name)}, expected a name')
     if isinstance(value, Inert | Name):
-        named = (value.name if isinstance(value, Inert) else value).replace(' ', '.')
+        named = _dotted(value.name if isinstance(value, Inert) else value)
         module, _, last = named.rpartition('.')
         of_torch = module == 'torch' and not last.endswith('Storage')  # a dtype, a device
         if not of_torch and module.split('.')[0] not in _HARMLESS:
             raise ValueError(f'it names {named}, which files of tensors do not contain')
+
+
+def _dotted(name: str) -> str:
+    return name.replace(' ', '.')
 
 
 def _shown(key: Any) -> str:
