@@ -371,6 +371,8 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
     try:
         return checkpoint.find(path), ''
     except ValueError as error:
+        if place.exists() and (hint := convert.hint(place)):
+            raise ValueError(f'{place}: no checkpoint; {hint}') from None
         raise ValueError(
             f'{error}. Published checkpoints are {convert.EXPECTED}. Nothing is downloaded by name'
         ) from None

@@ -12,17 +12,23 @@ All raise a ValueError for checkpoints that are incomplete, unsafe or not suppor
 
 import pathlib
 import re
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from clip_jax import lookup
-from clip_jax.convert import _cards, _table
+from clip_jax.convert import _cards, _files, _table
 from clip_jax.convert._table import Row
 from clip_jax.data.preprocess import Preprocess
+from clip_jax.runtime import atomic
 
+# The start of a name in the weights, and the config that must lie next to them.
+_CONFIGS = (
+    ('visual.', 'open_clip_config.json', 'open_clip'),
+    ('vision_model.', 'config.json', 'transformers'),
+)
+_WEIGHTS = ('.safetensors', '.bin', '.pt', '.pth')
 _NUMBER = re.compile(r'(?<=block_)\d+|(?<=\.)\d+(?=\.)')  # the index of a block
 EXPECTED = (
     "OpenAI's .pt; open_clip's open_clip_config.json with its weights; transformers' config.json "
@@ -31,7 +37,13 @@ EXPECTED = (
 
 
 def layout_of(path: pathlib.Path) -> str | None:
-    """Returns the name of a checkpoint's layout, None if it is unknown."""
+    """Returns the name of a checkpoint's layout, None if it is unknown.
+
+    Raises:
+        ValueError: a file is damaged, or only a pointer to the file.
+    """
+    if path.is_file():
+        _files.check_pointer(path)
     for name in lookup.names('convert'):
         if lookup.module('convert', name).sniff(path):
             return name
@@ -53,14 +65,42 @@ def read(path: pathlib.Path, layout: str | None = None) -> tuple[dict[str, Any],
     """
     layout = layout or layout_of(path)
     if layout is None:
-        inside = (
-            ', '.join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else 'a file'
-        )
         raise ValueError(
-            f'{path}: no checkpoint of a known layout (found {inside}); expected {EXPECTED}'
+            f'{path}: no checkpoint of a known layout; {hint(path) or f"expected {EXPECTED}"}'
         )
     card, variables = lookup.module('convert', layout).read(path)
     return {**card, 'preprocess': Preprocess.from_card(card['preprocess']).card}, variables
+
+
+def hint(path: pathlib.Path) -> str:
+    """Says what weights of no known layout lack.
+
+    Args:
+        path: a file, or a folder with weights.
+
+    Returns:
+        What to do; '' if there are no weights, or those of another model.
+
+    Raises:
+        ValueError: the weights are damaged.
+    """
+    files = [path] if path.is_file() else [*sorted(path.iterdir()), path]
+    path = next((p for p in files if p.suffix in _WEIGHTS and p.is_file()), files[0])
+    try:
+        names = _files.arrays(path) if path.is_file() else []
+    except ValueError:
+        if path.suffix == '.safetensors':
+            raise
+        return ''
+    for start, config, library in _CONFIGS:
+        if any(name.startswith(start) for name in names):
+            if (path.parent / config).is_file():
+                return f'{config} is there; give the path of the weights, {path}'
+            return (
+                f'{path.name} holds weights with the names of {library}, which need its {config}: '
+                'put it into the same folder'
+            )
+    return ''
 
 
 def check_layout(layout: str) -> str:
@@ -99,17 +139,11 @@ def write(
             )
     model, variables = _cards.learned_positions(card['model'], variables)
     card = {**card, 'model': model}
-    parent = folder.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    # In the same file system, so that the rename is atomic.
-    with tempfile.TemporaryDirectory(prefix=f'{folder.name}.partial-', dir=parent) as scratch:
-        partial = pathlib.Path(scratch) / folder.name
-        partial.mkdir()
+    with atomic.new_folder(folder.absolute()) as partial:
         table = module.write(partial, card, variables)
         again, back = read(partial, layout)
         _cards.check_expressible(model, again['model'], layout)
         _check_equal(variables, back, layout)
-        partial.rename(folder)
     return _described(table, variables), _changed(card, again)
 
 

@@ -11,10 +11,13 @@ import safetensors
 from safetensors.numpy import save_file
 
 from clip_jax.convert import _torch_file
-from clip_jax.convert._table import Array
-from clip_jax.runtime import foreign_json
+from clip_jax.runtime import foreign_arrays, foreign_json
+from clip_jax.runtime.foreign_arrays import Array
 
 _INDEX = '.index.json'
+# Of torch's wrappers and of training scripts, one inside another.
+_PREFIXES = ('module.', '_orig_mod.', 'model.')
+_POINTER = b'version https://git-lfs'
 _TYPES = {
     'F64': np.float64,
     'F32': np.float32,
@@ -26,6 +29,8 @@ _TYPES = {
     'I8': np.int8,
     'U8': np.uint8,
     'BOOL': np.bool_,
+    'F8_E4M3': ml_dtypes.float8_e4m3fn,
+    'F8_E5M2': ml_dtypes.float8_e5m2,
 }
 
 
@@ -33,21 +38,46 @@ def arrays(path: pathlib.Path) -> dict[str, Array]:
     """Opens a weight file: safetensors, an index of several files, or a torch file.
 
     Returns:
-        The arrays by name; their data is read on demand.
+        The arrays by name, without the prefixes of wrappers; their data is read on demand.
 
     Raises:
         ValueError: the file is incomplete, unsafe or of another format.
     """
     if path.name.endswith(_INDEX):
-        return _sharded(path)
-    if path.suffix == '.safetensors' or _start(path)[8:9] == b'{':
+        return unprefixed(_sharded(path))
+    return unprefixed(_one_file(path))
+
+
+def unprefixed(found: dict[str, Array]) -> dict[str, Array]:
+    """Returns arrays without the prefixes that all names begin with, such as `module.`."""
+    while found:
+        prefix = next((p for p in _PREFIXES if all(n.startswith(p) for n in found)), None)
+        if prefix is None:
+            break
+        found = {name.removeprefix(prefix): x for name, x in found.items()}
+    return found
+
+
+def _one_file(path: pathlib.Path) -> dict[str, Array]:
+    check_pointer(path)
+    # In safetensors: the length of the header, and its first character.
+    if path.suffix == '.safetensors' or _start(path, 9)[8:] == b'{':
         return _safetensors(path)
     return _torch_file.state_dict(path)[0]
 
 
-def _start(path: pathlib.Path) -> bytes:
+def _start(path: pathlib.Path, size: int) -> bytes:
     with path.open('rb') as file:
-        return file.read(9)  # in safetensors: the length of the header, and its first character
+        return file.read(size)
+
+
+def check_pointer(path: pathlib.Path) -> None:
+    """Raises a ValueError if a file is only Git LFS's pointer to the file."""
+    if _start(path, len(_POINTER)) == _POINTER:
+        raise ValueError(
+            f'{path}: only a pointer of Git LFS, not the file itself; run git lfs pull in its '
+            'folder, or download the file'
+        )
 
 
 def _safetensors(path: pathlib.Path) -> dict[str, Array]:
@@ -56,12 +86,13 @@ def _safetensors(path: pathlib.Path) -> dict[str, Array]:
         with safetensors.safe_open(path, 'numpy') as file:
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
-                dtype = np.dtype(_TYPES.get(part.get_dtype(), np.void))
+                kind = part.get_dtype()
+                dtype = np.dtype(_TYPES[kind]) if kind in _TYPES else str(kind)
                 read = functools.partial(_safetensor, path, name)
                 found[name] = Array(tuple(part.get_shape()), dtype, read)
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f'{path}: not a complete safetensors file ({error}); copy or download it again'
+            f'{path}: damaged, or no safetensors file ({error}); {foreign_arrays.ADVICE}'
         ) from error
     return found
 
@@ -74,14 +105,16 @@ def _safetensor(path: pathlib.Path, name: str) -> np.ndarray:
 
 def _sharded(path: pathlib.Path) -> dict[str, Array]:
     """Reads `*.index.json`: {'weight_map': {name: file in the same folder}}."""
-    names = json_of(path).get('weight_map')
-    if not isinstance(names, dict) or not all(isinstance(x, str) for x in names.values()):
+    names = json_of(path, {'weight_map': {foreign_json.ANY: str}}).get('weight_map')
+    if names is None:
         raise ValueError(f"{path}: no index of weights: 'weight_map' should map names to files")
     found: dict[str, Array] = {}
     for file in sorted(set(names.values())):
         if pathlib.PurePath(file).name != file or not (path.parent / file).is_file():
             raise ValueError(f'{path}: names the file {file!r}, which is not in the same folder')
-        found |= arrays(path.parent / file)
+        if file.endswith(_INDEX):
+            raise ValueError(f'{path}: names {file!r}, an index, among the files of weights')
+        found |= _one_file(path.parent / file)
     if set(found) != set(names):
         wrong = sorted(set(found) ^ set(names))[:8]
         raise ValueError(f'{path}: index and files do not name the same arrays: {wrong}')
@@ -97,6 +130,7 @@ def names_of(path: pathlib.Path) -> list[str]:
 
 def json_of(path: pathlib.Path, schema: Any = dict) -> dict[str, Any]:
     """Reads a JSON file with an object; ValueError if it holds anything else than the schema."""
+    check_pointer(path)
     return foreign_json.read(path, schema)
 
 
@@ -118,4 +152,12 @@ def folder_of(path: pathlib.Path) -> pathlib.Path:
 
 def save(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes a safetensors file with the metadata that PyTorch programs expect."""
-    save_file(tensors, path, metadata={'format': 'pt'})
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path, metadata={'format': 'pt'})
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f'{path}: cannot be written ({error}); free some space, or name another folder'
+        ) from error
+    path.chmod(mode)  # that of other new files; the library gives it to the user alone

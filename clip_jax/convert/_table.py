@@ -1,26 +1,20 @@
 """Tables that map our parameter names to another layout's, applied in both directions."""
 
 import collections
-import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.traverse_util
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
+from clip_jax.runtime.foreign_arrays import Array
 from clip_jax.runtime.messages import first_few
 
 SHOWN = 20  # names of one kind of problem in an error
-
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-    """An array in a file: shape and dtype are known, the data is read on demand."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray]
+_FLOATS = [np.dtype(x) for x in (np.float32, np.float16, ml_dtypes.bfloat16, np.float64)]
+_OF_DTYPE = f'of a dtype other than {", ".join(map(str, _FLOATS))}'
 
 
 class Rule(NamedTuple):
@@ -132,17 +126,25 @@ def read(
         Our variables, nested, float32.
 
     Raises:
-        ValueError: arrays are missing, unknown, of a wrong shape or not floating point; the message
-            names them all.
+        ValueError: arrays are missing, unknown, of a wrong shape, not floating point or not finite;
+            the message names them all.
     """
     rows, shapes = list(rows), flat(like)
     _check(rows, theirs, shapes, what, ignored)
-    variables = {}
+    variables, wrong = {}, []
     for ours, names, rule in rows:
         arrays = _several(rule.read(*(theirs[n].read() for n in names)), ours)
         for path, array in zip(ours, arrays, strict=True):
-            array = np.asarray(array, np.float32, order='C')
+            with np.errstate(over='ignore', invalid='ignore'):  # found and named below
+                array = np.asarray(array, np.float32, order='C')
+            if bad := _not_finite(array):
+                wrong.append(f'{bad:,} of {array.size:,} in {" + ".join(names)}')
             variables[path] = array.reshape(shapes[path].shape)
+    if wrong:
+        raise ValueError(
+            f'{what}: numbers that are NaN or infinite in float32: {_listed(wrong)}. The file is '
+            'damaged (copy or download it again), or its training diverged'
+        )
     return flax.traverse_util.unflatten_dict(variables, sep='/')
 
 
@@ -159,6 +161,14 @@ def write(rows: Iterable[Row], variables: Mapping[str, Any]) -> dict[str, np.nda
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Flattens a nested tree to {'params/image/…': leaf}."""
     return flax.traverse_util.flatten_dict(tree, sep='/')
+
+
+def _not_finite(array: np.ndarray) -> int:
+    """Returns how many numbers are NaN or infinite."""
+    # Minimum and maximum need no second array.
+    if not array.size or (np.isfinite(array.min()) and np.isfinite(array.max())):
+        return 0
+    return int(array.size - np.isfinite(array).sum())
 
 
 def _several(x: Any, names: tuple[str, ...]) -> Any:
@@ -181,11 +191,7 @@ def _check(
     ignored: Callable[[str], bool],
 ) -> None:
     _check_rows(rows, ours)
-    # Rules run on empty arrays, which take address space but no memory.
-    expected = {}
-    for paths, names, rule in rows:
-        blank = rule.write(*(np.empty(ours[p].shape, np.bool_) for p in paths))
-        expected |= {n: x.shape for n, x in zip(names, _several(blank, names), strict=True)}
+    expected = _expected(rows, theirs, ours, what)
     found = {name for name in theirs if name in expected or not ignored(name)}
     common = sorted(found & set(expected))
     problems = {
@@ -196,11 +202,7 @@ def _check(
             for n in common
             if not _same_shape(theirs[n].shape, expected[n])
         ],
-        'not floating point': [
-            f'{n} is {theirs[n].dtype}'
-            for n in common
-            if not jnp.issubdtype(theirs[n].dtype, jnp.floating)
-        ],
+        _OF_DTYPE: [f'{n} is {theirs[n].dtype}' for n in common if not _is_float(theirs[n].dtype)],
     }
     if any(problems.values()):
         parts = [
@@ -208,8 +210,41 @@ def _check(
         ]
         raise ValueError(
             f'{what}: the parameters do not fit the architecture. {". ".join(parts)}. '
-            'Check that the weights and the config belong together'
+            + _to_do(problems)
         )
+
+
+def _to_do(problems: Mapping[str, list[str]]) -> str:
+    if problems[_OF_DTYPE]:
+        return (
+            'Quantized weights are not read: save the model again in bfloat16 or float32 with the '
+            'program that quantized it, or get the original weights'
+        )
+    return 'Check that the weights and the config belong together'
+
+
+def _is_float(dtype: np.dtype | str) -> bool:
+    return not isinstance(dtype, str) and dtype.newbyteorder('=') in _FLOATS
+
+
+def _expected(
+    rows: list[Row], theirs: Mapping[str, Array], ours: Mapping[str, Any], what: str
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes that arrays must have, by name."""
+    total = sum(math.prod(array.shape) for array in theirs.values())
+    expected = {}
+    for paths, names, rule in rows:
+        shapes = [ours[p].shape for p in paths]
+        if sum(map(math.prod, shapes)) > total:
+            raise ValueError(
+                f'{what}: the config says {shapes[0]} for {" + ".join(names)}, more numbers than '
+                f'the {total:,} of the whole file. Check that the weights and the config belong '
+                'together'
+            )
+        # Rules run on blank arrays, no larger than the file.
+        blank = rule.write(*(np.empty(shape, np.bool_) for shape in shapes))
+        expected |= {n: x.shape for n, x in zip(names, _several(blank, names), strict=True)}
+    return expected
 
 
 def _same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:

@@ -1,61 +1,41 @@
 """Reads torch.save files (both containers) and TorchScript archives safely and without torch."""
 
-import dataclasses
 import functools
 import io
 import math
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterator
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from clip_jax.convert import _pickle
-from clip_jax.convert._pickle import Instance, Name
-from clip_jax.convert._table import Array
+from clip_jax.convert import _pickle, _torch_tensors
+from clip_jax.convert._pickle import Inert, Instance, Name
+from clip_jax.convert._torch_tensors import Storage
+from clip_jax.runtime import foreign_arrays
+from clip_jax.runtime.foreign_arrays import Array
+from clip_jax.runtime.messages import first_few
 
-_ZIP = b'PK\x03\x04'
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-_LEGACY_START = b'\x80\x02\x8a\x0a' + _LEGACY_MAGIC.to_bytes(10, 'little') + b'.'
-_MOST_AXES = 32
-
-_STORAGES: dict[str, np.dtype] = {
-    f'torch {name}Storage': np.dtype(dtype)
-    for name, dtype in {
-        'Float': '<f4',
-        'Half': '<f2',
-        'BFloat16': ml_dtypes.bfloat16,
-        'Double': '<f8',
-        'Long': '<i8',
-        'Int': '<i4',
-        'Short': '<i2',
-        'Char': 'i1',
-        'Byte': 'u1',
-        'Bool': '?',
-    }.items()
-}
-
-
-@dataclasses.dataclass
-class _Storage:
-    """The data of one or several tensors."""
-
-    dtype: np.dtype
-    count: int
-    read: Callable[[], bytes]
+_LEGACY_START = b'\x8a\x0a' + _LEGACY_MAGIC.to_bytes(10, 'little')  # its first pickle
+_WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'module')  # keys of training checkpoints
+_MOST_WRAPPERS = 3
+_MOST_MODULES = 100_000
+_LONGEST_NAME = 1_000
+# Modules whose objects may lie between the tensors: numbers, settings, containers.
+_HARMLESS = ('numpy', 'argparse', 'collections', 'datetime', 'pathlib', '_codecs')
+_REMEDY = 'Only tensors are read; torch.save(model.state_dict(), FILE) writes such a file'
 
 
 def sniff(path: pathlib.Path) -> bool:
-    """Returns whether a file looks like a torch file."""
-    with path.open('rb') as file:
-        start = file.read(len(_LEGACY_START))
-    if start == _LEGACY_START:
+    """Returns whether a file looks like a torch file; ValueError if it is a damaged archive."""
+    start = _start(path)
+    if _is_legacy(start):
         return True
-    if not start.startswith(_ZIP) or not zipfile.is_zipfile(path):
+    if not start.startswith(foreign_arrays.ZIP):
         return False
-    with zipfile.ZipFile(path) as archive:
+    with foreign_arrays.open_zip(path) as archive:
         return bool(_pickles(archive.namelist()))
 
 
@@ -66,67 +46,123 @@ def state_dict(path: pathlib.Path) -> tuple[dict[str, Array], str]:
         path: a torch file.
 
     Returns:
-        The tensors by name, without the prefixes of torch's wrappers (`module.`, `_orig_mod.`); and
-        the kind of file: 'state_dict', 'training' (a training checkpoint; only its model is
-        returned) or 'torchscript'.
+        The tensors by name; and the kind of file: 'state_dict', 'training' (a training checkpoint,
+        of which only the model is returned) or 'torchscript'.
 
     Raises:
         ValueError: the file is incomplete, unsafe or has no tensors.
     """
     root = load(path)
-    if isinstance(root, Instance):
-        return dict(_attributes(root)), 'torchscript'
-    if not isinstance(root, dict):
-        raise ValueError(f'{path}: holds a {type(root).__name__}, expected a dict of tensors')
-    kind, tensors = 'state_dict', root
-    if isinstance(root.get('state_dict'), dict):
-        kind, tensors = 'training', root['state_dict']
-    tensors = {name: x for name, x in tensors.items() if isinstance(x, Array)}
+    try:
+        tensors, kind = _selected(root)
+    except ValueError as error:
+        raise ValueError(f'{path}: refused, because {error}. {_REMEDY}') from error
     if not tensors:
+        found = first_few([_shown(key) for key in root] if isinstance(root, dict) else [], 8)
+        raise ValueError(f'{path}: holds no named tensors; found {found or "none"}')
+    size, total = path.stat().st_size, sum(_bytes(x) for x in tensors.values())
+    if total > 2 * size + 2**20:
         raise ValueError(
-            f'{path}: holds no named tensors; found {", ".join(map(str, list(root)[:8])) or "none"}'
+            f'{path}: refused, because its tensors share storages: they are {total:,} bytes of a '
+            f'file of {size:,}. {_REMEDY}'
         )
-    for prefix in ('module.', '_orig_mod.'):
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
     return tensors, kind
 
 
-def _attributes(module: Instance, prefix: str = '', depth: int = 0) -> Iterator[tuple[str, Array]]:
+def _selected(root: Any) -> tuple[dict[str, Array], str]:
+    """Returns the tensors of the model in the value of a file, and the kind of the file."""
+    if isinstance(root, Instance):
+        return dict(_attributes(root)), 'torchscript'
+    kind = 'state_dict'
+    for _ in range(_MOST_WRAPPERS):
+        found = [root.get(x) for x in _WRAPPERS] if isinstance(root, dict) else []
+        inner = next((x for x in found if isinstance(x, dict)), None)
+        if inner is None:
+            break
+        root, kind = inner, 'training'
+    if not isinstance(root, dict):
+        what = f'a {type(root).__name__}'
+        if isinstance(root, Inert):
+            what = f'an object of {_dotted(root.name)}'
+        raise ValueError(f'it holds {what}, expected a dict of tensors')
+    for name, value in root.items():
+        _check_harmless(name, value)
+    return {name: x for name, x in root.items() if isinstance(x, Array)}, kind
+
+
+def _check_harmless(name: Any, value: Any) -> None:
+    """Raises a ValueError for what does not lie beside weights."""
+    if isinstance(value, Array) and not isinstance(name, str):
+        raise ValueError(f'a tensor has the key {_shown(name)}, expected a name')
+    if isinstance(value, Inert | Name):
+        named = _dotted(value.name if isinstance(value, Inert) else value)
+        module, _, last = named.rpartition('.')
+        of_torch = module == 'torch' and not last.endswith('Storage')  # a dtype, a device
+        if not of_torch and module.split('.')[0] not in _HARMLESS:
+            raise ValueError(f'it names {named}, which files of tensors do not contain')
+
+
+def _dotted(name: str) -> str:
+    return name.replace(' ', '.')
+
+
+def _shown(key: Any) -> str:
+    return key[:100] if isinstance(key, str) else repr(key) if type(key) is int else '?'
+
+
+def _bytes(array: Array) -> int:
+    return math.prod(array.shape) * np.dtype(array.dtype).itemsize
+
+
+def _attributes(module: Instance) -> Iterator[tuple[str, Array]]:
     """Yields the tensors of a TorchScript module and its submodules by their dotted names."""
-    if depth > _pickle.MOST_MARKS:
-        raise ValueError('modules are nested too deeply')
-    for name, value in module.attributes.items():
-        if isinstance(value, Array):
-            yield prefix + name, value
-        elif isinstance(value, Instance):
-            yield from _attributes(value, f'{prefix}{name}.', depth + 1)
+    waiting, seen = [('', module, 0)], 0
+    while waiting:
+        prefix, module, depth = waiting.pop()
+        seen += 1 + len(module.attributes)
+        # Modules may share submodules, so that a small file has any number of paths.
+        if depth > _pickle.MOST_MARKS or seen > _MOST_MODULES or len(prefix) > _LONGEST_NAME:
+            raise ValueError('modules are nested too deeply')
+        inner = []
+        for name, value in module.attributes.items():
+            if isinstance(value, Array):
+                yield prefix + name, value
+            elif isinstance(value, Instance):
+                inner.append((f'{prefix}{name}.', value, depth + 1))
+        waiting += reversed(inner)
 
 
 def load(path: pathlib.Path) -> Any:
     """Reads a torch file.
 
     Returns:
-        Its value: dicts, lists, numbers, strings and `Instance`s, with tensors as `Array`s whose
-        data is read on demand.
+        Its value, as `_pickle.load` does, with tensors as `Array`s whose data is read on demand.
 
     Raises:
         ValueError: the file is incomplete or unsafe.
     """
-    with path.open('rb') as file:
-        start = file.read(len(_LEGACY_START))
-    read = _load_zip if start.startswith(_ZIP) else _load_legacy
-    if read is _load_legacy and start != _LEGACY_START:
+    start = _start(path)
+    legacy = _is_legacy(start)
+    if not start.startswith(foreign_arrays.ZIP) and not legacy:
         raise ValueError(f'{path}: not a torch.save file ({_beginning(start)})')
     try:
-        return read(path)
-    except (zipfile.BadZipFile, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: incomplete ({error}); copy or download it again') from error
+        return _load_legacy(path) if legacy else _load_zip(path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path}: damaged ({error}); {foreign_arrays.ADVICE}') from error
     except ValueError as error:
-        raise ValueError(
-            f'{path}: refused, because {error}. Only tensors are read from torch files; '
-            'torch.save(model.state_dict(), FILE) writes such a file'
-        ) from error
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f'{path}: refused, because {error}. {_REMEDY}') from error
+
+
+def _start(path: pathlib.Path) -> bytes:
+    with path.open('rb') as file:
+        return file.read(32)
+
+
+def _is_legacy(start: bytes) -> bool:
+    # Protocols from 4 on have the length of a frame before the magic number.
+    return start[:1] == b'\x80' and _LEGACY_START in start
 
 
 def _beginning(start: bytes) -> str:
@@ -138,59 +174,61 @@ def _pickles(names: list[str]) -> list[str]:
 
 
 def _load_zip(path: pathlib.Path) -> Any:
-    archive = zipfile.ZipFile(path)  # stays open as long as arrays may be read
+    archive = foreign_arrays.open_zip(path)  # stays open as long as arrays may be read
     records = {info.filename: info for info in archive.infolist()}
     pickles = _pickles(archive.namelist())
-    if len(pickles) != 1 or len(records) != len(archive.infolist()):
+    if len(pickles) != 1:
         raise ValueError(f'it has {len(pickles)} records data.pkl, expected one')
     root = pickles[0].removesuffix('data.pkl')
 
+    @functools.lru_cache(1)  # the storage of several tensors is read once
+    def content(name: str) -> bytes:
+        return foreign_arrays.read_bytes(archive, stored(name))
+
     def stored(name: str) -> zipfile.ZipInfo:
         if name not in records:
-            raise ValueError(f'it lacks the record {name}')
+            raise ValueError(f'it lacks the record {name[:100]}')
         if records[name].compress_type != zipfile.ZIP_STORED:
             raise ValueError(f'its record {name} is compressed, which torch never does')
         return records[name]
 
-    big = f'{root}byteorder' in records and archive.read(stored(f'{root}byteorder')) == b'big'
+    big = f'{root}byteorder' in records and content(f'{root}byteorder') == b'big'
 
-    def storage(dtype: np.dtype, key: str, count: int) -> _Storage:
-        info = stored(f'{root}data/{key}')
-        if info.file_size != count * dtype.itemsize:
-            raise ValueError(
-                f'the storage {key} is {info.file_size} bytes, expected {count * dtype.itemsize}'
-            )
+    def storage(dtype: np.dtype, key: str, count: int) -> Storage:
+        name = f'{root}data/{key}'
+        found, expected = stored(name).file_size, count * dtype.itemsize
+        if found != expected:
+            raise ValueError(f'the storage {key} is {found} bytes, expected {expected}')
         dtype = dtype.newbyteorder('>') if big else dtype
-        return _Storage(dtype, count, functools.partial(_record, archive, info, path))
+        return Storage(dtype, count, functools.partial(content, name))
 
-    content = archive.read(stored(pickles[0]))
-    return _unpickle(io.BytesIO(content), len(content), storage, path.stat().st_size)
-
-
-def _record(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: pathlib.Path) -> bytes:
-    try:
-        return archive.read(info)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f'{path}: corrupt ({error}); copy or download it again') from error
+    data = content(pickles[0])
+    return _torch_tensors.unpickle(io.BytesIO(data), len(data), storage, path.stat().st_size)
 
 
 def _load_legacy(path: pathlib.Path) -> Any:
     """Reads the format before torch 1.6: several pickles, then the raw storages."""
     size = path.stat().st_size
-    storages: dict[str, _Storage] = {}
+    storages: dict[str, Storage] = {}
 
-    def storage(dtype: np.dtype, key: str, count: int) -> _Storage:
-        return storages.setdefault(key, _Storage(dtype, count, bytes))
+    def storage(dtype: np.dtype, key: str, count: int) -> Storage:
+        return storages.setdefault(key, Storage(dtype, count, bytes))
 
     with path.open('rb') as file:
         magic, protocol, system, value, keys = (
-            _unpickle(file, size, storage, size) for _ in range(5)
+            _torch_tensors.unpickle(file, size, storage, size) for _ in range(5)
         )
+        # What does not fit is not shown: shared containers print as any number of values.
         if magic != _LEGACY_MAGIC or protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
-            raise ValueError(f'its protocol is {protocol!r}, expected {_LEGACY_PROTOCOL}')
+            raise ValueError(f'its protocol is another one than {_LEGACY_PROTOCOL}')
         order = 'little' if system.get('little_endian', True) else 'big'
-        if not isinstance(keys, list) or set(map(str, keys)) != set(storages):
-            raise ValueError('its list of storages does not match its tensors')
+        texts = isinstance(keys, list) and all(type(key) is str for key in keys)
+        if not texts or set(keys) != set(storages):
+            raise ValueError(
+                'its list of storages does not match its tensors, or these are of another dtype '
+                'than weights'
+            )
+        span = functools.lru_cache(1)(functools.partial(_span, path))
         for key in keys:
             stored = storages[key]
             if order == 'big':
@@ -198,8 +236,8 @@ def _load_legacy(path: pathlib.Path) -> Any:
             count = int.from_bytes(file.read(8), order, signed=True)
             start, length = file.tell(), stored.count * stored.dtype.itemsize
             if count != stored.count or start + length > size:
-                raise ValueError(f'the storage {key} is incomplete')
-            stored.read = functools.partial(_span, path, start, length)
+                raise ValueError(f'the storage {key[:100]} is incomplete')
+            stored.read = functools.partial(span, start, length)
             file.seek(start + length)
     return value
 
@@ -207,83 +245,7 @@ def _load_legacy(path: pathlib.Path) -> Any:
 def _span(path: pathlib.Path, start: int, length: int) -> bytes:
     with path.open('rb') as file:
         file.seek(start)
-        return file.read(length)
-
-
-def _unpickle(file: BinaryIO, end: int, storage: Callable, limit: int) -> Any:
-    """Reads a pickle with tensors of at most `limit` bytes each."""
-
-    def persistent(identity: Any) -> _Storage:
-        match identity:
-            case 'storage', Name() as kind, str(key), str(), int(count), *view if count >= 0:
-                if kind not in _STORAGES:
-                    raise ValueError(f'its tensors are of {kind.replace(" ", ".")}')
-                if view not in ([], [None]):
-                    raise ValueError('a storage is a view of another, as in very old files')
-                return storage(_STORAGES[kind], key, count)
-        raise ValueError('a persistent id is no tensor storage')
-
-    def call(name: Name, arguments: tuple) -> Any:
-        match name, arguments:
-            case 'collections OrderedDict', ():
-                return {}
-            case 'torch Size', (tuple(size),):
-                return size
-            case 'torch._utils _rebuild_tensor_v2', (_Storage() as numbers, *view):
-                return _tensor(numbers, *view[:3], limit=limit)
-            case 'torch._utils _rebuild_parameter', (Array() as tensor, *_):
-                return tensor
-            case _, (value, *_) if name in _TYPED:
-                return value
-        raise ValueError(f'it calls {name.replace(" ", ".")}')
-
-    return _pickle.load(file, end, known=_known, call=call, persistent=persistent)
-
-
-# Typed containers of TorchScript; the first argument is their content.
-_TYPED = {
-    f'torch.jit._pickle {name}'
-    for name in (
-        'build_intlist',
-        'build_tensorlist',
-        'build_doublelist',
-        'build_boollist',
-        'restore_type_tag',
-    )
-}
-_NAMES = {
-    'collections OrderedDict',
-    'torch Size',
-    'torch._utils _rebuild_tensor_v2',
-    'torch._utils _rebuild_parameter',
-    *_TYPED,
-}
-
-
-def _known(name: Name) -> bool:
-    is_storage = name.startswith('torch ') and name.endswith('Storage')
-    return name in _NAMES or is_storage or _pickle.is_script_class(name)
-
-
-def _tensor(
-    storage: _Storage, offset: Any = None, size: Any = None, stride: Any = None, *, limit: int
-) -> Array:
-    """Returns a view of a storage; offset and strides are in elements."""
-    if not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise ValueError('a tensor has no size')
-    numbers = (offset, *size, *stride)
-    if any(type(n) is not int or n < 0 for n in numbers) or len(size) != len(stride):
-        raise ValueError(f'a tensor has the impossible view {numbers}')
-    count = math.prod(size)
-    if len(size) > _MOST_AXES or count * storage.dtype.itemsize > limit:
-        raise ValueError(f'a tensor of shape {size} is larger than the file')
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if count and last >= storage.count:
-        raise ValueError('a tensor reaches beyond the end of its storage')
-
-    def read() -> np.ndarray:
-        values = np.frombuffer(storage.read(), storage.dtype)
-        steps = [step * storage.dtype.itemsize for step in stride]
-        return np.lib.stride_tricks.as_strided(values[offset:], size, steps, writeable=False)
-
-    return Array(size, storage.dtype, read)
+        content = file.read(length)
+    if len(content) != length:  # it was cut since it was opened
+        raise ValueError(f'{path}: damaged (it ends early); {foreign_arrays.ADVICE}')
+    return content

@@ -7,27 +7,32 @@ bytes. All models use tanh GELU and epsilon 1e-6.
 import functools
 import math
 import pathlib
-import zipfile
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from clip_jax.convert import _cards, _table, _tokenizer_files
-from clip_jax.convert._table import LEADING_ONE, ONE, SAME, STACKED, Array, Row, row
+from clip_jax.convert import _cards, _files, _table, _tokenizer_files
+from clip_jax.convert._table import LEADING_ONE, ONE, SAME, STACKED, Row, row
+from clip_jax.runtime import foreign_arrays
+from clip_jax.runtime.foreign_arrays import Array
 
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 FILE = 'model.npz'
+_MOST_BLOCKS = 1_000  # on a leading axis
 _BLOCKS = {'image': 'img/Transformer/encoderblock', 'text': 'txt/Encoder_0/encoderblock'}
 
 
 def sniff(path: pathlib.Path) -> bool:
     """Returns whether a path is an `.npz` with an image and a text tower, or its folder."""
     path = _file(path)
-    if not path.is_file() or not zipfile.is_zipfile(path):
+    if not path.is_file():
         return False
-    with zipfile.ZipFile(path) as archive:
+    _files.check_pointer(path)
+    if not foreign_arrays.is_zip(path):
+        return False
+    with foreign_arrays.open_zip(path) as archive:
         names = [name.removeprefix('params/') for name in archive.namelist()]
     return all(any(n.startswith(tower) for n in names) for tower in ('img/', 'txt/'))
 
@@ -35,7 +40,7 @@ def sniff(path: pathlib.Path) -> bool:
 def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a checkpoint, with the SentencePiece model in the same folder if there is one."""
     path = _file(path)
-    theirs = unstacked(_arrays(path))
+    theirs = unstacked(_arrays(path), str(path))
     embedding = theirs.get('img/embedding/kernel')
     if embedding and len(embedding.shape) == 2:
         raise ValueError(
@@ -65,47 +70,21 @@ def _file(path: pathlib.Path) -> pathlib.Path:
 
 def _arrays(path: pathlib.Path) -> dict[str, Array]:
     """Opens an npz file lazily: shapes and dtypes now, data on demand."""
-    archive = zipfile.ZipFile(path)  # stays open as long as arrays may be read
-    found = {}
-    for info in archive.infolist():
-        try:
-            with archive.open(info) as file:
-                shape, dtype = _header(file)
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
-            raise ValueError(
-                f'{path}: {info.filename} is not a complete array ({error}); copy the file again'
-            ) from error
-        read = functools.partial(_read, archive, info, dtype)
-        found[info.filename.removesuffix('.npy')] = Array(shape, dtype, read)
+    found = {n: _of_bfloat16(x) for n, x in foreign_arrays.open_npz(path).items()}
     # A training checkpoint also has the optimizer state, outside `params/`.
     prefixed = {n.removeprefix('params/'): x for n, x in found.items() if n.startswith('params/')}
     return prefixed or found
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    """Reads shape and dtype of one array; two raw bytes mean bfloat16."""
-    version = np.lib.format.read_magic(file)
-    reader = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if reader is None:
-        raise ValueError(f'unknown version {version} of the npy format')
-    shape, _, dtype = reader(file)
-    return shape, np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype('V2') else dtype
+def _of_bfloat16(array: Array) -> Array:
+    """Returns an array of two raw bytes as one of bfloat16, others as they are."""
+    if array.dtype != np.dtype('V2'):
+        return array
+    dtype = np.dtype(ml_dtypes.bfloat16)
+    return Array(array.shape, dtype, lambda: array.read().view(dtype))
 
 
-def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, dtype: np.dtype) -> np.ndarray:
-    try:
-        with archive.open(info) as file:
-            return np.lib.format.read_array(file, allow_pickle=False).view(dtype)
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise ValueError(
-            f'{archive.filename}: {info.filename} is corrupt ({error}); copy the file again'
-        ) from error
-
-
-def unstacked(theirs: Mapping[str, Array]) -> dict[str, Array]:
+def unstacked(theirs: Mapping[str, Array], what: str) -> dict[str, Array]:
     """Unstacks blocks on a leading axis: encoderblock/x -> encoderblock_0/x, …"""
     found = {}
     for name, array in theirs.items():
@@ -113,6 +92,11 @@ def unstacked(theirs: Mapping[str, Array]) -> dict[str, Array]:
         if not stack:
             found[name] = array
             continue
+        if not array.shape or array.shape[0] > _MOST_BLOCKS:
+            raise ValueError(
+                f'{what}: {name} has the shape {array.shape}; expected a leading axis of at most '
+                f'{_MOST_BLOCKS:,} blocks'
+            )
         stacked = functools.cache(array.read)  # read once for all blocks
         for i in range(array.shape[0]):
             part = functools.partial(lambda stacked, i: stacked()[i], stacked, i)

@@ -100,6 +100,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         rows,
         _files.arrays(weights),
         what=str(weights),
+        image_size='vision_config.image_size',
         ignored=lambda name: name.endswith('.position_ids'),
     )
     card = {

@@ -22,21 +22,11 @@ from clip_jax.convert import (
     _resblocks,
     _table,
     _tokenizer_files,
+    _trunk,
 )
-from clip_jax.convert._table import (
-    CONV,
-    LEADING_ONE,
-    Array,
-    Row,
-    dense,
-    divided,
-    into_heads,
-    mlp,
-    norm,
-    out_of_heads,
-    row,
-)
+from clip_jax.convert._table import Row, dense
 from clip_jax.runtime import foreign_json
+from clip_jax.runtime.foreign_arrays import Array
 
 Fields = Mapping[str, Any]
 
@@ -48,6 +38,7 @@ WEIGHTS = (
     'open_clip_pytorch_model.bin',
     'open_clip_pytorch_model.bin.index.json',
 )
+SIGLIP_BIAS = -10.0
 DECODER = 'text_decoder.'  # CoCa's captioning decoder: not read
 
 VISION = {
@@ -120,19 +111,6 @@ _OF_NO_EFFECT = {
 IMAGE_POOLS = {'tok': 'cls', 'avg': 'mean'}
 TEXT_POOLS = {'argmax': 'argmax', 'last': 'last', 'eos': 'eot'}
 
-# timm's vision transformers for SigLIP: name -> image size, patch size, width, depth.
-TRUNKS = {
-    f'vit_{size}_patch{patch_size}_siglip_{image_size}': (image_size, patch_size, width, depth)
-    for size, width, depth, made in (
-        ('base', 768, 12, {16: (224, 256, 384, 512), 32: (256,)}),
-        ('large', 1024, 24, {16: (256, 384, 512)}),
-        ('so400m', 1152, 27, {14: (224, 378, 384), 16: (256, 384, 512)}),
-        ('giantopt', 1536, 40, {16: (256, 384)}),
-    )
-    for patch_size, image_sizes in made.items()
-    for image_size in image_sizes
-}
-
 
 def sniff(path: pathlib.Path) -> bool:
     """Returns whether a path is an open_clip folder, or a weight file in one."""
@@ -169,6 +147,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         functools.partial(rows, text=prefix),
         theirs,
         what=str(weights),
+        image_size='vision_cfg.image_size',
         ignored=_ignored,
     )
     card = {
@@ -220,8 +199,14 @@ def architecture(config: Fields, theirs: Mapping[str, Array], *, what: str) -> d
         'embed_dim': config['embed_dim'],
         'image_proj': image_proj,
         'text_proj': _projection(text['proj_type'], text['proj_bias']),
-        'init_logit_bias': config['init_logit_bias'],
+        'init_logit_bias': _logit_bias(config, theirs),
     }
+
+
+def _logit_bias(config: Fields, theirs: Mapping[str, Array]) -> float | None:
+    """Returns the initial logit bias; training with --siglip adds one that no config names."""
+    given = config['init_logit_bias']
+    return SIGLIP_BIAS if given is None and 'logit_bias' in theirs else given
 
 
 def _filled(given: Fields, defaults: Fields, what: str) -> dict[str, Any]:
@@ -316,7 +301,7 @@ def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[s
         'depth': len({n.split('.')[1] for n in shape if re.match(r'blocks\.\d+\.', n)}),
         'mlp_dim': mlp_dim,
         'patch_dropout': vision['patch_dropout'],
-        **trunk(name, width),
+        **_trunk.fields(name, width),
     }
     kind = vision['timm_proj'] or 'none'
     lookup.check(kind, ['none', 'linear'], what=f'{what}: vision_cfg.timm_proj')
@@ -327,54 +312,16 @@ def _projection(kind: str, bias: bool) -> str:
     return 'biased' if kind == 'linear' and bias else kind
 
 
-def trunk(name: str, width: int) -> dict[str, Any]:
-    """Returns the fields of timm's SigLIP ViTs that no file stores; giantopt and so400m differ."""
-    giant = 'giantopt' in name
-    return {
-        'heads': 16 if giant or 'so400m' in name else width // 64,
-        'activation': 'gelu_tanh' if giant else 'gelu',
-        'norm_eps': 1e-6,
-        'pool': 'map',
-        'pre_norm': False,
-        'patch_bias': True,
-    }
-
-
 def rows(model: Fields, text: str = '') -> Iterator[Row]:
     """Yields the table of the whole model; `text` is the prefix of the text tower's names."""
     if model['image'].get('pool') != 'map':
         yield from _resblocks.rows(model, text)
         return
-    yield from trunk_rows(model['image'])
+    yield from _trunk.rows(model['image'])
     if model['image_proj'] != 'none':
         ours, theirs = 'params/image_projection', 'visual.head.proj'
         yield from dense(ours, theirs, bias=model['image_proj'] == 'biased')
     yield from _resblocks.text_rows(model, text)
-
-
-def trunk_rows(fields: Fields) -> Iterator[Row]:
-    """Yields the table of timm's vision transformer with attention pooling."""
-    ours, theirs, heads = 'params/image', 'visual.trunk', fields['heads']
-    yield from dense(f'{ours}/patch_embedding', f'{theirs}.patch_embed.proj', CONV)
-    yield row(f'{ours}/position_embedding', f'{theirs}.pos_embed', LEADING_ONE)
-    for i in range(fields['depth']):
-        a, b = f'{ours}/transformer/block_{i}', f'{theirs}.blocks.{i}'
-        yield from norm(f'{a}/attention_norm', f'{b}.norm1')
-        yield row(f'{a}/attention/qkv/kernel', f'{b}.attn.qkv.weight', into_heads(3, heads))
-        yield row(f'{a}/attention/qkv/bias', f'{b}.attn.qkv.bias', into_heads(3, heads))
-        yield from dense(f'{a}/attention/out', f'{b}.attn.proj', out_of_heads(heads))
-        yield from norm(f'{a}/mlp_norm', f'{b}.norm2')
-        yield from mlp(f'{a}/mlp', f'{b}.mlp', 'fc1', 'fc2')
-    yield from norm(f'{ours}/post_norm', f'{theirs}.norm')
-    ours, theirs = f'{ours}/attention_pool', f'{theirs}.attn_pool'
-    yield row(f'{ours}/probe', f'{theirs}.latent', LEADING_ONE)
-    for part, name in (('kernel', 'weight'), ('bias', 'bias')):
-        yield row(f'{ours}/attention/query/{part}', f'{theirs}.q.{name}', into_heads(heads))
-        two = [f'{ours}/attention/{x}/{part}' for x in ('key', 'value')]
-        yield row(two, f'{theirs}.kv.{name}', divided(into_heads(heads), 2))
-    yield from dense(f'{ours}/attention/out', f'{theirs}.proj', out_of_heads(heads))
-    yield from norm(f'{ours}/norm', f'{theirs}.norm')
-    yield from mlp(f'{ours}/mlp', f'{theirs}.mlp', 'fc1', 'fc2')
 
 
 def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
@@ -455,13 +402,13 @@ def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
 
 def _timm_name(image: Fields) -> str:
     sizes = tuple(image[x] for x in ('image_size', 'patch_size', 'width', 'depth'))
-    if sizes not in TRUNKS.values():
+    if sizes not in _trunk.TRUNKS.values():
         raise ValueError(
             'the layout open_clip cannot hold this model: with attention pooling it has only '
             f"timm's models, and none with image_size, patch_size, width, depth {sizes}; "
-            f'choices: {", ".join(TRUNKS)}'
+            f'choices: {", ".join(_trunk.TRUNKS)}'
         )
-    return _inverse(TRUNKS, sizes, 'image encoder')
+    return _inverse(_trunk.TRUNKS, sizes, 'image encoder')
 
 
 def _inverse(table: Mapping[str, Any], value: Any, what: str) -> str:

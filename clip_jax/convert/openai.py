@@ -11,9 +11,9 @@ from typing import Any
 
 from absl import logging
 
-from clip_jax.convert import _cards, _resblocks, _tokenizer_files, _torch_file
-from clip_jax.convert._table import Array
+from clip_jax.convert import _cards, _files, _resblocks, _tokenizer_files, _torch_file
 from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD
+from clip_jax.runtime.foreign_arrays import Array
 
 HEAD_WIDTH = 64
 OTHERS = ('open_clip_config.json', 'config.json')  # next to one of these a file is not OpenAI's
@@ -25,13 +25,13 @@ def sniff(path: pathlib.Path) -> bool:
         return False
     if any((path.parent / name).exists() for name in OTHERS):
         return False
-    names, kind = _torch_file.state_dict(path)
+    names, kind = _state_dict(path)
     return kind != 'training' and 'visual.conv1.weight' in names and 'ln_final.weight' in names
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a file."""
-    theirs, kind = _torch_file.state_dict(path)
+    theirs, kind = _state_dict(path)
     if kind == 'state_dict' and not any(name in theirs for name in _resblocks.NUMBERS):
         logging.warning(
             "%s: a state dict without a config, read as OpenAI's (quick_gelu). If it is "
@@ -53,6 +53,11 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         'tokenizer': _tokenizer_files.openai(model['text']),
     }
     return card, variables
+
+
+def _state_dict(path: pathlib.Path) -> tuple[dict[str, Array], str]:
+    arrays, kind = _torch_file.state_dict(path)
+    return _files.unprefixed(arrays), kind
 
 
 def architecture(theirs: Mapping[str, Array]) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import dataclasses
 import functools
 import io
 import itertools
-import json
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -27,10 +26,12 @@ from etils import epath
 from clip_jax.data import sharded_job
 from clip_jax.data.errors import DataNotFound, Skipped
 from clip_jax.data.sources import option_key
-from clip_jax.runtime import atomic, checksums
+from clip_jax.runtime import atomic, checksums, foreign_arrays, foreign_json
 from clip_jax.runtime.messages import first_few
 
 DESCRIPTION = 'embeddings.json'
+DTYPES = ('float32', 'float16')  # of the files
+_COLUMNS = {'record', 'where', 'label', 'labels', 'texts'}
 _CACHED = 4  # shards whose records are kept in memory
 _UNREADABLE = 'clip-jax embed, with the command that wrote the folder, writes missing files again'
 
@@ -96,16 +97,30 @@ class Description:
                 )
             if not valid:
                 raise ValueError(f'{field.name!r} is {value!r:.60}')
+        if self.complete:
+            self._check_counts()
+
+    def _check_counts(self) -> None:
+        """Raises a ValueError if the numbers of a complete folder contradict each other."""
+        if min(self.width, self.shard_size, len(self.shards)) < 1:
+            raise ValueError("'width', 'shard_size' or the number of 'shards' is below 1")
+        if len(self.shards) != -(-self.source_records // self.shard_size):
+            raise ValueError(
+                f"'shards' has {len(self.shards)} items; {self.source_records} records in shards "
+                f'of {self.shard_size} are others'
+            )
+        for name, counts in zip(('images', 'texts'), zip(*self.shards, strict=True), strict=True):
+            if min(counts) < 0 or sum(counts) != getattr(self, name):
+                raise ValueError(
+                    f"{name!r} is {getattr(self, name)}, and the sum of 'shards' {sum(counts)}"
+                )
+        if self.save_dtype not in DTYPES:
+            raise ValueError(f"'save_dtype' is {self.save_dtype!r:.60}")
 
     @classmethod
     def from_json(cls, text: str | bytes) -> 'Description':
         """Parses and checks a description; ValueError says what is wrong with it."""
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f'not JSON ({error})') from error
-        if not isinstance(values, dict):
-            raise ValueError(f'expected an object, found {values!r:.60}')
+        values = foreign_json.parse(text, 'its content')
         known = {}
         for field in dataclasses.fields(cls):
             required = field.name in _STARTED or values.get('complete')
@@ -279,6 +294,7 @@ class Embeddings:
             for kind, found in self.description.bad.items()
         }
         self._ends = list(itertools.accumulate(n for n, _ in self.description.shards))
+        self._checked: set[str] = set()  # files whose headers are as described
         self._read = functools.lru_cache(_CACHED)(self._table)
 
     @property
@@ -298,7 +314,7 @@ class Embeddings:
     def __getitem__(self, i: int) -> dict[str, Any]:
         """Returns the 'embedding', float32 [D], and 'texts' and 'label' where there are some."""
         shard, place = self._place(i)
-        embedding = self._load(image_file(self.folder, shard))[place]
+        embedding = self._images(shard)[place]
         return {'embedding': np.asarray(embedding, np.float32), **_example(self.record(i))}
 
     def record(self, i: int) -> dict[str, Any]:
@@ -347,7 +363,7 @@ class Embeddings:
         memory-mapped.
         """
         for shard, end in enumerate(self._ends):
-            part = self._load(image_file(self.folder, shard))
+            part = self._images(shard)
             yield end - len(part), shard, part
 
     def texts(self) -> tuple[list[str], np.ndarray]:
@@ -357,7 +373,7 @@ class Embeddings:
         captions, start = [], 0
         for shard, count in enumerate(counts):
             if count:
-                values[start : start + count] = self._load(text_file(self.folder, shard))
+                values[start : start + count] = self._load(text_file(self.folder, shard), count)
                 start += count
                 captions += [
                     t for own in self._table(shard)['texts'].to_pylist() for t in own or ()
@@ -376,20 +392,49 @@ class Embeddings:
         shard = bisect.bisect_right(self._ends, i)
         return shard, int(i) - (self._ends[shard - 1] if shard else 0)
 
-    def _load(self, path: epath.Path) -> np.ndarray:
+    def _images(self, shard: int) -> np.ndarray:
+        return self._load(image_file(self.folder, shard), self.description.shards[shard][0])
+
+    def _load(self, path: epath.Path, count: int) -> np.ndarray:
+        """Returns the rows of a file; ValueError if they are not as many as described."""
         try:
-            if atomic.is_remote(path):
-                return np.load(io.BytesIO(path.read_bytes()))
-            return np.load(path, mmap_mode='r')
-        except (OSError, ValueError, EOFError) as error:
+            with foreign_arrays.whole(path):
+                self._check_header(path, count)
+                if atomic.is_remote(path):
+                    return np.load(io.BytesIO(path.read_bytes()))
+                return np.load(path, mmap_mode='r')
+        except OSError as error:
             raise ValueError(f'{path}: cannot be read ({error}); {_UNREADABLE}') from error
+        except ValueError as error:
+            raise ValueError(f'{error}, or remove it: {_UNREADABLE}') from error
+
+    def _check_header(self, path: epath.Path, count: int) -> None:
+        # NumPy maps a file of any header, and some of them end the process.
+        if str(path) in self._checked:
+            return
+        with path.open('rb') as file:
+            found = foreign_arrays.header(file, checksums.stat(path).bytes)
+        expected = (count, self.description.width), np.dtype(self.description.save_dtype)
+        if found != expected:
+            raise ValueError(
+                f'it holds {found[1]} {found[0]}, and {DESCRIPTION} says '
+                f'{expected[1]} {expected[0]}'
+            )
+        self._checked.add(str(path))
 
     def _table(self, shard: int) -> Any:
         import pyarrow.parquet as pq
 
         path = record_file(self.folder, shard)
         try:
-            return pq.read_table(io.BytesIO(path.read_bytes()))
+            table = pq.read_table(io.BytesIO(path.read_bytes()))
+            rows = self.description.shards[shard][0]
+            if table.num_rows != rows or not {*table.column_names} >= _COLUMNS:
+                raise ValueError(
+                    f'it has {table.num_rows} rows of {", ".join(table.column_names)}; expected '
+                    f'{rows} of {", ".join(sorted(_COLUMNS))}'
+                )
+            return table
         except (OSError, ValueError) as error:  # pyarrow's errors are such
             raise ValueError(f'{path}: cannot be read ({error}); {_UNREADABLE}') from error
 

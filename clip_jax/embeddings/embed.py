@@ -35,7 +35,6 @@ from clip_jax.runtime import atomic, environment, lock, multihost
 from clip_jax.runtime.messages import first_few
 from clip_jax.runtime.progress import Progress
 
-SAVE_DTYPES = ('float32', 'float16')
 LISTED = 5  # bad records of each kind that the description names
 SUMMARY, BAD_RECORDS = 'summary.json', 'bad_records.jsonl'
 STARTED = 'holds embeddings that were started'
@@ -72,7 +71,7 @@ class Options:
         opening.check_max_pixels(self.max_pixels)
         lookup.check(self.features, pretrained.FEATURES, what='--features')
         build.check_dtype(self.dtype)
-        lookup.check(self.save_dtype, SAVE_DTYPES, what='--save-dtype')
+        lookup.check(self.save_dtype, embedding_store.DTYPES, what='--save-dtype')
         for name in ('shard_size', 'batch_size', 'threads'):
             if getattr(self, name) < 1:
                 flag = name.replace('_', '-')

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from clip_jax.data.sources import Source
 from clip_jax.evals import _scores
 from clip_jax.evals._labeled import Examples, Task
 from clip_jax.evals._logistic import Fit
-from clip_jax.runtime import atomic, multihost
+from clip_jax.runtime import atomic, foreign_arrays, foreign_json, multihost
 
 FEATURES = ('pre_projection', 'embedding')
 # Name -> (logits [N, K], examples) -> number. Table 9 of arXiv 2103.00020 has that of each set.
@@ -27,6 +26,7 @@ METRICS: dict[str, Callable[[np.ndarray, Examples], float]] = {
     'roc_auc': lambda z, x: _scores.roc_auc(z[:, 1] - z[:, 0], x.targets == 1),
 }
 CHUNK = 8192  # examples that are multiplied in float64 at a time
+_ABOUT = {'classes': [str], 'features': str, 'several': bool, 'C': float, 'fingerprint': str}
 KEYS = ('weights', 'bias', 'about')
 COUNTS = ('max_iterations', 'seeds')
 
@@ -111,15 +111,25 @@ class Probe:
         if not path.is_file():
             raise ValueError(f'{path}: no such file; expected a saved linear probe (.npz)')
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                weights, bias, about = (arrays[key] for key in KEYS)
-            about = json.loads(str(about))
+            arrays = foreign_arrays.open_npz(path)
+            weights, bias, about = (arrays[key].read() for key in KEYS)
+            about = foreign_json.parse(str(about), 'about', _ABOUT)
+            _check_arrays(weights, bias, about['classes'])
             return cls(weights, bias, **about)
-        except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, TypeError, OSError) as error:
             raise ValueError(
                 f'{path}: not a linear probe ({error}); expected an .npz with {", ".join(KEYS)}, '
                 'as eval linear_probe --save=FILE writes it'
             ) from error
+
+
+def _check_arrays(weights: np.ndarray, bias: np.ndarray, classes: list[str]) -> None:
+    """Raises a ValueError for arrays that are no linear map to the classes."""
+    for name, array, axes in (('weights', weights, 2), ('bias', bias, 1)):
+        if array.dtype.kind != 'f' or array.ndim != axes or array.shape[-1] != len(classes):
+            raise ValueError(f'{name} are {array.dtype} {array.shape} of {len(classes)} classes')
+        if not np.isfinite(array).all():
+            raise ValueError(f'{name} are not finite')
 
 
 def check_place(path: str | os.PathLike) -> pathlib.Path:

@@ -110,16 +110,20 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
     return jnp.where(kept, x / (1 - rate), 0)
 
 
-def check_sizes(what: str, activation: str, *, width: int, heads: int, **others: int) -> None:
-    """Raises ValueError for a size below 1, a width that is not a multiple of `heads`, or an
-    unknown activation.
+def check_sizes(
+    what: str, activation: str, *, width: int, heads: int, norm_eps: float = 1e-5, **others: int
+) -> None:
+    """Raises ValueError for a size below 1, a width that is not a multiple of `heads`, an epsilon
+    that is not between 0 and 1, or an unknown activation.
     """
     lookup.check(activation, ACTIVATIONS, what=f'{what}: activation')
     for name, size in {'width': width, 'heads': heads, **others}.items():
-        if size < 1:
+        if isinstance(size, bool) or size < 1:
             raise ValueError(f'{what}: {name} is {size}; expected at least 1')
     if width % heads:
         raise ValueError(f'{what}: width {width} is not a multiple of heads {heads}')
+    if not 0 < norm_eps < 1:
+        raise ValueError(f'{what}: norm_eps is {norm_eps}; expected a number between 0 and 1')
 
 
 def check_rates(what: str, **rates: float) -> None:

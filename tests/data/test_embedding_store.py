@@ -36,8 +36,8 @@ def test_a_description_is_read(folder):
 
 def test_a_damaged_description_is_named(folder):
     text = (folder / embedding_store.DESCRIPTION).read_text()
-    assert 'not JSON' in spoil(folder, text[: len(text) // 2])
-    assert 'expected an object, found []' in spoil(folder, '[]')
+    assert 'not valid JSON' in spoil(folder, text[: len(text) // 2])
+    assert 'its content is a list of 0; expected an object' in spoil(folder, '[]')
     assert "it has no 'complete'" in spoil(folder, '{}')
 
 

@@ -95,7 +95,7 @@ def write(folder, shards: list[np.ndarray], **changes) -> None:
         'bad': {},
         'compute_dtype': 'float32',
         'captions': 'embedded',
-        'source_records': sum(map(len, shards)),
+        'source_records': len(shards) * max(map(len, shards)),
         'shard_size': max(map(len, shards)),
         'batch_size': 1,
         'image_options': {},

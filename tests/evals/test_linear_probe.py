@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import re
 
@@ -352,6 +353,39 @@ def test_a_probe_is_replaced_as_a_whole_and_nothing_else_is(tmp_path, monkeypatc
     ):
         with pytest.raises(ValueError, match=f'^save: .*{message}$'):
             evaluate(None, None, test, train=train, save=str(place))
+
+
+def damaged_probes() -> dict[str, bytes]:
+    """Files that are nearly a probe of two classes and three features."""
+    about = {'classes': ['a', 'b'], 'features': 'embedding', 'several': False, 'C': 1.0}
+
+    def made(weights=np.zeros((3, 2)), bias=np.zeros(2), **changes) -> bytes:
+        file, text = io.BytesIO(), np.array(json.dumps(about | changes))
+        np.savez(file, weights=weights, bias=bias, about=text)
+        return file.getvalue()
+
+    whole = made()
+    assert whole.count(b'PK\x01\x02-\x03-\0\0\0') == 3
+    return {
+        'encrypted': whole.replace(b'PK\x01\x02-\x03-\0\0\0', b'PK\x01\x02-\x03-\0\x01\0'),
+        'a bad character': whole.replace(b'False, ', b'Fal$e, ', 1),
+        'cut': whole[:-10],
+        'texts': made(weights=np.array([['a', 'b']] * 3)),
+        'other classes': made(classes=['a']),
+        'classes that are numbers': made(classes=[1, 2]),
+        'no classes': made(classes=5),
+        'another key': made(more=1),
+        'not finite': made(bias=np.array([0, np.nan])),
+        'one axis': made(weights=np.zeros(2)),
+    }
+
+
+@pytest.mark.parametrize('kind', damaged_probes())
+def test_a_damaged_probe_is_one_line(tmp_path, kind):
+    (tmp_path / 'x.npz').write_bytes(damaged_probes()[kind])
+    with pytest.raises(ValueError, match=r'x\.npz: not a linear probe') as error:
+        Probe.load(tmp_path / 'x.npz')
+    assert '\n' not in str(error.value)
 
 
 def test_what_is_no_probe_is_not_loaded(tmp_path):

@@ -321,6 +321,9 @@ def test_both_encoders_are_exported_for_any_batch_size(image):
     [
         ({'image_size': 7}, 'image_size 7 is smaller than patch_size 8'),
         ({'heads': 5}, 'width 32 is not a multiple of heads 5'),
+        ({'heads': True}, 'heads is True; expected at least 1'),
+        ({'norm_eps': 0.0}, r'norm_eps is 0\.0; expected a number between 0 and 1'),
+        ({'norm_eps': float('nan')}, 'norm_eps is nan'),
         ({'heads': 0}, 'heads is 0; expected at least 1'),
         ({'depth': 0}, 'depth is 0'),
         ({'mlp_dim': -4}, 'mlp_dim is -4'),

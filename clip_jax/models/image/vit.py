@@ -115,6 +115,7 @@ class Encoder(nn.Module):
             heads=self.heads,
             depth=self.depth,
             mlp_dim=self.mlp_dim,
+            norm_eps=self.norm_eps,
             image_size=self.image_size,
             patch_size=self.patch_size,
         )

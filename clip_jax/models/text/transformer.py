@@ -94,6 +94,9 @@ class Encoder(nn.Module):
             heads=self.heads,
             depth=self.depth,
             mlp_dim=self.mlp_dim,
+            norm_eps=self.norm_eps,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
         )
         check_rates('models/text/transformer', dropout=self.dropout)
         super().__post_init__()

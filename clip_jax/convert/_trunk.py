@@ -1,0 +1,68 @@
+"""timm's vision transformers of SigLIP in open_clip's checkpoints: `visual.trunk.*`."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from clip_jax.convert._table import (
+    CONV,
+    LEADING_ONE,
+    Row,
+    dense,
+    divided,
+    into_heads,
+    mlp,
+    norm,
+    out_of_heads,
+    row,
+)
+
+# Name -> image size, patch size, width, depth.
+TRUNKS = {
+    f'vit_{size}_patch{patch_size}_siglip_{image_size}': (image_size, patch_size, width, depth)
+    for size, width, depth, made in (
+        ('base', 768, 12, {16: (224, 256, 384, 512), 32: (256,)}),
+        ('large', 1024, 24, {16: (256, 384, 512)}),
+        ('so400m', 1152, 27, {14: (224, 378, 384), 16: (256, 384, 512)}),
+        ('giantopt', 1536, 40, {16: (256, 384)}),
+    )
+    for patch_size, image_sizes in made.items()
+    for image_size in image_sizes
+}
+
+
+def fields(name: str, width: int) -> dict[str, Any]:
+    """Returns the fields of timm's SigLIP ViTs that no file stores; giantopt and so400m differ."""
+    giant = 'giantopt' in name
+    return {
+        'heads': 16 if giant or 'so400m' in name else width // 64,
+        'activation': 'gelu_tanh' if giant else 'gelu',
+        'norm_eps': 1e-6,
+        'pool': 'map',
+        'pre_norm': False,
+        'patch_bias': True,
+    }
+
+
+def rows(fields: Mapping[str, Any]) -> Iterator[Row]:
+    """Yields the table of timm's vision transformer with attention pooling."""
+    ours, theirs, heads = 'params/image', 'visual.trunk', fields['heads']
+    yield from dense(f'{ours}/patch_embedding', f'{theirs}.patch_embed.proj', CONV)
+    yield row(f'{ours}/position_embedding', f'{theirs}.pos_embed', LEADING_ONE)
+    for i in range(fields['depth']):
+        a, b = f'{ours}/transformer/block_{i}', f'{theirs}.blocks.{i}'
+        yield from norm(f'{a}/attention_norm', f'{b}.norm1')
+        yield row(f'{a}/attention/qkv/kernel', f'{b}.attn.qkv.weight', into_heads(3, heads))
+        yield row(f'{a}/attention/qkv/bias', f'{b}.attn.qkv.bias', into_heads(3, heads))
+        yield from dense(f'{a}/attention/out', f'{b}.attn.proj', out_of_heads(heads))
+        yield from norm(f'{a}/mlp_norm', f'{b}.norm2')
+        yield from mlp(f'{a}/mlp', f'{b}.mlp', 'fc1', 'fc2')
+    yield from norm(f'{ours}/post_norm', f'{theirs}.norm')
+    ours, theirs = f'{ours}/attention_pool', f'{theirs}.attn_pool'
+    yield row(f'{ours}/probe', f'{theirs}.latent', LEADING_ONE)
+    for part, name in (('kernel', 'weight'), ('bias', 'bias')):
+        yield row(f'{ours}/attention/query/{part}', f'{theirs}.q.{name}', into_heads(heads))
+        two = [f'{ours}/attention/{x}/{part}' for x in ('key', 'value')]
+        yield row(two, f'{theirs}.kv.{name}', divided(into_heads(heads), 2))
+    yield from dense(f'{ours}/attention/out', f'{theirs}.proj', out_of_heads(heads))
+    yield from norm(f'{ours}/norm', f'{theirs}.norm')
+    yield from mlp(f'{ours}/mlp', f'{theirs}.mlp', 'fc1', 'fc2')
