@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import TypeVar
 
+from clip_jax.runtime.messages import SHOWN, first_few, shown
+
 _Name = TypeVar('_Name')  # a config or a card may hold anything
 
 
@@ -99,9 +101,9 @@ def configs_folder() -> pathlib.Path:
 
 
 def _unknown(name: object, choices: list[str], *, what: str) -> str:
-    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name)[:SHOWN], choices, n=1, cutoff=0.5)
     hint = f' Did you mean {near[0]!r}?' if near else ''
-    return f'{what}: there is no {name!r}.{hint} There are: {", ".join(choices)}.'
+    return f'{what}: there is no {shown(name)}.{hint} There are: {first_few(choices, SHOWN)}.'
 
 
 def _path(folder: str) -> str:

@@ -447,7 +447,10 @@ def load(
     if image_size is not None:
         card, variables = with_image_size(card, variables, image_size)
     model = build.model(card['model'], dtype)
-    return from_card(card, on_devices(variables, mesh), model, mesh)
+    try:
+        return from_card(card, on_devices(variables, mesh), model, mesh)
+    except ValueError as error:  # of the tokenizer, which knows no path
+        raise ValueError(f'{path}: {error}') from error
 
 
 def with_image_size(

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from clip_jax.convert import _torch_file
 from clip_jax.runtime import foreign_arrays, foreign_json
 from clip_jax.runtime.foreign_arrays import Array
+from clip_jax.runtime.messages import brief
 
 _INDEX = '.index.json'
 # Of torch's wrappers and of training scripts, one inside another.
@@ -92,7 +93,7 @@ def _safetensors(path: pathlib.Path) -> dict[str, Array]:
                 found[name] = Array(tuple(part.get_shape()), dtype, read)
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f'{path}: damaged, or no safetensors file ({error}); {foreign_arrays.ADVICE}'
+            f'{path}: damaged, or no safetensors file ({brief(error)}); {foreign_arrays.ADVICE}'
         ) from error
     return found
 

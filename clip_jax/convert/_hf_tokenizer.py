@@ -16,6 +16,7 @@ from tokenizers import normalizers, pre_tokenizers, processors
 from clip_jax import lookup
 from clip_jax.convert import _cards, _files, _settings
 from clip_jax.runtime import foreign_json
+from clip_jax.runtime.messages import shown
 
 JSON = 'tokenizer.json'
 CONFIG = 'tokenizer_config.json'
@@ -143,7 +144,7 @@ def sides(given: Options, text: Mapping[str, Any], what: str, pad: str = 'right'
     pad, truncate = given.get('padding_side', pad), given.get('truncation_side', 'right')
     for key, value in (('padding_side', pad), ('truncation_side', truncate)):
         if value not in ('left', 'right'):
-            raise ValueError(f"{what}: {key} is {value!r}; expected 'left' or 'right'")
+            raise ValueError(f"{what}: {key} is {shown(value)}; expected 'left' or 'right'")
     if pad == 'left' and text.get('causal'):
         raise ValueError(
             f'{what}: padding_side is left, which needs a mask of padding in a text encoder that '

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.runtime import foreign_json
+from clip_jax.runtime.messages import shown
 
 READ, REFUSED, IRRELEVANT = 'read', 'refused', 'irrelevant'
 
@@ -246,7 +247,9 @@ def checked(config: Any, table: Table, what: str) -> dict[str, Any]:
                 'if it does not'
             )
         if setting and setting.use == REFUSED and value not in setting.harmless:
-            raise ValueError(f'{what}: {key} is {value!r}, which is not supported: {setting.why}')
+            raise ValueError(
+                f'{what}: {key} is {shown(value)}, which is not supported: {setting.why}'
+            )
     return {
         key: value
         for key, value in config.items()

@@ -18,6 +18,7 @@ from absl import logging
 from clip_jax import lookup
 from clip_jax.convert import _cards, _files, _hf_tokenizer, _settings
 from clip_jax.runtime import foreign_json
+from clip_jax.runtime.messages import shown
 from clip_jax.tokenizers import from_card
 
 PIECES = ('spiece.model', 'tokenizer.model', 'sentencepiece.model')
@@ -131,7 +132,7 @@ def _siglip(
         token = _hf_tokenizer.content_of(tokens[f'{name}_token'])
         if special[token] != number:
             raise ValueError(
-                f'{what}: {name}_token is {token!r}, but that of {PIECES[0]} is '
+                f'{what}: {name}_token is {shown(token)}, but that of {PIECES[0]} is '
                 f'{library.id_to_piece(number)!r}'
             )
     how = {

@@ -27,7 +27,7 @@ from clip_jax.data import sharded_job
 from clip_jax.data.errors import DataNotFound, Skipped
 from clip_jax.data.sources import option_key
 from clip_jax.runtime import atomic, checksums, foreign_arrays, foreign_json
-from clip_jax.runtime.messages import first_few
+from clip_jax.runtime.messages import brief, first_few
 
 DESCRIPTION = 'embeddings.json'
 DTYPES = ('float32', 'float16')  # of the files
@@ -234,7 +234,7 @@ def _table(records: Sequence[Mapping[str, Any]]) -> bytes:
         for name in schema.names
     }
     file = io.BytesIO()
-    pq.write_table(pa.table(columns, schema), file, compression='zstd')
+    pq.write_table(pa.table(columns, schema), file, compression='zstd', write_page_checksum=True)
     return file.getvalue()
 
 
@@ -423,11 +423,13 @@ class Embeddings:
         self._checked.add(str(path))
 
     def _table(self, shard: int) -> Any:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         path = record_file(self.folder, shard)
         try:
-            table = pq.read_table(io.BytesIO(path.read_bytes()))
+            file = io.BytesIO(path.read_bytes())
+            table = pq.read_table(file, page_checksum_verification=True)
             rows = self.description.shards[shard][0]
             if table.num_rows != rows or not {*table.column_names} >= _COLUMNS:
                 raise ValueError(
@@ -435,8 +437,9 @@ class Embeddings:
                     f'{rows} of {", ".join(sorted(_COLUMNS))}'
                 )
             return table
-        except (OSError, ValueError) as error:  # pyarrow's errors are such
-            raise ValueError(f'{path}: cannot be read ({error}); {_UNREADABLE}') from error
+        except (OSError, ValueError, pa.ArrowException) as error:
+            reason = brief(error)
+            raise ValueError(f'{path}: cannot be read ({reason}); {_UNREADABLE}') from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != '_read'}

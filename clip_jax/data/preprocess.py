@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from clip_jax import lookup
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.image import arrays, opening
-from clip_jax.runtime.messages import one_line, printable
+from clip_jax.runtime.messages import one_line, printable, shown
 
 # The statistics that published CLIP models normalize with (OpenAI's preprocessing).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -198,8 +198,8 @@ def _check_numbers(rule: Preprocess) -> None:
             or not all(isinstance(x, int | float) and low <= x <= high for x in numbers)
         ):
             raise ValueError(
-                f'preprocess: {name} is {numbers!r}; expected three numbers, one for each channel, '
-                f'from {low} to {high} (of values from 0 to 1)'
+                f'preprocess: {name} is {shown(numbers)}; expected three numbers, one for each '
+                f'channel, from {low} to {high} (of values from 0 to 1)'
             )
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from etils import epath
 
+from clip_jax.runtime.messages import shown
+
 MOST_BYTES = 1 << 28  # the largest published tokenizer.json has 40 MB
 MOST_DEPTH = 100
 ANY = ''  # stands for every name of an object
@@ -122,8 +124,7 @@ def _is(value: Any, kind: Any) -> bool:
 def _shown(value: Any) -> str:
     if isinstance(value, dict | list):
         return f'{_NAMES[type(value)]} of {len(value)}'
-    text = repr(value)
-    return text if len(text) <= 60 else f'{text[:60]}…'
+    return shown(value)
 
 
 def _described(schema: Any) -> str:

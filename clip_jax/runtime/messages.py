@@ -3,12 +3,17 @@
 import unicodedata
 from collections.abc import Collection, Sequence
 
-SHOWN = 100  # items of an error that are shown
+SHOWN = 100  # items of an error, or characters of a value, that are shown
 
 
 def one_line(error: BaseException) -> str:
     """Returns an error's message in one line, or the name of its type if it has no message."""
     return ' '.join(str(error).split()) or type(error).__name__
+
+
+def brief(error: BaseException) -> str:
+    """Returns the start of an error's message in one line, for errors of libraries."""
+    return one_line(error)[:200]
 
 
 class Failures(ValueError):
@@ -39,6 +44,12 @@ def lines_of(error: BaseException) -> list[str]:
     if isinstance(error, Failures) and len(error.items) > 1:
         return error.lines()
     return [one_line(error)]
+
+
+def shown(value: object) -> str:
+    """Returns what a message shows of a value from a file, which may be long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f'{text[:SHOWN]}…'
 
 
 def first_few(items: Collection[object], count: int = 5, *, separator: str = ', ') -> str:

@@ -2,7 +2,7 @@
 
 import tokenizers
 
-from clip_jax.runtime.messages import one_line
+from clip_jax.runtime.messages import brief, one_line
 
 
 def library_of(tokenizer_json: str, what: str) -> tokenizers.Tokenizer:
@@ -24,7 +24,7 @@ def library_of(tokenizer_json: str, what: str) -> tokenizers.Tokenizer:
             raise
         raise ValueError(
             f'{what}: these {len(tokenizer_json)} characters are no tokenizer.json that '
-            f'tokenizers {tokenizers.__version__} can read: {one_line(error)}'
+            f'tokenizers {tokenizers.__version__} can read: {brief(error)}'
         ) from error
 
 

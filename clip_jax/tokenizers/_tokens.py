@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import lookup
+from clip_jax.runtime.messages import shown
 
 _LONGEST = 1 << 20  # tokens of a text; a card of somebody else may ask for any number
 
@@ -45,7 +46,7 @@ def length(value: Any, least: int, why: str, *, what: str) -> int:
     """Returns a context length; ValueError if it is no integer of at least `least`."""
     if type(value) is not int or not least <= value <= _LONGEST:
         raise ValueError(
-            f'{what}: context_length is {value!r}; it must be an integer of at least {least} '
+            f'{what}: context_length is {shown(value)}; it must be an integer of at least {least} '
             f'({why}) and at most {_LONGEST:,}.'
         )
     return value

@@ -14,6 +14,7 @@ import numpy as np
 import regex
 from etils import epath
 
+from clip_jax.runtime.messages import shown
 from clip_jax.tokenizers import _clean, _tokens
 
 # The license of the published merges is not ours: this package ships them, without PyTorch.
@@ -107,7 +108,7 @@ class Tokenizer:
     ):
         if len(special) != 2 or special[0] == special[1] or '' in special:
             raise ValueError(
-                f'tokenizers/bpe: special is {special!r}; expected two different strings, the '
+                f'tokenizers/bpe: special is {shown(special)}; expected two different strings, the '
                 'start token and the end token.'
             )
         _vocabulary()  # raise here rather than at the first text

@@ -56,7 +56,7 @@ def _as_torch(weights: Path, path: Path) -> None:
 
 def _huggingface(folder: Path) -> None:
     tokenizer = huggingface.Tokenizer(words_json(), 9).card
-    convert.write(folder, 'huggingface', *_model('eot', tokenizer=tokenizer))
+    convert.write(folder, 'huggingface', *_model('clip', tokenizer=tokenizer))
 
 
 def _sharded(folder: Path) -> None:

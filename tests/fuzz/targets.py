@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax import convert, prompts, tokenizers
+import clip_jax
+from clip_jax import prompts, tokenizers
 from clip_jax.convert import _table
 from clip_jax.data.embedding_store import Embeddings
 from clip_jax.data.errors import BadRecord
@@ -39,14 +40,14 @@ def digest(*parts: Any) -> str:
 
 def checkpoint(folder: Path) -> str:
     (path,) = [*folder.glob('*.pt'), *folder.glob('*.npz')] or [folder]
-    card, variables = convert.read(path)
-    flat = _table.flat(variables)
+    clip = clip_jax.load(path)
+    flat = {name: np.asarray(x) for name, x in _table.flat(clip.variables).items()}
     for name, array in flat.items():
         assert np.isfinite(array).all(), f'{name} is not finite'
-    if card['tokenizer']:
-        tokens = _tokens(tokenizers.from_card(card['tokenizer']))
-        assert tokens.max() < card['model']['text']['vocab_size'], 'ids beyond the vocabulary'
-    about = json.loads(json.dumps(card))
+    if clip.tokenizer:
+        tokens = _tokens(clip.tokenizer)
+        assert tokens.max() < clip.model.text.vocab_size, 'ids beyond the vocabulary'
+    about = json.loads(json.dumps(clip.card))
     return digest(about, *(x for pair in sorted(flat.items()) for x in pair))
 
 

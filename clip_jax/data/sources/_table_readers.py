@@ -19,7 +19,7 @@ from clip_jax.data.sources import _files, _table_labels
 from clip_jax.data.sources._skipped import Ledger
 from clip_jax.data.sources._table_csv import Dialect, read_csv
 from clip_jax.data.sources._table_rows import Columns, Rows
-from clip_jax.runtime.messages import one_line
+from clip_jax.runtime.messages import brief
 
 _BLOCK = 1 << 23  # bytes of a JSONL file that are parsed at once
 CACHE_BYTES = 512 << 20  # decoded row groups of images of Parquet files that stay in memory
@@ -257,7 +257,7 @@ class StoredImages:
         except (pa.ArrowException, OSError) as error:
             if getattr(error, 'errno', None):
                 raise  # A failing disk does not mean that the record is bad.
-            reason = one_line(error)[:200]
+            reason = brief(error)
             raise BadRecord('damaged', f'{self._path}: row group {group}: {reason}') from error
 
 

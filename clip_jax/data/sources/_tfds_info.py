@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from clip_jax.runtime.messages import one_line
+from clip_jax.runtime.messages import brief
 
 INFO_FILE = 'dataset_info.json'
 _FEATURES_FILE = 'features.json'
@@ -73,7 +73,7 @@ def _json(file: epath.Path) -> Any:
 
 def damaged(file: epath.Path, error: Exception) -> ValueError:
     """Returns the error of a file or folder of a data set that TFDS cannot read."""
-    reason = one_line(error)[:200]
+    reason = brief(error)
     return ValueError(
         f'{file}: cannot be read ({type(error).__name__}: {reason}). Prepare or copy the data set '
         'again.'

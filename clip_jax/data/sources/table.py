@@ -15,7 +15,7 @@ from clip_jax.data.sources._skipped import Ledger
 from clip_jax.data.sources._table_csv import Dialect
 from clip_jax.data.sources._table_readers import Cache, StoredImages
 from clip_jax.data.sources._table_rows import Columns, Rows
-from clip_jax.runtime.messages import one_line
+from clip_jax.runtime.messages import brief
 
 _LARGE_GROUP = 32 << 20  # bytes of a Parquet row group above which there is a warning
 
@@ -97,7 +97,7 @@ class TableSource:
             except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
                 if getattr(error, 'errno', None):
                     raise  # of the disk; pyarrow's have none
-                reason = one_line(error)[:200]
+                reason = brief(error)
                 raise ValueError(
                     f'{path}: cannot be read ({reason}). Copy or write it again.'
                 ) from error
