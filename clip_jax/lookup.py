@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import TypeVar
 
-from clip_jax.runtime.messages import SHOWN, first_few, shown
-
+_SHOWN = 100  # characters of a name and choices in a message; files may have any number
 _Name = TypeVar('_Name')  # a config or a card may hold anything
 
 
@@ -101,9 +100,11 @@ def configs_folder() -> pathlib.Path:
 
 
 def _unknown(name: object, choices: list[str], *, what: str) -> str:
-    near = difflib.get_close_matches(str(name)[:SHOWN], choices, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(name)[:_SHOWN], choices, n=1, cutoff=0.5)
     hint = f' Did you mean {near[0]!r}?' if near else ''
-    return f'{what}: there is no {shown(name)}.{hint} There are: {first_few(choices, SHOWN)}.'
+    more = ['…'] if len(choices) > _SHOWN else []
+    listed = ', '.join([*choices[:_SHOWN], *more])
+    return f'{what}: there is no {repr(name)[:_SHOWN]}.{hint} There are: {listed}.'
 
 
 def _path(folder: str) -> str:
