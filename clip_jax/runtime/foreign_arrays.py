@@ -21,8 +21,6 @@ from typing import IO
 
 import numpy as np
 
-from clip_jax.runtime.messages import brief
-
 ZIP = b'PK\x03\x04'
 ADVICE = 'copy or download it again'
 _MOST_AXES = 32
@@ -74,9 +72,13 @@ def whole(what: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # a position that is impossible: damage as well
             raise
-        raise ValueError(f'{what}: damaged ({brief(error)}); {ADVICE}') from error
+        raise ValueError(f'{what}: damaged ({_brief(error)}); {ADVICE}') from error
     except _ERRORS as error:
-        raise ValueError(f'{what}: damaged ({brief(error)}); {ADVICE}') from error
+        raise ValueError(f'{what}: damaged ({_brief(error)}); {ADVICE}') from error
+
+
+def _brief(error: BaseException) -> str:
+    return ' '.join(str(error).split())[:200] or type(error).__name__
 
 
 def is_zip(path: pathlib.Path) -> bool:
