@@ -56,6 +56,9 @@ def _escaped(stream: TextIO | None) -> Any:
     return stream and _Escaped(stream)  # a program without a console has no streams
 
 
+_UP = '\x1b[A'
+
+
 class _Escaped:
     """A stream whose text is escaped, except line breaks, tabs and what progress bars need."""
 
@@ -63,7 +66,9 @@ class _Escaped:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        return self._stream.write(printable(text, keep='\n\r\t'))
+        # Nested progress bars of TFDS move the cursor up.
+        lines = (printable(line, keep='\n\r\t') for line in text.split(_UP))
+        return self._stream.write(_UP.join(lines))
 
     def flush(self) -> None:
         self._stream.flush()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.process import clip_jax_command, environment
 
-from clip_jax.cli import _flags, main
+from clip_jax.cli import _console, _flags, main
 from clip_jax.runtime.messages import Failures
 
 COMMANDS = (
@@ -230,3 +230,9 @@ def test_without_stdout_a_command_runs(monkeypatch):
 def test_log_records_that_are_shown(path, level, shown):
     record = logging.LogRecord('absl', level, path, 1, 'text', (), None)
     assert main._is_for_users(record) == shown
+
+
+def test_progress_bars_may_move_the_cursor_up_and_nothing_else(capfd):
+    with _console.escaped_output():
+        print('one\r\ntwo\x1b[A\x1b[2Jthree\x1b]0;title\x07', file=sys.stderr)
+    assert capfd.readouterr().err == 'one\r\ntwo\x1b[A\\x1b[2Jthree\\x1b]0;title\\x07\n'

@@ -110,7 +110,7 @@ def _found(columns: Columns, names: list[str], path: str) -> list[str]:
         wanted = columns.found_in(names, path)
     except ValueError as error:
         raise ValueError(
-            f'{error}. If the first line is a row, give the names of the columns as column_names.'
+            f'{error} If the first line is a row, give the names of the columns as column_names.'
         ) from None
     for name in wanted:
         if names.count(name) > 1:
