@@ -8,7 +8,7 @@ import pathlib
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from etils import epath
@@ -91,7 +91,8 @@ def _committed(path: epath.Path) -> Iterator[epath.Path]:
         partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}{PARTIAL}')
     else:
         _remove_leftovers(pathlib.Path(path))
-        partial, opened = _new_partial(path)
+        local, opened = _new_partial(pathlib.Path(path), lambda new: new.touch(exist_ok=False))
+        partial = epath.Path(local)
     try:
         yield partial
         commit(partial, path)
@@ -103,28 +104,34 @@ def _committed(path: epath.Path) -> Iterator[epath.Path]:
             os.close(opened)
 
 
-def _new_partial(path: epath.Path) -> tuple[epath.Path, int]:
-    """Creates a file and locks it for as long as its descriptor is open."""
+def _new_partial(
+    path: pathlib.Path, create: Callable[[pathlib.Path], Any]
+) -> tuple[pathlib.Path, int]:
+    """Creates a file or folder and locks it for as long as its descriptor is open."""
     while True:
         partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}{PARTIAL}')
-        opened = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        create(partial)
+        try:
+            opened = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # taken for a leftover before it was opened
+            continue
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(opened, fcntl.LOCK_EX)
-        if os.fstat(opened).st_nlink:
+        if partial.exists():
             return partial, opened
         os.close(opened)  # taken for a leftover before it was locked
 
 
 def _remove_leftovers(path: pathlib.Path) -> None:
-    """Removes the partial files of a path that no writer has locked any more."""
+    """Removes partial files and folders of a path that no writer has locked any more."""
     for name in os.listdir(path.parent):
         if name != path.name and _written(name) == path.name:
             leftover = path.with_name(name)
             with contextlib.suppress(OSError):
-                opened = os.open(leftover, os.O_RDWR | os.O_NOFOLLOW)
+                opened = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
                 try:
                     fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    leftover.unlink()
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
                 finally:
                     os.close(opened)
 
@@ -138,19 +145,20 @@ def _written(name: str) -> str:
 def new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields an empty local folder that gets its name when it is complete; on errors it is removed.
 
-    Parent folders are created.
+    Parent folders are created. What a killed writer left is removed by the next one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove_leftovers(path)
+    partial, opened = _new_partial(path, os.mkdir)
     try:
-        partial.mkdir()
         yield partial
         sync(partial)
         partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        os.close(opened)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -396,8 +396,8 @@ def test_an_index_that_names_itself(tmp_path):
 
 
 def test_what_a_killed_convert_left_is_cleared_by_the_next(tmp_path):
-    (tmp_path / 'x.partial').mkdir()
-    (tmp_path / 'x.partial' / 'half').write_bytes(bytes(100))
+    (tmp_path / 'x.0123abcd.partial').mkdir()
+    (tmp_path / 'x.0123abcd.partial' / 'half').write_bytes(bytes(100))
     convert.write(tmp_path / 'x', 'open_clip', *made('clip'))
     assert [p.name for p in tmp_path.iterdir()] == ['x']
     assert not (tmp_path / 'x' / 'half').exists()

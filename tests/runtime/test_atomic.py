@@ -57,16 +57,32 @@ def test_a_link_is_replaced_not_followed(tmp_path):
     assert target.read_text() == 'mine' and path.read_text() == 'new' and not path.is_symlink()
 
 
-def test_what_killed_writers_left_is_removed_by_the_next(tmp_path):
+@pytest.mark.parametrize('folder', [False, True])
+def test_what_killed_writers_left_is_removed_by_the_next(tmp_path, folder):
     leftover, others = 'x.01234567.partial', {'y.01234567.partial', 'x.partial'}
     for name in {leftover} | others:
-        (tmp_path / name).touch()
+        if folder:
+            (tmp_path / name / 'in').mkdir(parents=True)
+        else:
+            (tmp_path / name).touch()
     with atomic.writing(tmp_path / 'x') as alive:
         atomic.write(tmp_path / 'x', 'new')
         alive.write('newer')
         assert (tmp_path / 'x').read_text() == 'new'
     assert (tmp_path / 'x').read_text() == 'newer'
     assert {path.name for path in tmp_path.iterdir()} == {'x', *others}
+
+
+def test_of_two_writers_of_one_folder_one_fails(tmp_path):
+    def write(text, then=lambda: None):
+        with atomic.new_folder(tmp_path / 'x') as partial:
+            (partial / 'file').write_text(text)
+            then()
+
+    with pytest.raises(OSError, match='not empty'):
+        write('one', lambda: write('other'))
+    assert (tmp_path / 'x/file').read_text() == 'other'
+    assert [path.name for path in tmp_path.iterdir()] == ['x']
 
 
 def test_a_place_is_on_this_machine_and_can_be_written_to(tmp_path):
