@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
+from clip_jax.models.activations import gelu
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    'gelu': functools.partial(nn.gelu, approximate=False),
+    'gelu': gelu,
     'gelu_tanh': functools.partial(nn.gelu, approximate=True),
     'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
 }
