@@ -103,8 +103,13 @@ def _unknown(name: object, choices: list[str], *, what: str) -> str:
     near = difflib.get_close_matches(str(name)[:_SHOWN], choices, n=1, cutoff=0.5)
     hint = f' Did you mean {near[0]!r}?' if near else ''
     more = ['…'] if len(choices) > _SHOWN else []
-    listed = ', '.join([*choices[:_SHOWN], *more])
+    listed = ', '.join([*map(_readable, choices[:_SHOWN]), *more])
     return f'{what}: there is no {repr(name)[:_SHOWN]}.{hint} There are: {listed}.'
+
+
+def _readable(choice: object) -> str:
+    text = str(choice)[:_SHOWN]
+    return text if text.isprintable() else repr(text)
 
 
 def _path(folder: str) -> str:

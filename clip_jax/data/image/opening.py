@@ -7,9 +7,10 @@ import contextlib
 import functools
 import io
 import os
-from typing import NamedTuple
+import zlib
+from typing import Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from clip_jax.data.errors import BadRecord
 
@@ -22,6 +23,7 @@ MOST_PIXELS = 2**30  # OpenCV decodes no more
 # any size in one that claims to be small (ICO). AVIF and HEIF may not be there.
 _FORMATS = ['JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF', 'PPM', 'JPEG2000', 'AVIF', 'HEIF']
 _INSTALL = {'AVIF': "pip install 'pillow>=11.3'", 'HEIF': "pip install 'clipax[heif]'"}
+_PNG = b'\x89PNG\r\n\x1a\n'
 # Brands at the beginning of the file (ISO/IEC 23008-12, annex B; AV1 Image File Format, section 6).
 _BRANDS = {
     'AVIF': {b'avif', b'avis'},
@@ -91,7 +93,27 @@ def open_image(file: bytes | str | os.PathLike, *, max_pixels: int = MAX_PIXELS)
     if width * height > max_pixels:
         image.close()
         check_size(height, width, max_pixels)
+    if image.format == 'PNG':
+        _check_checksums(image)
     return image
+
+
+def _check_checksums(image: ImageFile.ImageFile) -> None:
+    """Raises BadRecord for a PNG with damaged pixels, whose checksums Pillow does not compare."""
+    file: Any = image.fp
+    place = file.tell()
+    file.seek(len(_PNG))
+    while len(head := file.read(8)) == 8:
+        size, kind = int.from_bytes(head[:4]), head[4:]
+        if kind != b'IDAT':
+            file.seek(size + 4, os.SEEK_CUR)
+            continue
+        crc, checksum = zlib.crc32(file.read(size), zlib.crc32(kind)), file.read(4)
+        # Of a truncated file Pillow says that it is one.
+        if len(checksum) == 4 and crc != int.from_bytes(checksum):
+            image.close()
+            raise BadRecord('damaged', 'the checksum of its pixels is wrong')
+    file.seek(place)
 
 
 def is_known(format: str) -> bool:

@@ -18,7 +18,7 @@ from clip_jax import lookup
 from clip_jax.data.errors import BadRecord, DataNotFound, Skipped
 from clip_jax.data.sources import _captions, _tfds_info
 from clip_jax.data.sources._tfds_info import INFO_FILE
-from clip_jax.runtime.messages import one_line
+from clip_jax.runtime.messages import brief, one_line
 
 
 class TfdsSource:
@@ -59,7 +59,7 @@ class TfdsSource:
             record = self._records[i]
         except RuntimeError as error:
             if failed := _tfds_info.failed_call(error):
-                raise OSError(failed, one_line(error), self.where(i)) from error
+                raise OSError(failed, brief(error), self.where(i)) from error
             raise BadRecord('damaged', one_line(error)) from error  # its checksum is wrong
         parsed = self._parse(record)
         example = {what: _at(parsed, key) for what, key in self._keys.items()}

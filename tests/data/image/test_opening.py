@@ -147,3 +147,18 @@ def test_a_limit_above_pillows_own_holds(monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
     data = encode(smooth(40, 60), 'GIF')
     assert upright.decode(data).shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize('named', [False, True])
+def test_a_png_whose_pixels_are_damaged_is_not_read_as_another(tmp_path, named):
+    """Pillow decodes it, and does not compare the checksum of pixels."""
+    file, pixels = io.BytesIO(), np.arange(768, dtype=np.uint8).reshape(24, 32)
+    Image.fromarray(pixels).save(file, 'PNG', compress_level=0)
+    right = file.getvalue()
+    place = right.index(b'IDAT') + 104
+    damaged = right[:place] + bytes([right[place] ^ 1]) + right[place + 1 :]
+    (tmp_path / 'x.png').write_bytes(damaged)
+    with pytest.raises(BadRecord, match='checksum of its pixels is wrong') as error:
+        Preprocess(16)(tmp_path / 'x.png' if named else damaged)
+    assert error.value.kind == 'damaged'
+    assert Preprocess(16)(right).shape == (16, 16, 3)
