@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
+from clip_jax.models import cudnn_attention
 from clip_jax.models.activations import gelu
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -197,9 +198,7 @@ def attend(
     Source: Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
     """
     if implementation == 'cudnn':
-        return jax.nn.dot_product_attention(
-            query, key, value, mask=mask, is_causal=causal, implementation='cudnn'
-        )
+        return cudnn_attention.attend(query, key, value, mask, causal=causal)
     logits = _logits(query, key) * query.shape[-1] ** -0.5
     if causal:
         lower = jnp.tril(jnp.ones(logits.shape[-2:], bool))
