@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
+from clip_jax.models import short_attention
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'gelu': functools.partial(nn.gelu, approximate=False),
@@ -32,10 +33,14 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 # Rematerialization policies: which activations of a block are saved for the backward pass.
 REMAT: dict[str, Callable | None] = {
     'none': None,  # all
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of dense layers
+    # Outputs of dense layers, and of the attention kernel.
+    'dots': jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(short_attention.NAME),
+    ),
     'full': jax.checkpoint_policies.nothing_saveable,  # only the block's input
 }
-ATTENTION = ('xla', 'cudnn')
+ATTENTION = ('auto', 'xla', 'short', 'cudnn')
 
 
 def logical_axes(
@@ -188,13 +193,22 @@ def attend(
         value: [B, Lk, heads, head_dim].
         mask: bool, broadcastable to [B, heads, Lq, Lk]; True: the query attends to the key.
         causal: whether a query attends only to keys at its own and earlier positions.
-        implementation: 'xla', or 'cudnn' for flash attention on CUDA GPUs.
+        implementation: 'xla'; 'short' for the kernel of short_attention; 'cudnn' for flash
+            attention on CUDA GPUs; 'auto': 'short' on TPU if the kernel takes the inputs, else
+            'xla'.
 
     Returns:
         [B, Lq, heads, head_dim].
 
     Source: Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
     """
+    if implementation == 'auto':
+        short = sharding.platform() == 'tpu' and not short_attention.refusal(
+            query, key, value, mask
+        )
+        implementation = 'short' if short else 'xla'
+    if implementation == 'short':
+        return short_attention.attend(query, key, value, mask, causal=causal)
     if implementation == 'cudnn':
         return jax.nn.dot_product_attention(
             query, key, value, mask=mask, is_causal=causal, implementation='cudnn'
