@@ -53,7 +53,7 @@ def shapes(count: int, fast: int) -> list:
     rng = random.Random(0)
     found = []
     for i in range(count):
-        heads = rng.choice([1, 2, 3, 4, 5] if i % 8 else [8, 12])
+        heads = rng.choice([8, 12] if i % 8 == 7 else [1, 2, 3, 4, 5])
         size = rng.choice([32, 40, 64, 64, 72, 80, 88, 96, 128])
         queries = rng.choice([16, 17, 50, 64, 77, rng.randint(16, 150)])
         keys = queries if i % 4 else rng.randint(16, 150)
@@ -75,7 +75,7 @@ def test_the_kernel_computes_the_plain_form(
     batch, queries, keys, heads, size, causal, masked, dtype
 ):
     given = inputs(batch, queries, keys, heads, size, masked, dtype)
-    # The plain form in bfloat16 is rounded too: the reference is that of the same numbers in float32.
+    # The plain form in bfloat16 is rounded too: the reference is in float32, of the same numbers.
     exact = [x if x is None or x.dtype == bool else x.astype(jnp.float32) for x in given]
     found, expected = (
         jax.jit(
@@ -90,11 +90,14 @@ def test_the_kernel_computes_the_plain_form(
 
 def test_a_query_that_sees_no_key_is_as_in_the_plain_form():
     """It attends to all keys alike, and no logit has a gradient."""
-    *arrays, _ = inputs(2, 20, 20, 2, 32, False, 'float32')
+    *arrays, _ = inputs(2, 20, 20, 1, 32, False, 'float32')
     mask = jnp.arange(20)[None, None, None] > 5
+    mask = jnp.stack([mask[0], mask[0] & False])
     for causal in (False, True):
         found, expected = (
-            value_and_gradients(one, causal, *arrays, mask & (mask[..., :1] | causal))
+            jax.jit(functools.partial(value_and_gradients, one, causal), compiler_options=QUICKLY)(
+                *arrays, mask
+            )
             for one in ('short', 'xla')
         )
         assert_close(found, expected, 2e-6)
@@ -229,10 +232,11 @@ def test_training_in_bfloat16_is_that_of_the_plain_form(devices, options):
 
 
 def test_heads_that_no_mesh_divides_are_not_sharded():
-    *arrays, _ = inputs(4, 16, 16, 3, 32, False, 'float32')
+    *arrays, _ = inputs(4, 16, 16, 1, 32, False, 'float32')
     expected = value_and_gradients('xla', False, *arrays, None)
     with jax.set_mesh(sharding.make_mesh(jax.devices()[:8], fsdp=2, tensor=2)):
-        found = jax.jit(functools.partial(value_and_gradients, 'short', False))(*arrays, None)
+        how = functools.partial(value_and_gradients, 'short', False)
+        found = jax.jit(how, compiler_options=QUICKLY)(*arrays, None)
     assert_close(found, expected, 2e-6)
 
 
