@@ -138,6 +138,14 @@ def _specs(tree: Any, sizes: dict[str, int], logical_axes: LogicalAxes) -> Any:
     return jax.tree.map_with_path(one, tree)
 
 
+def platform() -> str:
+    """Returns the kind of device that a program is traced for, such as 'cpu' or 'tpu': that of the
+    mesh of `jax.set_mesh`, of which no device need be here; without one, JAX's default.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Constrains an array's sharding by its logical axes, on the mesh of `jax.set_mesh`; without
     one, as in a notebook, it returns the array unchanged.

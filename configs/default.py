@@ -133,7 +133,9 @@ def get_config() -> ConfigDict:
     c.model.dtype = 'auto'  # compute dtype: float32, bfloat16, or auto (bfloat16 on accelerators)
     c.model.remat = 'none'  # rematerialization: none, dots (save only matmuls) or full
     c.model.scan = False  # scan over transformer layers: compiles one block, so compiles faster
-    c.model.attention = 'xla'  # xla, or cudnn: flash attention on CUDA GPUs in bfloat16
+    # xla; short: a kernel for TPU; cudnn: flash attention on CUDA GPUs in bfloat16; auto: short on
+    # TPU, where it takes the shapes, else xla. See docs/speed.md.
+    c.model.attention = 'auto'
     c.model.image_proj = placeholder(str)  # image projection: linear (default), biased or none
     c.model.text_proj = placeholder(str)  # text projection: as above; biased in SigLIP
     c.model.init_logit_scale = placeholder(float)  # log of it; default: the loss's

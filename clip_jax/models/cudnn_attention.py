@@ -5,8 +5,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+MOST_HEAD_DIM = 128
 # The primitive whose outputs the backward pass needs; see layers.REMAT.
 FORWARD = 'dot_product_attention_fwd_wrapper'
+
+
+def refusal(query: jax.Array) -> str | None:
+    """Says why `attend` does not take queries; None: it does."""
+    if query.dtype.itemsize != 2:
+        return f'inputs in {query.dtype}; expected bfloat16 or float16'
+    if query.shape[-1] % 8 or query.shape[-1] > MOST_HEAD_DIM:
+        return f'heads of {query.shape[-1]}; expected a multiple of 8 up to {MOST_HEAD_DIM}'
+    return None
 
 
 def attend(

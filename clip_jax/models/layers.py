@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
-from clip_jax.models import cudnn_attention
+from clip_jax.models import cudnn_attention, short_attention
 from clip_jax.models.activations import gelu
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -31,13 +31,24 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     'mlp/in/kernel': ('width', 'mlp'),
     'mlp/out/kernel': ('mlp', 'width'),
 }
+
+
+def _dots(primitive: Any, *inputs: Any, **params: Any) -> bool:
+    policies = jax.checkpoint_policies
+    return (
+        primitive.name == cudnn_attention.FORWARD
+        or policies.dots_with_no_batch_dims_saveable(primitive, *inputs, **params)
+        or policies.save_only_these_names(short_attention.NAME)(primitive, *inputs, **params)
+    )
+
+
 # Rematerialization policies: which activations of a block are saved for the backward pass.
 REMAT: dict[str, Callable | None] = {
     'none': None,  # all
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # outputs of dense layers
+    'dots': _dots,  # outputs of dense layers, and of attention kernels
     'full': jax.checkpoint_policies.nothing_saveable,  # only the block's input
 }
-ATTENTION = ('xla', 'cudnn')
+ATTENTION = ('auto', 'xla', 'short', 'cudnn')
 
 
 def logical_axes(
@@ -190,13 +201,19 @@ def attend(
         value: [B, Lk, heads, head_dim].
         mask: bool, broadcastable to [B, heads, Lq, Lk]; True: the query attends to the key.
         causal: whether a query attends only to keys at its own and earlier positions.
-        implementation: 'xla', or 'cudnn' for flash attention on CUDA GPUs.
+        implementation: 'xla'; 'short' for the kernel of short_attention; 'cudnn' for flash
+            attention on CUDA GPUs; 'auto': 'short' on TPU and 'cudnn' on GPU if they take the
+            inputs, else 'xla'.
 
     Returns:
         [B, Lq, heads, head_dim].
 
     Source: Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
     """
+    if implementation == 'auto':
+        implementation = _best(query, key, value, mask)
+    if implementation == 'short':
+        return short_attention.attend(query, key, value, mask, causal=causal)
     if implementation == 'cudnn':
         return cudnn_attention.attend(query, key, value, mask, causal=causal)
     logits = _logits(query, key) * query.shape[-1] ** -0.5
@@ -207,6 +224,16 @@ def attend(
         logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits).astype(value.dtype)
     return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
+
+
+def _best(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> str:
+    """Returns the fastest implementation that takes these inputs."""
+    platform = sharding.platform()
+    if platform == 'tpu' and not short_attention.refusal(query, key, value, mask):
+        return 'short'
+    if platform in ('gpu', 'cuda') and not cudnn_attention.refusal(query):
+        return 'cudnn'
+    return 'xla'
 
 
 @jax.custom_jvp
