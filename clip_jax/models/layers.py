@@ -202,13 +202,13 @@ def attend(
 
     Source: Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
     """
-    if implementation == 'auto':
-        short = sharding.platform() == 'tpu' and not short_attention.refusal(
-            query, key, value, mask
-        )
-        implementation = 'short' if short else 'xla'
-    if implementation == 'short':
-        return short_attention.attend(query, key, value, mask, causal=causal)
+    if implementation in ('auto', 'short'):
+        spec = sharding.place(query.shape, 'batch', 'length', 'heads', 'head_dim')
+        place = short_attention.Place(spec, sharding.platform())
+        if implementation == 'short' or (
+            place.platform == 'tpu' and not short_attention.refusal(place, query, key, value, mask)
+        ):
+            return short_attention.attend(place, query, key, value, mask, causal=causal)
     if implementation == 'cudnn':
         return jax.nn.dot_product_attention(
             query, key, value, mask=mask, is_causal=causal, implementation='cudnn'
