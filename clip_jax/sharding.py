@@ -146,14 +146,21 @@ def platform() -> str:
     return device.platform if device else jax.default_backend()
 
 
+def place(shape: Sequence[int], *axes: str | None) -> PartitionSpec:
+    """Maps logical axes of an array to axes of the mesh of `jax.set_mesh`; without one, it returns
+    a spec without axes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return PartitionSpec() if mesh.empty else spec(axes, shape, dict(mesh.shape))
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Constrains an array's sharding by its logical axes, on the mesh of `jax.set_mesh`; without
     one, as in a notebook, it returns the array unchanged.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, dict(mesh.shape)))
+    return jax.lax.with_sharding_constraint(x, place(x.shape, *axes))
 
 
 def constrain_tree(tree: Any, logical_axes: LogicalAxes) -> Any:

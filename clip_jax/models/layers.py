@@ -210,10 +210,12 @@ def attend(
 
     Source: Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
     """
+    spec = sharding.place(query.shape, 'batch', 'length', 'heads', 'head_dim')
+    place = short_attention.Place(spec, sharding.platform())
     if implementation == 'auto':
-        implementation = _best(query, key, value, mask)
+        implementation = _best(place, query, key, value, mask)
     if implementation == 'short':
-        return short_attention.attend(query, key, value, mask, causal=causal)
+        return short_attention.attend(place, query, key, value, mask, causal=causal)
     if implementation == 'cudnn':
         return cudnn_attention.attend(query, key, value, mask, causal=causal)
     logits = _logits(query, key) * query.shape[-1] ** -0.5
@@ -226,12 +228,17 @@ def attend(
     return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
 
 
-def _best(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> str:
+def _best(
+    place: short_attention.Place,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+) -> str:
     """Returns the fastest implementation that takes these inputs."""
-    platform = sharding.platform()
-    if platform == 'tpu' and not short_attention.refusal(query, key, value, mask):
+    if place.platform == 'tpu' and not short_attention.refusal(place, query, key, value, mask):
         return 'short'
-    if platform in ('gpu', 'cuda') and not cudnn_attention.refusal(query):
+    if place.platform in ('gpu', 'cuda') and not cudnn_attention.refusal(query):
         return 'cudnn'
     return 'xla'
 

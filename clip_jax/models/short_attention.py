@@ -18,8 +18,6 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from clip_jax import sharding
-
 NAME = 'short_attention'  # of the output, for rematerialization, and of the kernel
 LENGTHS = 16, 1024
 HEAD_DIMS = 32, 128
@@ -29,8 +27,28 @@ MIB = 2**20
 LOWEST = float(jnp.finfo(jnp.float32).min)  # of a masked logit, as in layers.attend
 
 
+class Place(NamedTuple):
+    """Where a kernel runs.
+
+    Attributes:
+        spec: how [B, L, heads, head_dim] is sharded on the mesh of `jax.set_mesh`, without axes if
+            there is none.
+        platform: the kind of device; the kernel is interpreted on others than 'tpu'.
+    """
+
+    spec: PartitionSpec
+    platform: str
+
+    def parts(self, axis: int) -> int:
+        """The number of devices that an axis is sharded over."""
+        names = self.spec[axis] if self.spec else None
+        names = names if isinstance(names, tuple) else (names,) if names else ()
+        mesh = jax.sharding.get_abstract_mesh()
+        return math.prod(mesh.shape[name] for name in names)
+
+
 def refusal(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
+    place: Place, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
 ) -> str | None:
     """Says why `attend` does not take its inputs; None: it does."""
     (*_, heads, size), lengths = query.shape, (query.shape[1], key.shape[1])
@@ -42,13 +60,14 @@ def refusal(
         return f'inputs in {query.dtype}; expected {" or ".join(DTYPES)}'
     if mask is not None and any(n != 1 for n in mask.shape[:-1][-2:]):
         return f'a mask of shape {mask.shape}; expected one of keys, [B, 1, 1, L]'
-    heads = heads // _parts(query)[1]
-    if _plan(lengths, heads, size, query.dtype).rows < 1:
+    heads = heads // place.parts(2)
+    if _plan(place.platform, lengths, heads, size, query.dtype).rows < 1:
         return f'{heads} heads of {size} and {max(lengths)} tokens; they do not fit its memory'
     return None
 
 
 def attend(
+    place: Place,
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -56,12 +75,10 @@ def attend(
     *,
     causal: bool = False,
 ) -> jax.Array:
-    """Computes layers.attend with the kernel; inputs are those that `refusal` takes.
-
-    On a mesh, batch and heads are sharded as sharding.RULES says. Elsewhere than on TPU the kernel
-    is interpreted, which is slow. It has gradients in reverse mode, of first order.
+    """Computes layers.attend with the kernel, with gradients of first order in reverse mode.
 
     Args:
+        place: the devices.
         query: [B, Lq, heads, head_dim].
         key: [B, Lk, heads, head_dim].
         value: [B, Lk, heads, head_dim].
@@ -72,61 +89,46 @@ def attend(
         [B, Lq, heads, head_dim].
 
     Raises:
-        ValueError: the kernel does not take such inputs.
+        ValueError: the kernel does not take such inputs, see `refusal`.
     """
-    reason = refusal(query, key, value, mask)
+    reason = refusal(place, query, key, value, mask)
     if reason:
         raise ValueError(f'model.attention short: {reason}; choose auto or xla')
     if mask is not None:
         mask = mask.reshape(mask.shape[:-3] + mask.shape[-1:])
         mask = jnp.broadcast_to(mask, key.shape[:2])
-    return checkpoint_name(_attend(causal, query, key, value, mask), NAME)
+    return checkpoint_name(_attend(place, causal, query, key, value, mask), NAME)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(causal: bool, query: Any, key: Any, value: Any, mask: Any) -> jax.Array:
-    return _sharded(_forward, causal, 1, mask, query, key, value)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(
+    place: Place, causal: bool, query: jax.Array, key: jax.Array, value: jax.Array, mask: Any
+) -> jax.Array:
+    return _sharded(place, _forward, causal, mask, query, key, value)[0]
 
 
-def _attend_forward(causal: bool, *inputs: Any) -> tuple[jax.Array, tuple]:
-    return _attend(causal, *inputs), inputs
+def _attend_forward(place: Place, causal: bool, *inputs: Any) -> tuple[jax.Array, tuple]:
+    return _attend(place, causal, *inputs), inputs
 
 
-def _attend_backward(causal: bool, inputs: tuple, gradient: jax.Array) -> tuple:
+def _attend_backward(place: Place, causal: bool, inputs: tuple, gradient: jax.Array) -> tuple:
     query, key, value, mask = inputs
-    return *_sharded(_backward, causal, 3, mask, query, key, value, gradient), None
+    return *_sharded(place, _backward, causal, mask, query, key, value, gradient), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _parts(x: jax.Array) -> tuple[int, int]:
-    """The numbers of devices over which batch and heads of an array are sharded."""
-    mesh, places = jax.sharding.get_abstract_mesh(), _places(x)
-    return tuple(math.prod(mesh.shape[name] for name in _names(places[i])) for i in (0, 2))
-
-
-def _names(place: Any) -> tuple[str, ...]:
-    return () if place is None else (place,) if isinstance(place, str) else tuple(place)
-
-
-def _places(x: jax.Array) -> PartitionSpec:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return PartitionSpec(None, None, None, None)
-    return sharding.spec(('batch', 'length', 'heads', 'head_dim'), x.shape, dict(mesh.shape))
-
-
-def _sharded(kernel: Callable, causal: bool, outputs: int, mask: Any, *arrays: Any) -> list:
+def _sharded(place: Place, kernel: Callable, causal: bool, mask: Any, *arrays: Any) -> list:
     """Runs a kernel on every device's part of the batch and of the heads."""
-    mesh, places = jax.sharding.get_abstract_mesh(), _places(arrays[0])
-    call = functools.partial(_call, kernel, causal, outputs, sharding.platform() != 'tpu')
+    call = functools.partial(_call, place.platform, kernel, causal)
+    mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return call(mask, *arrays)
     return jax.shard_map(
         call,
-        in_specs=(PartitionSpec(places[0]), *(places for _ in arrays)),
-        out_specs=[places] * outputs,
+        in_specs=(PartitionSpec(place.spec[0]), *(place.spec for _ in arrays)),
+        out_specs=place.spec,
         check_vma=False,
     )(mask, *arrays)
 
@@ -140,10 +142,11 @@ class _Plan(NamedTuple):
     limit: int  # of vector memory, in bytes
 
 
-def _plan(lengths: tuple[int, int], heads: int, size: int, dtype: Any) -> _Plan:
+def _plan(platform: str, lengths: tuple[int, int], heads: int, size: int, dtype: Any) -> _Plan:
     """Plans both kernels by what the backward one needs.
 
     Args:
+        platform: the kind of device.
         lengths: Lq and Lk.
         heads: the heads of a device.
         size: the features of a head.
@@ -158,17 +161,18 @@ def _plan(lengths: tuple[int, int], heads: int, size: int, dtype: Any) -> _Plan:
     row = 2 * (lanes * (3 * queries + 4 * keys) * dtype.itemsize + keys * TILE * 4)
     # Six matrices [keys, queries] in float32, and sums of gradients.
     work = 6 * 4 * min(chunk, queries) * _round(keys, TILE) + 3 * 4 * lanes * max(queries, keys)
-    most = _memory()
+    most = _memory(platform)
     rows = min((most - work) // row, max(1, 6 * MIB // row))
     return _Plan(max(rows, 0), together, chunk, min(most, max(16 * MIB, 2 * (row * rows + work))))
 
 
-def _memory() -> int:
+def _memory(platform: str) -> int:
     """Bytes of vector memory that a kernel may use."""
     from jax.experimental.pallas import tpu
 
-    if sharding.platform() != 'tpu':
+    if platform != 'tpu':
         return 32 * MIB
+    # Of the device of the mesh, which need not be here.
     return min(tpu.get_tpu_info().vmem_capacity_bytes, 32 * MIB)
 
 
@@ -176,16 +180,14 @@ def _round(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def _call(
-    kernel: Callable, causal: bool, outputs: int, interpret: bool, mask: Any, *arrays: Any
-) -> list:
+def _call(platform: str, kernel: Callable, causal: bool, mask: Any, *arrays: Any) -> list:
     """Calls a kernel on the arrays of one device, [B, L, heads, head_dim] each."""
     from jax.experimental import pallas
     from jax.experimental.pallas import tpu
 
     query, key = arrays[:2]
     (batch, queries, heads, size), keys = query.shape, key.shape[1]
-    plan = _plan((queries, keys), heads, size, query.dtype)
+    plan = _plan(platform, (queries, keys), heads, size, query.dtype)
     steps = -(-batch // plan.rows)
     rows, lanes = -(-batch // steps), plan.heads * size
 
@@ -193,6 +195,7 @@ def _call(
         return pallas.BlockSpec((rows, x.shape[1], lanes), lambda b, h: (b, 0, h))
 
     flat = [x.reshape(*x.shape[:2], -1) for x in arrays]
+    outputs, products = (1, 2) if kernel is _forward else (3, 5)
     out_shape = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in flat[:outputs]]
     inputs, in_specs = flat, [block(x) for x in flat]
     if mask is not None:
@@ -201,14 +204,13 @@ def _call(
         shown = shown[:, None] if kernel is _forward else shown[:, :, None]
         inputs = [*flat, shown]
         in_specs.append(pallas.BlockSpec((rows, *shown.shape[1:]), lambda b, h: (b, 0, 0)))
-    products = 2 if kernel is _forward else 5
     found = pallas.pallas_call(
         functools.partial(kernel, causal, size, plan.queries, mask is not None),
         grid=(steps, heads // plan.heads),
         in_specs=in_specs,
         out_specs=[block(x) for x in out_shape],
         out_shape=out_shape,
-        interpret=interpret,
+        interpret=platform != 'tpu',
         name=NAME if kernel is _forward else f'{NAME}_backward',
         compiler_params=tpu.CompilerParams(
             dimension_semantics=('parallel', 'parallel'), vmem_limit_bytes=plan.limit
@@ -258,6 +260,12 @@ def _product(left: jax.Array, right: jax.Array, over: tuple[int, int]) -> jax.Ar
     return jax.lax.dot_general(left, right, axes, preferred_element_type=jnp.float32)
 
 
+def _inner(left: list, right: list) -> jax.Array:
+    """The product of two matrices over their lanes, which lie in several tiles."""
+    products = [_product(x, y, (1, 1)) for x, y in zip(left, right, strict=True)]
+    return functools.reduce(jnp.add, products)
+
+
 def _add(sums: dict, key: Any, x: jax.Array) -> None:
     sums[key] = sums[key] + x if key in sums else x
 
@@ -286,9 +294,9 @@ def _forward(causal: bool, size: int, chunk: int, masked: bool, *refs: Any) -> N
             sums: dict = {}
             for head in range(width // size):
                 tiles = _tiles(head, size, width)
-                logits = sum(
-                    _product(t.of_head(query[i, part, t.lanes]), key[i, :, t.lanes], (1, 1))
-                    for t in tiles
+                logits = _inner(
+                    [t.of_head(query[i, part, t.lanes]) for t in tiles],
+                    [key[i, :, t.lanes] for t in tiles],
                 )
                 if masked:
                     logits = jnp.where(shown[0][i] > 0, logits, LOWEST)
@@ -322,14 +330,14 @@ def _backward(causal: bool, size: int, chunk: int, masked: bool, *refs: Any) -> 
                 queries = [t.of_head(query[i, part, t.lanes]) for t in tiles]
                 gradients = [t.of_head(gradient[i, part, t.lanes]) for t in tiles]
                 keys, values = ([x[i, :, t.lanes] for t in tiles] for x in (key, value))
-                logits = sum(map(functools.partial(_product, over=(1, 1)), keys, queries))
+                logits = _inner(keys, queries)
                 if masked:
                     logits = jnp.where(shown[0][i] > 0, logits, LOWEST)
                 if causal:
                     logits = jnp.where(_visible(logits.shape, 1, part.start), logits, LOWEST)
                 weights = jnp.exp2((logits - logits.max(0, keepdims=True)) * factor)
                 weights = weights * (1 / weights.sum(0, keepdims=True))
-                slope = sum(map(functools.partial(_product, over=(1, 1)), values, gradients))
+                slope = _inner(values, gradients)
                 slope = weights * (slope - (weights * slope).sum(0, keepdims=True))
                 if masked:  # of a query that sees no key at all, no logit has a gradient
                     slope = jnp.where(logits > LOWEST, slope, 0)
