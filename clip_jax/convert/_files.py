@@ -1,6 +1,7 @@
 """Weight files of any format as {name: Array}, read lazily."""
 
 import functools
+import os
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 from clip_jax.convert import _torch_file
 from clip_jax.runtime import foreign_arrays, foreign_json
 from clip_jax.runtime.foreign_arrays import Array
-from clip_jax.runtime.messages import brief
+from clip_jax.runtime.messages import brief, shown
 
 _INDEX = '.index.json'
 # Of torch's wrappers and of training scripts, one inside another.
@@ -111,8 +112,11 @@ def _sharded(path: pathlib.Path) -> dict[str, Array]:
         raise ValueError(f"{path}: no index of weights: 'weight_map' should map names to files")
     found: dict[str, Array] = {}
     for file in sorted(set(names.values())):
-        if pathlib.PurePath(file).name != file or not (path.parent / file).is_file():
-            raise ValueError(f'{path}: names the file {file!r}, which is not in the same folder')
+        # os.path: a name may be longer than any file can have.
+        if pathlib.PurePath(file).name != file or not os.path.isfile(path.parent / file):
+            raise ValueError(
+                f'{path}: names the file {shown(file)}, which is not in the same folder'
+            )
         if file.endswith(_INDEX):
             raise ValueError(f'{path}: names {file!r}, an index, among the files of weights')
         found |= _one_file(path.parent / file)
