@@ -191,7 +191,8 @@ def _call(platform: str, kernel: Callable, causal: bool, mask: Any, *arrays: Any
     plan = _plan(platform, (queries, keys), heads, size, query.dtype)
     steps = -(-batch // plan.rows)
     # As many in every step, but an even number; rows beyond the batch are not written.
-    rows, lanes = min(_round(-(-batch // steps), 2), plan.rows), plan.heads * size
+    rows = min(_round(-(-batch // steps), 2), plan.rows, batch)
+    lanes = plan.heads * size
     steps = -(-batch // rows)
 
     def block(x: Any) -> Any:
