@@ -163,6 +163,7 @@ def _plan(platform: str, lengths: tuple[int, int], heads: int, size: int, dtype:
     work = 6 * 4 * min(chunk, queries) * _round(keys, TILE) + 3 * 4 * lanes * max(queries, keys)
     most = _memory(platform)
     rows = min((most - work) // row, max(1, 6 * MIB // row))
+    rows -= rows > 1 and rows % 2
     return _Plan(max(rows, 0), together, chunk, min(most, max(16 * MIB, 2 * (row * rows + work))))
 
 
@@ -189,7 +190,10 @@ def _call(platform: str, kernel: Callable, causal: bool, mask: Any, *arrays: Any
     (batch, queries, heads, size), keys = query.shape, key.shape[1]
     plan = _plan(platform, (queries, keys), heads, size, query.dtype)
     steps = -(-batch // plan.rows)
-    rows, lanes = -(-batch // steps), plan.heads * size
+    # As many in every step, but an even number; rows beyond the batch are not written.
+    rows = min(_round(-(-batch // steps), 2), plan.rows, batch)
+    lanes = plan.heads * size
+    steps = -(-batch // rows)
 
     def block(x: Any) -> Any:
         return pallas.BlockSpec((rows, x.shape[1], lanes), lambda b, h: (b, 0, h))
@@ -280,7 +284,8 @@ def _each_row(rows: int, one: Callable[[Any], None]) -> None:
     def body(i: Any, _: None) -> None:
         one(i)
 
-    jax.lax.fori_loop(0, rows, body, None)
+    # Two rows at a time: the products of one run beside the softmax of the other.
+    jax.lax.fori_loop(0, rows, body, None, unroll=1 + (rows % 2 == 0))
 
 
 def _forward(causal: bool, size: int, chunk: int, masked: bool, *refs: Any) -> None:

@@ -117,6 +117,29 @@ def cycles(text: str) -> int:
     return total
 
 
+def kernels(text: str) -> dict[str, dict[str, int]]:
+    """Counts the calls of Pallas kernels in a compiled program, of one device.
+
+    Args:
+        text: its optimized HLO; `cycles` does not count what is in these calls.
+
+    Returns:
+        By the kernel's name, the `count` of calls and the sums of what the kernel says that it
+        needs: `flops` and `transcendentals`.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for times, _, line in _lines(text):
+        name = re.search(r'op_name="[^"]*?([^/"]+)/pallas_call"', line)
+        if not name or 'custom_call_target="tpu_custom_call"' not in line:
+            continue
+        entry = found.setdefault(name[1], {'count': 0, 'flops': 0, 'transcendentals': 0})
+        entry['count'] += times
+        for what in ('flops', 'transcendentals'):
+            stated = re.search(rf'"{what}":"(\d+)"', line)
+            entry[what] += times * int(stated[1]) if stated else 0
+    return found
+
+
 def _lines(text: str) -> Iterator[tuple[int, bool, str]]:
     """The instructions of a compiled program, each with how often it runs and whether it is
     scheduled by itself, not as a part of a fusion.

@@ -47,6 +47,7 @@ PROGRAM = """HloModule step
   %g = bf16[512]{0} all-reduce(%x), channel_id=7
   %a3 = f32[4,64]{1,0} all-gather(%x3), channel_id=1, metadata={op_name="loss/all_gather"}
   %h = f32[8] fusion(%g), calls=%inner, backend_config={"estimated_cycles":"100"}
+  %m = bf16[8] custom-call(%g), custom_call_target="tpu_custom_call", KERNEL
 }
 
 %inner (p: f32[8]) -> f32[8] {
@@ -67,6 +68,18 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   ROOT %d = (f32[], f32[2,2]{1,0}) all-reduce(%e, %f), replica_groups={}
 }
 """
+
+
+KERNEL = (
+    'metadata={op_name="jit(f)/jvp()/attention/short/pallas_call" stack_frame_id=11}, '
+    'backend_config={"cost_estimate":{"flops":"50","transcendentals":"7"}}'
+)
+
+
+def test_kernels_are_counted_as_often_as_they_run():
+    found = hlo.kernels(PROGRAM.replace('KERNEL', KERNEL))
+    assert found == {'short': {'count': 12, 'flops': 12 * 50, 'transcendentals': 12 * 7}}
+    assert hlo.kernels(PROGRAM.replace('KERNEL', '')) == {}
 
 
 def test_collectives_and_cycles_are_read_from_a_program():
