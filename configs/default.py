@@ -134,7 +134,7 @@ def get_config() -> ConfigDict:
     c.model.remat = 'none'  # rematerialization: none, dots (save only matmuls) or full
     c.model.scan = False  # scan over transformer layers: compiles one block, so compiles faster
     # xla; short: a kernel for TPU; cudnn: flash attention on CUDA GPUs in bfloat16; auto: short on
-    # TPU, where it takes the shapes, else xla. See docs/speed.md.
+    # TPU and cudnn on GPU where they take the shapes, else xla. See docs/speed.md.
     c.model.attention = 'auto'
     c.model.image_proj = placeholder(str)  # image projection: linear (default), biased or none
     c.model.text_proj = placeholder(str)  # text projection: as above; biased in SigLIP
