@@ -88,7 +88,8 @@ class Description:
         kinds = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            valid = isinstance(value, kinds[field.name])
+            kind = kinds[field.name]
+            valid = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
             if valid and field.name == 'shards':
                 valid = all(isinstance(x, list) and [*map(type, x)] == [int, int] for x in value)
             if valid and field.name == 'bad':
@@ -345,6 +346,7 @@ class Embeddings:
                 f'{self}: holds the features {self.description.features!r}, this evaluation '
                 f'needs {features!r}; write them with clip-jax embed --features={features}'
             )
+        self._images(0)  # compares the width with the file before memory is allocated
         values = np.empty((len(self), self.description.width), np.float32)
         for start, _, part in self.blocks():
             values[start : start + len(part)] = part
@@ -369,6 +371,7 @@ class Embeddings:
     def texts(self) -> tuple[list[str], np.ndarray]:
         """Returns all captions and their embeddings, float32 [M, D]; none if not embedded."""
         counts = [count for _, count in self.description.shards]
+        self._images(0)  # compares the width with the file before memory is allocated
         values = np.empty((sum(counts), self.description.width), np.float32)
         captions, start = [], 0
         for shard, count in enumerate(counts):

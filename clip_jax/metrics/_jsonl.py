@@ -127,4 +127,5 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         parsed = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return parsed if isinstance(parsed, dict) and isinstance(parsed.get('step'), int) else None
+    step = parsed.get('step') if isinstance(parsed, dict) else None
+    return parsed if type(step) is int and abs(step) < 2**63 else None

@@ -15,6 +15,7 @@ from clip_jax.data.errors import DataNotFound
 from clip_jax.prompts import by_class
 from clip_jax.prompts.by_class import PLACE
 from clip_jax.runtime import foreign_json
+from clip_jax.runtime.messages import shown
 
 _SETS = importlib.resources.files('clip_jax') / 'prompts' / 'templates'
 _ENDINGS = ('.txt', '.json')
@@ -182,7 +183,7 @@ def _checked(template: Any, what: str) -> Template:
         raise ValueError(f'{what}: {template!r:.60} is neither a text nor a function')
     template = template.replace('{c}', '{}')
     if '{}' not in template:
-        raise ValueError(f'{what}: {template!r} lacks the {{}} for the class name.')
+        raise ValueError(f'{what}: {shown(template)} lacks the {{}} for the class name.')
     return template
 
 

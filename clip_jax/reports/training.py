@@ -158,12 +158,19 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> Curves:
     for row in rows:
         for key, value in row.items():
             if key != 'step' and isinstance(value, int | float):
-                points.setdefault(key, {})[row['step']] = value
+                points.setdefault(key, {})[row['step']] = _as_float(value)
     sort = {key: sorted(at.items()) for key, at in points.items()}
     return {
         key: (np.asarray([step for step, _ in at]), np.asarray([value for _, value in at]))
         for key, at in sort.items()
     }
+
+
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # JSON has integers of any size
+        return math.inf if value > 0 else -math.inf
 
 
 def _found(curves: Curves, panels: Sequence[tuple[Callable, Sequence[str]]]) -> list:

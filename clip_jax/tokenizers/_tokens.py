@@ -60,7 +60,7 @@ def given(card: Mapping[str, Any], *names: str) -> dict[str, Any]:
 def known(token: int, vocab_size: int, *, what: str) -> int:
     """Returns a token id; ValueError if it is outside the vocabulary."""
     if type(token) is not int or not 0 <= token < vocab_size:
-        raise ValueError(f'{what}: there is no token {token!r}; ids are below {vocab_size}.')
+        raise ValueError(f'{what}: there is no token {shown(token)}; ids are below {vocab_size}.')
     return token
 
 
