@@ -168,8 +168,8 @@ def _own(folder: pathlib.Path) -> Card | None:
     card = _files.json_of(folder / CARD)
     name = str(card.get('name'))
     if '.' not in name:
-        card = _files.json_of(folder / CARD, _FIELDS)
-    if '.' in name and name not in sys.modules:
+        foreign_json.check(card, _FIELDS, str(folder / CARD))
+    elif name not in sys.modules:
         raise ValueError(
             f'{folder / CARD}: names the tokenizer {name}, a module outside of clip_jax; to load '
             f'this folder would run it. If you trust it, import it before: import {name}'

@@ -12,6 +12,7 @@ Shard k holds the records k * shard_size to (k + 1) * shard_size of the data.
 """
 
 import bisect
+import contextlib
 import dataclasses
 import functools
 import io
@@ -279,6 +280,18 @@ def read_description(folder: epath.Path) -> Description:
         ) from error
 
 
+@contextlib.contextmanager
+def _reading(path: epath.Path) -> Iterator[None]:
+    """Turns errors of a file of embeddings into a ValueError that says what to do."""
+    try:
+        with foreign_arrays.whole(path):
+            yield
+    except OSError as error:
+        raise ValueError(f'{path}: cannot be read ({error}); {_UNREADABLE}') from error
+    except ValueError as error:
+        raise ValueError(f'{error}, or remove it: {_UNREADABLE}') from error
+
+
 class Embeddings:
     """A complete folder of embeddings, as a data source without images.
 
@@ -346,8 +359,7 @@ class Embeddings:
                 f'{self}: holds the features {self.description.features!r}, this evaluation '
                 f'needs {features!r}; write them with clip-jax embed --features={features}'
             )
-        self._images(0)  # compares the width with the file before memory is allocated
-        values = np.empty((len(self), self.description.width), np.float32)
+        values = self._memory(len(self))
         for start, _, part in self.blocks():
             values[start : start + len(part)] = part
         return self._exact(values)
@@ -371,8 +383,7 @@ class Embeddings:
     def texts(self) -> tuple[list[str], np.ndarray]:
         """Returns all captions and their embeddings, float32 [M, D]; none if not embedded."""
         counts = [count for _, count in self.description.shards]
-        self._images(0)  # compares the width with the file before memory is allocated
-        values = np.empty((sum(counts), self.description.width), np.float32)
+        values = self._memory(sum(counts))
         captions, start = [], 0
         for shard, count in enumerate(counts):
             if count:
@@ -398,18 +409,20 @@ class Embeddings:
     def _images(self, shard: int) -> np.ndarray:
         return self._load(image_file(self.folder, shard), self.description.shards[shard][0])
 
+    def _memory(self, count: int) -> np.ndarray:
+        """Returns memory for embeddings, after a file has the width that the description says."""
+        path = image_file(self.folder, 0)
+        with _reading(path):
+            self._check_header(path, self.description.shards[0][0])
+        return np.empty((count, self.description.width), np.float32)
+
     def _load(self, path: epath.Path, count: int) -> np.ndarray:
         """Returns the rows of a file; ValueError if they are not as many as described."""
-        try:
-            with foreign_arrays.whole(path):
-                self._check_header(path, count)
-                if atomic.is_remote(path):
-                    return np.load(io.BytesIO(path.read_bytes()))
-                return np.load(path, mmap_mode='r')
-        except OSError as error:
-            raise ValueError(f'{path}: cannot be read ({error}); {_UNREADABLE}') from error
-        except ValueError as error:
-            raise ValueError(f'{error}, or remove it: {_UNREADABLE}') from error
+        with _reading(path):
+            self._check_header(path, count)
+            if atomic.is_remote(path):
+                return np.load(io.BytesIO(path.read_bytes()))
+            return np.load(path, mmap_mode='r')
 
     def _check_header(self, path: epath.Path, count: int) -> None:
         # NumPy maps a file of any header, and some of them end the process.

@@ -88,7 +88,7 @@ def _committed(path: epath.Path) -> Iterator[epath.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     opened = None
     if is_remote(path):
-        partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}{PARTIAL}')
+        partial = path.with_name(_partial_name(path.name))
     else:
         _remove_leftovers(pathlib.Path(path))
         local, opened = _new_partial(pathlib.Path(path), lambda new: new.touch(exist_ok=False))
@@ -109,7 +109,7 @@ def _new_partial(
 ) -> tuple[pathlib.Path, int]:
     """Creates a file or folder and locks it for as long as its descriptor is open."""
     while True:
-        partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}{PARTIAL}')
+        partial = path.with_name(_partial_name(path.name))
         create(partial)
         try:
             opened = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
@@ -134,6 +134,11 @@ def _remove_leftovers(path: pathlib.Path) -> None:
                     shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
                 finally:
                     os.close(opened)
+
+
+def _partial_name(name: str) -> str:
+    """Returns a new name for what is being written; `_written` returns the name again."""
+    return f'{name}.{secrets.token_hex(4)}{PARTIAL}'
 
 
 def _written(name: str) -> str:
