@@ -142,7 +142,7 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 
 
 def connect(args: argparse.Namespace) -> None:
-    """Connects the processes of a run, if there are several."""
+    """Connects the processes of a run, if there are several; their signals are then held."""
     explicit = args.coordinator, args.num_processes, args.process_id
     given = [x is not None for x in explicit]
     if any(given) and (args.distributed or not all(given)):
@@ -153,8 +153,11 @@ def connect(args: argparse.Namespace) -> None:
     if args.distributed:
         import jax
 
+        from clip_jax.runtime import preemption
+
         try:
             jax.distributed.initialize(initialization_timeout=args.distributed_timeout)
+            preemption.hold()
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f'--distributed: {last_line(error)}; expected a TPU pod slice, SLURM or Open MPI; '

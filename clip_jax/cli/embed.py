@@ -77,6 +77,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ValueError(f'there is no flag --{name}; options of the data are --data.{name}=value')
     environment.keep_freed_memory()
     _flags.connect(args)
+    from clip_jax.runtime import preemption
+
+    preemption.release()  # killed at any moment, the same command resumes
     from clip_jax import build
     from clip_jax.embeddings import embed
     from clip_jax.runtime import multihost

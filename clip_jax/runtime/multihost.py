@@ -20,6 +20,8 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from clip_jax.runtime import preemption
+
 DAY = 24 * 60 * 60  # seconds
 EXIT_TIMEOUT = 5  # seconds that a failed process waits for the others to fail as well
 _BARRIERS = itertools.count()  # each name is used once; all processes reach barriers in one order
@@ -29,7 +31,8 @@ def initialize(coordinator: str, processes: int, process: int, *, timeout: int) 
     """Connects this process to the others with `jax.distributed.initialize`.
 
     JAX aborts a process that cannot connect, from C++, where nothing can catch it. Before that can
-    happen, the log says what this process waits for and what to check.
+    happen, the log says what this process waits for and what to check. Signals are held from then
+    on (`preemption.hold`).
 
     Args:
         coordinator: HOST:PORT at which process 0 listens.
@@ -60,6 +63,7 @@ def initialize(coordinator: str, processes: int, process: int, *, timeout: int) 
     )
     try:
         jax.distributed.initialize(coordinator, processes, process, initialization_timeout=timeout)
+        preemption.hold()
         _connect_devices()
     except RuntimeError as error:
         line = str(error).strip().partition('\n')[0]

@@ -18,6 +18,8 @@ SIGINT, SIGTERM = 130, 143  # exit codes of a shell for programs ended by these 
 NOTICES = {'preempted': ('TRUE',), 'maintenance-event': ('TERMINATE_ON_HOST_MAINTENANCE',)}
 METADATA_HOST = 'metadata.google.internal'
 WAIT = 300  # seconds after which a request to the metadata server is repeated
+_held: list[int] = []  # signals that came while nobody could act on them
+_before_hold: dict[int, Any] = {}
 
 
 class Preempted(Exception):
@@ -30,6 +32,32 @@ class Preempted(Exception):
     def __init__(self, signal: int):
         super().__init__(f'stopped by {"Ctrl-C" if signal == SIGINT else "SIGTERM"}')
         self.signal = signal
+
+
+def hold() -> None:
+    """Notes SIGTERM and the first Ctrl-C, for one process of several, until a run takes them.
+
+    The processes of a run stop together: none may die of a signal that another one only notes.
+    `jax.distributed.initialize` installs a handler of SIGTERM that would lose it.
+    """
+    for number in signal.SIGINT, signal.SIGTERM:
+        before = signal.signal(number, interrupts.safely(_hold))
+        _before_hold[number] = signal.SIG_DFL if before is None else before
+
+
+def release() -> None:
+    """Undoes `hold` for a command that may die of signals, and raises those that came."""
+    for number, handler in _before_hold.items():
+        signal.signal(number, handler)
+    _before_hold.clear()
+    while _held:
+        signal.raise_signal(_held.pop())
+
+
+def _hold(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGINT and number in _held:
+        raise KeyboardInterrupt
+    _held.append(number)
 
 
 class StopSignals:
@@ -49,10 +77,15 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def open(self) -> None:
-        """Installs the signal handlers, and on Google Cloud watches the metadata server."""
+        """Installs the signal handlers, and on Google Cloud watches the metadata server. Signals
+        that were held are handled now.
+        """
         for number in signal.SIGINT, signal.SIGTERM:
-            handler = interrupts.safely(self._handle)
-            self._before[number] = signal.signal(number, handler)
+            before = signal.signal(number, interrupts.safely(self._handle))
+            # None: that of jax.distributed, which cannot be restored and notes SIGTERM as well.
+            self._before[number] = _hold if before is None else before
+        while _held:
+            signal.raise_signal(_held.pop(0))
         if on_google_cloud():
             for key, words in NOTICES.items():
                 threading.Thread(target=self._listen, args=(key, words), daemon=True).start()
@@ -60,8 +93,7 @@ class StopSignals:
     def close(self) -> None:
         """Restores the previous signal handlers."""
         for number, handler in self._before.items():
-            # None: not set from Python, as by jax.distributed.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, handler)
         self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -71,8 +71,9 @@ def train(
         watchdog = Watchdog(config.step_timeout)
         stack.callback(watchdog.stop)
         with _explained(workdir):
-            _run(config, resolved, workdir, signals, watchdog, stack)
-    return _summary(workdir)
+            with contextlib.ExitStack() as opened:
+                _run(config, resolved, workdir, signals, watchdog, opened)
+            return _summary(workdir)  # signals are still heard: the processes talk once more
 
 
 def _run(

@@ -58,6 +58,48 @@ def test_before_there_is_anything_to_save_both_end_at_once():
         assert heard.stop == preemption.SIGTERM
 
 
+@pytest.fixture
+def held():
+    """Signals are held, as they are once several processes are connected."""
+    before = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+    preemption.hold()
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+    preemption._held.clear()
+
+
+def test_one_of_several_processes_stops_for_a_signal_that_came_before_the_run(held, capfd):
+    send(signal.SIGTERM)
+    with listening(alone=False, graceful=False) as heard:
+        assert heard.stop == preemption.SIGTERM
+    assert 'SIGTERM: saving' in capfd.readouterr().err
+    send(signal.SIGTERM)  # after the run it must not die either: others wait for it at exit
+
+
+def test_ctrl_c_before_the_run_interrupts_when_it_begins_and_twice_at_once(held):
+    send(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), listening(alone=False, graceful=False):
+        pass
+
+
+def test_a_command_that_may_die_of_signals_handles_those_that_were_held():
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        preemption.hold()
+        send(signal.SIGTERM)
+        assert heard == []
+        preemption.release()
+        assert heard == [signal.SIGTERM]
+        send(signal.SIGTERM)
+        assert heard == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize(
     ('key', 'harmless', 'value'),
     [
