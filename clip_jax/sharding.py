@@ -170,3 +170,12 @@ def constrain_tree(tree: Any, logical_axes: LogicalAxes) -> Any:
         return tree
     specs = _specs(tree, dict(mesh.shape), logical_axes)
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, specs)
+
+
+def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
+    """ValueError if a micro-batch cannot be sharded evenly over the devices of the mesh."""
+    if batch_size % (microbatches * mesh.size):
+        raise ValueError(
+            f'batch_size {batch_size} is not a multiple of microbatches {microbatches} x '
+            f'{mesh.size} devices'
+        )

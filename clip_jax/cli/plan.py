@@ -53,11 +53,11 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         flags = f'--xla_force_host_platform_device_count={count}'
         os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'.strip()
     config = config_file.read(args.config, rest)
+    from clip_jax.planning import fit, tables
     from clip_jax.runtime import atomic
-    from clip_jax.training import plan
 
-    report, fits = plan.run(config, args.topology, largest=args.search, say=print)
+    report, fits = fit.run(config, args.topology, largest=args.search, say=print)
     if out:
-        atomic.write(out, plan.as_json(report))
+        atomic.write(out, tables.as_json(report))
         print(f'plan: {out}')
     return 0 if fits else 1

@@ -81,3 +81,8 @@ def _escaped(character: str) -> str:
     if '\udc80' <= character <= '\udcff':  # a byte of a file name that is not UTF-8
         return f'\\x{ord(character) - 0xDC00:02x}'
     return character.encode('unicode_escape').decode()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that a device has too little memory, at run time or when compiling."""
+    return any(words in str(error) for words in ('RESOURCE_EXHAUSTED', 'ut of memory'))

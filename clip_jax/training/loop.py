@@ -17,13 +17,13 @@ from ml_collections import ConfigDict
 
 from clip_jax import build, checkpoint, metrics
 from clip_jax.evaluation import evaluate
-from clip_jax.runtime import environment, lock, multihost
+from clip_jax.runtime import environment, lock, messages, multihost
 from clip_jax.runtime.preemption import Preempted, StopSignals
 from clip_jax.runtime.watchdog import Watchdog
 from clip_jax.step import skip_updates
 from clip_jax.step.state import TrainState, count_parameters
 from clip_jax.step.train_step import CONSECUTIVE_SKIPS, STOP
-from clip_jax.training import hlo, run_directory, setup
+from clip_jax.training import run_directory, setup
 from clip_jax.training.evaluations import Evaluations
 from clip_jax.training.outputs import Outputs
 from clip_jax.training.setup import Parts
@@ -344,7 +344,7 @@ def _explained(workdir: epath.Path) -> Iterator[None]:
             'removed, the same command resumes from the newest'
         ) from error
     except jax.errors.JaxRuntimeError as error:
-        if not hlo.is_out_of_memory(error):
+        if not messages.is_out_of_memory(error):
             multihost.exit_if_peer_lost(error)  # before anything waits for all processes
             raise
         line = str(error).strip().partition('\n')[0]

@@ -57,7 +57,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     _check_counts(config)
     writers = build.writers(config.writers)
     mesh = sharding.make_mesh(**config.mesh)
-    check_batch(config.batch_size, config.microbatches, mesh)
+    sharding.check_batch(config.batch_size, config.microbatches, mesh)
     optimizer, schedule = build.optimizer(config.optimizer, config.total_steps)
     loss = build.loss(config.loss, mesh)
     augment = examples.Augment(**config.data.augment)
@@ -182,12 +182,3 @@ def _check_counts(config: ConfigDict) -> None:
             f'skip_updates.loss_spike_std is {skip_updates.loss_spike_std}; expected 0 or more'
         )
     lookup.check(config.checkpoint.verify, ('all', 'sampled'), what='checkpoint.verify')
-
-
-def check_batch(batch_size: int, microbatches: int, mesh: Mesh) -> None:
-    """ValueError if a micro-batch cannot be sharded evenly over the devices of the mesh."""
-    if batch_size % (microbatches * mesh.size):
-        raise ValueError(
-            f'batch_size {batch_size} is not a multiple of microbatches {microbatches} x '
-            f'{mesh.size} devices'
-        )

@@ -23,7 +23,7 @@ def measure(
     import jax.numpy as jnp
 
     from clip_jax import build, sharding
-    from clip_jax.training import hlo
+    from clip_jax.planning import hlo
 
     mesh = sharding.make_mesh()
     loss = build.loss(

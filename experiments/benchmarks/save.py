@@ -29,10 +29,10 @@ def main() -> None:
 
     from clip_jax import checkpoint
     from clip_jax.cli import config_file
-    from clip_jax.training import plan
+    from clip_jax.planning import abstract_step
 
     config = config_file.read(args.config, changes)
-    step = plan.step_of(config, jax.devices(), config.model.dtype)
+    step = abstract_step.step_of(config, jax.devices(), config.model.dtype)
     current, batch, program, _ = prepared(step)
     size = sum(x.nbytes for x in jax.tree.leaves(current))
     seconds, turns, blocked, total = {True: [], False: []}, {True: [], False: []}, [], 0

@@ -42,7 +42,7 @@ def matmul_flops(steps: int) -> float:
 
 
 def prepared(step: Any) -> tuple[Any, dict[str, Any], Callable, float]:
-    """A new state, a random batch, the compiled step of a plan.Step, and how long that took."""
+    """A new state, a random batch, the compiled step, and how long that took."""
     import jax
 
     from clip_jax.step import state
@@ -68,9 +68,9 @@ def in_jax(config: Any, steps: int) -> tuple[list[float], float, float, int]:
     """Seconds of each step, GiB that a device needed, seconds of compilation, FLOPs of a step."""
     import jax
 
-    from clip_jax.training import plan
+    from clip_jax.planning import abstract_step
 
-    step = plan.step_of(config, jax.devices(), config.model.dtype)
+    step = abstract_step.step_of(config, jax.devices(), config.model.dtype)
     current, batch, program, compiling = prepared(step)
 
     def run() -> dict[str, jax.Array]:
@@ -83,7 +83,7 @@ def in_jax(config: Any, steps: int) -> tuple[list[float], float, float, int]:
     if used is None:  # a CPU does not say
         memory = program.memory_analysis()
         used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    flops = 3 * plan.forward_flops(step.model, config.batch_size)
+    flops = 3 * abstract_step.forward_flops(step.model, config.batch_size)
     return seconds, used / 2**30, compiling, flops
 
 

@@ -11,7 +11,7 @@ from support import oracles
 
 from clip_jax import lookup, sharding
 from clip_jax.models.clip import l2_normalize
-from clip_jax.training import hlo
+from clip_jax.planning import hlo
 
 MODULES = [pytest.param(lookup.module('losses', n), id=n) for n in lookup.names('losses')]
 LOSSES = [

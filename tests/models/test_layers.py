@@ -7,7 +7,7 @@ import pytest
 
 from clip_jax import build
 from clip_jax.models import clip, layers
-from clip_jax.training import hlo
+from clip_jax.planning import hlo
 
 MASK = jnp.arange(9)[None, None, None] < jnp.array([5, 9, 1])[:, None, None, None]
 

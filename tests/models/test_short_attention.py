@@ -15,7 +15,7 @@ from support.process import environment
 
 from clip_jax import sharding
 from clip_jax.models import layers
-from clip_jax.training import hlo
+from clip_jax.planning import hlo
 
 TOLERANCES = {'float32': 2e-6, 'bfloat16': 2**-7}
 # Random programs are compiled once and run once.
@@ -249,14 +249,14 @@ def test_derivatives_in_forward_mode_are_refused():
 COMPILED = """
 import jax, re, sys
 from clip_jax.cli import config_file
-from clip_jax.training import plan
+from clip_jax.planning import abstract_step, topologies
 
 config = config_file.read('clip_vit_b16')
 config.batch_size = 16
 for tower, depth in (('image', 2), ('text', 2)):
     config.model[tower].depth = depth
-planned = plan.topology(sys.argv[1])
-step = plan.step_of(config, planned.devices, 'bfloat16')
+planned = topologies.topology(sys.argv[1])
+step = abstract_step.step_of(config, planned.devices, 'bfloat16')
 with jax.set_mesh(step.mesh):
     text = jax.jit(step.function).lower(step.state, step.batch).compile().as_text()
 logits = re.findall(r'f32\\[[0-9,]*(?:197,197|77,77)\\]', text)

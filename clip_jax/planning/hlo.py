@@ -16,11 +16,6 @@ BYTES = {'f32': 4, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'pred': 1, 's8': 1, 
 MIB = 2**20
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that a device has too little memory, at run time or when compiling."""
-    return any(words in str(error) for words in ('RESOURCE_EXHAUSTED', 'ut of memory'))
-
-
 def flops(jaxpr: Any) -> collections.Counter[str]:
     """Counts the FLOPs of all matrix products and convolutions of a traced program.
 

@@ -11,7 +11,7 @@ import pytest
 from support.runs import command
 
 from clip_jax.cli import config_file
-from clip_jax.training import hlo, plan
+from clip_jax.planning import fit, hlo, plan, topologies
 
 
 def count(function, *shapes) -> int:
@@ -192,7 +192,7 @@ def a_config(**changes):
 
 @pytest.mark.parametrize('start', [1024, 65536, 2**20])
 def test_the_largest_batch_is_found_from_below_and_from_above(chips_of_16_gib, start):
-    found = plan.search(a_config(batch_size=start), plan.topology('local'), [].append)
+    found = fit.search(a_config(batch_size=start), topologies.topology('local'), [].append)
     # 8 devices x 12,288 pairs would fit.
     assert found['batch_size'] == 65536
     assert {x['batch_size'] for x in chips_of_16_gib} >= {65536, 131072}
@@ -214,20 +214,22 @@ def test_the_largest_batch_is_found_from_below_and_from_above(chips_of_16_gib, s
 def test_the_first_remedy_that_helps_is_named(chips_of_16_gib, start, changes):
     """Not one that the config has already, or one that takes back what it has."""
     config = a_config(**start)
-    found, report = plan.remedy(config, plan.topology('local'), [].append)
+    found, report = fit.remedy(config, topologies.topology('local'), [].append)
     assert found == changes and report['fits']
-    assert len(chips_of_16_gib) == 1 + [*plan.remedies(config, 8)].index(changes)
+    assert len(chips_of_16_gib) == 1 + [*fit.remedies(config, 8)].index(changes)
 
 
 def test_what_cannot_hold_the_parameters_is_not_compiled(chips_of_16_gib):
     """H/14 has 986 million parameters; with gradients and AdamW's state, 14.7 GiB."""
     config = config_file.read('clip_vit_h14')
     config.update_from_flattened_dict({'mesh.fsdp': 1, 'batch_size': 8 * 1024})
-    planned = plan.Planned('like v5e', jax.devices(), plan.CHIPS['v5e']._replace(hbm_gib=14))
-    found, _ = plan.remedy(config, planned, [].append)
+    planned = topologies.Planned(
+        'like v5e', jax.devices(), topologies.CHIPS['v5e']._replace(hbm_gib=14)
+    )
+    found, _ = fit.remedy(config, planned, [].append)
     assert found == {'mesh.fsdp': 8} and len(chips_of_16_gib) == 1
 
 
 def test_where_nothing_helps_that_is_said(chips_of_16_gib):
     config = a_config(batch_size=8 * 400_000)
-    assert plan.remedy(config, plan.topology('local'), [].append) is None
+    assert fit.remedy(config, topologies.topology('local'), [].append) is None

@@ -1,0 +1,1 @@
+"""Plans: what a train step costs on devices that are not attached."""

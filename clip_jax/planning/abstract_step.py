@@ -1,0 +1,106 @@
+"""The train step of a config with abstract arguments: shapes and shardings, no arrays."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from clip_jax import build, sharding
+from clip_jax.data import preprocess
+from clip_jax.models import clip
+from clip_jax.planning import hlo
+from clip_jax.step import state, train_step
+from clip_jax.training import config_schema
+
+
+@dataclasses.dataclass
+class Tokens:
+    """The sizes of a tokenizer whose vocabulary has not been trained yet."""
+
+    vocab_size: int
+    context_length: int
+    eot_id: int = 2
+
+
+class Step(NamedTuple):
+    """The train step of a config with its parts, and its abstract arguments with shardings."""
+
+    function: Callable
+    model: clip.CLIP
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    state: state.TrainState
+    batch: dict[str, Any]
+
+
+def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
+    """Builds the train step of a config for devices, real or not; no array is created."""
+    config_schema.check(config)
+    mesh = sharding.make_mesh(devices, **config.mesh)
+    sharding.check_batch(config.batch_size, config.microbatches, mesh)
+    card = _architecture(config)
+    model = build.model(card, dtype, **build.execution(config.model))
+    optimizer, _ = build.optimizer(config.optimizer, config.total_steps)
+    function = train_step.bind_step(
+        model,
+        build.loss(config.loss, mesh),
+        optimizer,
+        mean=preprocess.CLIP_MEAN,
+        std=preprocess.CLIP_STD,
+        microbatches=config.microbatches,
+        spike=config.skip_updates.loss_spike_std,
+    )
+    shapes = state.abstract_state(model, optimizer, mesh)
+    return Step(function, model, optimizer, mesh, shapes, _batch(config, card, mesh))
+
+
+def _architecture(config: ConfigDict) -> dict[str, Any]:
+    if config.init_from:
+        raise ValueError('init_from: a plan is of the architecture that config.model describes')
+    tokens = config.tokenizer
+    if tokens.name == 'sentencepiece' and not tokens.path:
+        if tokens.vocab_size is None:
+            raise ValueError('tokenizer sentencepiece: vocab_size must be given')
+        tokenizer = Tokens(tokens.vocab_size, tokens.context_length)
+    else:
+        # pyrefly: ignore[bad-argument-type]  # only a new vocabulary is trained on captions
+        tokenizer = build.tokenizer(tokens, ())
+    return build.architecture(config.model, tokenizer, loss=config.loss.name)
+
+
+def _batch(config: ConfigDict, card: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    size, length = card['image']['image_size'], card['text']['context_length']
+    rows = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.over_batch(mesh))
+    return {
+        'image': rows((config.batch_size, size, size, 3), jnp.uint8),
+        'tokens': rows((config.batch_size, length), jnp.int32),
+    }
+
+
+def local_mib(tree: Any) -> float:
+    """MiB of a tree of shapes on one device."""
+    sizes = [
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    ]
+    return sum(sizes) / hlo.MIB
+
+
+def forward_flops(model: clip.CLIP, batch_size: int) -> int:
+    """FLOPs of the forward pass of both encoders for a batch, by the architecture alone."""
+    model = clip.from_card(clip.to_card(model))  # a fused attention hides its products
+    size, length = model.image.image_size, model.text.context_length
+    jaxpr = jax.make_jaxpr(functools.partial(model.apply, train=True, mutable=['batch_stats']))(
+        clip.shapes(model),
+        jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
+        jax.ShapeDtypeStruct((1, length), jnp.int32),
+        rngs={'dropout': jax.random.key(0)},
+    ).jaxpr
+    return batch_size * sum(hlo.flops(jaxpr).values())

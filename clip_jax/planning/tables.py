@@ -1,0 +1,50 @@
+"""Plans as text and as JSON."""
+
+import json
+from typing import Any
+
+
+def verdict(report: dict[str, Any]) -> str:
+    needs = report['needs_mib']
+    size = 'more than available' if needs is None else f'{needs / 1024:.2f} GiB'
+    of = f' of {report["hbm_mib"] / 1024:.0f} GiB' if 'hbm_mib' in report else ''
+    return f'{"fits" if report["fits"] else "does NOT fit"}: {size}{of} a device'
+
+
+def table(report: dict[str, Any]) -> str:
+    """A plan as a text table."""
+    mesh = ' x '.join(f'{name} {size}' for name, size in report['mesh'].items())
+    rows = [
+        ('topology', f'{report["topology"]}, {report["devices"]} devices, mesh {mesh}'),
+        ('batch', f'{report["batch_size"]:,} pairs, {report["per_device"]:,} a device'),
+        (
+            'embedded in',
+            f'{report["microbatches"]} part(s), remat {report["remat"]}, loss {report["loss"]}',
+        ),
+        ('parameters', f'{report["parameters"]:,}'),
+        *((f'memory: {k}', f'{v:10,.1f} MiB') for k, v in report['memory_mib'].items()),
+        ('verdict', verdict(report)),
+        ('model FLOPs', f'{report["model_tflop"]:,.4g} T a step (3 x forward)'),
+        ('all FLOPs', f'{report["step_tflop"]:,.4g} T a step (loss and recomputation included)'),
+        *(
+            (f'of these {dtype}', f'{count / report["step_tflop"]:.1%}')
+            for dtype, count in report['tflop_by_type'].items()
+        ),
+    ]
+    if 'seconds_at_peak' in report:
+        rows.append(('at peak', f'{report["seconds_at_peak"]:.3g} s a step'))
+    if 'compiler_seconds' in report:
+        seconds, mfu = report['compiler_seconds'], report['mfu']
+        rows.append(('compiler', f'{seconds:.3g} s a step without collectives, MFU {mfu:.1%}'))
+    if report.get('kernels'):
+        calls = sum(kernel['count'] for kernel in report['kernels'].values())
+        rows.append(('of these kernels', f'{report["kernel_seconds"]:.3g} s in {calls:,} calls'))
+    for kind, found in report.get('collectives', {}).items():
+        rows.append((kind, f'{found["count"]:,} of {found["mib"]:,.1f} MiB in all'))
+    rows.append(('compiled in', f'{report["compile_seconds"]:.0f} s'))
+    return '\n'.join(f'{name:22} {text}' for name, text in rows)
+
+
+def as_json(report: dict[str, Any]) -> str:
+    """A plan as JSON."""
+    return json.dumps(report, indent=1) + '\n'
