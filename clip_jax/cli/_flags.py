@@ -153,8 +153,9 @@ def connect(args: argparse.Namespace) -> None:
     if args.distributed:
         import jax
 
-        from clip_jax.runtime import preemption
+        from clip_jax.runtime import multihost, preemption
 
+        multihost.prepare_signals()
         try:
             jax.distributed.initialize(initialization_timeout=args.distributed_timeout)
             preemption.hold()

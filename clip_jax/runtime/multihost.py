@@ -31,8 +31,8 @@ def initialize(coordinator: str, processes: int, process: int, *, timeout: int) 
     """Connects this process to the others with `jax.distributed.initialize`.
 
     JAX aborts a process that cannot connect, from C++, where nothing can catch it. Before that can
-    happen, the log says what this process waits for and what to check. Signals are held from then
-    on (`preemption.hold`).
+    happen, the log says what this process waits for and what to check. From then on Ctrl-C exits
+    at once, and SIGTERM is held (`preemption`).
 
     Args:
         coordinator: HOST:PORT at which process 0 listens.
@@ -61,6 +61,7 @@ def initialize(coordinator: str, processes: int, process: int, *, timeout: int) 
         'aborts it: check --coordinator, --num-processes and --process-id of every process',
         *(process, processes, coordinator, timeout),
     )
+    prepare_signals()
     try:
         jax.distributed.initialize(coordinator, processes, process, initialization_timeout=timeout)
         preemption.hold()
@@ -79,6 +80,12 @@ def initialize(coordinator: str, processes: int, process: int, *, timeout: int) 
             'process 0; expected the same number in all processes'
         )
     raise_on_all(wrong)
+
+
+def prepare_signals() -> None:
+    """Keeps JAX from installing a handler of SIGTERM, which would lose it, and sets ours."""
+    jax.config.update('jax_enable_preemption_service', False)
+    preemption.watch()
 
 
 def _check_port(coordinator: str, port: int) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -18,8 +19,10 @@ SIGINT, SIGTERM = 130, 143  # exit codes of a shell for programs ended by these 
 NOTICES = {'preempted': ('TRUE',), 'maintenance-event': ('TERMINATE_ON_HOST_MAINTENANCE',)}
 METADATA_HOST = 'metadata.google.internal'
 WAIT = 300  # seconds after which a request to the metadata server is repeated
-_held: list[int] = []  # signals that came while nobody could act on them
-_before_hold: dict[int, Any] = {}
+# Of a process that `watch` made one of several:
+_held: list[int] = []  # signals that came while no run could take them
+_before_hold: Any = None  # the handler of SIGTERM
+_ctrl_c_exits: Callable[[], bool] | None = None
 
 
 class Preempted(Exception):
@@ -34,29 +37,53 @@ class Preempted(Exception):
         self.signal = signal
 
 
+def watch() -> None:
+    """Lets Ctrl-C end this process, one of several, at once as long as it has nothing to save.
+
+    All processes get Ctrl-C at the same time. One that exits later than another, since it waits for
+    it in C++, where Python's handlers do not run, would be aborted by JAX: so a thread exits.
+    """
+    global _ctrl_c_exits
+    _ctrl_c_exits = lambda: True  # noqa: E731
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    threading.Thread(target=_exit_at_ctrl_c, args=(read,), daemon=True).start()
+
+
+def _let_ctrl_c_exit(when: Callable[[], bool]) -> bool:
+    """Changes when the thread of `watch` exits; False if there is none."""
+    global _ctrl_c_exits
+    if _ctrl_c_exits is None:
+        return False
+    _ctrl_c_exits = when
+    return True
+
+
+def _exit_at_ctrl_c(signals: int) -> None:
+    while number := os.read(signals, 1):
+        if number[0] == signal.SIGINT and _ctrl_c_exits and _ctrl_c_exits():
+            interrupts.leave(number[0], None)
+
+
 def hold() -> None:
-    """Notes SIGTERM and the first Ctrl-C, for one process of several, until a run takes them.
+    """Notes SIGTERM, for one process of several, until a run takes it.
 
     The processes of a run stop together: none may die of a signal that another one only notes.
-    `jax.distributed.initialize` installs a handler of SIGTERM that would lose it.
     """
-    for number in signal.SIGINT, signal.SIGTERM:
-        before = signal.signal(number, interrupts.safely(_hold))
-        _before_hold[number] = signal.SIG_DFL if before is None else before
+    global _before_hold
+    _before_hold = signal.signal(signal.SIGTERM, _hold)
 
 
 def release() -> None:
-    """Undoes `hold` for a command that may die of signals, and raises those that came."""
-    for number, handler in _before_hold.items():
-        signal.signal(number, handler)
-    _before_hold.clear()
+    """Undoes `hold` for a command that may die of SIGTERM, and raises one that came."""
+    if _before_hold is not None:
+        signal.signal(signal.SIGTERM, _before_hold)
     while _held:
         signal.raise_signal(_held.pop())
 
 
 def _hold(number: int, frame: FrameType | None) -> None:
-    if number == signal.SIGINT and number in _held:
-        raise KeyboardInterrupt
     _held.append(number)
 
 
@@ -82,18 +109,22 @@ class StopSignals:
         """
         for number in signal.SIGINT, signal.SIGTERM:
             before = signal.signal(number, interrupts.safely(self._handle))
-            # None: that of jax.distributed, which cannot be restored and notes SIGTERM as well.
-            self._before[number] = _hold if before is None else before
+            # None: not set from Python, as by jax.distributed.
+            self._before[number] = signal.SIG_DFL if before is None else before
+        _let_ctrl_c_exit(lambda: not self.graceful)
         while _held:
-            signal.raise_signal(_held.pop(0))
+            signal.raise_signal(_held.pop())
         if on_google_cloud():
             for key, words in NOTICES.items():
                 threading.Thread(target=self._listen, args=(key, words), daemon=True).start()
 
     def close(self) -> None:
-        """Restores the previous signal handlers."""
+        """Restores the previous signal handlers. One of several processes ignores both signals from
+        then on: the others wait for it at exit.
+        """
+        several = _let_ctrl_c_exit(lambda: False)
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if several else handler)
         self._before = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

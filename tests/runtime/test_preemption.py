@@ -3,10 +3,13 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 from support.google_cloud import machine  # noqa: F401
+from support.process import environment
 
 from clip_jax.runtime import preemption
 
@@ -58,31 +61,63 @@ def test_before_there_is_anything_to_save_both_end_at_once():
         assert heard.stop == preemption.SIGTERM
 
 
-@pytest.fixture
-def held():
-    """Signals are held, as they are once several processes are connected."""
-    before = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
-    preemption.hold()
-    yield
-    for number, handler in before:
-        signal.signal(number, handler)
-    preemption._held.clear()
+ONE_OF_SEVERAL = """
+import ctypes, os, signal, threading, time
+from clip_jax.runtime import preemption
+
+def send(number):
+    os.kill(os.getpid(), number)
+    time.sleep(0.2)
+
+preemption.watch()
+preemption.hold()
+"""
 
 
-def test_one_of_several_processes_stops_for_a_signal_that_came_before_the_run(held, capfd):
-    send(signal.SIGTERM)
-    with listening(alone=False, graceful=False) as heard:
-        assert heard.stop == preemption.SIGTERM
-    assert 'SIGTERM: saving' in capfd.readouterr().err
-    send(signal.SIGTERM)  # after the run it must not die either: others wait for it at exit
+def one_of_several(program):
+    """Runs the rest of a program in a process that is one of several."""
+    program = [sys.executable, '-c', ONE_OF_SEVERAL + program]
+    return subprocess.run(program, env=environment(), capture_output=True, text=True, timeout=60)
 
 
-def test_ctrl_c_before_the_run_interrupts_when_it_begins_and_twice_at_once(held):
-    send(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        send(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), listening(alone=False, graceful=False):
-        pass
+def test_sigterm_before_the_run_stops_it_and_after_it_is_ignored():
+    done = one_of_several("""
+send(signal.SIGTERM)
+heard = preemption.StopSignals(alone=False)
+heard.open()
+print(heard.stop == preemption.SIGTERM)
+heard.close()
+send(signal.SIGTERM)
+send(signal.SIGINT)
+print('exits')
+""")
+    assert done.stdout == 'True\nexits\n' and done.returncode == 0, done.stderr
+    assert done.stderr.count('SIGTERM: saving after this step') == 1
+
+
+@pytest.mark.parametrize('opened', [False, True])
+def test_ctrl_c_ends_one_of_several_that_waits_in_c_and_has_nothing_to_save(opened):
+    done = one_of_several(f"""
+heard = preemption.StopSignals(alone=False)
+if {opened}:
+    heard.open()
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+blocked = threading.Thread(target=time.sleep, args=(20,), daemon=True)
+blocked.start()
+ctypes.CDLL(None).pthread_join(ctypes.c_ulong(blocked.ident), None)  # handlers do not run
+""")
+    assert done.returncode == 130 and done.stderr == '\ninterrupted\n', done
+
+
+def test_ctrl_c_asks_one_of_several_that_has_something_to_save():
+    done = one_of_several("""
+heard = preemption.StopSignals(alone=False)
+heard.open()
+heard.graceful = True
+send(signal.SIGINT)
+print(heard.stop)
+""")
+    assert done.stdout == '130\n' and 'once more to stop at once' in done.stderr, done
 
 
 def test_a_command_that_may_die_of_signals_handles_those_that_were_held():
