@@ -1,6 +1,7 @@
 """The devices that a plan can be made for, and what their makers say of them."""
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ class Planned(NamedTuple):
     name: str
     devices: list
     chip: Chip | None  # None: the local backend
+    schedules: Path | None = None  # where libtpu writes the schedules of what it compiles
 
 
 def topology(name: str) -> Planned:
