@@ -100,7 +100,7 @@ def _of_program(program: Any, report: dict[str, Any], planned: Planned) -> dict[
         'program': memory.generated_code_size_in_bytes / hlo.MIB,
     }
     text = program.as_text()
-    found = {
+    found: dict[str, Any] = {
         'fits': total / hlo.MIB <= report.get('hbm_mib', float('inf')),
         'needs_mib': total / hlo.MIB,
         'memory_mib': kinds,
@@ -109,10 +109,8 @@ def _of_program(program: Any, report: dict[str, Any], planned: Planned) -> dict[
         'collectives': hlo.collectives(text),
     }
     if planned.chip:
-        found['kernels'] = hlo.kernels(text)
         cycles = schedules.read(planned.schedules) if planned.schedules else None
-        found |= estimates.of(text, planned.chip, cycles)
-        found['mfu'] = {
-            name: report['seconds_at_peak'] / seconds for name, seconds in found['seconds'].items()
-        }
+        found |= {'kernels': hlo.kernels(text), **estimates.of(text, planned.chip, cycles)}
+        at_peak = report['seconds_at_peak']
+        found['mfu'] = {name: at_peak / value for name, value in found['seconds'].items()}
     return found

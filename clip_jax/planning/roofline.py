@@ -25,11 +25,15 @@ SLICES = ('dynamic-slice', 'slice', 'gather')
 def seconds(compiled: Program, run: Run, chip: Chip) -> float:
     """The roofline of one call of an instruction: the larger of its two times.
 
+    Copies that run beside other instructions take no time of their own.
+
     Args:
         compiled: the program.
         run: one of its instructions that are scheduled by themselves.
         chip: what it runs on.
     """
+    if run.instruction.opcode.endswith('-start'):
+        return 0.0
     in_memory = traffic(compiled, run) / chip.bandwidth
     return max(in_memory, flops(compiled, run) / (chip.peak_tflops * 1e12))
 

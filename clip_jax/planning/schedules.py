@@ -7,7 +7,7 @@ for memory is not in it, so the larger of a schedule and a roofline is an estima
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class Loop(NamedTuple):
     stage: int  # the last stage of its software pipeline
 
 
-def flags(folder: Path) -> str:
+def flags(folder: str | Path) -> str:
     """The value of LIBTPU_INIT_ARGS that has libtpu write schedules into a folder."""
     return (
         f'--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true '
@@ -60,7 +60,7 @@ def read(folder: Path) -> dict[str, float]:
     return found
 
 
-def matched(compiled: program.Program, found: dict[str, float]) -> dict[str, float]:
+def matched(compiled: program.Program, found: Mapping[str, float]) -> dict[str, float]:
     """Adds the cycles of instructions that have no schedule of their own.
 
     Libtpu makes code once for instructions that are alike: those with the same operation, arrays

@@ -44,7 +44,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def estimates(report: dict[str, Any]) -> list[str]:
-    """The lines of a table of the estimates of a plan, side by side; none of a plan without them."""
+    """The estimates of a plan side by side, as lines; [] of a plan without them."""
     if 'seconds' not in report:
         return []
     seconds, mfu = report['seconds'], report['mfu']
@@ -56,7 +56,7 @@ def estimates(report: dict[str, Any]) -> list[str]:
 
 
 def by_part(report: dict[str, Any]) -> list[str]:
-    """The lines of a table of seconds, bytes and share by part; none of a plan without estimates."""
+    """Seconds, bytes and share by part, as lines; [] of a plan without estimates."""
     if not report.get('parts'):
         return []
     names = list(report['seconds'])
