@@ -71,7 +71,7 @@ def test_a_plan_that_does_not_fit_is_compared_by_memory(tmp_path):
         (
             {},
             [],
-            "old.json: is not a plan: it has no 'topology'; expected a file that clip-jax plan",
+            "old.json: is not a plan: it has no 'topology'; expected a file that clip",
         ),
         ({**OLD, 'per_device': 'many'}, [], "per_device is 'many'; expected an integer"),
         ({**OLD, 'parts': [{'part': 'a'}]}, [], "is not a plan: it has no 'direction'"),
