@@ -193,7 +193,8 @@ def test_the_estimates_of_a_program_are_summed_by_part():
     assert attention['seconds']['roofline'] == 50e6 / 1e12
     assert attention['seconds']['compiler'] == 9.5 * 2 / 1e9
     # A copy beside other work has bytes, and no seconds.
-    assert rows['copies', '']['bytes'] > 2 * FLAT
+    copies = rows['copies', '']
+    assert copies['seconds']['roofline'] == pytest.approx((copies['bytes'] - 2 * FLAT) / 1e9)
     assert sum(row['share'] for row in found['parts']) == pytest.approx(1)
     assert found['seconds'].keys() == {'compiler', 'roofline'}
 
