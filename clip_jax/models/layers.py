@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
-from clip_jax.models import cudnn_attention, short_attention
+from clip_jax.models import attention_choice, cudnn_attention, short_attention
 from clip_jax.models.activations import gelu
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -212,8 +212,7 @@ def attend(
     """
     spec = sharding.place(query.shape, 'batch', 'length', 'heads', 'head_dim')
     place = short_attention.Place(spec, sharding.platform())
-    if implementation == 'auto':
-        implementation = _best(place, query, key, value, mask)
+    implementation = attention_choice.choose(implementation, place, query, key, value, mask)
     if implementation == 'short':
         return short_attention.attend(place, query, key, value, mask, causal=causal)
     if implementation == 'cudnn':
@@ -226,21 +225,6 @@ def attend(
         logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits).astype(value.dtype)
     return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
-
-
-def _best(
-    place: short_attention.Place,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None,
-) -> str:
-    """Returns the fastest implementation that takes these inputs."""
-    if place.platform == 'tpu' and not short_attention.refusal(place, query, key, value, mask):
-        return 'short'
-    if place.platform in ('gpu', 'cuda') and not cudnn_attention.refusal(query):
-        return 'cudnn'
-    return 'xla'
 
 
 @jax.custom_jvp

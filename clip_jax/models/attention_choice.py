@@ -1,0 +1,108 @@
+"""Which implementation of attention runs, and why."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from clip_jax import sharding
+from clip_jax.models import cudnn_attention, short_attention
+
+KERNELS = {'tpu': 'short', 'gpu': 'cudnn', 'cuda': 'cudnn'}  # by the kind of device
+
+
+class Choice(NamedTuple):
+    """The implementation for some inputs, the reason if we chose it, and the queries' sizes."""
+
+    implementation: str
+    reason: str
+    tokens: int
+    heads: int
+    head_dim: int
+
+    def __str__(self) -> str:
+        why = f' ({self.reason})' if self.reason else ''
+        sizes = f'{self.tokens} tokens, {self.heads} heads of {self.head_dim}'
+        return f'{self.implementation}{why} for {sizes}'
+
+
+_recorded: list[list[Choice]] = []
+
+
+def choose(
+    wanted: str,
+    place: short_attention.Place,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+) -> str:
+    """Returns the implementation for the inputs of layers.attend: `wanted`, or for 'auto' the
+    fastest that takes them.
+    """
+    implementation, reason = wanted, ''
+    if wanted == 'auto':
+        implementation, reason = _best(place, query, key, value, mask)
+    for record in _recorded:
+        record.append(Choice(implementation, reason, *query.shape[1:]))
+    return implementation
+
+
+def _best(
+    place: short_attention.Place,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+) -> tuple[str, str]:
+    """Returns the fastest implementation that takes these inputs, and why it is that one."""
+    kernel = KERNELS.get(place.platform)
+    if kernel is None:
+        return 'xla', f'there is no kernel for {place.platform}'
+    if kernel == 'short':
+        refusal = short_attention.refusal(place, query, key, value, mask)
+    else:
+        refusal = cudnn_attention.refusal(query)
+    return ('xla', f'{kernel}: {refusal}') if refusal else (kernel, f'on {place.platform}')
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Choice]]:
+    """Lists the choices that are made while programs are traced in the block."""
+    found: list[Choice] = []
+    _recorded.append(found)
+    try:
+        yield found
+    finally:
+        _recorded.pop()
+
+
+def describe(model: Any, batch_size: int) -> str:
+    """Says in one line what attention each tower of a model uses and why.
+
+    Args:
+        model: a models.clip.CLIP; it is traced on the mesh of `jax.set_mesh`, with one block, since
+            all blocks are alike.
+        batch_size: pairs that are embedded at once.
+
+    Returns:
+        For instance 'attention: image cudnn (on gpu) for 197 tokens, 12 heads of 64; text …'.
+    """
+    parts = []
+    for name, shape, dtype in (
+        ('image', (batch_size, *[model.image.image_size] * 2, 3), jnp.float32),
+        ('text', (batch_size, model.text.context_length), jnp.int32),
+    ):
+        encoder = getattr(model, name)
+        if hasattr(encoder, 'depth'):
+            encoder = encoder.clone(depth=1, parent=None)
+        with recorded() as choices:
+            key = jax.eval_shape(lambda: jax.random.key(0))
+            inputs = jax.ShapeDtypeStruct(shape, dtype)
+            rngs = {'params': key, 'dropout': key}
+            jax.eval_shape(lambda rngs, x, e=encoder: e.init(rngs, x, train=True), rngs, inputs)
+        once = dict.fromkeys(map(str, choices))
+        parts.append(f'{name} {", ".join(once) or "none"}')
+    return f'attention: {"; ".join(parts)}'
