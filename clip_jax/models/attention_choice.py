@@ -1,13 +1,13 @@
 """Which implementation of attention runs, and why."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from clip_jax import sharding
 from clip_jax.models import cudnn_attention, short_attention
 
 KERNELS = {'tpu': 'short', 'gpu': 'cudnn', 'cuda': 'cudnn'}  # by the kind of device
@@ -41,10 +41,20 @@ def choose(
 ) -> str:
     """Returns the implementation for the inputs of layers.attend: `wanted`, or for 'auto' the
     fastest that takes them.
+
+    Raises:
+        ValueError: 'cudnn' is wanted, and the device or the inputs are not for it.
     """
     implementation, reason = wanted, ''
     if wanted == 'auto':
         implementation, reason = _best(place, query, key, value, mask)
+    elif wanted == 'cudnn':
+        if KERNELS.get(place.platform) != 'cudnn':
+            raise ValueError(
+                f'model.attention cudnn needs a CUDA GPU; JAX runs on {place.platform}'
+            )
+        if refusal := cudnn_attention.refusal(query):
+            raise ValueError(f'model.attention cudnn: {refusal}; choose auto or xla')
     for record in _recorded:
         record.append(Choice(implementation, reason, *query.shape[1:]))
     return implementation
@@ -90,7 +100,7 @@ def describe(model: Any, batch_size: int) -> str:
     Returns:
         For instance 'attention: image cudnn (on gpu) for 197 tokens, 12 heads of 64; text …'.
     """
-    parts = []
+    parts, key = [], jax.eval_shape(lambda: jax.random.key(0))
     for name, shape, dtype in (
         ('image', (batch_size, *[model.image.image_size] * 2, 3), jnp.float32),
         ('text', (batch_size, model.text.context_length), jnp.int32),
@@ -98,11 +108,14 @@ def describe(model: Any, batch_size: int) -> str:
         encoder = getattr(model, name)
         if hasattr(encoder, 'depth'):
             encoder = encoder.clone(depth=1, parent=None)
+        inputs = key, jax.ShapeDtypeStruct(shape, dtype)
+        variables = jax.eval_shape(encoder.init, *inputs)
         with recorded() as choices:
-            key = jax.eval_shape(lambda: jax.random.key(0))
-            inputs = jax.ShapeDtypeStruct(shape, dtype)
-            rngs = {'params': key, 'dropout': key}
-            jax.eval_shape(lambda rngs, x, e=encoder: e.init(rngs, x, train=True), rngs, inputs)
+            jax.eval_shape(functools.partial(_apply, encoder), variables, *inputs)
         once = dict.fromkeys(map(str, choices))
         parts.append(f'{name} {", ".join(once) or "none"}')
     return f'attention: {"; ".join(parts)}'
+
+
+def _apply(encoder: Any, variables: Any, key: jax.Array, x: jax.Array) -> Any:
+    return encoder.apply(variables, x, train=True, rngs={'dropout': key}, mutable=['batch_stats'])

@@ -275,7 +275,9 @@ class Attention(nn.Module):
         )(x)
         qkv = sharding.constrain(qkv, 'batch', 'length', 'qkv', 'heads', 'head_dim')
         query, key, value = jnp.moveaxis(qkv, -3, 0)
-        x = attend(query, key, value, mask, causal=self.causal, implementation=self.implementation)
+        # Initialization is compiled for any device, and nothing depends on its result.
+        implementation = 'xla' if self.is_initializing() else self.implementation
+        x = attend(query, key, value, mask, causal=self.causal, implementation=implementation)
         return nn.DenseGeneral(
             width,
             axis=(-2, -1),

@@ -60,7 +60,24 @@ def test_what_is_traced_outside_is_not_listed():
     scaled, resnet = model('scaled'), model('resnet')
     with attention_choice.recorded() as choices:
         said = attention_choice.describe(scaled, batch_size=4)
-    assert 'for 13 tokens' in said and said.count('image') == 1 and len(choices) == 2
+    assert 'for 13 tokens' in said and said.count('image') == 1 and len(choices) == 4
     attention_choice.describe(scaled, batch_size=4)
-    assert len(choices) == 2
+    assert len(choices) == 4  # of which two are of the initialization
     assert 'image xla for 1 tokens, 2 heads' in attention_choice.describe(resnet, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ('platform', 'dtype', 'message'),
+    [
+        ('none', 'bfloat16', 'cudnn needs a CUDA GPU; JAX runs on cpu'),
+        ('tpu', 'bfloat16', 'cudnn needs a CUDA GPU; JAX runs on tpu'),
+        ('gpu', 'float32', 'cudnn: inputs in float32; expected bfloat16 or float16; choose auto'),
+        ('gpu', 'bfloat16', 'cudnn: heads of 12; expected a multiple of 8 up to 128; choose auto'),
+    ],
+)
+def test_cudnn_that_cannot_run_is_refused(monkeypatch, platform, dtype, message):
+    monkeypatch.setattr(cudnn_attention, 'attend', lambda query, *_, **__: query)
+    wanted = model(dtype=dtype, attention='cudnn')
+    clip.shapes(wanted)  # initialization needs no kernel
+    with on(platform), pytest.raises(ValueError, match=f'model.attention {message}'):
+        attention_choice.describe(wanted, batch_size=4)
