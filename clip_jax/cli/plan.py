@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from clip_jax.cli import _flags, config_file
+from clip_jax.planning import gpu
 
 SUMMARY = 'compile a config for devices that are not attached: does it fit?'
 EXAMPLES = """\
 examples:
   clip-jax plan --config=clip_vit_b32 --topology=v5e:16x16
   clip-jax plan --config=clip_vit_l14 --topology=v5p:4x4x4 --search --out=plan.json
+  clip-jax plan --config=clip_vit_b16 --topology=h100:8 --config.batch_size=1024
   clip-jax plan --config=quickstart --topology=local:8 --config.batch_size=1024
-TPU topologies need libtpu (pip install 'clipax[tpu]') and no TPU. The exit code is 0 if it fits."""
+TPU topologies need libtpu (pip install 'clipax[tpu]') and no TPU, GPUs need JAX's CUDA plugin
+(pip install 'clipax[plan-gpu]') and no GPU. The exit code is 0 if it fits."""
 
 
 def add_parser(commands: Any) -> None:
@@ -24,7 +27,8 @@ def add_parser(commands: Any) -> None:
         '--topology',
         required=True,
         metavar='NAME',
-        help='such as v5e:16x16, v6e:16x16, v5p:4x4x4, or local[:N] for N simulated CPU devices',
+        help='such as v5e:16x16, v6e:16x16, v5p:4x4x4, h100:8, a100:16 (two hosts), h200:8, '
+        'b200:8, or local[:N] for N simulated CPU devices',
     )
     parser.add_argument('--search', action='store_true', help='find the largest batch that fits')
     parser.add_argument('--out', metavar='FILE', help='write the plan to this file as JSON')
@@ -47,6 +51,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         'TPU_WORKER_ID': '0',
         'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     }
+    if kind in gpu.GPUS:
+        gpu.prepare()
     if kind == 'local' and count:
         if not count.isdigit() or not int(count):
             raise ValueError(f'--topology is {args.topology!r}; expected local:N')

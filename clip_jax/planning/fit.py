@@ -113,7 +113,9 @@ def run(
     """
     planned = topologies.topology(name)
     if largest and not planned.chip:
-        raise ValueError(f'--search: how much memory {name} has is not known; name a TPU topology')
+        raise ValueError(
+            f'--search: how much memory {name} has is not known; name one of TPUs or GPUs'
+        )
     report = search(config, planned, say) if largest else plan.plan(config, planned)
     say(tables.table(report))
     if report['fits']:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 FLAGS = '--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0'
 EXTRA = "pip install 'clipax[plan-gpu]'"
+WHEELS = {'jax-cuda13-plugin': 'jax_plugins.xla_cuda13', 'nvidia-cudnn-cu13': 'nvidia.cudnn'}
 PER_HOST = 8
 
 
@@ -24,14 +25,24 @@ class Gpu(NamedTuple):
     cache: int  # bytes of the second level
     shared: int  # bytes of shared memory that a block may ask for
     peak_tflops: float  # dense bfloat16
-    link: float  # bytes a second of NVLink to other GPUs of the host, in one direction
+
+    @property
+    def usable_gib(self) -> float:
+        """GiB that JAX takes for arrays: three quarters, or what the environment sets."""
+        share = os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.75')
+        try:
+            return float(share) * self.memory / 2**30
+        except ValueError as error:
+            raise ValueError(
+                f'XLA_PYTHON_CLIENT_MEM_FRACTION is {share!r}; expected a number such as 0.9'
+            ) from error
 
 
 GPUS = {
-    'a100': Gpu((8, 0), 108, 1.41, 85_097_971_712, 2.039e12, 41_943_040, 166_912, 312, 300e9),
-    'h100': Gpu((9, 0), 132, 1.98, 84_942_979_072, 3.352e12, 52_428_800, 232_448, 989, 450e9),
-    'h200': Gpu((9, 0), 132, 1.98, 150_110_011_392, 4.8e12, 62_914_560, 232_448, 989, 450e9),
-    'b200': Gpu((10, 0), 148, 1.965, 191_514_214_400, 8e12, 132_120_576, 232_448, 2250, 900e9),
+    'a100': Gpu((8, 0), 108, 1.41, 85_097_971_712, 2.039e12, 41_943_040, 166_912, 312),
+    'h100': Gpu((9, 0), 132, 1.98, 84_942_979_072, 3.352e12, 52_428_800, 232_448, 989),
+    'h200': Gpu((9, 0), 132, 1.98, 150_110_011_392, 4.8e12, 62_914_560, 232_448, 989),
+    'b200': Gpu((10, 0), 148, 1.965, 191_514_214_400, 8e12, 132_120_576, 232_448, 2250),
 }
 # XLA's GpuTargetConfigProto as text.
 DESCRIPTION = """
@@ -56,7 +67,7 @@ def prepare() -> None:
     Raises:
         ValueError: the CUDA plugin or cuDNN is not installed.
     """
-    missing = [name for name in ('jax_plugins.xla_cuda13', 'nvidia.cudnn') if not _found(name)]
+    missing = [wheel for wheel, module in WHEELS.items() if not _found(module)]
     if missing:
         raise ValueError(f'--topology: plans for GPUs need {" and ".join(missing)}: {EXTRA}')
     os.environ['JAX_PLATFORMS'] = 'cpu'  # the CUDA backend itself must not start

@@ -1,7 +1,8 @@
 """Compiles the train step of a config for a topology that this machine does not have: does it fit,
 and what does it cost?
 
-TPU topologies are compiled by libtpu (extra `tpu`), which needs no TPU.
+TPU topologies are compiled by libtpu (extra `tpu`), which needs no TPU, GPUs by JAX's CUDA plugin
+(extra `plan-gpu`), which needs no GPU.
 """
 
 import re
@@ -11,9 +12,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from clip_jax.planning import abstract_step, hlo
+from clip_jax.planning import abstract_step, gpu_program, hlo
 from clip_jax.planning.abstract_step import local_mib
-from clip_jax.planning.topologies import Chip, Planned
+from clip_jax.planning.topologies import Planned
 from clip_jax.runtime import messages
 from clip_jax.step import state
 
@@ -74,7 +75,7 @@ def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
         report['seconds_at_peak'] = fastest
     if program is None:
         return {**report, 'fits': False, 'needs_mib': _refused_mib(refused, report)}
-    return {**report, **_of_program(program, report, planned.chip)}
+    return {**report, **_of_program(program, report, planned)}
 
 
 def _refused_mib(reason: str, report: dict[str, Any]) -> float | None:
@@ -87,7 +88,7 @@ def _refused_mib(reason: str, report: dict[str, Any]) -> float | None:
     return size if found[1] == 'Used' else size + sum(report['memory_mib'].values())
 
 
-def _of_program(program: Any, report: dict[str, Any], chip: Chip | None) -> dict[str, Any]:
+def _of_program(program: Any, report: dict[str, Any], planned: Planned) -> dict[str, Any]:
     """Memory, estimated seconds and collectives of a compiled program, on one device."""
     memory = program.memory_analysis()
     total = (
@@ -111,7 +112,11 @@ def _of_program(program: Any, report: dict[str, Any], chip: Chip | None) -> dict
         'bytes_accessed': (program.cost_analysis() or {}).get('bytes accessed'),
         'collectives': hlo.collectives(text),
     }
-    if chip:
+    if planned.gpu:
+        found['gpu_kernels'] = gpu_program.kernels(text, planned.gpu)
+        found['roofline_seconds'] = sum(x['seconds'] for x in found['gpu_kernels'].values())
+        found['roofline_mfu'] = report['seconds_at_peak'] / found['roofline_seconds']
+    elif chip := planned.chip:
         # The compiler's own seconds count a loop once, and can even be negative then.
         found['kernels'] = hlo.kernels(text)
         cycles = sum(

@@ -39,6 +39,12 @@ def table(report: dict[str, Any]) -> str:
     if report.get('kernels'):
         calls = sum(kernel['count'] for kernel in report['kernels'].values())
         rows.append(('of these kernels', f'{report["kernel_seconds"]:.3g} s in {calls:,} calls'))
+    if 'gpu_kernels' in report:
+        seconds, mfu = report['roofline_seconds'], report['roofline_mfu']
+        rows.append(('roofline', f'{seconds:.3g} s a step without collectives, MFU {mfu:.1%}'))
+    for maker, found in report.get('gpu_kernels', {}).items():
+        numbers = f'{found["count"]:,} kernels, {found["seconds"]:.3g} s, {found["gb"]:,.1f} GB'
+        rows.append((f'of these {maker}', f'{numbers}, {found["tflop"]:,.3g} TFLOP'))
     for kind, found in report.get('collectives', {}).items():
         rows.append((kind, f'{found["count"]:,} of {found["mib"]:,.1f} MiB in all'))
     rows.append(('compiled in', f'{report["compile_seconds"]:.0f} s'))

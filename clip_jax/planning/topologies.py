@@ -7,6 +7,8 @@ import jax
 from jax.experimental import topologies
 
 from clip_jax import lookup
+from clip_jax.planning import gpu
+from clip_jax.planning.gpu import Gpu
 
 
 class Chip(NamedTuple):
@@ -34,14 +36,15 @@ class Planned(NamedTuple):
     name: str
     devices: list
     chip: Chip | None  # None: the local backend
+    gpu: Gpu | None = None  # None: not a GPU
 
 
 def topology(name: str) -> Planned:
     """Returns the devices of a topology.
 
     Args:
-        name: a TPU topology such as `v5e:16x16`, or `local` for the devices of this machine, of
-            which XLA_FLAGS can simulate several.
+        name: a TPU topology such as `v5e:16x16`, GPUs such as `h100:8`, or `local` for the devices
+            of this machine, of which XLA_FLAGS can simulate several.
 
     Raises:
         ValueError: there is no such topology, or libtpu is not installed.
@@ -49,7 +52,11 @@ def topology(name: str) -> Planned:
     kind, _, shape = name.partition(':')
     if kind == 'local':
         return Planned(name, jax.devices(), None)
-    lookup.check(kind, [*CHIPS, 'local'], what='--topology')
+    lookup.check(kind, [*CHIPS, *gpu.GPUS, 'local'], what='--topology')
+    if kind in gpu.GPUS:
+        one = gpu.GPUS[kind]
+        chip = Chip(one.usable_gib, one.peak_tflops, one.clock_ghz)
+        return Planned(name, gpu.devices(kind, shape), chip, one)
     if not re.fullmatch(r'\d+(x\d+){1,2}', shape):
         raise ValueError(f'--topology is {name!r}; expected for instance {kind}:4x4')
     try:
