@@ -8,10 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from clip_jax.models import cudnn_attention, short_attention
-
-KERNELS = {'tpu': 'short', 'gpu': 'cudnn', 'cuda': 'cudnn'}  # by the kind of device
-
 
 class Choice(NamedTuple):
     """The implementation for some inputs, the reason if we chose it, and the queries' sizes."""
@@ -31,51 +27,10 @@ class Choice(NamedTuple):
 _recorded: list[list[Choice]] = []
 
 
-def choose(
-    wanted: str,
-    place: short_attention.Place,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None,
-) -> str:
-    """Returns the implementation for the inputs of layers.attend: `wanted`, or for 'auto' the
-    fastest that takes them.
-
-    Raises:
-        ValueError: 'cudnn' is wanted, and the device or the inputs are not for it.
-    """
-    implementation, reason = wanted, ''
-    if wanted == 'auto':
-        implementation, reason = _best(place, query, key, value, mask)
-    elif wanted == 'cudnn':
-        if KERNELS.get(place.platform) != 'cudnn':
-            raise ValueError(
-                f'model.attention cudnn needs a CUDA GPU; JAX runs on {place.platform}'
-            )
-        if refusal := cudnn_attention.refusal(query):
-            raise ValueError(f'model.attention cudnn: {refusal}; choose auto or xla')
+def note(implementation: str, reason: str, query: jax.Array) -> None:
+    """Tells of a choice for queries [B, L, heads, head_dim]; see `recorded`."""
     for record in _recorded:
         record.append(Choice(implementation, reason, *query.shape[1:]))
-    return implementation
-
-
-def _best(
-    place: short_attention.Place,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None,
-) -> tuple[str, str]:
-    """Returns the fastest implementation that takes these inputs, and why it is that one."""
-    kernel = KERNELS.get(place.platform)
-    if kernel is None:
-        return 'xla', f'there is no kernel for {place.platform}'
-    if kernel == 'short':
-        refusal = short_attention.refusal(place, query, key, value, mask)
-    else:
-        refusal = cudnn_attention.refusal(query)
-    return ('xla', f'{kernel}: {refusal}') if refusal else (kernel, f'on {place.platform}')
 
 
 @contextlib.contextmanager

@@ -49,6 +49,7 @@ REMAT: dict[str, Callable | None] = {
     'full': jax.checkpoint_policies.nothing_saveable,  # only the block's input
 }
 ATTENTION = ('auto', 'xla', 'short', 'cudnn')
+KERNELS = {'tpu': 'short', 'gpu': 'cudnn', 'cuda': 'cudnn'}  # by the kind of device
 
 
 def logical_axes(
@@ -208,11 +209,15 @@ def attend(
     Returns:
         [B, Lq, heads, head_dim].
 
+    Raises:
+        ValueError: the implementation is not for these inputs or this device.
+
     Source: Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
     """
     spec = sharding.place(query.shape, 'batch', 'length', 'heads', 'head_dim')
     place = short_attention.Place(spec, sharding.platform())
-    implementation = attention_choice.choose(implementation, place, query, key, value, mask)
+    implementation, reason = _choose(implementation, place, query, key, value, mask)
+    attention_choice.note(implementation, reason, query)
     if implementation == 'short':
         return short_attention.attend(place, query, key, value, mask, causal=causal)
     if implementation == 'cudnn':
@@ -225,6 +230,31 @@ def attend(
         logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits).astype(value.dtype)
     return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
+
+
+def _choose(
+    wanted: str,
+    place: short_attention.Place,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+) -> tuple[str, str]:
+    """Returns the implementation for these inputs, and why it is that one, if that was open."""
+    kernel, device = KERNELS.get(place.platform), place.platform
+    if wanted == 'cudnn' != kernel:
+        raise ValueError(f'model.attention cudnn needs a CUDA GPU; JAX runs on {device}')
+    if wanted == 'cudnn' and (refusal := cudnn_attention.refusal(query)):
+        raise ValueError(f'model.attention cudnn: {refusal}; choose auto or xla')
+    if wanted != 'auto':
+        return wanted, ''
+    if kernel is None:
+        return 'xla', f'there is no kernel for {device}'
+    if kernel == 'short':
+        refusal = short_attention.refusal(place, query, key, value, mask)
+    else:
+        refusal = cudnn_attention.refusal(query)
+    return ('xla', f'{kernel}: {refusal}') if refusal else (kernel, f'on {device}')
 
 
 @jax.custom_jvp
