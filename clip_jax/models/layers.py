@@ -304,7 +304,11 @@ class Attention(nn.Module):
             **types,
         )(x)
         qkv = sharding.constrain(qkv, 'batch', 'length', 'qkv', 'heads', 'head_dim')
-        query, key, value = jnp.moveaxis(qkv, -3, 0)
+        if KERNELS.get(sharding.platform()) == 'cudnn':
+            # XLA would transpose qkv of all blocks of a scan at once, and its gradient twice.
+            query, key, value = (qkv[..., i, :, :] for i in range(3))
+        else:
+            query, key, value = jnp.moveaxis(qkv, -3, 0)
         # Initialization is compiled for any device, and nothing depends on its result.
         implementation = 'xla' if self.is_initializing() else self.implementation
         x = attend(query, key, value, mask, causal=self.causal, implementation=implementation)

@@ -67,11 +67,15 @@ def prepare() -> None:
     Raises:
         ValueError: the CUDA plugin or cuDNN is not installed.
     """
-    missing = [wheel for wheel, module in WHEELS.items() if not _found(module)]
-    if missing:
-        raise ValueError(f'--topology: plans for GPUs need {" and ".join(missing)}: {EXTRA}')
+    if missing():
+        raise ValueError(f'--topology: plans for GPUs need {" and ".join(missing())}: {EXTRA}')
     os.environ['JAX_PLATFORMS'] = 'cpu'  # the CUDA backend itself must not start
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
+
+
+def missing() -> list[str]:
+    """The wheels that are not installed."""
+    return [wheel for wheel, module in WHEELS.items() if not _found(module)]
 
 
 def _found(name: str) -> bool:

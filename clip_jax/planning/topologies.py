@@ -1,6 +1,7 @@
 """The devices that a plan can be made for, and what their makers say of them."""
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -8,25 +9,27 @@ from jax.experimental import topologies
 
 from clip_jax import lookup
 from clip_jax.planning import gpu
-from clip_jax.planning.gpu import Gpu
 
 
 class Chip(NamedTuple):
-    """Figures of Google's Cloud TPU documentation (cloud.google.com/tpu/docs, system architecture).
+    """Figures of Google's Cloud TPU documentation (cloud.google.com/tpu/docs, system architecture);
+    those of GPUs are in planning/gpu.py.
 
-    The clock is the one at which the matrix units reach the peak.
+    The clock of a TPU is the one at which the matrix units reach the peak.
     """
 
     hbm_gib: float
     peak_tflops: float  # dense bfloat16
     clock_ghz: float
+    bandwidth: float  # of HBM, bytes a second
+    is_gpu: bool = False
 
 
 CHIPS = {
-    'v4': Chip(32, 275, 1.05),
-    'v5e': Chip(16, 197, 1.5),
-    'v5p': Chip(95, 459, 1.75),
-    'v6e': Chip(32, 918, 1.75),
+    'v4': Chip(32, 275, 1.05, 1.2e12),
+    'v5e': Chip(16, 197, 1.5, 0.819e12),
+    'v5p': Chip(95, 459, 1.75, 2.765e12),
+    'v6e': Chip(32, 918, 1.75, 1.64e12),
 }
 
 
@@ -36,7 +39,7 @@ class Planned(NamedTuple):
     name: str
     devices: list
     chip: Chip | None  # None: the local backend
-    gpu: Gpu | None = None  # None: not a GPU
+    schedules: Path | None = None  # where libtpu writes the schedules of what it compiles
 
 
 def topology(name: str) -> Planned:
@@ -55,8 +58,8 @@ def topology(name: str) -> Planned:
     lookup.check(kind, [*CHIPS, *gpu.GPUS, 'local'], what='--topology')
     if kind in gpu.GPUS:
         one = gpu.GPUS[kind]
-        chip = Chip(one.usable_gib, one.peak_tflops, one.clock_ghz)
-        return Planned(name, gpu.devices(kind, shape), chip, one)
+        chip = Chip(one.usable_gib, one.peak_tflops, one.clock_ghz, one.bandwidth, is_gpu=True)
+        return Planned(name, gpu.devices(kind, shape), chip)
     if not re.fullmatch(r'\d+(x\d+){1,2}', shape):
         raise ValueError(f'--topology is {name!r}; expected for instance {kind}:4x4')
     try:

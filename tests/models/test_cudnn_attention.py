@@ -1,7 +1,6 @@
 """cuDNN's attention takes any number of tokens and any mask, on GPUs that need not be here."""
 
 import functools
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from support.process import environment
 
 from clip_jax.models import cudnn_attention, layers
+from clip_jax.planning import gpu
 
 PROGRAM = Path(__file__).parents[1] / 'support' / 'compile_cudnn.py'
 MASKS = {
@@ -93,7 +93,7 @@ def compiled(*arguments: str) -> dict[str, list[int]]:
 
 
 needs_plugin = pytest.mark.skipif(
-    not importlib.util.find_spec('jax_cuda13_plugin'),
+    bool(gpu.missing()),
     reason="needs JAX's CUDA plugin and cuDNN, but no GPU: pip install 'clipax[plan-gpu]'",
 )
 

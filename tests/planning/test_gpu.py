@@ -10,7 +10,7 @@ import pytest
 from support.runs import command
 
 from clip_jax.models import cudnn_attention
-from clip_jax.planning import gpu, gpu_program, hlo, topologies
+from clip_jax.planning import estimates, gpu, gpu_program, hlo, topologies
 
 ATTENTION = 'custom_call_target="__cudnn$fmhaSoftmax'
 PRODUCT = (
@@ -58,11 +58,12 @@ ENTRY %main (q: bf16[2,16,3,64], x: f32[12,100]) -> f32[12,100] {{
   ROOT %y = f32[12,100]{{1,0}} copy(%x)
 }}
 """  # noqa: E501
+CHIP = topologies.Chip(60, 989, 1.98, 3.352e12, is_gpu=True)
 
 
 def test_kernels_are_counted_by_maker():
     """What is in a loop counts as often as it runs, and of an array only the part that is used."""
-    found = gpu_program.kernels(PROGRAM, gpu.GPUS['h100'])
+    found = gpu_program.kernels(PROGRAM, CHIP)
     whole, part, query = 12 * 100 * 4, 100 * 4, 2 * 16 * 3 * 64 * 2
     expected = {
         # A slice is read and written, and so is what is stored; both have an index.
@@ -79,11 +80,10 @@ def test_kernels_are_counted_by_maker():
     assert found['Triton']['seconds'] == pytest.approx(2 * whole / 3.352e12)
 
 
-def test_the_roofline_is_the_larger_of_memory_and_products():
-    h100 = gpu.GPUS['h100']
-    assert gpu_program.Cost('x', 0, 3_352_000, 16).seconds(h100) == pytest.approx(1e-6)
-    assert gpu_program.Cost('x', 989 * 10**9, 3_352_000, 16).seconds(h100) == pytest.approx(1e-3)
-    assert gpu_program.Cost('x', 989 * 10**9, 3_352_000, 32).seconds(h100) == pytest.approx(2e-3)
+def test_of_the_estimates_there_is_a_roofline_only():
+    found = estimates.of(PROGRAM, CHIP)
+    total = sum(x['seconds'] for x in gpu_program.kernels(PROGRAM, CHIP).values())
+    assert found['seconds'] == {'roofline': pytest.approx(total)}
 
 
 def test_products_of_cudnn_are_counted(monkeypatch):
@@ -106,7 +106,7 @@ def test_jax_takes_a_part_of_the_memory(monkeypatch):
     monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.9')
     assert h100.usable_gib == pytest.approx(0.9 * 79.1, rel=1e-3)
     monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', 'most')
-    with pytest.raises(ValueError, match="'most'; expected a number such as 0.9"):
+    with pytest.raises(ValueError, match=r"'most'; expected a number such as 0.9"):
         _ = h100.usable_gib
 
 
@@ -127,7 +127,7 @@ def test_what_to_install_is_said(monkeypatch, tiny_config):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not all(map(gpu._found, gpu.WHEELS.values())),
+    bool(gpu.missing()),
     reason="needs JAX's CUDA plugin and cuDNN, but no GPU: pip install 'clipax[plan-gpu]'",
 )
 @pytest.mark.parametrize(('topology', 'devices'), [('h100:8', 8), ('b200:16', 16), ('a100:1', 1)])
