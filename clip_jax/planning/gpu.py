@@ -1,16 +1,18 @@
 """NVIDIA GPUs that are not here: what XLA is told of them, so that it compiles for them.
 
-JAX's CUDA plugin compiles without a GPU, a driver or the CUDA toolkit; attention also needs the
-library of cuDNN. Kernels are not tuned, since that is done by running them: products go to cuBLAS.
+JAX's CUDA plugin compiles without a GPU, a driver or the CUDA toolkit. Kernels are not tuned, since
+that is done by running them: products go to cuBLAS. cuDNN is not asked whether it has a kernel: JAX
+and XLA check shapes and types for it.
 """
 
 import importlib.util
 import os
+import re
 from typing import Any, NamedTuple
 
 FLAGS = '--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0'
 EXTRA = "pip install 'clipax[plan-gpu]'"
-WHEELS = {'jax-cuda13-plugin': 'jax_plugins.xla_cuda13', 'nvidia-cudnn-cu13': 'nvidia.cudnn'}
+PLUGIN = 'jax_plugins.xla_cuda13'
 PER_HOST = 8
 
 
@@ -30,12 +32,11 @@ class Gpu(NamedTuple):
     def usable_gib(self) -> float:
         """GiB that JAX takes for arrays: three quarters, or what the environment sets."""
         share = os.environ.get('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.75')
-        try:
-            return float(share) * self.memory / 2**30
-        except ValueError as error:
+        if not re.fullmatch(r'0?\.\d*[1-9]\d*|1(\.0*)?', share):
             raise ValueError(
-                f'XLA_PYTHON_CLIENT_MEM_FRACTION is {share!r}; expected a number such as 0.9'
-            ) from error
+                f'XLA_PYTHON_CLIENT_MEM_FRACTION is {share!r}; expected a fraction such as 0.9'
+            )
+        return float(share) * self.memory / 2**30
 
 
 GPUS = {
@@ -65,22 +66,18 @@ def prepare() -> None:
     """Sets what XLA reads when it starts; call it before JAX is imported.
 
     Raises:
-        ValueError: the CUDA plugin or cuDNN is not installed.
+        ValueError: the CUDA plugin is not installed.
     """
-    if missing():
-        raise ValueError(f'--topology: plans for GPUs need {" and ".join(missing())}: {EXTRA}')
+    if not installed():
+        raise ValueError(f"--topology: plans for GPUs need JAX's CUDA plugin, but no GPU: {EXTRA}")
     os.environ['JAX_PLATFORMS'] = 'cpu'  # the CUDA backend itself must not start
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {FLAGS}'.strip()
 
 
-def missing() -> list[str]:
-    """The wheels that are not installed."""
-    return [wheel for wheel, module in WHEELS.items() if not _found(module)]
-
-
-def _found(name: str) -> bool:
+def installed() -> bool:
+    """Whether JAX's CUDA plugin is installed."""
     try:
-        return importlib.util.find_spec(name) is not None
+        return importlib.util.find_spec(PLUGIN) is not None
     except ModuleNotFoundError:  # not even the package that it is in
         return False
 
@@ -112,9 +109,10 @@ def devices(kind: str, count: str) -> list:
     cudnn_module.cuda_versions = type('Versions', (), {'cudnn_get_version': lambda: 91200})
     cudnn_module.check_compute_capability = lambda least: gpu.capability >= _version(least)
     cudnn_module.is_cuda_compute_capability_equal = lambda other: gpu.capability == _version(other)
-    hosts, each = divmod(number, PER_HOST) if number > PER_HOST else (1, number)
+    hosts = max(1, number // PER_HOST)
+    shape = f'1x{hosts}x{number // hosts}'  # slices x hosts x GPUs
     return topologies.get_topology_desc(
-        platform='cuda', target_config=describe(gpu), topology=f'1x{hosts}x{each or PER_HOST}'
+        platform='cuda', target_config=describe(gpu), topology=shape
     ).devices
 
 

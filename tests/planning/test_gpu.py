@@ -105,9 +105,13 @@ def test_jax_takes_a_part_of_the_memory(monkeypatch):
     assert h100.usable_gib == pytest.approx(0.75 * 79.1, rel=1e-3)
     monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.9')
     assert h100.usable_gib == pytest.approx(0.9 * 79.1, rel=1e-3)
-    monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', 'most')
-    with pytest.raises(ValueError, match=r"'most'; expected a number such as 0.9"):
-        _ = h100.usable_gib
+
+
+@pytest.mark.parametrize('share', ['most', '', '0', '0.0', '-0.5', '1.5', 'nan', '75%'])
+def test_a_wrong_part_of_the_memory_is_one_line(monkeypatch, share):
+    monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', share)
+    with pytest.raises(ValueError, match=r'expected a fraction such as 0\.9'):
+        _ = gpu.GPUS['h100'].usable_gib
 
 
 @pytest.mark.parametrize('count', ['', '0', '9', '12', 'x', '4x4', '-8'])
@@ -117,18 +121,18 @@ def test_a_wrong_number_of_gpus_is_one_line(count):
 
 
 def test_what_to_install_is_said(monkeypatch, tiny_config):
-    monkeypatch.setattr(gpu, 'WHEELS', {'a-plugin': 'not_here.plugin', 'numpy': 'numpy'})
+    monkeypatch.setattr(gpu, 'PLUGIN', 'not_here.plugin')
     with mock.patch.dict(os.environ):
         done = command('plan', f'--config={tiny_config}', '--topology=h100:8')
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
-    assert "plans for GPUs need a-plugin: pip install 'clipax[plan-gpu]'" in line
+    assert "need JAX's CUDA plugin, but no GPU: pip install 'clipax[plan-gpu]'" in line
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    bool(gpu.missing()),
-    reason="needs JAX's CUDA plugin and cuDNN, but no GPU: pip install 'clipax[plan-gpu]'",
+    not gpu.installed(),
+    reason="needs JAX's CUDA plugin, but no GPU: pip install 'clipax[plan-gpu]'",
 )
 @pytest.mark.parametrize(('topology', 'devices'), [('h100:8', 8), ('b200:16', 16), ('a100:1', 1)])
 def test_a_config_is_compiled_for_gpus_that_are_not_there(
