@@ -90,8 +90,6 @@ def _plan(args: argparse.Namespace, rest: Sequence[str], folder: str | None) -> 
         'TPU_WORKER_ID': '0',
         'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     }
-    if kind in gpu.GPUS:
-        gpu.prepare()
     if kind == 'local' and count:
         if not count.isdigit() or not int(count):
             raise ValueError(f'--topology is {args.topology!r}; expected local:N')
@@ -99,11 +97,14 @@ def _plan(args: argparse.Namespace, rest: Sequence[str], folder: str | None) -> 
         os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'.strip()
     if folder:
         if kind == 'local' or kind in gpu.GPUS:
-            raise ValueError(f'--schedules: {kind} has none; name a TPU topology')
+            where = 'this machine' if kind == 'local' else kind
+            raise ValueError(f'--schedules: {where} has none; name a TPU topology')
         from clip_jax.planning import schedules
 
         own = os.environ.get('LIBTPU_INIT_ARGS', '')
         os.environ['LIBTPU_INIT_ARGS'] = f'{own} {schedules.flags(folder)}'.strip()
+    if kind in gpu.GPUS:
+        gpu.prepare()
     config = config_file.read(args.config, rest)
     from clip_jax.planning import fit, tables
     from clip_jax.runtime import atomic

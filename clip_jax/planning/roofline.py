@@ -18,8 +18,9 @@ from clip_jax.planning.topologies import Chip
 FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all'}
 FREE |= {'while', 'call', 'conditional', 'partition-id', 'opt-barrier'}
 FREE_CALLS = r'custom_call_target="(AllocateBuffer|ConcatBitcast|AsyncCollective|AssumeGather)'
-# Of their first operand they read what they write.
-SLICES = ('dynamic-slice', 'slice', 'gather')
+SLICES = ('dynamic-slice', 'slice', 'gather')  # of their first operand they read what they write
+USUAL_WINDOW = {'pad': '0_0', 'stride': '1', 'lhs_dilate': '1', 'rhs_dilate': '1'}
+Shape = tuple[int, ...]
 
 
 def seconds(compiled: Program, run: Run, chip: Chip) -> float:
@@ -134,31 +135,26 @@ def _flops(compiled: Program, around: Mapping[str, Instruction], one: Instructio
         contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', one.line)
         axes = [int(x) for x in contracted[1].split(',') if x] if contracted else []
         return 2 * int(np.prod(out)) * int(np.prod([left[i] for i in axes]))
-    labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', one.line)
-    assert labels, one.line
+    return _convolution_flops(one.line, left, right, out)
+
+
+def _convolution_flops(line: str, left: Shape, right: Shape, out: Shape) -> int:
+    """FLOPs of a convolution; each of its axes is of the batch, of features, or one of a window."""
+    labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', line)
+    assert labels, line
     of_left, of_right, of_out = labels.groups()
-    window = re.search(r'window=\{([^}]*)\}', one.line)
+    axes = [str(axis) for axis in range(len(of_out) - 2)]
+    window = re.search(r'window=\{([^}]*)\}', line)
     stated = dict(x.split('=') for x in window[1].split()) if window else {}
-    total = 2 * out[of_out.index('b')] * out[of_out.index('f')] * right[of_right.index('i')]
-    for axis in range(len(of_out) - 2):
-        name = str(axis)
-        sizes = left[of_left.index(name)], right[of_right.index(name)], out[of_out.index(name)]
-        pad, stride, *dilated = (stated.get(what, none).split('x')[axis] for what, none in _WINDOW)
-        numbers = map(int, (pad.split('_')[0], stride, *dilated))
-        total *= _products(*sizes, *numbers)
-    return total
-
-
-_MOST_AXES = 9
-_WINDOW = [
-    (what, 'x'.join([none] * _MOST_AXES))
-    for what, none in (
-        ('pad', '0_0'),
-        ('stride', '1'),
-        ('lhs_dilate', '1'),
-        ('rhs_dilate', '1'),
+    pads, strides, dilates, aparts = (
+        stated[what].split('x') if what in stated else [usual] * len(axes)
+        for what, usual in USUAL_WINDOW.items()
     )
-]
+    total = 2 * out[of_out.index('b')] * out[of_out.index('f')] * right[of_right.index('i')]
+    for axis, pad, *numbers in zip(axes, pads, strides, dilates, aparts, strict=True):
+        sizes = left[of_left.index(axis)], right[of_right.index(axis)], out[of_out.index(axis)]
+        total *= _products(*sizes, int(pad.split('_')[0]), *map(int, numbers))
+    return total
 
 
 @functools.lru_cache(1 << 12)

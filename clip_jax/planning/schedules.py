@@ -14,7 +14,7 @@ from typing import NamedTuple
 from clip_jax.planning import program
 
 FILES = '*-final_bundles.txt'
-_BUNDLE = re.compile(r'\s*(?:0x[0-9a-f]+|0)\s+(LB)?\w*\s*:\s*((?:> ?)*) ?\{')
+_BUNDLE = re.compile(r'\s*(?:0x[0-9a-f]+|0)\s+(LB)?\w*\s*:\s*((?:> ?)*) ?\{( *\})?')
 # %p7_p8 = scmp.ge.s32.totalorder %s10_s10, 112 /* loop exit test */
 _EXIT = re.compile(r'(%\w+) = scmp\.ge\.s32\.totalorder (%\w+), (\d+) /\* loop exit test')
 _BACK = re.compile(r'sbr\.rel \(!(%\w+)\)')
@@ -99,17 +99,20 @@ def cycles(lines: Iterable[str]) -> float:
         bundle = _BUNDLE.match(line)
         if not bundle:
             continue
-        while bundle[1] and len(stack) > max(bundle[2].count('>'), 1):
-            stack = _closed(stack, 1)  # a loop without a known end
-        if bundle[1]:
-            stack.append(Loop(0, 0))
-        stack[-1] = Loop(stack[-1].cycles + 1, max(_stage(line), stack[-1].stage))
         if 'scmp.ge' in line:
             limits |= {exit[1]: (exit[2], int(exit[3])) for exit in _EXIT.finditer(line)}
         if 'sadd.s32' in line:
             steps |= {step[1]: int(step[2]) for step in _STEP.finditer(line)}
-        back = 'sbr.rel' in line and _BACK.search(line)
-        if back and back[1] in limits and len(stack) > 1:
+        back = _BACK.search(line) if 'sbr.rel' in line else None
+        ends = back is not None and back[1] in limits and len(stack) > 1
+        # The depth of empty bundles and of a branch back is not marked.
+        depth = max(bundle[2].count('>') - bool(bundle[1]), 0)
+        while not ends and not bundle[3] and len(stack) - 1 > depth:
+            stack = _closed(stack, 1)  # a loop whose turns are not known
+        if bundle[1]:
+            stack.append(Loop(0, 0))
+        stack[-1] = Loop(stack[-1].cycles + 1, max(_stage(line), stack[-1].stage))
+        if back and ends:
             counter, limit = limits.pop(back[1])
             # The first stages of a pipeline fill it: only loads run, not the body.
             turns = math.ceil(limit / steps.get(counter, 1)) - stack[-1].stage
