@@ -248,11 +248,8 @@ def model(
     check_dtype(dtype)
     lookup.check(execution.get('remat', 'none'), layers.REMAT, what='model.remat')
     lookup.check(execution.get('attention', 'xla'), layers.ATTENTION, what='model.attention')
-    backend = jax.default_backend()
-    if execution.get('attention') == 'cudnn' and backend not in ('gpu', 'cuda'):
-        raise ValueError(f'model.attention cudnn needs a CUDA GPU; JAX runs on {backend}')
     if dtype == 'auto':
-        dtype = 'float32' if backend == 'cpu' else 'bfloat16'
+        dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
     return clip.from_card(architecture, dtype, **execution)
 
 

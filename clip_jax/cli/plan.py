@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clip_jax.cli import _flags, config_file
+from clip_jax.planning import gpu
 
 SUMMARY = 'compile a config for devices that are not attached: does it fit?'
 EXAMPLES = """\
@@ -15,9 +16,11 @@ examples:
   clip-jax plan --config=clip_vit_b32 --topology=v5e:16x16
   clip-jax plan --config=clip_vit_l14 --topology=v5p:4x4x4 --search --out=plan.json
   clip-jax plan --config=clip_vit_b16 --topology=v5e:16x16 --schedules
+  clip-jax plan --config=clip_vit_b16 --topology=h100:8 --config.batch_size=1024
   clip-jax plan --config=quickstart --topology=local:8 --config.batch_size=1024
   clip-jax plan --compare old.json new.json
-TPU topologies need libtpu (pip install 'clipax[tpu]') and no TPU. The exit code is 0 if it fits."""
+TPU topologies need libtpu (pip install 'clipax[tpu]') and no TPU, GPUs need JAX's CUDA plugin
+(pip install 'clipax[plan-gpu]') and no GPU. The exit code is 0 if it fits."""
 
 
 def add_parser(commands: Any) -> None:
@@ -27,7 +30,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         '--topology',
         metavar='NAME',
-        help='such as v5e:16x16, v6e:16x16, v5p:4x4x4, or local[:N] for N simulated CPU devices',
+        help='such as v5e:16x16, v6e:16x16, v5p:4x4x4, h100:8, a100:16 (two hosts), h200:8, '
+        'b200:8, or local[:N] for N simulated CPU devices',
     )
     parser.add_argument('--search', action='store_true', help='find the largest batch that fits')
     parser.add_argument(
@@ -92,12 +96,15 @@ def _plan(args: argparse.Namespace, rest: Sequence[str], folder: str | None) -> 
         flags = f'--xla_force_host_platform_device_count={count}'
         os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'.strip()
     if folder:
-        if kind == 'local':
-            raise ValueError('--schedules: this machine has none; name a TPU topology')
+        if kind == 'local' or kind in gpu.GPUS:
+            where = 'this machine' if kind == 'local' else kind
+            raise ValueError(f'--schedules: {where} has none; name a TPU topology')
         from clip_jax.planning import schedules
 
         own = os.environ.get('LIBTPU_INIT_ARGS', '')
         os.environ['LIBTPU_INIT_ARGS'] = f'{own} {schedules.flags(folder)}'.strip()
+    if kind in gpu.GPUS:
+        gpu.prepare()
     config = config_file.read(args.config, rest)
     from clip_jax.planning import fit, tables
     from clip_jax.runtime import atomic

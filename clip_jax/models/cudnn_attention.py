@@ -8,6 +8,8 @@ import jax.numpy as jnp
 MOST_HEAD_DIM = 128
 # The primitive whose outputs the backward pass needs; see layers.REMAT.
 FORWARD = 'dot_product_attention_fwd_wrapper'
+# Products of queries and keys, or of their size, by primitive.
+PRODUCTS = {FORWARD: 2, 'dot_product_attention_bwd_wrapper': 5}
 
 
 def refusal(query: jax.Array) -> str | None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
-from clip_jax.models import cudnn_attention, short_attention
+from clip_jax.models import attention_choice, cudnn_attention, short_attention
 from clip_jax.models.activations import gelu
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -49,6 +49,7 @@ REMAT: dict[str, Callable | None] = {
     'full': jax.checkpoint_policies.nothing_saveable,  # only the block's input
 }
 ATTENTION = ('auto', 'xla', 'short', 'cudnn')
+KERNELS = {'tpu': 'short', 'gpu': 'cudnn', 'cuda': 'cudnn'}  # by the kind of device
 
 
 def logical_axes(
@@ -208,12 +209,15 @@ def attend(
     Returns:
         [B, Lq, heads, head_dim].
 
+    Raises:
+        ValueError: the implementation is not for these inputs or this device.
+
     Source: Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
     """
     spec = sharding.place(query.shape, 'batch', 'length', 'heads', 'head_dim')
     place = short_attention.Place(spec, sharding.platform())
-    if implementation == 'auto':
-        implementation = _best(place, query, key, value, mask)
+    implementation, reason = _choose(implementation, place, query, key, value, mask)
+    attention_choice.note(implementation, reason, query)
     if implementation == 'short':
         return short_attention.attend(place, query, key, value, mask, causal=causal)
     if implementation == 'cudnn':
@@ -228,19 +232,29 @@ def attend(
     return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
 
 
-def _best(
+def _choose(
+    wanted: str,
     place: short_attention.Place,
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
     mask: jax.Array | None,
-) -> str:
-    """Returns the fastest implementation that takes these inputs."""
-    if place.platform == 'tpu' and not short_attention.refusal(place, query, key, value, mask):
-        return 'short'
-    if place.platform in ('gpu', 'cuda') and not cudnn_attention.refusal(query):
-        return 'cudnn'
-    return 'xla'
+) -> tuple[str, str]:
+    """Returns the implementation for these inputs, and why it is that one, if that was open."""
+    kernel, device = KERNELS.get(place.platform), place.platform
+    if wanted == 'cudnn' != kernel:
+        raise ValueError(f'model.attention cudnn needs a CUDA GPU; JAX runs on {device}')
+    if wanted == 'cudnn' and (refusal := cudnn_attention.refusal(query)):
+        raise ValueError(f'model.attention cudnn: {refusal}; choose auto or xla')
+    if wanted != 'auto':
+        return wanted, ''
+    if kernel is None:
+        return 'xla', f'there is no kernel for {device}'
+    if kernel == 'short':
+        refusal = short_attention.refusal(place, query, key, value, mask)
+    else:
+        refusal = cudnn_attention.refusal(query)
+    return ('xla', f'{kernel}: {refusal}') if refusal else (kernel, f'on {device}')
 
 
 @jax.custom_jvp
@@ -290,8 +304,14 @@ class Attention(nn.Module):
             **types,
         )(x)
         qkv = sharding.constrain(qkv, 'batch', 'length', 'qkv', 'heads', 'head_dim')
-        query, key, value = jnp.moveaxis(qkv, -3, 0)
-        x = attend(query, key, value, mask, causal=self.causal, implementation=self.implementation)
+        if KERNELS.get(sharding.platform()) == 'cudnn':
+            # XLA would transpose qkv of all blocks of a scan at once, and its gradient twice.
+            query, key, value = (qkv[..., i, :, :] for i in range(3))
+        else:
+            query, key, value = jnp.moveaxis(qkv, -3, 0)
+        # Initialization is compiled for any device, and nothing depends on its result.
+        implementation = 'xla' if self.is_initializing() else self.implementation
+        x = attend(query, key, value, mask, causal=self.causal, implementation=implementation)
         return nn.DenseGeneral(
             width,
             axis=(-2, -1),

@@ -1,7 +1,8 @@
 """Estimates of the seconds of a compiled program, for one device and without collectives.
 
 * `compiler`: the TPU compiler's own estimates of cycles. It prices 16-bit elementwise work like
-  that of 32 bits, and knows nothing of what is in kernels.
+  that of 32 bits, and knows nothing of what is in kernels. Not for GPUs, of whose products XLA's
+  estimates are wrong.
 * `roofline`: each instruction takes the time that its bytes or its products need at least.
 * `schedule`: each instruction takes the larger of its roofline and its static schedule.
 
@@ -37,7 +38,11 @@ def of(text: str, chip: Chip, cycles: Mapping[str, float] | None = None) -> dict
     """
     compiled = program.read(text)
     known = schedules.matched(compiled, cycles) if cycles is not None else None
-    names = [name for name in NAMES if known is not None or name != 'schedule']
+    names = [
+        name
+        for name in NAMES
+        if (name != 'schedule' or known is not None) and (name != 'compiler' or not chip.is_gpu)
+    ]
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for run in compiled.scheduled():
         moved = roofline.traffic(compiled, run)

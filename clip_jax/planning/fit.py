@@ -122,7 +122,9 @@ def run(
     if schedules:
         planned = planned._replace(schedules=Path(schedules))
     if largest and not planned.chip:
-        raise ValueError(f'--search: how much memory {name} has is not known; name a TPU topology')
+        raise ValueError(
+            f'--search: how much memory {name} has is not known; name one of TPUs or GPUs'
+        )
     report = search(config, planned, say) if largest else plan.plan(config, planned)
     say(tables.table(report))
     if report['fits']:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.models import cudnn_attention
 from clip_jax.planning import program
 
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'collective-permute', 'all-to-all')
@@ -54,6 +55,10 @@ def _own_flops(jaxpr: Any) -> collections.Counter[str]:
             # What the kernel says that it needs; in its own jaxpr are also products with zeros.
             dtype = str(equation.invars[0].aval.dtype)
             found[dtype] += equation.params['cost_estimate'].flops
+        if equation.primitive.name in cudnn_attention.PRODUCTS:
+            query, key = (x.aval for x in equation.invars[:2])
+            products = cudnn_attention.PRODUCTS[equation.primitive.name]
+            found[str(query.dtype)] += 2 * products * int(np.prod(query.shape)) * key.shape[1]
         if equation.primitive.name not in ('dot_general', 'conv_general_dilated'):
             continue
         left, right = (x.aval for x in equation.invars[:2])

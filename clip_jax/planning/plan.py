@@ -1,7 +1,8 @@
 """Compiles the train step of a config for a topology that this machine does not have: does it fit,
 and what does it cost?
 
-TPU topologies are compiled by libtpu (extra `tpu`), which needs no TPU.
+TPU topologies are compiled by libtpu (extra `tpu`), which needs no TPU, GPUs by JAX's CUDA plugin
+(extra `plan-gpu`), which needs no GPU.
 """
 
 import re
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from clip_jax.planning import abstract_step, estimates, hlo, schedules
+from clip_jax.planning import abstract_step, estimates, gpu_program, hlo, schedules
 from clip_jax.planning.abstract_step import local_mib
 from clip_jax.planning.topologies import Planned
 from clip_jax.runtime import messages
@@ -111,6 +112,8 @@ def _of_program(program: Any, report: dict[str, Any], planned: Planned) -> dict[
     if planned.chip:
         cycles = schedules.read(planned.schedules) if planned.schedules else None
         found |= {'kernels': hlo.kernels(text), **estimates.of(text, planned.chip, cycles)}
+        if planned.chip.is_gpu:
+            found['gpu_kernels'] = gpu_program.kernels(text, planned.chip)
         at_peak = report['seconds_at_peak']
         found['mfu'] = {name: at_peak / value for name, value in found['seconds'].items()}
     return found

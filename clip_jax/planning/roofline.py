@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from clip_jax.planning import hlo
+from clip_jax.planning import hlo, library
 from clip_jax.planning.program import HBM, Array, Instruction, Program, Run
 from clip_jax.planning.topologies import Chip
 
@@ -61,10 +61,11 @@ def traffic(compiled: Program, run: Run) -> int:
         for position, arrays in enumerate(operands)
         if len(arrays) == 1 and arrays[0].space == HBM
     )
+    results = library.results(one)
     sizes = _written(compiled, around, one)
-    if len(sizes) != len(one.results):
-        sizes = [array.bytes for array in one.results]
-    written = sum(n for n, array in zip(sizes, one.results, strict=True) if array.space == HBM)
+    if len(sizes) != len(results):
+        sizes = [array.bytes for array in results]
+    written = sum(n for n, array in zip(sizes, results, strict=True) if array.space == HBM)
     return read + written
 
 
@@ -112,9 +113,13 @@ def _written(compiled: Program, around: Mapping[str, Instruction], one: Instruct
 
 
 def flops(compiled: Program, run: Run) -> int:
-    """FLOPs of the matrix products in one call of an instruction; of a kernel, what it states."""
+    """FLOPs of the matrix products in one call of an instruction; of a Pallas kernel, what it
+    states.
+    """
     if run.instruction.is_kernel:
         return run.instruction.stated('flops')
+    if library.maker(run.instruction):
+        return library.flops(run.instruction, compiled.arrays(run))
     return _flops(compiled, compiled.computations[run.computation], run.instruction)
 
 

@@ -36,6 +36,9 @@ def table(report: dict[str, Any]) -> str:
     if report.get('kernels'):
         calls = sum(kernel['count'] for kernel in report['kernels'].values())
         rows.append(('kernels', f'{calls:,} calls of {", ".join(report["kernels"])}'))
+    for maker, found in report.get('gpu_kernels', {}).items():
+        numbers = f'{found["count"]:,} kernels, {found["seconds"]:.3g} s, {found["gb"]:,.1f} GB'
+        rows.append((maker, f'{numbers}, {found["tflop"]:,.3g} TFLOP'))
     for kind, found in report.get('collectives', {}).items():
         rows.append((kind, f'{found["count"]:,} of {found["mib"]:,.1f} MiB in all'))
     rows.append(('compiled in', f'{report["compile_seconds"]:.0f} s'))

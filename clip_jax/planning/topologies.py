@@ -8,18 +8,21 @@ import jax
 from jax.experimental import topologies
 
 from clip_jax import lookup
+from clip_jax.planning import gpu
 
 
 class Chip(NamedTuple):
-    """Figures of Google's Cloud TPU documentation (cloud.google.com/tpu/docs, system architecture).
+    """Figures of Google's Cloud TPU documentation (cloud.google.com/tpu/docs, system architecture);
+    those of GPUs are in planning/gpu.py.
 
-    The clock is the one at which the matrix units reach the peak.
+    The clock of a TPU is the one at which the matrix units reach the peak.
     """
 
     hbm_gib: float
     peak_tflops: float  # dense bfloat16
     clock_ghz: float
     bandwidth: float  # of HBM, bytes a second
+    is_gpu: bool = False
 
 
 CHIPS = {
@@ -43,8 +46,8 @@ def topology(name: str) -> Planned:
     """Returns the devices of a topology.
 
     Args:
-        name: a TPU topology such as `v5e:16x16`, or `local` for the devices of this machine, of
-            which XLA_FLAGS can simulate several.
+        name: a TPU topology such as `v5e:16x16`, GPUs such as `h100:8`, or `local` for the devices
+            of this machine, of which XLA_FLAGS can simulate several.
 
     Raises:
         ValueError: there is no such topology, or libtpu is not installed.
@@ -52,7 +55,11 @@ def topology(name: str) -> Planned:
     kind, _, shape = name.partition(':')
     if kind == 'local':
         return Planned(name, jax.devices(), None)
-    lookup.check(kind, [*CHIPS, 'local'], what='--topology')
+    lookup.check(kind, [*CHIPS, *gpu.GPUS, 'local'], what='--topology')
+    if kind in gpu.GPUS:
+        one = gpu.GPUS[kind]
+        chip = Chip(one.usable_gib, one.peak_tflops, one.clock_ghz, one.bandwidth, is_gpu=True)
+        return Planned(name, gpu.devices(kind, shape), chip)
     if not re.fullmatch(r'\d+(x\d+){1,2}', shape):
         raise ValueError(f'--topology is {name!r}; expected for instance {kind}:4x4')
     try:

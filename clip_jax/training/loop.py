@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from clip_jax import build, checkpoint, metrics
 from clip_jax.evaluation import evaluate
+from clip_jax.models import attention_choice
 from clip_jax.runtime import environment, lock, messages, multihost
 from clip_jax.runtime.preemption import Preempted, StopSignals
 from clip_jax.runtime.watchdog import Watchdog
@@ -87,7 +88,7 @@ def _run(
     """Sets a run up, trains, and finishes it; `stack` closes what is opened."""
     parts = setup.prepare(config, workdir)
     stack.callback(parts.batches.close)
-    _describe(parts)
+    _describe(config, parts)
     evals = Evaluations(config, parts.clip, parts.evals, workdir, signals, watchdog)
     watchdog.begin('checking the checkpoints' if parts.resumes else 'the first evaluation')
     # Before anything is written: an error that only an evaluation finds leaves nothing behind.
@@ -280,9 +281,13 @@ def _restored(
     return state, step, {'start': step, 'bad': about['bad'], 'seconds': about['seconds']}
 
 
-def _describe(parts: Parts) -> None:
+def _describe(config: ConfigDict, parts: Parts) -> None:
+    with jax.set_mesh(parts.mesh):
+        pairs = config.batch_size // config.microbatches
+        attention = attention_choice.describe(parts.clip.model, pairs)
     overview = parameter_overview.get_parameter_overview(parts.state.params, include_stats=False)
     _say(overview)
+    _say(attention)
     for kind, found in parts.source.skipped.items():
         _say(f'skipped: {found.count:,} {kind}, for example {found.examples[0]}')
 

@@ -1,7 +1,6 @@
 """cuDNN's attention takes any number of tokens and any mask, on GPUs that need not be here."""
 
 import functools
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 from support.process import environment
 
 from clip_jax.models import cudnn_attention, layers
+from clip_jax.planning import gpu
 
 PROGRAM = Path(__file__).parents[1] / 'support' / 'compile_cudnn.py'
 MASKS = {
@@ -80,9 +80,10 @@ def test_what_it_takes(dtype, size, reason):
     assert cudnn_attention.refusal(jnp.zeros((1, 4, 2, size), dtype)) == reason
 
 
-def compiled(what: str, chip: str) -> dict[str, list[int]]:
+@functools.cache
+def compiled(*arguments: str) -> dict[str, list[int]]:
     done = subprocess.run(
-        [sys.executable, str(PROGRAM), what, chip],
+        [sys.executable, str(PROGRAM), *arguments],
         capture_output=True,
         text=True,
         env=environment(),
@@ -92,8 +93,8 @@ def compiled(what: str, chip: str) -> dict[str, list[int]]:
 
 
 needs_plugin = pytest.mark.skipif(
-    not importlib.util.find_spec('jax_cuda13_plugin'),
-    reason="needs JAX's CUDA plugin and cuDNN, but no GPU: pip install 'jax[cuda13]'",
+    not gpu.installed(),
+    reason="needs JAX's CUDA plugin, but no GPU: pip install 'clipax[plan-gpu]'",
 )
 
 
@@ -104,14 +105,18 @@ def test_any_number_of_tokens_and_any_mask_compile(chip):
     assert set(map(tuple, compiled('attention', chip).values())) == {(1, 1)}
 
 
+# Two towers; only the strongest rematerialization repeats the forward pass.
+CALLS = {'none': [2, 2], 'dots': [2, 2], 'full': [4, 2]}
+
+
 @needs_plugin
 @pytest.mark.slow
-def test_rematerialization_repeats_the_forward_pass_only_if_asked_to():
-    assert compiled('transformer', 'h100') == {
-        'none scan=False': [3, 3],
-        'none scan=True': [1, 1],
-        'dots scan=False': [3, 3],
-        'dots scan=True': [1, 1],
-        'full scan=False': [5, 3],
-        'full scan=True': [2, 1],
-    }
+@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize('remat', CALLS)
+@pytest.mark.parametrize('tokens', [50, 77, 197, 257, 577])
+@pytest.mark.parametrize('chip', ['h100', 'a100', 'b200'])
+def test_the_train_step_compiles_with_auto_and_with_cudnn(chip, tokens, remat, masked):
+    """Scanned, with as many tokens of images and texts; texts with a mask of keys or a causal one.
+    One process compiles the cases of a chip and a number of tokens.
+    """
+    assert compiled('step', chip, str(tokens))[f'{remat} masked={masked}'] == CALLS[remat]

@@ -69,10 +69,3 @@ def test_all_products_of_both_encoders_are_bfloat16_in_the_backward_pass_too(ima
     batch = jnp.zeros((4, size, size, 3)), jnp.zeros((4, 8), jnp.int32)
     program = jax.make_jaxpr(jax.grad(objective))(variables['params'], buffers, *batch)
     assert hlo.flops(program.jaxpr).keys() == {'bfloat16'}
-
-
-def test_attention_of_another_device_is_refused():
-    text = {'name': 'transformer', 'vocab_size': 50, 'context_length': 8, 'eot_id': 3}
-    card = {'image': {'name': 'vit'}, 'text': text, 'embed_dim': 16}
-    with pytest.raises(ValueError, match=r'model.attention cudnn needs a CUDA GPU; .* cpu'):
-        build.model(card, attention='cudnn')

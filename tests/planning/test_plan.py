@@ -111,12 +111,13 @@ def test_a_config_is_planned_for_simulated_devices(clip_jax_cli, tiny_config, tm
 
 
 WRONG = [
-    (['--topology=v9:4x4'], "there is no 'v9'. Did you mean 'v4'? There are: local, v4, v5e"),
+    (['--topology=v9:4x4'], "there is no 'v9'. Did you mean 'v4'? There are: a100, b200, h100"),
     (['--topology=v5e:many'], 'expected for instance v5e:4x4'),
     (['--topology=local:0'], 'expected local:N'),
     (['--topology=local', '--config.init_from=x'], 'init_from: a plan is of'),
-    (['--topology=local', '--search'], 'name a TPU topology'),
+    (['--topology=local', '--search'], 'name one of TPUs or GPUs'),
     (['--topology=local', '--schedules'], '--schedules: this machine has none; name a TPU'),
+    (['--topology=h100:8', '--schedules'], '--schedules: h100 has none; name a TPU topology'),
     (['--topology=local', 'more'], "there is no flag 'more'"),
 ]
 # The number of simulated devices is chosen before JAX is imported.

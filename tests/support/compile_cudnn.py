@@ -1,80 +1,45 @@
 """A program that compiles attention for CUDA GPUs that are not there, with JAX's CUDA plugin.
 
 It prints a JSON object: for each case how many forward and backward calls of cuDNN the compiled
-program has. `python compile_cudnn.py attention | transformer CHIP`.
+program has. `python compile_cudnn.py attention CHIP | step CHIP TOKENS`.
 """
 
+import functools
 import itertools
 import json
-import os
 import sys
 
-# Tile sizes are found by trying them on a device. Both must be set before JAX starts.
-FLAGS = '--xla_gpu_enable_triton_gemm=false --xla_gpu_autotune_level=0'
-os.environ['XLA_FLAGS'] = FLAGS
-os.environ['JAX_PLATFORMS'] = 'cpu'
+from clip_jax.planning import gpu
+
+gpu.prepare()  # before JAX starts
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
+from clip_jax import build, lookup, sharding  # noqa: E402
+from clip_jax.data import preprocess  # noqa: E402
 from clip_jax.models import layers  # noqa: E402
+from clip_jax.step import optimizers, state, train_step  # noqa: E402
 
-KEY = jax.eval_shape(lambda: jax.random.key(0))
-# Compute capability, cores, bytes a second, bytes of memory, bytes of shared memory of a core:
-# figures of the vendor's data sheets.
-CHIPS = {
-    'h100': (9, 0, 132, 3_352_000_000_000, 84_942_979_072, 232_448),
-    'a100': (8, 0, 108, 2_039_000_000_000, 85_097_971_712, 166_912),
-    'b200': (10, 0, 148, 8_000_000_000_000, 191_514_214_400, 232_448),
-}
-DESCRIPTION = """
-gpu_device_info {{
-  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_core: {5} shared_memory_per_block_optin: {5}
-  core_count: {2} fpus_per_core: 128 clock_rate_ghz: 1.98
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: {3} l2_cache_size: 52428800 device_memory_size: {4}
-  cuda_compute_capability {{ major: {0} minor: {1} }}
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}}
-platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 12 patch: 0 }}
-"""
+LENGTHS = 50, 77, 197, 257, 577
+SIDES = {50: 7, 77: 7, 197: 14, 257: 16, 577: 24}  # patches; no image has 77 tokens
+BATCH = 8
 
 
-def mesh(chip: str) -> Mesh:
-    """A mesh of one GPU; JAX is told its cuDNN and capability, which it asks the machine for."""
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
-    major, minor, *_ = CHIPS[chip]
-    own = float(f'{major}.{minor}')
-    cudnn.cuda_versions = type('Versions', (), {'cudnn_get_version': lambda: 91200})
-    cudnn.check_compute_capability = lambda least: own >= float(least)
-    cudnn.is_cuda_compute_capability_equal = lambda other: own == float(other)
-    topology = topologies.get_topology_desc(
-        platform='cuda', target_config=DESCRIPTION.format(*CHIPS[chip]), topology='1x1x1'
-    )
-    return Mesh(np.array(topology.devices).reshape(1, 1, 1), ('data', 'fsdp', 'tensor'))
-
-
-def calls(function, *shapes) -> list[int]:
-    """Compiles the gradient of a function; returns the forward and backward calls of cuDNN."""
-    text = jax.jit(jax.grad(function)).lower(*shapes).compile().as_text()
+def calls(lowered) -> list[int]:
+    """Compiles a program; returns the forward and backward calls of cuDNN."""
+    text = lowered.compile().as_text()
     targets = [line for line in text.splitlines() if 'custom_call_target="__cudnn$fmha' in line]
     backward = sum('Backward' in line for line in targets)
     return [len(targets) - backward, backward]
 
 
-def attention(place: NamedSharding) -> dict[str, list[int]]:
-    found = {}
-    for length, causal, masked in itertools.product(
-        (50, 77, 197, 257, 577), (False, True), (False, True)
-    ):
-        x = jax.ShapeDtypeStruct((8, length, 12, 64), jnp.bfloat16, sharding=place)
-        mask = jax.ShapeDtypeStruct((8, 1, 1, length), bool, sharding=place)
+def attention(mesh: Mesh) -> dict[str, list[int]]:
+    found, place = {}, NamedSharding(mesh, PartitionSpec())
+    for length, causal, masked in itertools.product(LENGTHS, (False, True), (False, True)):
+        x = jax.ShapeDtypeStruct((BATCH, length, 12, 64), jnp.bfloat16, sharding=place)
+        mask = jax.ShapeDtypeStruct((BATCH, 1, 1, length), bool, sharding=place)
 
         def loss(query, key, value, mask, causal=causal, masked=masked):
             out = layers.attend(
@@ -82,31 +47,57 @@ def attention(place: NamedSharding) -> dict[str, list[int]]:
             )
             return out.astype(jnp.float32).sum()
 
-        found[f'{length} causal={causal} masked={masked}'] = calls(loss, x, x, x, mask)
+        with jax.set_mesh(mesh):
+            lowered = jax.jit(jax.grad(loss)).lower(x, x, x, mask)
+        found[f'{length} causal={causal} masked={masked}'] = calls(lowered)
     return found
 
 
-def transformer(place: NamedSharding) -> dict[str, list[int]]:
+def step(mesh: Mesh, tokens: str) -> dict[str, list[int]]:
+    """The train step, whose program is the same with `auto` and with `cudnn`."""
     found = {}
-    sizes = {'depth': 3, 'heads': 2, 'mlp_dim': 256, 'dtype': jnp.bfloat16, 'attention': 'auto'}
-    for remat, scan in itertools.product(layers.REMAT, (False, True)):
-        blocks = layers.Transformer(layers.TransformerConfig(remat=remat, scan=scan, **sizes))
-        like = jax.ShapeDtypeStruct((8, 197, 128), jnp.bfloat16)
-
-        def loss(variables, x, blocks=blocks):
-            return blocks.apply(variables, x).astype(jnp.float32).sum()
-
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-            (jax.eval_shape(blocks.init, KEY, like), like),
-        )
-        found[f'{remat} scan={scan}'] = calls(loss, *shapes)
+    for remat, masked in itertools.product(layers.REMAT, (False, True)):
+        auto, cudnn = (_lowered(mesh, int(tokens), remat, masked, x) for x in ('auto', 'cudnn'))
+        assert auto.as_text() == cudnn.as_text()
+        found[f'{remat} masked={masked}'] = calls(auto)
     return found
+
+
+def _lowered(mesh: Mesh, tokens: int, remat: str, masked: bool, attention: str):
+    """The scanned train step of a small model with as many tokens of images and texts."""
+    small = {'width': 128, 'depth': 2, 'heads': 2, 'mlp_dim': 256}
+    text = {'pool': 'cls', 'causal': False} if masked else {}
+    length = tokens - masked  # without the class token
+    card = {
+        'image': {'name': 'vit', 'image_size': 2 * SIDES[tokens], 'patch_size': 2, **small},
+        'text': {'name': 'transformer', 'vocab_size': 80, 'context_length': length, 'eot_id': 3}
+        | small
+        | text,
+        'embed_dim': 16,
+    }
+    card = {**lookup.module('losses', 'softmax').INIT, **card}
+    model = build.model(card, 'bfloat16', remat=remat, scan=True, attention=attention)
+    schedule = optimizers.warmup_cosine(peak=1e-3, warmup_steps=5, total_steps=200)
+    optimizer = optimizers.adamw(
+        schedule, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, grad_clip_norm=1.0
+    )
+    loss = build.loss({'name': 'softmax', 'implementation': 'gather', 'block_size': 8}, mesh)
+    statistics = {'mean': preprocess.CLIP_MEAN, 'std': preprocess.CLIP_STD, 'microbatches': 1}
+    function = train_step.bind_step(model, loss, optimizer, **statistics)
+    rows = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.over_batch(mesh))
+    batch = {
+        'image': rows((BATCH, *[2 * SIDES[tokens]] * 2, 3), jnp.uint8),
+        'tokens': rows((BATCH, length), jnp.int32),
+    }
+    shapes = state.abstract_state(model, optimizer, mesh)
+    with jax.set_mesh(mesh):
+        return jax.jit(function).lower(shapes, batch)
+
+
+def main(what: str, chip: str, *options: str) -> None:
+    mesh = sharding.make_mesh(gpu.devices(chip, '1'))
+    print(json.dumps({'attention': attention, 'step': step}[what](mesh, *options)))
 
 
 if __name__ == '__main__':
-    what, chip = sys.argv[1:]
-    devices = mesh(chip)
-    with jax.set_mesh(devices):
-        place = NamedSharding(devices, PartitionSpec())
-        print(json.dumps({'attention': attention, 'transformer': transformer}[what](place)))
+    main(*sys.argv[1:])
