@@ -108,7 +108,9 @@ def test_commands_parse_and_name_configs_keys_options_and_data_that_exist(monkey
     for page, arguments in commands:
         args, rest = parsed(arguments)
         what = f'{page}: clip-jax {" ".join(arguments)}'
-        if args.command in ('train', 'plan'):
+        if args.command == 'plan' and args.compare:
+            assert not rest, what
+        elif args.command in ('train', 'plan'):
             assert config_file.read(args.config, rest).total_steps > 0, what
         elif args.command == 'eval' and args.name == 'suite':
             config_file.read(args.suite, rest, flag='suite')

@@ -46,6 +46,7 @@ def add_parser(commands: Any) -> None:
         help='print two plans, JSON files that --out wrote, side by side; no config is needed',
     )
     parser.add_argument('--out', metavar='FILE', help='write the plan to this file as JSON')
+    parser.set_defaults(wrong_usage=parser.error)
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -53,9 +54,11 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     _flags.check_overrides(rest)
     if args.compare:
         return _compare(args, rest)
-    for flag in ('config', 'topology'):
-        if not getattr(args, flag):
-            raise ValueError(f'--{flag} is missing; expected --config and --topology, or --compare')
+    missing = [f'--{flag}' for flag in ('config', 'topology') if not vars(args)[flag]]
+    if missing:
+        args.wrong_usage(
+            f'{" and ".join(missing)} missing; expected --config and --topology, or --compare'
+        )
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory()) if args.schedules else None
         return _plan(args, rest, folder)

@@ -34,7 +34,8 @@ def of(text: str, chip: Chip, cycles: Mapping[str, float] | None = None) -> dict
     Returns:
         `seconds` by the name of the estimate, and `parts`: a list of rows of `part`, `direction`,
         the `seconds` of each estimate, the `bytes` through HBM, and the `share` of the seconds of
-        the last estimate.
+        the last estimate. With schedules, `scheduled`: the share of the compiler's cycles that is
+        of instructions whose schedule is known.
     """
     compiled = program.read(text)
     known = schedules.matched(compiled, cycles) if cycles is not None else None
@@ -58,6 +59,7 @@ def of(text: str, chip: Chip, cycles: Mapping[str, float] | None = None) -> dict
     total = {name: sum(row['seconds'][name] for row in rows.values()) for name in names}
     ordered = sorted(rows, key=lambda where: (parts.PARTS.index(where[0]), where[1] == 'backward'))
     return {
+        **({'scheduled': _scheduled(compiled, known)} if known is not None else {}),
         'seconds': total,
         'parts': [
             {
@@ -69,6 +71,13 @@ def of(text: str, chip: Chip, cycles: Mapping[str, float] | None = None) -> dict
             for part, direction in ordered
         ],
     }
+
+
+def _scheduled(compiled: Program, known: Mapping[str, float]) -> float:
+    cycles = [
+        (run.instruction.name, run.times * run.instruction.cycles) for run in compiled.scheduled()
+    ]
+    return sum(n for name, n in cycles if name in known) / max(sum(n for _, n in cycles), 1)
 
 
 def _share(seconds: Mapping[str, float], total: Mapping[str, float]) -> float:

@@ -1,4 +1,4 @@
-"""Static analysis of traced and compiled programs: FLOPs, collectives, cycles.
+"""Static analysis of traced and compiled programs: FLOPs, collectives, kernels.
 
 The body of a loop counts once per iteration.
 """
@@ -105,21 +105,11 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
     return found
 
 
-def cycles(text: str) -> int:
-    """Sums the TPU compiler's estimates of cycles over a program, collectives left out; 0 if it has
-    none.
-    """
-    total = 0
-    for run in program.read(text).scheduled():
-        total += run.times * run.instruction.cycles
-    return total
-
-
 def kernels(text: str) -> dict[str, dict[str, int]]:
     """Counts the calls of Pallas kernels in a compiled program, of one device.
 
     Args:
-        text: its optimized HLO; `cycles` does not count what is in these calls.
+        text: its optimized HLO.
 
     Returns:
         By the kernel's name, the `count` of calls and the sums of what the kernel says that it

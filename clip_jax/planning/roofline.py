@@ -99,9 +99,9 @@ def _used(compiled: Program, inner: Mapping[str, Instruction], name: str, whole:
 def _written(compiled: Program, around: Mapping[str, Instruction], one: Instruction) -> list[int]:
     """Bytes that an instruction writes, by result."""
     inputs = [around[name] for name in one.operands if name in around]
-    if one.opcode == 'fusion' and one.calls in compiled.computations:
-        inner = compiled.computations[one.calls]
-        root = next(x for x in inner.values() if x.is_root)
+    inner = compiled.computations.get(one.calls, {}) if one.opcode == 'fusion' else {}
+    root = next((x for x in inner.values() if x.is_root), None)
+    if root:
         return _written(compiled, inner, root)
     if one.opcode == 'dynamic-update-slice' and len(inputs) > 1:
         return [inputs[1].results[0].bytes]

@@ -51,12 +51,20 @@ def read(folder: Path) -> dict[str, float]:
 
     Returns:
         Cycles of one call of each instruction, by the name that it has in the optimized HLO.
+
+    Raises:
+        ValueError: there are none.
     """
     found = {}
     for path in sorted(folder.glob(FILES)):
         name = re.fullmatch(r'\d+-(.*)-\d+-final_bundles\.txt', path.name)
         if name:
             found[name[1]] = cycles(path.read_text().splitlines())
+    if not found:
+        raise ValueError(
+            '--schedules: libtpu wrote none; expected it to compile: unset '
+            'JAX_COMPILATION_CACHE_DIR, or plan without --schedules'
+        )
     return found
 
 

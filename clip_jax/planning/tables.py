@@ -51,11 +51,15 @@ def estimates(report: dict[str, Any]) -> list[str]:
     if 'seconds' not in report:
         return []
     seconds, mfu = report['seconds'], report['mfu']
-    return [
+    lines = [
         _line('without collectives', [f'{name:>10}' for name in seconds]),
         _line('seconds a step', [f'{value:10.4g}' for value in seconds.values()]),
         _line('MFU', [f'{mfu[name]:10.1%}' for name in seconds]),
     ]
+    if 'scheduled' in report:
+        known = f"{report['scheduled']:.1%} of the compiler's seconds"
+        lines.append(_line('schedules known of', [known]))
+    return lines
 
 
 def by_part(report: dict[str, Any]) -> list[str]:

@@ -207,6 +207,8 @@ def test_a_schedule_counts_where_it_is_longer_than_the_roofline():
     assert mlp['seconds']['schedule'] == pytest.approx(3 * 1e-3 + 2 * FLAT / 1e9)
     assert attention['seconds']['compiler'] == 5000 / 1e9
     assert attention['seconds']['schedule'] == 50e6 / 1e12
+    assert found['scheduled'] == 1 and 'scheduled' not in estimates.of(PROGRAM, CHIP)
+    assert estimates.of(PROGRAM, CHIP, {'f': 1})['scheduled'] == 7 / 3007
     # Collectives are left out, and what is in a loop counts there.
     assert found['seconds']['schedule'] < 0.01
 

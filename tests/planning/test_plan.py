@@ -11,7 +11,7 @@ import pytest
 from support.runs import command
 
 from clip_jax.cli import config_file
-from clip_jax.planning import fit, hlo, plan, topologies
+from clip_jax.planning import estimates, fit, hlo, plan, topologies
 
 
 def count(function, *shapes) -> int:
@@ -89,7 +89,8 @@ def test_collectives_and_cycles_are_read_from_a_program():
     assert found['all-gather'] == {'count': 2 + 12, 'mib': gathered / 2**20}
     assert found['all-reduce'] == {'count': 1 + 12, 'mib': (20 + 12 * 1024) / 2**20}
     assert found.keys() == {'all-gather', 'all-reduce'}
-    assert hlo.cycles(PROGRAM) == 5 + 12 * 100
+    compiled = estimates.of(PROGRAM, topologies.CHIPS['v5e'])['seconds']['compiler']
+    assert compiled == pytest.approx((5 + 12 * 100) / 1.5e9)
 
 
 def test_a_config_is_planned_for_simulated_devices(clip_jax_cli, tiny_config, tmp_path):
