@@ -101,20 +101,24 @@ needs_plugin = pytest.mark.skipif(
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['R', 'S'])
 def test_auto_computes_while_gradients_travel(kind):
-    """XLA does so by itself on H100, on A100 with `auto` only."""
+    """XLA does so by itself on H100 and B200, on A100 with `auto` only."""
     where = {'R': 'data', 'S': 'fsdp'}[kind]
     waits = f'{kind}< {kind}>'
     assert waits in compiled('a100')[f'{where}: not combined']
     assert waits not in compiled('a100')[f'{where}: auto, not combined']
-    assert waits not in compiled('h100')[f'{where}: not combined']
+    for chip in ('h100', 'b200'):
+        assert waits not in compiled(chip)[f'{where}: not combined']
 
 
 @needs_plugin
 @pytest.mark.slow
-@pytest.mark.parametrize('chip', ['h100', 'a100'])
+@pytest.mark.parametrize('chip', ['h100', 'a100', 'b200'])
 def test_what_the_documented_options_change(chip):
     found = compiled(chip)
     assert found['data: none'].count('R<') == found['fsdp: none'].count('S<') == 1
     assert found['data: not combined'].count('R<') == found['fsdp: not combined'].count('S<') == 4
+    assert found['embedding: none'] == ''
+    assert str(128 * 77 * 512) in found['embedding: deterministic']
+    assert found['data: deterministic'] == found['data: none']
     assert 'm' in found['data: none'] and 'm' not in found['data: triton']
     assert found['data: O1'] == found['data: auto'] and found['fsdp: O1'] == found['fsdp: auto']
