@@ -48,6 +48,16 @@ def get_config() -> ConfigDict:
     # must be shared by all hosts; whoever can write to it can run code on them.
     c.compilation_cache = placeholder(str)
 
+    # Options of XLA for the train step, separated by spaces: auto, or NAME=VALUE as in XLA_FLAGS.
+    # auto: what helps on several GPUs, nothing elsewhere; see docs/speed.md.
+    c.compiler_options = 'auto'
+
+    # A trace of some steps, for xprof and TensorBoard, in the folder profile of the run directory;
+    # see docs/speed.md.
+    c.profile = ConfigDict()
+    c.profile.start_step = placeholder(int)  # the first step that is traced; default: no trace
+    c.profile.steps = 5  # the number of steps that are traced
+
     # ---- Devices ---------------------------------------------------------------------------------
     # The mesh has the axes data x fsdp x tensor; the size of data follows from the other two.
     c.mesh = ConfigDict()

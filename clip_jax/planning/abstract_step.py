@@ -16,7 +16,7 @@ from clip_jax import build, sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip
 from clip_jax.planning import hlo
-from clip_jax.step import state, train_step
+from clip_jax.step import compiler_options, state, train_step
 from clip_jax.training import config_schema
 
 
@@ -38,6 +38,11 @@ class Step(NamedTuple):
     mesh: Mesh
     state: state.TrainState
     batch: dict[str, Any]
+    compiler_options: dict[str, Any]
+
+    def jitted(self) -> Any:
+        """The step as a run compiles it."""
+        return jax.jit(self.function, donate_argnums=0, compiler_options=self.compiler_options)
 
 
 def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
@@ -58,7 +63,8 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
         spike=config.skip_updates.loss_spike_std,
     )
     shapes = state.abstract_state(model, optimizer, mesh)
-    return Step(function, model, optimizer, mesh, shapes, _batch(config, card, mesh))
+    options = compiler_options.parse(config.compiler_options, mesh.devices.flat[0], mesh.size)
+    return Step(function, model, optimizer, mesh, shapes, _batch(config, card, mesh), options)
 
 
 def _architecture(config: ConfigDict) -> dict[str, Any]:

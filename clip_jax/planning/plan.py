@@ -33,7 +33,7 @@ def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
     )
     began = time.monotonic()
     with jax.set_mesh(step.mesh):
-        traced = jax.jit(step.function, donate_argnums=0).trace(step.state, step.batch)
+        traced = step.jitted().trace(step.state, step.batch)
         program, refused = None, ''
         try:
             if planned.schedules:

@@ -52,7 +52,7 @@ def train_step(
     def embed(params: dict, buffers: dict, part: dict) -> tuple[tuple, Any]:
         (image, text, _, _), updated = model.apply(
             {'params': layers.cast(params, model.dtype, logical_axes), **buffers},
-            normalize(part['image']),
+            jax.named_scope('normalize')(normalize)(part['image']),
             part['tokens'],
             train=True,
             example_index=part['example_index'],
@@ -64,7 +64,7 @@ def train_step(
     value, metrics, buffers, grads = grad_cache.value_and_grad(
         embed,
         lambda params: model.apply({'params': params}, method='scale_and_bias'),
-        loss,
+        jax.named_scope('loss')(loss),
         lambda grads: sharding.constrain_tree(grads, logical_axes),
         state.params,
         state.buffers,
@@ -76,12 +76,13 @@ def train_step(
     ok, skip_state = skip_updates.should_update(
         state.skip_state, value, grad_norm, buffers, spike=spike
     )
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params, buffers, opt_state = skip_updates.select(
-        ok,
-        (optax.apply_updates(state.params, updates), buffers, opt_state),
-        (state.params, state.buffers, state.opt_state),
-    )
+    with jax.named_scope('optimizer'):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params, buffers, opt_state = skip_updates.select(
+            ok,
+            (optax.apply_updates(state.params, updates), buffers, opt_state),
+            (state.params, state.buffers, state.opt_state),
+        )
     metrics = {
         'loss': value,
         **metrics,

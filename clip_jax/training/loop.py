@@ -24,7 +24,7 @@ from clip_jax.runtime.watchdog import Watchdog
 from clip_jax.step import skip_updates
 from clip_jax.step.state import TrainState, count_parameters
 from clip_jax.step.train_step import CONSECUTIVE_SKIPS, STOP
-from clip_jax.training import run_directory, setup
+from clip_jax.training import profile, run_directory, setup
 from clip_jax.training.evaluations import Evaluations
 from clip_jax.training.outputs import Outputs
 from clip_jax.training.setup import Parts
@@ -117,7 +117,9 @@ def _run(
         **about,
     )
     stack.callback(outputs.close)
-    loop = Loop(config, parts, state, start, evals, outputs, watchdog, signals)
+    window = profile.Window(config.profile, workdir)
+    stack.callback(window.close)
+    loop = Loop(config, parts, state, start, evals, outputs, watchdog, signals, window)
     signals.graceful = True
     try:
         if start == 0:
@@ -161,11 +163,13 @@ class Loop:
         outputs: Outputs,
         watchdog: Watchdog,
         signals: StopSignals,
+        window: profile.Window,
     ):
         self.state, self.at = state, start
         self.outputs = outputs
         self.mesh, self._config, self._step = parts.mesh, config, parts.step
         self._evals, self._watchdog, self._signals = evals, watchdog, signals
+        self._window = window
         self._finished = start  # the newest step that all hosts finished
         self._flags: tuple[int, Any] = (-1, None)
 
@@ -175,9 +179,11 @@ class Loop:
         self._watchdog.begin('the first step')
         for step in range(self.at + 1, config.total_steps + 1):
             self._watchdog.doing = f'step {step:,}'
-            batch = next(self.outputs.batches)
-            with jax.set_mesh(self.mesh):
-                self.state, numbers = self._step(self.state, batch, self._stop_flags())
+            with self._window.step(step, self.state):
+                batch = next(self.outputs.batches)
+                with jax.set_mesh(self.mesh):
+                    self.state, numbers = self._step(self.state, batch, self._stop_flags())
+            self._window.end(step, numbers)
             stop = self._wait_for(step - 1, previous)
             previous, self.at = numbers, step
             last = step == config.total_steps
@@ -317,6 +323,7 @@ def _summarize(
         'skipped_updates': {reason: int(skipped[reason]) for reason in skip_updates.REASONS},
         'checkpoints': outputs.saving(),
         'figures': [str(path.relative_to(workdir)) for path in drawn],
+        'profile': profile.traces(workdir),
     }
     run_directory.write_json(workdir / 'summary.json', summary)
 

@@ -9,6 +9,7 @@ from flax import traverse_util
 from clip_jax.data import examples
 from clip_jax.runtime import atomic, foreign_json, lock, multihost
 from clip_jax.runtime.messages import first_few
+from clip_jax.training import profile
 
 # Keys that may change when a run resumes: they say how and where, not what is computed.
 FREE = (
@@ -23,6 +24,8 @@ FREE = (
     'checkpoint',
     'skip_updates',
     'step_timeout',
+    'profile',
+    'compiler_options',
     'data.num_threads',
     'data.num_workers',
     'data.max_bad_fraction',
@@ -123,6 +126,7 @@ def summary_text(workdir: epath.Path, summary: Mapping[str, Any]) -> str:
     if skipped := {k: n for k, n in summary['skipped_updates'].items() if n}:
         lines.append(f'skipped updates: {examples.describe_counts(skipped)}')
     places = ['summary.json', 'card.json', 'metrics.jsonl', 'checkpoints/', *summary['figures']]
+    places += [f'{profile.FOLDER}/'] if summary['profile'] else []
     return '\n'.join([*lines, f'in {workdir}: {", ".join(places)}'])
 
 

@@ -18,10 +18,10 @@ from clip_jax.models import clip
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import multihost
 from clip_jax.runtime.messages import Failures
-from clip_jax.step import state
+from clip_jax.step import compiler_options, state
 from clip_jax.step.state import TrainState
 from clip_jax.step.train_step import bind_step, with_stop
-from clip_jax.training import config_schema
+from clip_jax.training import config_schema, profile
 
 
 class Parts(NamedTuple):
@@ -58,6 +58,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     writers = build.writers(config.writers)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.check_batch(config.batch_size, config.microbatches, mesh)
+    options = compiler_options.parse(config.compiler_options, mesh.local_devices[0], mesh.size)
     optimizer, schedule = build.optimizer(config.optimizer, config.total_steps)
     loss = build.loss(config.loss, mesh)
     augment = examples.Augment(**config.data.augment)
@@ -101,7 +102,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     )
     return Parts(
         mesh=mesh,
-        step=jax.jit(with_stop(step), donate_argnums=0),
+        step=jax.jit(with_stop(step), donate_argnums=0, compiler_options=options),
         state=state.create(model, optimizer, seed=config.seed, mesh=mesh, variables=variables),
         schedule=schedule,
         source=source,
@@ -182,3 +183,4 @@ def _check_counts(config: ConfigDict) -> None:
             f'skip_updates.loss_spike_std is {skip_updates.loss_spike_std}; expected 0 or more'
         )
     lookup.check(config.checkpoint.verify, ('all', 'sampled'), what='checkpoint.verify')
+    profile.check(config.profile, config.total_steps)

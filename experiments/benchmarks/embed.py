@@ -80,10 +80,15 @@ def model(published: str, batch: int) -> Clip:
     return Clip(module, variables, {}, tokenizer, preprocess, mesh, batch_size=size)
 
 
+def on_devices(clip: Clip, images: np.ndarray) -> jax.Array:
+    """A whole batch, sharded."""
+    return jax.device_put(images, sharding.over_batch(clip.mesh))
+
+
 def bare(clip: Clip, source: Memory) -> None:
     """Calls the jitted encoder with one batch again and again."""
     images = np.stack([source[i]['image'] for i in range(clip.batch_size)])
-    forward, batch = clip._forward('embedding'), clip._on_devices(images)
+    forward, batch = clip._forward('embedding'), on_devices(clip, images)
     for _ in range(0, len(source), clip.batch_size):
         rows = forward(clip.variables, batch)
     jax.block_until_ready(rows)
@@ -96,7 +101,7 @@ def in_turn(clip: Clip, source: Memory, threads: int) -> None:
         for start in range(0, len(source), clip.batch_size):
             places = range(start, min(start + clip.batch_size, len(source)))
             images = np.stack(list(pool.map(lambda i: clip.preprocess(source[i]['image']), places)))
-            np.asarray(forward(clip.variables, clip._on_devices(images)))
+            np.asarray(forward(clip.variables, on_devices(clip, images)))
 
 
 def through_embed(clip: Clip, source: Memory, options: embed.Options) -> None:

@@ -60,7 +60,7 @@ def prepared(step: Any) -> tuple[Any, dict[str, Any], Callable, float]:
     batch = {'image': data('image', 256), 'tokens': data('tokens', 100)}
     begin = time.perf_counter()
     with jax.set_mesh(step.mesh):
-        program = jax.jit(step.function, donate_argnums=0).lower(current, batch).compile()
+        program = step.jitted().lower(current, batch).compile()
     return current, batch, program, time.perf_counter() - begin
 
 

@@ -93,6 +93,7 @@ def test_a_wrong_key_or_value_of_the_config(train, change, message):
         ('microbatches=3', 'not a multiple of microbatches 3 x '),
         ('batch_size=128', 'larger than the data set, which has 64'),
         ('batch_size=0', 'batch_size is 0; expected at least 1'),
+        ('profile.start_step=9', 'profile.start_step is 9; expected 1 to 8'),
         ('checkpoint.every=0', 'checkpoint.every is 0; expected at least 1'),
         ('total_steps=0', 'total_steps 0'),
     ],

@@ -23,6 +23,11 @@ def test_a_run_is_complete_with_its_summary(workdir):
     assert run_directory.is_complete(workdir, CONFIG)
 
 
+def test_what_is_traced_and_how_it_is_compiled_may_change(workdir):
+    other = {**CONFIG, 'profile': {'start_step': 5, 'steps': 2}, 'compiler_options': 'auto'}
+    assert not run_directory.is_complete(workdir, other)
+
+
 def test_how_and_where_it_is_computed_may_change(workdir, capsys):
     other = {**CONFIG, 'mesh': {'fsdp': 4, 'tensor': 2}, 'checkpoint': {'every': 20}}
     assert not run_directory.is_complete(workdir, other)
