@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
 from clip_jax.models import cudnn_attention, short_attention
+from clip_jax.models import products
 from clip_jax.models.activations import gelu
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -282,7 +283,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
-        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype, 'dot_general': products.dot_general}
         qkv = nn.DenseGeneral(
             (3, self.heads, width // self.heads),
             kernel_init=nn.initializers.normal(self.in_std),
@@ -320,7 +321,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        dense = functools.partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        dense = functools.partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype, dot_general=products.dot_general)
         normal = nn.initializers.normal
         width = x.shape[-1]
         x = dense(self.mlp_dim, kernel_init=normal(self.in_std), name='in')(x)
