@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from clip_jax import sharding
-
 
 def here() -> bool:
     """Whether the program is traced for CPU."""
-    return sharding.platform() == 'cpu'
+    # As sharding.platform, which would make the chain of imports too long.
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (device.platform if device else jax.default_backend()) == 'cpu'
 
 
 def dot_general(
