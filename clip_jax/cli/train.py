@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from clip_jax.cli import _flags, config_file
-from clip_jax.runtime import environment
 
 SUMMARY = 'train a model from a config file, or resume its run'
 EXAMPLES = """\
@@ -40,7 +39,6 @@ def add_parser(commands: Any) -> None:
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Trains; returns the exit code."""
     _flags.check_overrides(rest)
-    environment.keep_freed_memory()
     config = config_file.read(args.config, rest)
     _flags.connect(args)
     from clip_jax.runtime.preemption import SIGTERM, Preempted

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
-from clip_jax.models import attention_choice, cudnn_attention, short_attention
+from clip_jax.models import attention_choice, cudnn_attention, on_cpu, short_attention
 from clip_jax.models.activations import gelu
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -222,13 +222,19 @@ def attend(
         return short_attention.attend(place, query, key, value, mask, causal=causal)
     if implementation == 'cudnn':
         return cudnn_attention.attend(query, key, value, mask, causal=causal)
-    logits = _logits(query, key) * query.shape[-1] ** -0.5
+    # XLA's CPU backend makes slow copies for products whose batch and heads do not come first.
+    heads_first = on_cpu.here()
+    if heads_first:
+        query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    logits = _logits(heads_first, query, key) * query.shape[-1] ** -0.5
     if causal:
         lower = jnp.tril(jnp.ones(logits.shape[-2:], bool))
         mask = lower if mask is None else mask & lower
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
     weights = jax.nn.softmax(logits).astype(value.dtype)
+    if heads_first:
+        return jnp.einsum('bhqk,bhkd->bhqd', weights, value).swapaxes(1, 2)
     return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
 
 
@@ -257,18 +263,20 @@ def _choose(
     return ('xla', f'{kernel}: {refusal}') if refusal else (kernel, f'on {device}')
 
 
-@jax.custom_jvp
-def _logits(query: jax.Array, key: jax.Array) -> jax.Array:
-    return jnp.einsum('bqhd,bkhd->bhqk', query, key, preferred_element_type=jnp.float32)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _logits(heads_first: bool, query: jax.Array, key: jax.Array) -> jax.Array:
+    form = 'bhqd,bhkd->bhqk' if heads_first else 'bqhd,bkhd->bhqk'
+    return jnp.einsum(form, query, key, preferred_element_type=jnp.float32)
 
 
 @_logits.defjvp
-def _logits_jvp(inputs: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+def _logits_jvp(heads_first: bool, inputs: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (query, key), (to_query, to_key) = inputs, tangents
+    form = 'bhqd,bhkd->bhqk' if heads_first else 'bqhd,bkhd->bhqk'
     # In the dtype of the inputs, so that the products of the transpose, the backward pass, are too.
-    tangent = jnp.einsum('bqhd,bkhd->bhqk', to_query, key)
-    tangent += jnp.einsum('bqhd,bkhd->bhqk', query, to_key)
-    return _logits(query, key), tangent.astype(jnp.float32)
+    tangent = jnp.einsum(form, to_query, key)
+    tangent += jnp.einsum(form, query, to_key)
+    return _logits(heads_first, query, key), tangent.astype(jnp.float32)
 
 
 class Attention(nn.Module):
@@ -300,6 +308,7 @@ class Attention(nn.Module):
         qkv = nn.DenseGeneral(
             (3, self.heads, width // self.heads),
             kernel_init=nn.initializers.normal(self.in_std),
+            dot_general=on_cpu.dot_general,
             name='qkv',
             **types,
         )(x)
@@ -316,6 +325,7 @@ class Attention(nn.Module):
             width,
             axis=(-2, -1),
             kernel_init=nn.initializers.normal(self.out_std),
+            dot_general=on_cpu.dot_general,
             name='out',
             **types,
         )(x)
@@ -340,7 +350,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        dense = functools.partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+        dense = functools.partial(nn.Dense, dot_general=on_cpu.dot_general, **types)
         normal = nn.initializers.normal
         width = x.shape[-1]
         x = dense(self.mlp_dim, kernel_init=normal(self.in_std), name='in')(x)
@@ -464,6 +475,7 @@ class Block(nn.Module):
         config, width = self.config, x.shape[-1]
         x = sharding.constrain(x, 'batch', 'length', 'features')
         norm = functools.partial(Norm, epsilon=config.norm_eps, **config.types)
+        x = on_cpu.computed_once(x)
         y = norm(name='attention_norm')(x)
         y = Attention(
             heads=config.heads,
@@ -475,6 +487,7 @@ class Block(nn.Module):
             **config.types,
         )(y, mask)
         x = x + dropout(self._scaled(y, 'attention_scale'), config.dropout, _fold_in(keys, 0))
+        x = on_cpu.computed_once(x)
         y = norm(name='mlp_norm')(x)
         y = Mlp(
             mlp_dim=config.mlp_dim,

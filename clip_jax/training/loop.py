@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from etils import epath
@@ -53,6 +54,7 @@ def train(
             call resumes it.
         ValueError: a value of the config, the data or the run directory is not usable.
     """
+    environment.keep_freed_memory()
     workdir = checkpoint.absolute(workdir)
     resolved = json.loads(config.to_json_best_effort())
     if multihost.run_on_primary(
@@ -291,6 +293,8 @@ def _describe(config: ConfigDict, parts: Parts) -> None:
     with jax.set_mesh(parts.mesh):
         pairs = config.batch_size // config.microbatches
         attention = attention_choice.describe(parts.clip.model, pairs)
+    if jax.default_backend() == 'cpu' and parts.clip.model.dtype == jnp.bfloat16:
+        _say('model.dtype bfloat16 is slower than float32 on CPU; auto chooses float32 there')
     overview = parameter_overview.get_parameter_overview(parts.state.params, include_stats=False)
     _say(overview)
     _say(attention)

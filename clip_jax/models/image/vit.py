@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup
-from clip_jax.models import positions
+from clip_jax.models import on_cpu, positions
 from clip_jax.models.layers import (
     Mlp,
     Norm,
@@ -163,6 +163,7 @@ class Encoder(nn.Module):
             axis=(-3, -2, -1),
             use_bias=self.patch_bias,
             kernel_init=nn.initializers.lecun_normal(),
+            dot_general=on_cpu.dot_general,
             name='patch_embedding',
             **types,
         )(patches(images, self.patch_size))
