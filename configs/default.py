@@ -49,10 +49,15 @@ def get_config() -> ConfigDict:
     c.compilation_cache = placeholder(str)
 
     # ---- Devices ---------------------------------------------------------------------------------
-    # The mesh has the axes data x fsdp x tensor; the size of data follows from the other two.
+    # The mesh has the axes slices x data x fsdp x tensor; the size of data follows from the others.
     c.mesh = ConfigDict()
+    # Groups of devices with slow links between them: TPU slices (default: as many as there are), or
+    # nodes of GPUs (default: 1). The batch is sharded over them; fsdp and tensor are within one.
+    c.mesh.slices = placeholder(int)
     c.mesh.fsdp = 1  # devices over which parameters and optimizer state are sharded
     c.mesh.tensor = 1  # devices over which attention heads and MLP features are sharded
+    # ZeRO-1: the optimizer's state is also sharded over data, and so is the work of an update.
+    c.mesh.shard_optimizer = False
 
     # ---- Data ------------------------------------------------------------------------------------
     c.data = ConfigDict()

@@ -20,6 +20,7 @@ import numpy as np  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
+from clip_jax import sharding  # noqa: E402
 from clip_jax.models import layers  # noqa: E402
 
 KEY = jax.eval_shape(lambda: jax.random.key(0))
@@ -57,7 +58,7 @@ def mesh(chip: str) -> Mesh:
     topology = topologies.get_topology_desc(
         platform='cuda', target_config=DESCRIPTION.format(*CHIPS[chip]), topology='1x1x1'
     )
-    return Mesh(np.array(topology.devices).reshape(1, 1, 1), ('data', 'fsdp', 'tensor'))
+    return Mesh(np.array(topology.devices).reshape(1, 1, 1, 1), sharding.AXES)
 
 
 def calls(function, *shapes) -> list[int]:
