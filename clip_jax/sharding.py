@@ -86,13 +86,15 @@ def make_mesh(
 def _in_slices(devices: Sequence[jax.Device], slices: int | None) -> list[list[jax.Device]]:
     """Splits devices into slices of as many devices each."""
     if devices[0].platform == 'tpu':
-        found = sorted({x.slice_index for x in devices})
+        # Not all kinds of clients say so of a single slice.
+        index = [getattr(x, 'slice_index', 0) for x in devices]
+        found = sorted({*index})
         if slices not in (None, len(found)):
             raise ValueError(
                 f'mesh: slices is {slices}; expected {len(found)}, as many as the TPUs are in, or '
                 'not set'
             )
-        groups = [[x for x in devices if x.slice_index == i] for i in found]
+        groups = [[x for x, j in zip(devices, index, strict=True) if j == i] for i in found]
         if len({len(group) for group in groups}) > 1:
             raise ValueError(
                 f'mesh: slices of {", ".join(str(len(group)) for group in groups)} devices; '

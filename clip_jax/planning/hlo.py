@@ -88,8 +88,8 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
         both = started and kind != 'all-reduce'
         size = max(arrays, default=0) if both else sum(arrays)
         # On TPU, an asynchronous collective appears once in every computation that it overlaps
-        # with, under one name; the memory space of its result may differ.
-        name = re.search(r'metadata=\{[^}]*\}', line)
+        # with, under one name or as one chain; the memory space of its result may differ.
+        name = re.search(r'chain_id="\d+"|metadata=\{[^}]*\}', line)
         key = (kind, re.sub(r'\{[^}]*\}', '', shapes), name[0] if name else number)
         once[key] = min(run.times, once.get(key, (run.times,))[0]), size / MIB
     found: dict[str, dict[str, float]] = {}

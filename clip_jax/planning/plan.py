@@ -11,7 +11,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from clip_jax.planning import abstract_step, hlo
+from clip_jax.planning import abstract_step, hlo, links
+from clip_jax.planning import program as programs
 from clip_jax.planning.abstract_step import local_mib
 from clip_jax.planning.topologies import Chip, Planned
 from clip_jax.runtime import messages
@@ -111,6 +112,10 @@ def _of_program(program: Any, report: dict[str, Any], chip: Chip | None) -> dict
         'bytes_accessed': (program.cost_analysis() or {}).get('bytes accessed'),
         'collectives': hlo.collectives(text),
     }
+    read, slices = programs.read(text), report['mesh']['slices']
+    found['overlapped'] = links.overlapped(read)
+    if slices > 1:
+        found['over_slices'] = links.over_slices(read, slices, report['devices'])
     if chip:
         # The compiler's own seconds count a loop once, and can even be negative then.
         found['kernels'] = hlo.kernels(text)

@@ -39,10 +39,16 @@ def table(report: dict[str, Any]) -> str:
     if report.get('kernels'):
         calls = sum(kernel['count'] for kernel in report['kernels'].values())
         rows.append(('of these kernels', f'{report["kernel_seconds"]:.3g} s in {calls:,} calls'))
-    for kind, found in report.get('collectives', {}).items():
-        rows.append((kind, f'{found["count"]:,} of {found["mib"]:,.1f} MiB in all'))
+    for where in ('collectives', 'over_slices'):
+        for kind, found in report.get(where, {}).items():
+            name = kind if where == 'collectives' else f'over slices: {kind}'
+            rows.append((name, f'{found["count"]:,} of {found["mib"]:,.1f} MiB in all'))
+    if 'overlapped' in report:
+        found = report['overlapped']
+        text = f'{found["asynchronous"]:,} collectives, {found["with_work"]:,} while it computes'
+        rows.append(('asynchronous', text))
     rows.append(('compiled in', f'{report["compile_seconds"]:.0f} s'))
-    return '\n'.join(f'{name:22} {text}' for name, text in rows)
+    return '\n'.join(f'{name:26} {text}' for name, text in rows)
 
 
 def as_json(report: dict[str, Any]) -> str:

@@ -103,7 +103,7 @@ def abstract_state(
     *,
     shard_optimizer: bool = False,
 ) -> TrainState:
-    """Returns the shapes, dtypes and shardings of a new state, without creating it; see `create`."""
+    """Returns the shapes, dtypes and shardings that `create` gives a new state."""
     init, key, shardings = _init(model, optimizer, 0, mesh, None, shard_optimizer)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
