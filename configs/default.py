@@ -136,7 +136,7 @@ def get_config() -> ConfigDict:
     c.model.preset = 'ViT-B-32'  # a name in models/presets.py; '': the sizes are set below
     c.model.embed_dim = placeholder(int)  # dimension of the joint embedding space
     c.model.dtype = 'auto'  # compute dtype: float32, bfloat16, or auto (bfloat16 on accelerators)
-    # Rematerialization: none, dots (save only matmuls), offload (save these in the host's memory) or
+    # Rematerialization: none, dots (save only matmuls), offload (save them in the host's memory) or
     # full (save only a block's input).
     c.model.remat = 'none'
     c.model.scan = False  # scan over transformer layers: compiles one block, so compiles faster

@@ -1,5 +1,6 @@
 """What a compiled program sends over slow links, and what a device does meanwhile."""
 
+import math
 import re
 
 import numpy as np
@@ -58,13 +59,39 @@ def groups(line: str, devices: int) -> list[list[int]]:
         named = re.findall(r'\{([\d,]+)\}', listed[1] or '')
         return [[int(i) for i in group.split(',')] for group in named] or [[*range(devices)]]
     # [groups, size]<=[shape]T(order): all devices in this shape, transposed, then split.
-    counted = re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', line)
-    if not counted:
-        return []
-    split, shape, order = (
-        [int(i) for i in part.split(',')] if part else None for part in counted.groups()
-    )
-    return np.arange(np.prod(shape)).reshape(shape).transpose(order).reshape(split).tolist()
+    counted = re.search(r'replica_groups=\[([\d,]+)\]<=(\S+)', line)
+    if counted:
+        return _placed(counted[2]).reshape(_numbers(counted[1])).tolist()
+    # mesh['a'=2,'b'=4], device_ids=([shape]T(order)) {'b'}: groups are along some axes.
+    mesh = re.search(r'replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}', line)
+    return _along(*mesh.groups()) if mesh else []
+
+
+def _along(sizes: str, ids: str | None, axes: str) -> list[list[int]]:
+    """The groups along axes of a mesh; a part of an axis is `'a':(size before)size`."""
+    whole = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", sizes)}
+    placed = _placed(ids) if ids else np.arange(math.prod(whole.values()))
+    parts = re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes)
+    own = {name: (int(b or 1), int(n or whole[name])) for name, b, n in parts}
+    shape: list[int] = []
+    along: list[int] = []
+    for name, size in whole.items():
+        before, part = own.get(name, (size, 1))
+        shape += [before, part, size // (before * part)]
+        along += [len(shape) - 2] if name in own else []
+    grid = np.moveaxis(placed.reshape(shape), along, range(-len(along), 0))
+    return grid.reshape(-1, math.prod(shape[i] for i in along)).tolist()
+
+
+def _placed(text: str) -> np.ndarray:
+    """All devices as `[shape]T(order)` places them: in this shape, transposed."""
+    shape, order = re.match(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', text).groups()
+    shape = _numbers(shape)
+    return np.arange(math.prod(shape)).reshape(shape).transpose(_numbers(order) or None)
+
+
+def _numbers(text: str | None) -> list[int]:
+    return [int(i) for i in text.split(',')] if text else []
 
 
 def overlapped(program: Program) -> dict[str, int]:

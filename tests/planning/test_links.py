@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from clip_jax.planning import links, program
+from clip_jax.planning import hlo, links, program
 
 ALL_REDUCE = '%r = f32[256]{0} all-reduce(%x), channel_id=1, '
 
@@ -17,6 +17,10 @@ ALL_REDUCE = '%r = f32[256]{0} all-reduce(%x), channel_id=1, '
         ('replica_groups={}', [[0, 1, 2, 3]]),
         ('replica_groups=[2,2]<=[4]', [[0, 1], [2, 3]]),
         ('replica_groups=[2,2]<=[2,2]T(1,0)', [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'b'}, dimensions={0}", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=4] {'a':(1)2}", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['a'=4,'b'=1] {'a':(2)2,'b'}", [[0, 1], [2, 3]]),
         ('source_target_pairs={{0,1},{1,0}}, metadata={op_name="x"}', [[0, 1], [1, 0]]),
         ('to_apply=%sum', []),
     ],
@@ -73,7 +77,38 @@ def test_collectives_count_as_overlapped_if_a_device_computes_until_they_end():
     assert links.overlapped(program.read(GROUPS)) == {'asynchronous': 0, 'with_work': 0}
 
 
+PARTS = """ENTRY %main (p: f32[8]) -> f32[8] {
+  %f = f32[8] fusion(%a), kind=kCustom, calls=%first
+  %h = f32[8] fusion(%f), kind=kCustom, calls=%second
+  %b = f32[16]{0} all-gather(%y), channel_id=3, metadata={op_name="mul"}
+  %c = f32[16]{0} all-gather(%z), channel_id=4, metadata={op_name="mul"}
+  %s = f32[16]{0} fusion(%w), kind=kCustom, calls=%all-reduce-scatter.1
+}
+
+%all-reduce-scatter.1 (p: f32[64]) -> f32[16] {
+  %r = f32[64]{0} all-reduce(%p), channel_id=5, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %d = f32[16]{0} dynamic-slice(%r, %i), dynamic_slice_sizes={16}
+}
+
+%first (p: f32[8]) -> f32[8] {
+  %a1 = f32[8]{0} all-gather(%x1), channel_id=2, frontend_attributes={chain_id="7"}
+}
+
+%second (p: f32[8]) -> f32[8] {
+  %a2 = f32[8]{0} all-gather(%x2), channel_id=2, frontend_attributes={chain_id="7"}
+}
+"""
+
+
+def test_parts_of_a_collective_count_once_and_others_of_its_size_and_name_too():
+    assert hlo.collectives(PARTS) == {
+        'all-gather': {'count': 3, 'mib': 4 * (8 + 2 * 16) / 2**20},
+        'reduce-scatter': {'count': 1, 'mib': 4 * 64 / 2**20},
+    }
+
+
 def plan_of(clip_jax_cli, config, tmp_path, *flags) -> dict:
+    tmp_path.mkdir(exist_ok=True)
     out = tmp_path / 'plan.json'
     done = clip_jax_cli('plan', f'--config={config}', f'--out={out}', *flags)
     assert done.returncode == 0, done.stderr
@@ -87,7 +122,8 @@ def check_slow_axis(report: dict) -> None:
     over, parameters = report['over_slices'], report['memory_mib']['parameters']
     embeddings = report['batch_size'] * 128 * 4 / 2**20
     assert over['all-gather']['mib'] <= embeddings
-    assert over['all-reduce']['mib'] <= 1.1 * parameters
+    # Vectors and, on CPU, tables of embeddings are reduced whole.
+    assert 0 < over['all-reduce']['mib'] <= 1.5 * parameters
     assert over.keys() <= {'all-gather', 'all-reduce', 'reduce-scatter'}
     assert over.get('reduce-scatter', {'mib': 0})['mib'] <= embeddings
     assert 'over slices: all-reduce' in report['said']
@@ -113,3 +149,38 @@ def test_only_gradients_and_embeddings_cross_slices_of_tpus(clip_jax_cli, tiny_c
     assert report['devices'] == 8 and report['mesh']['slices'] == 2
     check_slow_axis(report)
     assert report['overlapped']['with_work'] > 0
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_sharded_update_scatters_gradients_and_gathers_updates(
+    clip_jax_cli, tiny_config, tmp_path
+):
+    whole, sharded = (
+        plan_of(clip_jax_cli, tiny_config, tmp_path / x, '--topology=v5e:2x2', flag)
+        for x, flag in (
+            ('whole', '--config.mesh.shard_optimizer=False'),
+            ('sharded', '--config.mesh.shard_optimizer=True'),
+        )
+    )
+    a, b = whole['memory_mib'], sharded['memory_mib']
+    assert b['parameters'] == a['parameters'] and b['optimizer'] < 0.4 * a['optimizer']
+    gathered = [x['collectives']['all-gather']['mib'] for x in (whole, sharded)]
+    assert gathered[1] - gathered[0] == pytest.approx(a['parameters'], rel=0.2)
+    # In bfloat16, as the gradients are.
+    scattered = [
+        x['collectives'].get('reduce-scatter', {'mib': 0})['mib'] for x in (whole, sharded)
+    ]
+    assert scattered[1] - scattered[0] > 0.4 * a['parameters']
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_offloaded_activations_leave_the_memory_of_a_tpu(clip_jax_cli, tiny_config, tmp_path):
+    deep = '--topology=v5e:2x2', '--config.model.image.depth=12', '--config.batch_size=4096'
+    deep += ('--config.model.scan=True',)
+    dots, offload = (
+        plan_of(clip_jax_cli, tiny_config, tmp_path / x, *deep, f'--config.model.remat={x}')
+        for x in ('dots', 'offload')
+    )
+    assert offload['memory_mib']['scratch'] < 0.7 * dots['memory_mib']['scratch']
