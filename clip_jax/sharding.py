@@ -156,7 +156,7 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], sizes: dict[str, int]
 
 
 def spread(spec: PartitionSpec, shape: Sequence[int], sizes: dict[str, int]) -> PartitionSpec:
-    """Shards an array over `data` too, by the axis with the most left on a device that divides.
+    """Shards an array over `data` too, by an axis of which `data` divides what a device has.
 
     Args:
         spec: how it is sharded.
@@ -164,23 +164,21 @@ def spread(spec: PartitionSpec, shape: Sequence[int], sizes: dict[str, int]) -> 
         sizes: the sizes of the mesh axes by name.
     """
     places = [*spec, *[None] * (len(shape) - len(spec))]
-    local = [
-        length // _product(place, sizes) if place else length
-        for place, length in zip(places, shape, strict=True)
-    ]
+    local = [length // _product(place, sizes) for place, length in zip(places, shape, strict=True)]
     free = [i for i, length in enumerate(local) if length % sizes[DATA] == 0]
     if len(shape) < 2 or not free:
         return spec
-    i = max(free, key=lambda i: local[i])
-    places[i] = (*(() if places[i] is None else _names(places[i])), DATA)
+    # By the last one if there is no other: TPUs scatter sums over the others only.
+    i = max(free, key=lambda i: (i < len(shape) - 1, local[i]))
+    places[i] = (*_names(places[i]), DATA)
     return PartitionSpec(*places)
 
 
-def _names(place: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (place,) if isinstance(place, str) else place
+def _names(place: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (place,) if isinstance(place, str) else place or ()
 
 
-def _product(place: str | tuple[str, ...], sizes: dict[str, int]) -> int:
+def _product(place: str | tuple[str, ...] | None, sizes: dict[str, int]) -> int:
     return math.prod(sizes[name] for name in _names(place))
 
 

@@ -202,7 +202,8 @@ def test_tpus_say_in_how_many_slices_they_are(monkeypatch):
     ('spec', 'shape', 'expected'),
     [
         ((None, 'tensor'), (32, 64), (('data',), 'tensor')),
-        (('fsdp', 'tensor'), (32, 256), ('fsdp', ('tensor', 'data'))),
+        (('fsdp', 'tensor'), (32, 256), (('fsdp', 'data'), 'tensor')),
+        ((None, None), (3, 64), (None, ('data',))),
         (('fsdp', None), (32, 3), (('fsdp', 'data'), None)),
         ((), (64,), ()),  # vectors are small
         ((None, None), (3, 5), (None, None)),

@@ -85,13 +85,12 @@ def _along(sizes: str, ids: str | None, axes: str) -> list[list[int]]:
 
 def _placed(text: str) -> np.ndarray:
     """All devices as `[shape]T(order)` places them: in this shape, transposed."""
-    shape, order = re.match(r'\[([\d,]+)\](?:T\(([\d,]+)\))?', text).groups()
-    shape = _numbers(shape)
-    return np.arange(math.prod(shape)).reshape(shape).transpose(_numbers(order) or None)
+    shape, *order = [_numbers(x) for x in re.findall(r'[\d,]+', text)]
+    return np.arange(math.prod(shape)).reshape(shape).transpose(*order)
 
 
-def _numbers(text: str | None) -> list[int]:
-    return [int(i) for i in text.split(',')] if text else []
+def _numbers(text: str) -> list[int]:
+    return [int(i) for i in text.split(',')]
 
 
 def overlapped(program: Program) -> dict[str, int]:

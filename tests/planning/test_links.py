@@ -168,10 +168,8 @@ def test_a_sharded_update_scatters_gradients_and_gathers_updates(
     gathered = [x['collectives']['all-gather']['mib'] for x in (whole, sharded)]
     assert gathered[1] - gathered[0] == pytest.approx(a['parameters'], rel=0.2)
     # In bfloat16, as the gradients are.
-    scattered = [
-        x['collectives'].get('reduce-scatter', {'mib': 0})['mib'] for x in (whole, sharded)
-    ]
-    assert scattered[1] - scattered[0] > 0.4 * a['parameters']
+    scattered = sharded['collectives']['reduce-scatter']['mib']
+    assert scattered > 0.4 * a['parameters']
 
 
 @needs_libtpu
