@@ -86,7 +86,7 @@ def _along(sizes: str, ids: str | None, axes: str) -> list[list[int]]:
 def _placed(text: str) -> np.ndarray:
     """All devices as `[shape]T(order)` places them: in this shape, transposed."""
     shape, *order = [_numbers(x) for x in re.findall(r'\d+(?:,\d+)*', text)]
-    return np.arange(math.prod(shape)).reshape(shape).transpose(*order)
+    return np.arange(math.prod(shape)).reshape(shape).transpose(*order or [range(len(shape))])
 
 
 def _numbers(text: str) -> list[int]:

@@ -16,6 +16,7 @@ ALL_REDUCE = '%r = f32[256]{0} all-reduce(%x), channel_id=1, '
         ('replica_groups={{0,1},{2,3}}', [[0, 1], [2, 3]]),
         ('replica_groups={}', [[0, 1, 2, 3]]),
         ('replica_groups=[2,2]<=[4]', [[0, 1], [2, 3]]),
+        ('replica_groups=[2,2]<=[2,2]', [[0, 1], [2, 3]]),
         ('replica_groups=[2,2]<=[2,2]T(1,0)', [[0, 2], [1, 3]]),
         ("replica_groups=mesh['a'=2,'b'=2] {'b'}, dimensions={0}", [[0, 1], [2, 3]]),
         ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}", [[0, 2], [1, 3]]),
