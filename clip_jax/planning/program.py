@@ -73,6 +73,11 @@ class Instruction(NamedTuple):
         return int(_first(rf'"{what}":"(\d+)"', self.line) or 0)
 
     @property
+    def is_root(self) -> bool:
+        """Whether it gives the result of its computation."""
+        return self.line.lstrip().startswith('ROOT ')
+
+    @property
     def is_kernel(self) -> bool:
         """Whether it calls a Pallas kernel of a TPU."""
         return 'custom_call_target="tpu_custom_call"' in self.line
