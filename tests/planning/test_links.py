@@ -176,10 +176,10 @@ def test_a_sharded_update_scatters_gradients_and_gathers_updates(
 @needs_libtpu
 @pytest.mark.slow
 def test_offloaded_activations_leave_the_memory_of_a_tpu(clip_jax_cli, tiny_config, tmp_path):
-    deep = '--topology=v5e:2x2', '--config.model.image.depth=12', '--config.batch_size=4096'
+    deep = '--topology=v5e:2x2', '--config.model.image.depth=4', '--config.batch_size=4096'
     deep += ('--config.model.scan=True',)
     dots, offload = (
         plan_of(clip_jax_cli, tiny_config, tmp_path / x, *deep, f'--config.model.remat={x}')
         for x in ('dots', 'offload')
     )
-    assert offload['memory_mib']['scratch'] < 0.7 * dots['memory_mib']['scratch']
+    assert offload['memory_mib']['scratch'] < 0.8 * dots['memory_mib']['scratch']

@@ -123,6 +123,7 @@ WRONG = [
 WRONG_FOR_DEVICES = [
     (['--topology=local:3'], 'batch_size 16 is not a multiple of microbatches 1 x 3 devices'),
     (['--topology=local:2', '--config.mesh.fsdp=4'], 'does not divide the 2 devices'),
+    (['--topology=local:4', '--config.mesh.slices=3'], 'slices 3 does not divide the 4 devices'),
 ]
 
 
