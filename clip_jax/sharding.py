@@ -1,9 +1,10 @@
 """The device mesh, and the rules that map logical axes of arrays to mesh axes.
 
-The batch is sharded over `data` and `fsdp`. Parameters and optimizer state are also sharded over
-`fsdp` (ZeRO, arXiv 1910.02054) and, by attention heads and hidden features, over `tensor`
-(Megatron-LM, arXiv 1909.08053). Code names the logical axes of an array; RULES says over which mesh
-axes they are sharded.
+The batch is sharded over `slices`, `data` and `fsdp`. Parameters and optimizer state are also
+sharded over `fsdp` (ZeRO, arXiv 1910.02054) and, by attention heads and hidden features, over
+`tensor` (Megatron-LM, arXiv 1909.08053); the optimizer state, if asked for, over `data` too.
+Between `slices` links are slow: only gradients and embeddings cross them. Code names the logical
+axes of an array; RULES says over which mesh axes they are sharded.
 """
 
 import math
@@ -11,13 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-DATA, FSDP, TENSOR = AXES = ('data', 'fsdp', 'tensor')
+SLICES, DATA, FSDP, TENSOR = AXES = ('slices', 'data', 'fsdp', 'tensor')
 # Logical axis -> the mesh axis or axes that it is sharded over.
 RULES: dict[str, str | tuple[str, ...] | None] = {
-    'batch': (DATA, FSDP),
+    'batch': (SLICES, DATA, FSDP),
     'width': FSDP,  # of parameters
     'heads': TENSOR,
     'mlp': TENSOR,
@@ -36,35 +38,77 @@ LogicalAxes = Callable[[str, int], Sequence[str | None]]
 
 
 def make_mesh(
-    devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1, tensor: int = 1
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    slices: int | None = None,
+    fsdp: int = 1,
+    tensor: int = 1,
 ) -> Mesh:
-    """Makes the mesh data x fsdp x tensor.
+    """Makes the mesh slices x data x fsdp x tensor.
 
     Args:
         devices: the devices; None: all devices of all hosts.
-        fsdp: devices that parameters and optimizer state are sharded over.
-        tensor: devices that attention heads and hidden features are sharded over.
+        slices: groups of devices with slow links between them; None: the slices that TPUs are in,
+            else 1. Devices other than TPUs are split in the order of their processes.
+        fsdp: devices of a slice that parameters and optimizer state are sharded over.
+        tensor: devices of a slice that attention heads and hidden features are sharded over.
 
     Returns:
-        A mesh with the axes 'data', 'fsdp' and 'tensor'; `data` has the remaining devices.
+        A mesh with the axes 'slices', 'data', 'fsdp' and 'tensor'; `data` has the remaining
+        devices.
 
     Raises:
-        ValueError: `fsdp` x `tensor` does not divide the number of devices.
+        ValueError: `slices` is not the number of the TPUs' slices, or does not divide the number of
+            devices; or `fsdp` x `tensor` does not divide the number of devices of a slice.
     """
     devices = jax.devices() if devices is None else devices
-    for name, size in ((FSDP, fsdp), (TENSOR, tensor)):
+    for name, size in ((SLICES, 1 if slices is None else slices), (FSDP, fsdp), (TENSOR, tensor)):
         if size < 1:
             raise ValueError(f'mesh: {name} is {size}; expected at least 1')
-    if len(devices) % (fsdp * tensor):
+    groups = _in_slices(devices, slices)
+    size = len(groups[0])
+    if size % (fsdp * tensor):
+        of = f' of each of {len(groups)} slices' if len(groups) > 1 else ''
         raise ValueError(
-            f'mesh: fsdp {fsdp} x tensor {tensor} does not divide the {len(devices)} devices'
+            f'mesh: fsdp {fsdp} x tensor {tensor} does not divide the {size} devices{of}'
         )
-    shape = len(devices) // (fsdp * tensor), fsdp, tensor
+    shape = size // (fsdp * tensor), fsdp, tensor
     # Unlike jax.make_mesh, this lets a mesh axis be a part of a physical one: fsdp 8 of a 4x4x4
     # slice.
-    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    placed = [
+        mesh_utils.create_device_mesh(shape, group, allow_split_physical_axes=True)
+        for group in groups
+    ]
     # The default axis type is Explicit, with which shardings are part of every array's type.
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(np.stack(placed), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _in_slices(devices: Sequence[jax.Device], slices: int | None) -> list[list[jax.Device]]:
+    """Splits devices into slices of as many devices each."""
+    if devices[0].platform == 'tpu':
+        # Not all kinds of clients say so of a single slice.
+        index = [getattr(x, 'slice_index', 0) for x in devices]
+        found = sorted({*index})
+        if slices not in (None, len(found)):
+            raise ValueError(
+                f'mesh: slices is {slices}; expected {len(found)}, as many as the TPUs are in, or '
+                'not set'
+            )
+        groups = [[x for x, j in zip(devices, index, strict=True) if j == i] for i in found]
+        if len({len(group) for group in groups}) > 1:
+            raise ValueError(
+                f'mesh: slices of {", ".join(str(len(group)) for group in groups)} devices; '
+                'expected slices of one size'
+            )
+        return groups
+    slices = slices or 1
+    if len(devices) % slices:
+        raise ValueError(f'mesh: slices {slices} does not divide the {len(devices)} devices')
+    size = len(devices) // slices
+    if slices == 1:
+        return [[*devices]]
+    ordered = sorted(devices, key=lambda x: (x.process_index, x.id))
+    return [ordered[i * size : (i + 1) * size] for i in range(slices)]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -73,7 +117,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: the first axis over `data` and `fsdp`."""
+    """Returns the sharding of a batch: the first axis over `slices`, `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(RULES['batch']))
 
 
@@ -111,29 +155,56 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], sizes: dict[str, int]
     return PartitionSpec(*places)
 
 
-def _product(place: str | tuple[str, ...], sizes: dict[str, int]) -> int:
-    return math.prod(sizes[name] for name in ((place,) if isinstance(place, str) else place))
+def spread(spec: PartitionSpec, shape: Sequence[int], sizes: dict[str, int]) -> PartitionSpec:
+    """Shards an array over `data` too, by an axis of which `data` divides what a device has.
+
+    Args:
+        spec: how it is sharded.
+        shape: the shape of the array. Scalars and vectors stay as they are.
+        sizes: the sizes of the mesh axes by name.
+    """
+    places = [*spec, *[None] * (len(shape) - len(spec))]
+    local = [length // _product(place, sizes) for place, length in zip(places, shape, strict=True)]
+    free = [i for i, length in enumerate(local) if length % sizes[DATA] == 0]
+    if len(shape) < 2 or not free:
+        return spec
+    # By the last one if there is no other: TPUs scatter sums over the others only.
+    i = max(free, key=lambda i: (i < len(shape) - 1, local[i]))
+    places[i] = (*_names(places[i]), DATA)
+    return PartitionSpec(*places)
 
 
-def of_tree(tree: Any, mesh: Mesh, logical_axes: LogicalAxes) -> Any:
+def _names(place: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (place,) if isinstance(place, str) else place or ()
+
+
+def _product(place: str | tuple[str, ...] | None, sizes: dict[str, int]) -> int:
+    return math.prod(sizes[name] for name in _names(place))
+
+
+def of_tree(tree: Any, mesh: Mesh, logical_axes: LogicalAxes, *, over_data: bool = False) -> Any:
     """Returns the shardings of a tree.
 
     Args:
         tree: arrays, or their shapes.
         mesh: the device mesh.
         logical_axes: names the axes of an array by its path in the tree, with slashes.
+        over_data: whether arrays are sharded over `data` too.
 
     Returns:
         A tree of the same structure of NamedSharding.
     """
-    specs = _specs(tree, dict(mesh.shape), logical_axes)
+    specs = _specs(tree, dict(mesh.shape), logical_axes, over_data)
     return jax.tree.map(lambda s: NamedSharding(mesh, s), specs)
 
 
-def _specs(tree: Any, sizes: dict[str, int], logical_axes: LogicalAxes) -> Any:
+def _specs(
+    tree: Any, sizes: dict[str, int], logical_axes: LogicalAxes, over_data: bool = False
+) -> Any:
     def one(path: tuple, x: Any) -> PartitionSpec:
         name = jax.tree_util.keystr(path, simple=True, separator='/')
-        return spec(logical_axes(name, len(x.shape)), x.shape, sizes)
+        found = spec(logical_axes(name, len(x.shape)), x.shape, sizes)
+        return spread(found, x.shape, sizes) if over_data else found
 
     return jax.tree.map_with_path(one, tree)
 
@@ -163,12 +234,14 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, place(x.shape, *axes))
 
 
-def constrain_tree(tree: Any, logical_axes: LogicalAxes) -> Any:
-    """Constrains the sharding of a tree of parameters, as `constrain` does for an array."""
+def constrain_tree(tree: Any, logical_axes: LogicalAxes, *, over_data: bool = False) -> Any:
+    """Constrains the sharding of a tree of parameters, as `constrain` does for an array; see
+    `of_tree`.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return tree
-    specs = _specs(tree, dict(mesh.shape), logical_axes)
+    specs = _specs(tree, dict(mesh.shape), logical_axes, over_data)
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, specs)
 
 

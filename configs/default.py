@@ -59,10 +59,15 @@ def get_config() -> ConfigDict:
     c.profile.steps = 5  # the number of steps that are traced
 
     # ---- Devices ---------------------------------------------------------------------------------
-    # The mesh has the axes data x fsdp x tensor; the size of data follows from the other two.
+    # The mesh has the axes slices x data x fsdp x tensor; the size of data follows from the others.
     c.mesh = ConfigDict()
+    # Groups of devices with slow links between them: TPU slices (default: as many as there are), or
+    # nodes of GPUs (default: 1). The batch is sharded over them; fsdp and tensor are within one.
+    c.mesh.slices = placeholder(int)
     c.mesh.fsdp = 1  # devices over which parameters and optimizer state are sharded
     c.mesh.tensor = 1  # devices over which attention heads and MLP features are sharded
+    # ZeRO-1: the optimizer's state is also sharded over data, and so is the work of an update.
+    c.mesh.shard_optimizer = False
 
     # ---- Data ------------------------------------------------------------------------------------
     c.data = ConfigDict()
@@ -141,7 +146,9 @@ def get_config() -> ConfigDict:
     c.model.preset = 'ViT-B-32'  # a name in models/presets.py; '': the sizes are set below
     c.model.embed_dim = placeholder(int)  # dimension of the joint embedding space
     c.model.dtype = 'auto'  # compute dtype: float32, bfloat16, or auto (bfloat16 on accelerators)
-    c.model.remat = 'none'  # rematerialization: none, dots (save only matmuls) or full
+    # Rematerialization: none, dots (save only matmuls), offload (save them in the host's memory) or
+    # full (save only a block's input).
+    c.model.remat = 'none'
     c.model.scan = False  # scan over transformer layers: compiles one block, so compiles faster
     # xla; short: a kernel for TPU; cudnn: flash attention on CUDA GPUs in bfloat16; auto: short on
     # TPU and cudnn on GPU where they take the shapes, else xla. See docs/speed.md.

@@ -117,10 +117,10 @@ def one_device_mesh() -> Iterator[Callable]:
     original = sharding.make_mesh
 
     @functools.wraps(original)
-    def make_mesh(devices=None, *, fsdp: int = 1, tensor: int = 1):
-        if devices is None and fsdp == tensor == 1:
+    def make_mesh(devices=None, **sizes: int):
+        if devices is None and {*sizes.values()} <= {1}:
             devices = jax.local_devices()[:1]
-        return original(devices, fsdp=fsdp, tensor=tensor)
+        return original(devices, **sizes)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, 'make_mesh', make_mesh)

@@ -101,6 +101,12 @@ MESHES = {
     'fsdp': {'devices': 8, 'fsdp': 4},
     'tensor': {'devices': 8, 'tensor': 2},
     'all three': {'devices': 8, 'fsdp': 2, 'tensor': 2},
+    'slices, optimizer over data': {
+        'devices': 8,
+        'slices': 2,
+        'fsdp': 2,
+        'shard_optimizer': True,
+    },
 }
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ MESHES = {
     '8 data': ('ring', {}),
     '2x4 data x fsdp': ('gather', {'fsdp': 4}),
     '2x2x2 with tensor': ('ring', {'fsdp': 2, 'tensor': 2}),
+    '2 slices of 2x2': ('gather', {'slices': 2, 'fsdp': 2, 'shard_optimizer': True}),
+    '8, optimizer sharded': ('gather', {'shard_optimizer': True}),
 }
 
 
@@ -33,6 +36,7 @@ QUICK = [
     ('8 data', 'softmax', 'vit'),
     ('2x4 data x fsdp', 'sigmoid', 'vit'),
     ('2x2x2 with tensor', 'softmax', 'vit'),
+    ('2 slices of 2x2', 'softmax', 'vit'),
 ]
 REST = [x for x in itertools.product(MESHES, ['softmax', 'sigmoid'], CARDS) if x not in QUICK]
 
@@ -80,14 +84,14 @@ def test_at_most_a_hundredth_of_a_model_is_replicated():
     assert sum(jax.tree.leaves(unsharded)) < 0.01 * whole
 
 
-SIZES = {'data': 2, 'fsdp': 4, 'tensor': 2}
+SIZES = {'slices': 1, 'data': 2, 'fsdp': 4, 'tensor': 2}
 
 
 @pytest.mark.parametrize(
     ('axes', 'shape', 'expected'),
     [
         (('width', 'mlp'), (32, 64), ('fsdp', 'tensor')),
-        (('batch', 'length', 'features'), (16, 5, 32), (('data', 'fsdp'), None, None)),
+        (('batch', 'length', 'features'), (16, 5, 32), (('slices', 'data', 'fsdp'), None, None)),
         (('batch', 'length', 'features'), (12, 5, 32), (None, None, None)),  # 12 is not 8 x n
         (('width', 'qkv', 'heads', 'head_dim'), (32, 3, 3, 8), ('fsdp', None, None, None)),
         (('width', 'mlp'), (30, 64), (None, 'tensor')),
@@ -148,3 +152,63 @@ def test_a_parameter_without_logical_axes_is_named():
         with pytest.raises(ValueError, match=f'{path} with 2 axes; .* LOGICAL_AXES'):
             axes(path, 2)
     assert axes('image/new/bias', 1) == (None,)
+
+
+def test_data_parallel_over_slices_and_fsdp_within_one():
+    mesh = sharding.make_mesh(jax.devices(), slices=2, fsdp=2, tensor=2)
+    assert dict(mesh.shape) == {'slices': 2, 'data': 1, 'fsdp': 2, 'tensor': 2}
+    assert [x.id for x in mesh.devices[0].flat] == [x.id for x in jax.devices()[:4]]
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'message'),
+    [
+        ({'slices': 0}, 'mesh: slices is 0; expected at least 1'),
+        ({'slices': 3}, 'mesh: slices 3 does not divide the 8 devices'),
+        ({'slices': 4, 'fsdp': 4}, 'fsdp 4 x tensor 1 does not divide the 2 devices of each of 4'),
+    ],
+)
+def test_impossible_slices_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(jax.devices(), **sizes)
+
+
+class Tpu(NamedTuple):
+    """A TPU that is not there."""
+
+    slice_index: int
+    id: int
+    coords: tuple[int, ...]
+    core_on_chip: int = 0
+    platform: str = 'tpu'
+    process_index: int = 0
+    device_kind: str = 'TPU of tests'
+
+
+def test_tpus_say_in_how_many_slices_they_are(monkeypatch):
+    monkeypatch.setattr(sharding, 'Mesh', lambda placed, *_, **__: placed)
+    tpus = [Tpu(i % 2, i, (i // 2 % 2, i // 4, 0)) for i in range(8)]
+    for slices in (None, 2):
+        placed = sharding.make_mesh(tpus, slices=slices, fsdp=4)
+        assert placed.shape == (2, 1, 4, 1)
+        assert [{x.slice_index for x in one.flat} for one in placed] == [{0}, {1}]
+    with pytest.raises(ValueError, match='slices is 1; expected 2, as many as the TPUs are in'):
+        sharding.make_mesh(tpus, slices=1)
+    with pytest.raises(ValueError, match='slices of 4, 3 devices; expected slices of one size'):
+        sharding.make_mesh(tpus[:-1])
+
+
+@pytest.mark.parametrize(
+    ('spec', 'shape', 'expected'),
+    [
+        ((None, 'tensor'), (32, 64), (('data',), 'tensor')),
+        (('fsdp', 'tensor'), (32, 256), (('fsdp', 'data'), 'tensor')),
+        ((None, None), (3, 64), (None, ('data',))),
+        (('fsdp', None), (32, 3), (('fsdp', 'data'), None)),
+        ((), (64,), ()),  # vectors are small
+        ((None, None), (3, 5), (None, None)),
+    ],
+)
+def test_the_state_of_an_optimizer_is_spread_over_data(spec, shape, expected):
+    found = sharding.spread(jax.sharding.PartitionSpec(*spec), shape, SIZES)
+    assert found == jax.sharding.PartitionSpec(*expected)

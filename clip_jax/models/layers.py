@@ -42,10 +42,27 @@ def _dots(primitive: Any, *inputs: Any, **params: Any) -> bool:
     )
 
 
+def _offload(primitive: Any, *inputs: Any, **params: Any) -> Any:
+    if primitive.name == cudnn_attention.FORWARD:
+        return True  # in the device's memory
+    policies, where = jax.checkpoint_policies, ('device', 'pinned_host')
+    if primitive.name == 'name':
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=(),
+            names_which_can_be_offloaded=(short_attention.NAME,),
+            offload_src=where[0],
+            offload_dst=where[1],
+        )
+    else:
+        policy = policies.offload_dot_with_no_batch_dims(*where)
+    return policy(primitive, *inputs, **params)
+
+
 # Rematerialization policies: which activations of a block are saved for the backward pass.
 REMAT: dict[str, Callable | None] = {
     'none': None,  # all
     'dots': _dots,  # outputs of dense layers, and of attention kernels
+    'offload': _offload,  # as dots, in the memory of the host
     'full': jax.checkpoint_policies.nothing_saveable,  # only the block's input
 }
 ATTENTION = ('auto', 'xla', 'short', 'cudnn')

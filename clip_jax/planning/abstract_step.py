@@ -48,7 +48,7 @@ class Step(NamedTuple):
 def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
     """Builds the train step of a config for devices, real or not; no array is created."""
     config_schema.check(config)
-    mesh = sharding.make_mesh(devices, **config.mesh)
+    mesh = sharding.make_mesh(devices, **build.given(config.mesh, 'shard_optimizer'))
     sharding.check_batch(config.batch_size, config.microbatches, mesh)
     card = _architecture(config)
     model = build.model(card, dtype, **build.execution(config.model))
@@ -61,8 +61,11 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
         std=preprocess.CLIP_STD,
         microbatches=config.microbatches,
         spike=config.skip_updates.loss_spike_std,
+        shard_optimizer=config.mesh.shard_optimizer,
     )
-    shapes = state.abstract_state(model, optimizer, mesh)
+    shapes = state.abstract_state(
+        model, optimizer, mesh, shard_optimizer=config.mesh.shard_optimizer
+    )
     options = compiler_options.parse(config.compiler_options, mesh.devices.flat[0], mesh.size)
     return Step(function, model, optimizer, mesh, shapes, _batch(config, card, mesh), options)
 

@@ -41,7 +41,8 @@ def remedies(config: ConfigDict, devices: int) -> Iterator[dict[str, Any]]:
     First those that keep the sharding of the parameters, then the same with parameters and
     optimizer state sharded over all devices.
     """
-    strongest = list(layers.REMAT)
+    # How long a copy to the host and back takes is not known.
+    strongest = [x for x in layers.REMAT if x in (config.model.remat, 'none', 'dots', 'full')]
     implementation = config.loss.get('implementation')
     implementations = getattr(lookup.module('losses', config.loss.name), 'IMPLEMENTATIONS', ())
     mesh: dict[str, Any] = {}
@@ -118,7 +119,7 @@ def run(
     Returns:
         The report, and whether it fits.
     """
-    planned = topologies.topology(name)
+    planned = topologies.topology(name, config.mesh.slices or 1)
     if schedules:
         planned = planned._replace(schedules=Path(schedules))
     if largest and not planned.chip:

@@ -79,7 +79,8 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
         text: the optimized HLO of the program, of one device.
 
     Returns:
-        By kind, the `count` per step and the `mib` of their results on a device.
+        By kind, the `count` per step and the `mib` of their results on a device; of a
+        reduce-scatter that libtpu makes of an all-reduce, the `mib` before it scatters.
     """
     once: dict[tuple, tuple[int, float]] = {}
     for number, run in enumerate(program.read(text).runs()):
@@ -92,10 +93,15 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
         # An asynchronous start lists its operands before its results; that of a sum does not.
         both = started and kind != 'all-reduce'
         size = max(arrays, default=0) if both else sum(arrays)
+        if run.computation.startswith('all-reduce-scatter'):
+            kind = 'reduce-scatter'
         # On TPU, an asynchronous collective appears once in every computation that it overlaps
-        # with, under one name; the memory space of its result may differ.
-        name = re.search(r'metadata=\{[^}]*\}', line)
-        key = (kind, re.sub(r'\{[^}]*\}', '', shapes), name[0] if name else number)
+        # with, under one name or as one chain, on one channel; the memory space of its result may
+        # differ.
+        name = re.search(r'chain_id="\d+"|metadata=\{[^}]*\}', line)
+        channel = re.search(r'channel_id=\d+', line)
+        key = (kind, re.sub(r'\{[^}]*\}', '', shapes), channel and channel[0])
+        key += (name[0] if name else number,)
         once[key] = min(run.times, once.get(key, (run.times,))[0]), size / MIB
     found: dict[str, dict[str, float]] = {}
     for (kind, *_), (times, mib) in once.items():

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from clip_jax.planning import abstract_step, estimates, gpu_program, hlo, schedules
+from clip_jax.planning import abstract_step, estimates, gpu_program, hlo, links, schedules
+from clip_jax.planning import program as programs
 from clip_jax.planning.abstract_step import local_mib
 from clip_jax.planning.topologies import Planned
 from clip_jax.runtime import messages
@@ -109,6 +110,10 @@ def _of_program(program: Any, report: dict[str, Any], planned: Planned) -> dict[
         'bytes_accessed': (program.cost_analysis() or {}).get('bytes accessed'),
         'collectives': hlo.collectives(text),
     }
+    read, slices = programs.read(text), report['mesh']['slices']
+    found['overlapped'] = links.overlapped(read)
+    if slices > 1:
+        found['over_slices'] = links.over_slices(read, slices, report['devices'])
     if planned.chip:
         cycles = schedules.read(planned.schedules) if planned.schedules else None
         found |= {'kernels': hlo.kernels(text), **estimates.of(text, planned.chip, cycles)}

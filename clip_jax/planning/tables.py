@@ -39,10 +39,16 @@ def table(report: dict[str, Any]) -> str:
     for maker, found in report.get('gpu_kernels', {}).items():
         numbers = f'{found["count"]:,} kernels, {found["seconds"]:.3g} s, {found["gb"]:,.1f} GB'
         rows.append((maker, f'{numbers}, {found["tflop"]:,.3g} TFLOP'))
-    for kind, found in report.get('collectives', {}).items():
-        rows.append((kind, f'{found["count"]:,} of {found["mib"]:,.1f} MiB in all'))
+    for where in ('collectives', 'over_slices'):
+        for kind, found in report.get(where, {}).items():
+            name = kind if where == 'collectives' else f'over slices: {kind}'
+            rows.append((name, f'{found["count"]:,} of {found["mib"]:,.1f} MiB in all'))
+    if 'overlapped' in report:
+        found = report['overlapped']
+        text = f'{found["asynchronous"]:,} collectives, {found["with_work"]:,} while it computes'
+        rows.append(('asynchronous', text))
     rows.append(('compiled in', f'{report["compile_seconds"]:.0f} s'))
-    lines = [f'{name:22} {text}' for name, text in rows]
+    lines = [f'{name:26} {text}' for name, text in rows]
     return '\n'.join([*lines, *estimates(report), *by_part(report)])
 
 

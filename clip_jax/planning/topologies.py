@@ -42,12 +42,13 @@ class Planned(NamedTuple):
     schedules: Path | None = None  # where libtpu writes the schedules of what it compiles
 
 
-def topology(name: str) -> Planned:
+def topology(name: str, slices: int = 1) -> Planned:
     """Returns the devices of a topology.
 
     Args:
         name: a TPU topology such as `v5e:16x16`, GPUs such as `h100:8`, or `local` for the devices
             of this machine, of which XLA_FLAGS can simulate several.
+        slices: the number of such TPU slices.
 
     Raises:
         ValueError: there is no such topology, or libtpu is not installed.
@@ -62,10 +63,12 @@ def topology(name: str) -> Planned:
         return Planned(name, gpu.devices(kind, shape), chip)
     if not re.fullmatch(r'\d+(x\d+){1,2}', shape):
         raise ValueError(f'--topology is {name!r}; expected for instance {kind}:4x4')
+    if slices < 1:
+        raise ValueError(f'mesh: slices is {slices}; expected at least 1')
     try:
         # A v4 chip has two cores, which programs see as one device.
         cores = {'chip_config_name': 'megacore'} if kind == 'v4' else {}
-        found = topologies.get_topology_desc(name, 'tpu', **cores).devices
+        found = topologies.get_topology_desc(name, 'tpu', num_slices=slices, **cores).devices
     except Exception as error:  # libtpu and JAX raise several kinds
         text = str(error).splitlines()[0]
         raise ValueError(

@@ -47,6 +47,7 @@ def create(
     seed: int,
     mesh: Mesh,
     variables: dict | None = None,
+    shard_optimizer: bool = False,
 ) -> TrainState:
     """Initializes model and optimizer under jit, so that every array is created sharded.
 
@@ -56,11 +57,12 @@ def create(
         seed: of the initialization and of dropout.
         mesh: the device mesh.
         variables: the model's initial variables (donated); None: random ones.
+        shard_optimizer: whether the optimizer's state is sharded over `data` too.
 
     Returns:
         The state at step 0, sharded over the mesh.
     """
-    init, key, shardings = _init(model, optimizer, seed, mesh, variables)
+    init, key, shardings = _init(model, optimizer, seed, mesh, variables, shard_optimizer)
     return jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, variables)
 
 
@@ -70,6 +72,7 @@ def _init(
     seed: int,
     mesh: Mesh,
     variables: dict | None,
+    shard_optimizer: bool,
 ) -> tuple[Callable[[jax.Array, dict | None], TrainState], jax.Array, TrainState]:
     """Returns the function that makes a state, its random key, and the state's shardings."""
 
@@ -87,17 +90,21 @@ def _init(
         )
 
     key = jax.random.key(seed)
-    shardings = sharding.of_tree(
-        jax.eval_shape(init, key, variables), mesh, clip.logical_axes(model)
-    )
+    shapes, axes = jax.eval_shape(init, key, variables), clip.logical_axes(model)
+    opt_state = sharding.of_tree(shapes.opt_state, mesh, axes, over_data=shard_optimizer)
+    shardings = sharding.of_tree(shapes, mesh, axes).replace(opt_state=opt_state)
     return init, key, shardings
 
 
 def abstract_state(
-    model: clip.CLIP, optimizer: optax.GradientTransformation, mesh: Mesh
+    model: clip.CLIP,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    shard_optimizer: bool = False,
 ) -> TrainState:
-    """Returns the shapes, dtypes and shardings of a new state, without creating it."""
-    init, key, shardings = _init(model, optimizer, 0, mesh, None)
+    """Returns the shapes, dtypes and shardings that `create` gives a new state."""
+    init, key, shardings = _init(model, optimizer, 0, mesh, None, shard_optimizer)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         jax.eval_shape(init, key, None),

@@ -28,6 +28,7 @@ def train_step(
     normalize: Callable[[jax.Array], jax.Array],
     microbatches: int = 1,
     spike: float = 0.0,
+    shard_optimizer: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one update on a global batch.
 
@@ -41,6 +42,8 @@ def train_step(
         microbatches: the number of parts in which the batch is embedded (see grad_cache).
         spike: skip updates whose loss is more than this number of standard deviations above the
             recent losses; 0: never (see skip_updates).
+        shard_optimizer: whether gradients and the optimizer's state are sharded over `data` too, so
+            that each device computes a part of the update (ZeRO-1, arXiv 1910.02054).
 
     Returns:
         The next state, and scalar metrics.
@@ -65,7 +68,7 @@ def train_step(
         embed,
         lambda params: model.apply({'params': params}, method='scale_and_bias'),
         jax.named_scope('loss')(loss),
-        lambda grads: sharding.constrain_tree(grads, logical_axes),
+        lambda grads: sharding.constrain_tree(grads, logical_axes, over_data=shard_optimizer),
         state.params,
         state.buffers,
         batch,
@@ -78,6 +81,9 @@ def train_step(
     )
     with jax.named_scope('optimizer'):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        if shard_optimizer:
+            opt_state = sharding.constrain_tree(opt_state, logical_axes, over_data=True)
+            updates = sharding.constrain_tree(updates, logical_axes)  # all-gather
         params, buffers, opt_state = skip_updates.select(
             ok,
             (optax.apply_updates(state.params, updates), buffers, opt_state),
@@ -111,13 +117,14 @@ def bind_step(
     std: tuple[float, ...],
     microbatches: int,
     spike: float = 0.0,
+    shard_optimizer: bool = False,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Binds the arguments of `train_step` other than state and batch.
 
     Args:
         mean: the mean that is subtracted from the pixels of red, green and blue.
         std: the standard deviation that they are divided by.
-        model, loss, optimizer, microbatches, spike: see `train_step`.
+        model, loss, optimizer, microbatches, spike, shard_optimizer: see `train_step`.
     """
     return functools.partial(
         train_step,
@@ -127,6 +134,7 @@ def bind_step(
         normalize=functools.partial(preprocess.normalize, mean=mean, std=std),
         microbatches=microbatches,
         spike=spike,
+        shard_optimizer=shard_optimizer,
     )
 
 

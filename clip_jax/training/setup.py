@@ -56,7 +56,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     config_schema.check(config)
     _check_counts(config)
     writers = build.writers(config.writers)
-    mesh = sharding.make_mesh(**config.mesh)
+    mesh = sharding.make_mesh(**build.given(config.mesh, 'shard_optimizer'))
     sharding.check_batch(config.batch_size, config.microbatches, mesh)
     options = compiler_options.parse(config.compiler_options, mesh.local_devices[0], mesh.size)
     optimizer, schedule = build.optimizer(config.optimizer, config.total_steps)
@@ -99,11 +99,19 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         std=model_clip.preprocess.std,
         microbatches=config.microbatches,
         spike=config.skip_updates.loss_spike_std,
+        shard_optimizer=config.mesh.shard_optimizer,
     )
     return Parts(
         mesh=mesh,
         step=jax.jit(with_stop(step), donate_argnums=0, compiler_options=options),
-        state=state.create(model, optimizer, seed=config.seed, mesh=mesh, variables=variables),
+        state=state.create(
+            model,
+            optimizer,
+            seed=config.seed,
+            mesh=mesh,
+            variables=variables,
+            shard_optimizer=config.mesh.shard_optimizer,
+        ),
         schedule=schedule,
         source=source,
         batches=batches,

@@ -48,6 +48,7 @@ def prepared(step: Any) -> tuple[Any, dict[str, Any], Callable, float]:
     from clip_jax.step import state
 
     current = state.create(step.model, step.optimizer, seed=0, mesh=step.mesh)
+    current = jax.device_put(current, jax.tree.map(lambda x: x.sharding, step.state))
 
     def data(name: str, most: int) -> jax.Array:
         shape = step.batch[name]

@@ -165,7 +165,7 @@ def test_auto_is_the_kernel_on_tpu_and_the_plain_form_elsewhere():
     assert hlo.flops(traced('xla').jaxpr) == hlo.flops(program.jaxpr)
 
 
-@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
+@pytest.mark.parametrize('remat', ['none', 'dots', 'offload', 'full'])
 @pytest.mark.parametrize('scan', [False, True])
 def test_rematerialization_runs_no_kernel_twice_that_it_need_not(remat, scan):
     """Two kernels a block, forward and backward; with 'full' the forward one once more."""

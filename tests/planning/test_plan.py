@@ -98,7 +98,7 @@ def test_a_config_is_planned_for_simulated_devices(clip_jax_cli, tiny_config, tm
     flags = f'--config={tiny_config}', '--topology=local:4', '--config.mesh.fsdp=4'
     done = clip_jax_cli('plan', *flags, f'--out={out}')
     assert done.returncode == 0, done.stderr
-    assert 'fits:' in done.stdout and '4 devices, mesh data 1 x fsdp 4 x tensor 1' in done.stdout
+    assert 'fits:' in done.stdout and 'mesh slices 1 x data 1 x fsdp 4 x tensor 1' in done.stdout
     report = json.loads(out.read_text())
     assert report['fits'] and report['per_device'] == 4
     memory = report['memory_mib']
@@ -125,6 +125,7 @@ WRONG = [
 WRONG_FOR_DEVICES = [
     (['--topology=local:3'], 'batch_size 16 is not a multiple of microbatches 1 x 3 devices'),
     (['--topology=local:2', '--config.mesh.fsdp=4'], 'does not divide the 2 devices'),
+    (['--topology=local:4', '--config.mesh.slices=3'], 'slices 3 does not divide the 4 devices'),
 ]
 
 

@@ -15,6 +15,8 @@ from clip_jax.step import optimizers, state
     [
         ('vit', 'dots', False),
         ('vit', 'full', True),
+        ('vit', 'offload', True),
+        pytest.param('vit', 'offload', False, marks=pytest.mark.slow),
         pytest.param('resnet', 'full', False, marks=pytest.mark.slow),
     ],
 )

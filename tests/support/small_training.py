@@ -43,8 +43,10 @@ def batch(seed: int, n: int = 16, size: int = 16) -> dict[str, np.ndarray]:
 def setup(
     devices: int,
     *,
+    slices: int = 1,
     fsdp: int = 1,
     tensor: int = 1,
+    shard_optimizer: bool = False,
     card: dict = CARD,
     loss: dict | None = None,
     microbatches: int = 1,
@@ -52,7 +54,7 @@ def setup(
     **execution: str | bool,
 ) -> tuple[state.TrainState, Callable, Callable]:
     """A new state on a number of devices, its step, and a function that shards a batch."""
-    mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp, tensor=tensor)
+    mesh = sharding.make_mesh(jax.devices()[:devices], slices=slices, fsdp=fsdp, tensor=tensor)
     loss = {'name': 'softmax', 'implementation': 'gather', 'block_size': 8, **(loss or {})}
     card = {**lookup.module('losses', loss['name']).INIT, **card}
     model, optimizer = build.model(card, **execution), make_optimizer(learning_rate)
@@ -64,6 +66,7 @@ def setup(
             mean=preprocess.CLIP_MEAN,
             std=preprocess.CLIP_STD,
             microbatches=microbatches,
+            shard_optimizer=shard_optimizer,
         )
     )
 
@@ -74,7 +77,7 @@ def setup(
     initial = jax.tree.map(
         lambda x, shape: jax.device_put(x, shape.sharding),
         _initial(json.dumps(card)),
-        state.abstract_state(model, optimizer, mesh),
+        state.abstract_state(model, optimizer, mesh, shard_optimizer=shard_optimizer),
     )
     return initial, run, functools.partial(jax.device_put, device=sharding.over_batch(mesh))
 

@@ -37,7 +37,7 @@ def test_every_config_that_comes_with_clip_jax_has_known_keys_only(page):
         ('model.depth', 2, "config.model: there is no 'depth'"),
         ('data.options.tar', ConfigDict(), "config.data.options: there is no 'tar'"),
         ('data.options.table.keys', 'x', "config.data.options.table: there is no 'keys'"),
-        ('mesh', 8, 'config.mesh is 8; expected a ConfigDict with fsdp, tensor'),
+        ('mesh', 8, 'config.mesh is 8; expected a ConfigDict with fsdp, shard_optimizer'),
     ],
 )
 def test_a_key_that_nothing_reads_is_an_error(config, key, value, message):
