@@ -210,12 +210,15 @@ def attend(
 
     Source: Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
     """
-    spec = sharding.place(query.shape, 'batch', 'length', 'heads', 'head_dim')
-    place = short_attention.Place(spec, sharding.platform())
-    if implementation == 'auto':
-        implementation = _best(place, query, key, value, mask)
+    implementation, place = _choose(implementation, query, key, value, mask)
     if implementation == 'short':
-        return short_attention.attend(place, query, key, value, mask, causal=causal)
+        if reason := short_attention.refusal(place, query, key, value, mask):
+            raise ValueError(f'model.attention short: {reason}; choose auto or xla')
+        qkv = jnp.stack([x.reshape(*x.shape[:2], -1) for x in (query, key, value)])
+        size = query.shape[-1]
+        bias = jnp.zeros_like(qkv, shape=(3, qkv.shape[-1]))
+        x = short_attention.attend(place, qkv, bias, mask, head_dim=size, causal=causal)
+        return x.reshape(query.shape)
     if implementation == 'cudnn':
         return cudnn_attention.attend(query, key, value, mask, causal=causal)
     logits = _logits(query, key) * query.shape[-1] ** -0.5
@@ -228,12 +231,19 @@ def attend(
     return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
 
 
+def _choose(
+    implementation: str, query: Any, key: Any, value: Any, mask: jax.Array | None
+) -> tuple[str, short_attention.Place]:
+    """Returns the implementation for arrays, or for shapes and dtypes, and where it runs."""
+    spec = sharding.place(query.shape, 'batch', 'length', 'heads', 'head_dim')
+    place = short_attention.Place(spec, sharding.platform())
+    if implementation == 'auto':
+        implementation = _best(place, query, key, value, mask)
+    return implementation, place
+
+
 def _best(
-    place: short_attention.Place,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None,
+    place: short_attention.Place, query: Any, key: Any, value: Any, mask: jax.Array | None
 ) -> str:
     """Returns the fastest implementation that takes these inputs."""
     if place.platform == 'tpu' and not short_attention.refusal(place, query, key, value, mask):
@@ -283,6 +293,10 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+        heads = jax.ShapeDtypeStruct((*x.shape[:2], self.heads, width // self.heads), self.dtype)
+        implementation, place = _choose(self.implementation, heads, heads, heads, mask)
+        if implementation == 'short' and not self.is_initializing():
+            return self._by_kernel(place, x, mask)
         qkv = nn.DenseGeneral(
             (3, self.heads, width // self.heads),
             kernel_init=nn.initializers.normal(self.in_std),
@@ -299,6 +313,25 @@ class Attention(nn.Module):
             name='out',
             **types,
         )(x)
+
+    def _by_kernel(
+        self, place: short_attention.Place, x: jax.Array, mask: jax.Array | None
+    ) -> jax.Array:
+        """Computes the same with the kernel, from the same parameters.
+
+        Heads stay side by side in one axis: with an axis of their own, TPUs pad it, and copy the
+        activations before and after the kernel.
+        """
+        width, params = x.shape[-1], self.variables['params']
+        params = jax.tree.map(lambda p: p.astype(self.dtype), params)
+        kernel, bias = params['qkv']['kernel'], params['qkv']['bias'].reshape(3, width)
+        qkv = jnp.moveaxis(
+            jnp.tensordot(x.astype(self.dtype), kernel.reshape(width, 3, width), 1), 2, 0
+        )
+        qkv = sharding.constrain(qkv, 'qkv', 'batch', 'length', 'heads')
+        size = width // self.heads
+        x = short_attention.attend(place, qkv, bias, mask, head_dim=size, causal=self.causal)
+        return x @ params['out']['kernel'].reshape(width, width) + params['out']['bias']
 
 
 class Mlp(nn.Module):
