@@ -54,11 +54,11 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
+def add_config(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds --config and the line about --config.KEY."""
     parser.add_argument(
         '--config',
-        required=True,
+        required=required,
         metavar='NAME or FILE[:ARG]',
         help='a config that comes with clip_jax, such as quickstart, or a Python file',
     )

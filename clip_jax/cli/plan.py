@@ -1,7 +1,9 @@
 """`clip-jax plan`: compiles a config for devices that are not attached."""
 
 import argparse
+import contextlib
 import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,27 +14,64 @@ EXAMPLES = """\
 examples:
   clip-jax plan --config=clip_vit_b32 --topology=v5e:16x16
   clip-jax plan --config=clip_vit_l14 --topology=v5p:4x4x4 --search --out=plan.json
+  clip-jax plan --config=clip_vit_b16 --topology=v5e:16x16 --schedules
   clip-jax plan --config=quickstart --topology=local:8 --config.batch_size=1024
+  clip-jax plan --compare old.json new.json
 TPU topologies need libtpu (pip install 'clipax[tpu]') and no TPU. The exit code is 0 if it fits."""
 
 
 def add_parser(commands: Any) -> None:
     """Adds the command to the parser of `clip-jax`."""
     parser = _flags.add_command(commands, 'plan', SUMMARY, EXAMPLES)
-    _flags.add_config(parser)
+    _flags.add_config(parser, required=False)
     parser.add_argument(
         '--topology',
-        required=True,
         metavar='NAME',
         help='such as v5e:16x16, v6e:16x16, v5p:4x4x4, or local[:N] for N simulated CPU devices',
     )
     parser.add_argument('--search', action='store_true', help='find the largest batch that fits')
+    parser.add_argument(
+        '--schedules',
+        action='store_true',
+        help='estimate the seconds by the machine code that libtpu makes, too: slower',
+    )
+    parser.add_argument(
+        '--compare',
+        nargs=2,
+        metavar=('OLD', 'NEW'),
+        help='print two plans, JSON files that --out wrote, side by side; no config is needed',
+    )
     parser.add_argument('--out', metavar='FILE', help='write the plan to this file as JSON')
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Plans; returns the exit code."""
+    """Plans or compares plans; returns the exit code."""
     _flags.check_overrides(rest)
+    if args.compare:
+        return _compare(args, rest)
+    for flag in ('config', 'topology'):
+        if not getattr(args, flag):
+            raise ValueError(f'--{flag} is missing; expected --config and --topology, or --compare')
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory()) if args.schedules else None
+        return _plan(args, rest, folder)
+
+
+def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    others = [
+        name for name in ('config', 'topology', 'search', 'schedules', 'out') if vars(args)[name]
+    ]
+    if others or rest:
+        found = f'--{others[0]}' if others else rest[0]
+        raise ValueError(f'{found} has no effect with --compare; expected two plans only')
+    from clip_jax.planning import compare
+
+    print(compare.table(*map(compare.read, args.compare)))
+    return 0
+
+
+def _plan(args: argparse.Namespace, rest: Sequence[str], folder: str | None) -> int:
+    """Plans, with schedules that libtpu writes into a folder, if one is given."""
     kind, _, count = args.topology.partition(':')
     out = _flags.local_path(args.out)
     if out and out.exists():
@@ -52,11 +91,18 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
             raise ValueError(f'--topology is {args.topology!r}; expected local:N')
         flags = f'--xla_force_host_platform_device_count={count}'
         os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flags}'.strip()
+    if folder:
+        if kind == 'local':
+            raise ValueError('--schedules: this machine has none; name a TPU topology')
+        from clip_jax.planning import schedules
+
+        own = os.environ.get('LIBTPU_INIT_ARGS', '')
+        os.environ['LIBTPU_INIT_ARGS'] = f'{own} {schedules.flags(folder)}'.strip()
     config = config_file.read(args.config, rest)
     from clip_jax.planning import fit, tables
     from clip_jax.runtime import atomic
 
-    report, fits = fit.run(config, args.topology, largest=args.search, say=print)
+    report, fits = fit.run(config, args.topology, largest=args.search, schedules=folder, say=print)
     if out:
         atomic.write(out, tables.as_json(report))
         print(f'plan: {out}')

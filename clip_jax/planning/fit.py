@@ -1,6 +1,7 @@
 """What fits: the largest batch, or the change of a config that saves enough memory."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -101,17 +102,25 @@ def _changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
 
 
 def run(
-    config: ConfigDict, name: str, *, largest: bool, say: Callable[[str], None]
+    config: ConfigDict,
+    name: str,
+    *,
+    largest: bool,
+    say: Callable[[str], None],
+    schedules: str | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Plans a config for a topology and prints the result with `say`.
 
     Args:
         largest: whether to search for the largest batch that fits.
+        schedules: the folder into which libtpu writes schedules; they are estimated with, if given.
 
     Returns:
         The report, and whether it fits.
     """
     planned = topologies.topology(name)
+    if schedules:
+        planned = planned._replace(schedules=Path(schedules))
     if largest and not planned.chip:
         raise ValueError(f'--search: how much memory {name} has is not known; name a TPU topology')
     report = search(config, planned, say) if largest else plan.plan(config, planned)

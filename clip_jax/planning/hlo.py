@@ -1,7 +1,6 @@
 """Static analysis of traced and compiled programs: FLOPs, collectives, cycles.
 
-The body of a loop counts once per iteration. The text of compiled programs is read with regular
-expressions, which fit the HLO of jaxlib 0.10 and of libtpu of the same time; tests pin them.
+The body of a loop counts once per iteration.
 """
 
 import collections
@@ -11,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.planning import program
+
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'collective-permute', 'all-to-all')
-BYTES = {'f32': 4, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'pred': 1, 's8': 1, 'u8': 1}
 MIB = 2**20
 
 
@@ -77,22 +77,21 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
         By kind, the `count` per step and the `mib` of their results on a device.
     """
     once: dict[tuple, tuple[int, float]] = {}
-    for number, (times, _, line) in enumerate(_lines(text)):
+    for number, run in enumerate(program.read(text).runs()):
+        line = run.instruction.line
         match = re.search(r'= (.+?) (' + '|'.join(COLLECTIVES) + r')(-start)?\(', line)
         if not match:
             continue
         shapes, kind, started = match.groups()
-        arrays = [
-            BYTES.get(dtype, 4) * int(np.prod([int(n) for n in dims.split(',') if n]))
-            for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', shapes)
-        ]
-        # An asynchronous start lists its operands before its results.
-        size = max(arrays, default=0) if started else sum(arrays)
+        arrays = [array.unpadded_bytes for array in run.instruction.results]
+        # An asynchronous start lists its operands before its results; that of a sum does not.
+        both = started and kind != 'all-reduce'
+        size = max(arrays, default=0) if both else sum(arrays)
         # On TPU, an asynchronous collective appears once in every computation that it overlaps
         # with, under one name; the memory space of its result may differ.
         name = re.search(r'metadata=\{[^}]*\}', line)
         key = (kind, re.sub(r'\{[^}]*\}', '', shapes), name[0] if name else number)
-        once[key] = min(times, once.get(key, (times,))[0]), size / MIB
+        once[key] = min(run.times, once.get(key, (run.times,))[0]), size / MIB
     found: dict[str, dict[str, float]] = {}
     for (kind, *_), (times, mib) in once.items():
         entry = found.setdefault(kind, {'count': 0, 'mib': 0.0})
@@ -106,9 +105,8 @@ def cycles(text: str) -> int:
     none.
     """
     total = 0
-    for times, scheduled, line in _lines(text):
-        found = re.search(r'"estimated_cycles":"(\d+)"', line)
-        total += times * int(found[1]) if found and scheduled else 0
+    for run in program.read(text).scheduled():
+        total += run.times * run.instruction.cycles
     return total
 
 
@@ -123,41 +121,12 @@ def kernels(text: str) -> dict[str, dict[str, int]]:
         needs: `flops` and `transcendentals`.
     """
     found: dict[str, dict[str, int]] = {}
-    for times, _, line in _lines(text):
-        name = re.search(r'op_name="[^"]*?([^/"]+)/pallas_call"', line)
-        if not name or 'custom_call_target="tpu_custom_call"' not in line:
+    for run in program.read(text).runs():
+        name = re.search(r'([^/]+)/pallas_call$', run.instruction.op_name)
+        if not name or not run.instruction.is_kernel:
             continue
         entry = found.setdefault(name[1], {'count': 0, 'flops': 0, 'transcendentals': 0})
-        entry['count'] += times
+        entry['count'] += run.times
         for what in ('flops', 'transcendentals'):
-            stated = re.search(rf'"{what}":"(\d+)"', line)
-            entry[what] += times * int(stated[1]) if stated else 0
+            entry[what] += run.times * run.instruction.stated(what)
     return found
-
-
-def _lines(text: str) -> Iterator[tuple[int, bool, str]]:
-    """The instructions of a compiled program, each with how often it runs and whether it is
-    scheduled by itself, not as a part of a fusion.
-    """
-    parts: dict[str, list[str]] = {}
-    current, entry = [], ''
-    for line in text.splitlines():
-        header = re.match(r'(ENTRY )?%?(\S+) \(.*\{$', line)
-        if header:
-            current = parts.setdefault(header[2], [])
-            entry = header[2] if header[1] else entry
-        else:
-            current.append(line)
-
-    def visit(name: str, times: int, scheduled: bool) -> Iterator[tuple[int, bool, str]]:
-        for line in parts.get(name, ()):
-            yield times, scheduled, line
-            loop = re.search(r'condition=%?([^\s,]+), body=%?([^\s,]+)', line)
-            if loop:
-                limits = re.findall(r's32\[\]\S* constant\((\d+)\)', '\n'.join(parts[loop[1]]))
-                turns = int(limits[0]) if limits else 1
-                yield from visit(loop[2], times * turns, scheduled)
-            for called in re.findall(r'calls=%?([^\s,)]+)', line):
-                yield from visit(called, times, False)
-
-    yield from visit(entry, 1, True)

@@ -11,15 +11,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from clip_jax.planning import abstract_step, hlo
+from clip_jax.planning import abstract_step, estimates, hlo, schedules
 from clip_jax.planning.abstract_step import local_mib
-from clip_jax.planning.topologies import Chip, Planned
+from clip_jax.planning.topologies import Planned
 from clip_jax.runtime import messages
 from clip_jax.step import state
-
-# Cycles of a kernel for 1,024 logits: the compiler's static schedules for v5e at 197 tokens, heads
-# of 64. It is a little faster on v6e, slower with fewer tokens.
-KERNEL_CYCLES = {'short_attention': 9.5, 'short_attention_backward': 21}
 
 
 def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
@@ -27,8 +23,7 @@ def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
 
     Returns:
         The report, JSON types: sizes, memory in MiB per device, TFLOPs per step over all devices,
-        collectives, and the compiler's estimate of seconds. `fits` says whether a device has enough
-        memory.
+        collectives, estimates of seconds. `fits` says whether a device has enough memory.
     """
     # On this machine, 'auto' would be float32.
     on_chip = planned.chip and config.model.dtype == 'auto'
@@ -40,6 +35,8 @@ def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
         traced = jax.jit(step.function, donate_argnums=0).trace(step.state, step.batch)
         program, refused = None, ''
         try:
+            if planned.schedules:
+                schedules.clear(planned.schedules)
             program = traced.lower().compile()
         except Exception as error:
             if not messages.is_out_of_memory(error):
@@ -74,7 +71,7 @@ def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
         report['seconds_at_peak'] = fastest
     if program is None:
         return {**report, 'fits': False, 'needs_mib': _refused_mib(refused, report)}
-    return {**report, **_of_program(program, report, planned.chip)}
+    return {**report, **_of_program(program, report, planned)}
 
 
 def _refused_mib(reason: str, report: dict[str, Any]) -> float | None:
@@ -87,7 +84,7 @@ def _refused_mib(reason: str, report: dict[str, Any]) -> float | None:
     return size if found[1] == 'Used' else size + sum(report['memory_mib'].values())
 
 
-def _of_program(program: Any, report: dict[str, Any], chip: Chip | None) -> dict[str, Any]:
+def _of_program(program: Any, report: dict[str, Any], planned: Planned) -> dict[str, Any]:
     """Memory, estimated seconds and collectives of a compiled program, on one device."""
     memory = program.memory_analysis()
     total = (
@@ -103,7 +100,7 @@ def _of_program(program: Any, report: dict[str, Any], chip: Chip | None) -> dict
         'program': memory.generated_code_size_in_bytes / hlo.MIB,
     }
     text = program.as_text()
-    found = {
+    found: dict[str, Any] = {
         'fits': total / hlo.MIB <= report.get('hbm_mib', float('inf')),
         'needs_mib': total / hlo.MIB,
         'memory_mib': kinds,
@@ -111,15 +108,9 @@ def _of_program(program: Any, report: dict[str, Any], chip: Chip | None) -> dict
         'bytes_accessed': (program.cost_analysis() or {}).get('bytes accessed'),
         'collectives': hlo.collectives(text),
     }
-    if chip:
-        # The compiler's own seconds count a loop once, and can even be negative then.
-        found['kernels'] = hlo.kernels(text)
-        cycles = sum(
-            KERNEL_CYCLES.get(name, 0) * kernel['transcendentals'] / 1024
-            for name, kernel in found['kernels'].items()
-        )
-        found['kernel_seconds'] = cycles / (chip.clock_ghz * 1e9)
-        found['compiler_seconds'] = hlo.cycles(text) / (chip.clock_ghz * 1e9)
-        found['compiler_seconds'] += found['kernel_seconds']
-        found['mfu'] = report['seconds_at_peak'] / found['compiler_seconds']
+    if planned.chip:
+        cycles = schedules.read(planned.schedules) if planned.schedules else None
+        found |= {'kernels': hlo.kernels(text), **estimates.of(text, planned.chip, cycles)}
+        at_peak = report['seconds_at_peak']
+        found['mfu'] = {name: at_peak / value for name, value in found['seconds'].items()}
     return found

@@ -33,16 +33,49 @@ def table(report: dict[str, Any]) -> str:
     ]
     if 'seconds_at_peak' in report:
         rows.append(('at peak', f'{report["seconds_at_peak"]:.3g} s a step'))
-    if 'compiler_seconds' in report:
-        seconds, mfu = report['compiler_seconds'], report['mfu']
-        rows.append(('compiler', f'{seconds:.3g} s a step without collectives, MFU {mfu:.1%}'))
     if report.get('kernels'):
         calls = sum(kernel['count'] for kernel in report['kernels'].values())
-        rows.append(('of these kernels', f'{report["kernel_seconds"]:.3g} s in {calls:,} calls'))
+        rows.append(('kernels', f'{calls:,} calls of {", ".join(report["kernels"])}'))
     for kind, found in report.get('collectives', {}).items():
         rows.append((kind, f'{found["count"]:,} of {found["mib"]:,.1f} MiB in all'))
     rows.append(('compiled in', f'{report["compile_seconds"]:.0f} s'))
-    return '\n'.join(f'{name:22} {text}' for name, text in rows)
+    lines = [f'{name:22} {text}' for name, text in rows]
+    return '\n'.join([*lines, *estimates(report), *by_part(report)])
+
+
+def estimates(report: dict[str, Any]) -> list[str]:
+    """The estimates of a plan side by side, as lines; [] of a plan without them."""
+    if 'seconds' not in report:
+        return []
+    seconds, mfu = report['seconds'], report['mfu']
+    return [
+        _line('without collectives', [f'{name:>10}' for name in seconds]),
+        _line('seconds a step', [f'{value:10.4g}' for value in seconds.values()]),
+        _line('MFU', [f'{mfu[name]:10.1%}' for name in seconds]),
+    ]
+
+
+def by_part(report: dict[str, Any]) -> list[str]:
+    """Seconds, bytes and share by part, as lines; [] of a plan without estimates."""
+    if not report.get('parts'):
+        return []
+    names = list(report['seconds'])
+    heads = [*(f'{name:>10}' for name in names), f'{"GB":>10}', f'{"share":>7}']
+    lines = [_line('part: ms', heads)]
+    for row in report['parts']:
+        cells = [f'{1e3 * row["seconds"][name]:10.2f}' for name in names]
+        cells += [f'{row["bytes"] / 1e9:10.2f}', f'{row["share"]:7.1%}']
+        lines.append(_line(label(row), cells))
+    return lines
+
+
+def label(row: dict[str, Any]) -> str:
+    """The name of a part of a plan, with its direction."""
+    return row['part'] + (', backward' if row['direction'] == 'backward' else '')
+
+
+def _line(name: str, cells: list[str]) -> str:
+    return ' '.join([f'{name:26}', *cells])
 
 
 def as_json(report: dict[str, Any]) -> str:

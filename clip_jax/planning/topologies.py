@@ -1,6 +1,7 @@
 """The devices that a plan can be made for, and what their makers say of them."""
 
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -18,13 +19,14 @@ class Chip(NamedTuple):
     hbm_gib: float
     peak_tflops: float  # dense bfloat16
     clock_ghz: float
+    bandwidth: float  # of HBM, bytes a second
 
 
 CHIPS = {
-    'v4': Chip(32, 275, 1.05),
-    'v5e': Chip(16, 197, 1.5),
-    'v5p': Chip(95, 459, 1.75),
-    'v6e': Chip(32, 918, 1.75),
+    'v4': Chip(32, 275, 1.05, 1.2e12),
+    'v5e': Chip(16, 197, 1.5, 0.819e12),
+    'v5p': Chip(95, 459, 1.75, 2.765e12),
+    'v6e': Chip(32, 918, 1.75, 1.64e12),
 }
 
 
@@ -34,6 +36,7 @@ class Planned(NamedTuple):
     name: str
     devices: list
     chip: Chip | None  # None: the local backend
+    schedules: Path | None = None  # where libtpu writes the schedules of what it compiles
 
 
 def topology(name: str) -> Planned:

@@ -12,8 +12,9 @@ COLUMNS = (
     'GiB a chip',
     'of these scratch',
     'at peak s',
-    "compiler's s",
-    'MFU',
+    'compiler s, MFU',
+    'roofline s, MFU',
+    'schedules s, MFU',
     'bfloat16 FLOPs',
     'all-gathers',
     'compiled in s',
@@ -33,19 +34,25 @@ def row(name: str, plan: dict) -> list[str]:
         f'{plan["microbatches"]}, {plan["remat"]}, {plan["loss"]}',
         verdict if plan['fits'] else f'**does not fit**: {verdict}',
     ]
-    if 'compiler_seconds' not in plan:
-        return [*cells, *['-'] * 6, f'{plan["compile_seconds"]:.0f}']
+    if 'seconds' not in plan:
+        return [*cells, *['-'] * 7, f'{plan["compile_seconds"]:.0f}']
     share = plan['tflop_by_type'].get('bfloat16', 0) / plan['step_tflop']
     return [
         *cells,
         f'{plan["memory_mib"]["scratch"] / 1024:.1f}',
         f'{plan["seconds_at_peak"]:.3f}',
-        f'{plan["compiler_seconds"]:.3f}',
-        f'{plan["mfu"]:.0%}',
+        *(estimate(plan, name) for name in ('compiler', 'roofline', 'schedule')),
         f'{share:.1%}',
         str(plan['collectives'].get('all-gather', {'count': 0})['count']),
         f'{plan["compile_seconds"]:.0f}',
     ]
+
+
+def estimate(plan: dict, name: str) -> str:
+    """Seconds and MFU by one of the estimates of a plan."""
+    if name not in plan['seconds']:
+        return '-'
+    return f'{plan["seconds"][name]:.3f}, {plan["mfu"][name]:.0%}'
 
 
 def main() -> None:

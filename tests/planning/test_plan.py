@@ -116,6 +116,7 @@ WRONG = [
     (['--topology=local:0'], 'expected local:N'),
     (['--topology=local', '--config.init_from=x'], 'init_from: a plan is of'),
     (['--topology=local', '--search'], 'name a TPU topology'),
+    (['--topology=local', '--schedules'], '--schedules: this machine has none; name a TPU'),
     (['--topology=local', 'more'], "there is no flag 'more'"),
 ]
 # The number of simulated devices is chosen before JAX is imported.
@@ -147,11 +148,21 @@ def test_a_mesh_that_does_not_fit_the_devices_is_one_line(
 )
 def test_a_config_is_compiled_for_a_tpu_that_is_not_there(clip_jax_cli, tiny_config, tmp_path):
     out = tmp_path / 'plan.json'
-    flags = f'--config={tiny_config}', '--topology=v5e:2x4'
+    flags = f'--config={tiny_config}', '--topology=v5e:2x4', '--schedules'
     done = clip_jax_cli('plan', *flags, f'--out={out}')
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     assert report['fits'] and report['devices'] == 8 and report['hbm_mib'] == 16 * 1024
+    seconds = report['seconds']
+    assert 0 < report['seconds_at_peak'] < seconds['roofline'] < seconds['schedule'] < 1
+    assert report['mfu'].keys() == seconds.keys() == {'compiler', 'roofline', 'schedule'}
+    # The products of both encoders are found, and so are the schedules of most of the work.
+    rows = {(row['part'], row['direction']): row['seconds'] for row in report['parts']}
+    for part in ('image attention', 'image MLP', 'text attention', 'text MLP', 'text norms'):
+        for direction in ('forward', 'backward'):
+            assert rows[part, direction]['schedule'] > rows[part, direction]['roofline']
+    assert sum(row['bytes'] for row in report['parts']) > 4 * report['parameters'] / 8
+    assert 'MFU' in done.stdout and 'text MLP, backward' in done.stdout
 
 
 @pytest.mark.parametrize(
