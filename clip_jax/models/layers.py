@@ -296,7 +296,9 @@ class Attention(nn.Module):
         heads = jax.ShapeDtypeStruct((*x.shape[:2], self.heads, width // self.heads), self.dtype)
         implementation, place = _choose(self.implementation, heads, heads, heads, mask)
         if implementation == 'short' and not self.is_initializing():
-            return self._by_kernel(place, x, mask)
+            params = jax.tree.map(lambda p: p.astype(self.dtype), self.variables['params'])
+            x = x.astype(self.dtype)
+            return short_attention.layer(place, params, x, mask, causal=self.causal)
         qkv = nn.DenseGeneral(
             (3, self.heads, width // self.heads),
             kernel_init=nn.initializers.normal(self.in_std),
@@ -313,25 +315,6 @@ class Attention(nn.Module):
             name='out',
             **types,
         )(x)
-
-    def _by_kernel(
-        self, place: short_attention.Place, x: jax.Array, mask: jax.Array | None
-    ) -> jax.Array:
-        """Computes the same with the kernel, from the same parameters.
-
-        Heads stay side by side in one axis: with an axis of their own, TPUs pad it, and copy the
-        activations before and after the kernel.
-        """
-        width, params = x.shape[-1], self.variables['params']
-        params = jax.tree.map(lambda p: p.astype(self.dtype), params)
-        kernel, bias = params['qkv']['kernel'], params['qkv']['bias'].reshape(3, width)
-        qkv = jnp.moveaxis(
-            jnp.tensordot(x.astype(self.dtype), kernel.reshape(width, 3, width), 1), 2, 0
-        )
-        qkv = sharding.constrain(qkv, 'qkv', 'batch', 'length', 'heads')
-        size = width // self.heads
-        x = short_attention.attend(place, qkv, bias, mask, head_dim=size, causal=self.causal)
-        return x @ params['out']['kernel'].reshape(width, width) + params['out']['bias']
 
 
 class Mlp(nn.Module):

@@ -12,7 +12,7 @@ and two of three products need no transposition.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +66,31 @@ def refusal(place: Place, query: Any, key: Any, value: Any, mask: jax.Array | No
     if _plan(place.platform, length, heads, size, query.dtype).rows < 1:
         return f'{heads} heads of {size} and {length} tokens; they do not fit its memory'
     return None
+
+
+def layer(
+    place: Place, params: Mapping, x: jax.Array, mask: jax.Array | None, *, causal: bool
+) -> jax.Array:
+    """Computes layers.Attention with the kernel.
+
+    Heads stay side by side in one axis: with an axis of their own, TPUs pad it, and copy the
+    activations before and after the kernel.
+
+    Args:
+        place: the devices.
+        params: kernels and biases of `qkv` and `out`, in the dtype of `x`.
+        x: [B, L, width].
+        mask: bool, broadcastable to [B, 1, 1, L]; True: queries attend to the key.
+        causal: whether a query attends only to keys at its own and earlier positions.
+
+    Returns:
+        [B, L, width].
+    """
+    kernel, width = params['qkv']['kernel'], x.shape[-1]
+    qkv = jnp.moveaxis(jnp.tensordot(x, kernel.reshape(width, 3, width), 1), 2, 0)
+    bias = params['qkv']['bias'].reshape(3, width)
+    x = attend(place, qkv, bias, mask, head_dim=kernel.shape[-1], causal=causal)
+    return x @ params['out']['kernel'].reshape(width, width) + params['out']['bias']
 
 
 def attend(
@@ -378,12 +403,11 @@ def _backward(options: _Options, *refs: Any) -> None:
     first = _first_row(rows)
 
     def write(i: Any, which: int, tokens: slice, lanes: tuple[int, int], x: jax.Array) -> None:
-        lanes = slice(*lanes)
-        out[which, i, tokens, lanes] = x.astype(out.dtype)
+        out[which, i, tokens, slice(*lanes)] = x.astype(out.dtype)
         x = x.sum(0, keepdims=True)
         if batch % rows:
             x = jnp.where(first + i < batch, x, 0)
-        to_bias[which : which + 1, lanes] += x
+        to_bias[which : which + 1, slice(*lanes)] += x
 
     def one(i: Any) -> None:
         of_keys: dict = {}
