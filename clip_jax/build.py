@@ -19,7 +19,7 @@ from clip_jax.data.image.opening import MAX_PIXELS
 from clip_jax.data.image.upright import decode
 from clip_jax.data.preprocess import Preprocess, card_fields
 from clip_jax.data.sources import Source, open_source
-from clip_jax.models import clip, layers, presets
+from clip_jax.models import attention, clip, layers, presets
 from clip_jax.runtime import atomic
 from clip_jax.step import optimizers
 
@@ -247,7 +247,7 @@ def model(
     """
     check_dtype(dtype)
     lookup.check(execution.get('remat', 'none'), layers.REMAT, what='model.remat')
-    lookup.check(execution.get('attention', 'xla'), layers.ATTENTION, what='model.attention')
+    lookup.check(execution.get('attention', 'xla'), attention.ATTENTION, what='model.attention')
     if dtype == 'auto':
         dtype = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
     return clip.from_card(architecture, dtype, **execution)

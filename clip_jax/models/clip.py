@@ -15,7 +15,6 @@ from clip_jax import lookup, sharding
 from clip_jax.models import layers
 
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
-MAX_LOGIT_SCALE = math.log(100)  # the optimizer clips updates to it (section 2.5)
 # Fields that change how, not what, is computed; they are not part of a model's card.
 EXECUTION = ('remat', 'scan', 'attention')
 PROJECTIONS = ('linear', 'biased', 'none')

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
-from clip_jax.models import attention_choice, cudnn_attention, on_cpu, short_attention
+from clip_jax.models import cudnn_attention, on_cpu, short_attention
 from clip_jax.models.activations import gelu
+from clip_jax.models.attention import ATTENTION, Attention
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'gelu': gelu,
@@ -65,8 +66,6 @@ REMAT: dict[str, Callable | None] = {
     'offload': _offload,  # as dots, in the memory of the host
     'full': jax.checkpoint_policies.nothing_saveable,  # only the block's input
 }
-ATTENTION = ('auto', 'xla', 'short', 'cudnn')
-KERNELS = {'tpu': 'short', 'gpu': 'cudnn', 'cuda': 'cudnn'}  # by the kind of device
 
 
 def logical_axes(
@@ -197,155 +196,6 @@ class Embedding(nn.Module):
         # All-gather the table before the lookup (and the scatter-add of its gradient). With a table
         # sharded over its width, the compiler would reshard the batch instead.
         return jnp.take(sharding.constrain(table, 'vocab', 'features'), ids, axis=0)
-
-
-def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None = None,
-    *,
-    causal: bool = False,
-    implementation: str = 'xla',
-) -> jax.Array:
-    """Scaled dot-product attention, softmax(Q K^T / sqrt(head_dim)) V.
-
-    Matrix products use the inputs' dtype in the backward pass too, where those of
-    jax.nn.dot_product_attention multiply by float32 gradients; logits and softmax are float32.
-
-    Args:
-        query: [B, Lq, heads, head_dim].
-        key: [B, Lk, heads, head_dim].
-        value: [B, Lk, heads, head_dim].
-        mask: bool, broadcastable to [B, heads, Lq, Lk]; True: the query attends to the key.
-        causal: whether a query attends only to keys at its own and earlier positions.
-        implementation: 'xla'; 'short' for the kernel of short_attention; 'cudnn' for flash
-            attention on CUDA GPUs; 'auto': 'short' on TPU and 'cudnn' on GPU if they take the
-            inputs, else 'xla'.
-
-    Returns:
-        [B, Lq, heads, head_dim].
-
-    Raises:
-        ValueError: the implementation is not for these inputs or this device.
-
-    Source: Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
-    """
-    spec = sharding.place(query.shape, 'batch', 'length', 'heads', 'head_dim')
-    place = short_attention.Place(spec, sharding.platform())
-    implementation, reason = _choose(implementation, place, query, key, value, mask)
-    attention_choice.note(implementation, reason, query)
-    if implementation == 'short':
-        return short_attention.attend(place, query, key, value, mask, causal=causal)
-    if implementation == 'cudnn':
-        return cudnn_attention.attend(query, key, value, mask, causal=causal)
-    # XLA's CPU backend makes slow copies for products whose batch and heads do not come first.
-    heads_first = on_cpu.here()
-    if heads_first:
-        query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
-    logits = _logits(heads_first, query, key) * query.shape[-1] ** -0.5
-    if causal:
-        lower = jnp.tril(jnp.ones(logits.shape[-2:], bool))
-        mask = lower if mask is None else mask & lower
-    if mask is not None:
-        logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits).astype(value.dtype)
-    if heads_first:
-        return jnp.einsum('bhqk,bhkd->bhqd', weights, value).swapaxes(1, 2)
-    return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
-
-
-def _choose(
-    wanted: str,
-    place: short_attention.Place,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array | None,
-) -> tuple[str, str]:
-    """Returns the implementation for these inputs, and why it is that one, if that was open."""
-    kernel, device = KERNELS.get(place.platform), place.platform
-    if wanted == 'cudnn' != kernel:
-        raise ValueError(f'model.attention cudnn needs a CUDA GPU; JAX runs on {device}')
-    if wanted == 'cudnn' and (refusal := cudnn_attention.refusal(query)):
-        raise ValueError(f'model.attention cudnn: {refusal}; choose auto or xla')
-    if wanted != 'auto':
-        return wanted, ''
-    if kernel is None:
-        return 'xla', f'there is no kernel for {device}'
-    if kernel == 'short':
-        refusal = short_attention.refusal(place, query, key, value, mask)
-    else:
-        refusal = cudnn_attention.refusal(query)
-    return ('xla', f'{kernel}: {refusal}') if refusal else (kernel, f'on {device}')
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _logits(heads_first: bool, query: jax.Array, key: jax.Array) -> jax.Array:
-    form = 'bhqd,bhkd->bhqk' if heads_first else 'bqhd,bkhd->bhqk'
-    return jnp.einsum(form, query, key, preferred_element_type=jnp.float32)
-
-
-@_logits.defjvp
-def _logits_jvp(heads_first: bool, inputs: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    (query, key), (to_query, to_key) = inputs, tangents
-    form = 'bhqd,bhkd->bhqk' if heads_first else 'bqhd,bkhd->bhqk'
-    # In the dtype of the inputs, so that the products of the transpose, the backward pass, are too.
-    tangent = jnp.einsum(form, to_query, key)
-    tangent += jnp.einsum(form, query, to_key)
-    return _logits(heads_first, query, key), tangent.astype(jnp.float32)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention: [B, L, width] -> [B, L, width].
-
-    `mask` is a bool array that broadcasts to [B, heads, L (queries), L (keys)]; it is combined with
-    the causal mask.
-
-    Attributes:
-        heads: the number of attention heads.
-        causal: whether tokens attend only to earlier ones and to themselves.
-        in_std: initial standard deviation of the query, key and value projections.
-        out_std: initial standard deviation of the output projection.
-        implementation: see `attend`.
-    """
-
-    heads: int
-    causal: bool
-    in_std: float
-    out_std: float
-    implementation: str
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        width = x.shape[-1]
-        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-        qkv = nn.DenseGeneral(
-            (3, self.heads, width // self.heads),
-            kernel_init=nn.initializers.normal(self.in_std),
-            dot_general=on_cpu.dot_general,
-            name='qkv',
-            **types,
-        )(x)
-        qkv = sharding.constrain(qkv, 'batch', 'length', 'qkv', 'heads', 'head_dim')
-        if KERNELS.get(sharding.platform()) == 'cudnn':
-            # XLA would transpose qkv of all blocks of a scan at once, and its gradient twice.
-            query, key, value = (qkv[..., i, :, :] for i in range(3))
-        else:
-            query, key, value = jnp.moveaxis(qkv, -3, 0)
-        # Initialization is compiled for any device, and nothing depends on its result.
-        implementation = 'xla' if self.is_initializing() else self.implementation
-        x = attend(query, key, value, mask, causal=self.causal, implementation=implementation)
-        return nn.DenseGeneral(
-            width,
-            axis=(-2, -1),
-            kernel_init=nn.initializers.normal(self.out_std),
-            dot_general=on_cpu.dot_general,
-            name='out',
-            **types,
-        )(x)
 
 
 class Mlp(nn.Module):

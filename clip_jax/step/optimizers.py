@@ -1,11 +1,12 @@
 """AdamW with linear warmup and cosine decay, gradient clipping, and a bound on the logit scale."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from clip_jax.models.clip import MAX_LOGIT_SCALE
-
+MAX_LOGIT_SCALE = math.log(100)  # updates are clipped to it (arXiv 2103.00020, section 2.5)
 # Parameters with weight decay: all but gains, biases and the logit scale (arXiv 2103.00020, section
 # 2.5).
 DECAYED = ('kernel', 'embedding', 'class_embedding', 'position_embedding', 'probe')

@@ -6,6 +6,7 @@ import jax
 import pytest
 from support.small_models import MODELS
 
+from clip_jax import sharding
 from clip_jax.models import attention_choice, clip, cudnn_attention
 
 
@@ -15,10 +16,9 @@ def on(platform: str):
         return contextlib.nullcontext()
     kind = {'tpu': 'TPU v5 lite'}.get(platform, platform)
     device = jax.sharding.AbstractDevice(kind, num_cores=1, platform=platform)
-    axes = ('data', 'fsdp', 'tensor')
-    types = (jax.sharding.AxisType.Auto,) * 3
+    types = (jax.sharding.AxisType.Auto,) * 4
     return jax.sharding.use_abstract_mesh(
-        jax.sharding.AbstractMesh((1, 1, 1), axes, types, abstract_device=device)
+        jax.sharding.AbstractMesh((1, 1, 1, 1), sharding.AXES, types, abstract_device=device)
     )
 
 

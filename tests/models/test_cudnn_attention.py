@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support.process import environment
 
-from clip_jax.models import cudnn_attention, layers
+from clip_jax.models import attention, cudnn_attention
 from clip_jax.planning import gpu
 
 PROGRAM = Path(__file__).parents[1] / 'support' / 'compile_cudnn.py'
@@ -56,7 +56,7 @@ def test_padding_changes_neither_values_nor_gradients(by_xla, length, kind, caus
     def loss(inputs, attend):
         return (attend(*inputs, mask, causal=causal) * jnp.arange(length)[:, None, None]).sum()
 
-    plain = functools.partial(layers.attend, implementation='xla')
+    plain = functools.partial(attention.attend, implementation='xla')
     found, wanted = (
         jax.jit(jax.value_and_grad(functools.partial(loss, attend=attend)))((query, key, value))
         for attend in (cudnn_attention.attend, plain)

@@ -14,7 +14,7 @@ from support import small_training
 from support.process import environment
 
 from clip_jax import sharding
-from clip_jax.models import layers
+from clip_jax.models import attention, layers, short_attention
 from clip_jax.planning import hlo
 
 TOLERANCES = {'float32': 2e-6, 'bfloat16': 2**-7}
@@ -22,18 +22,18 @@ TOLERANCES = {'float32': 2e-6, 'bfloat16': 2**-7}
 QUICKLY = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
-def inputs(batch, queries, keys, heads, size, masked, dtype, seed=0):
+def inputs(batch, length, heads, size, masked, dtype, seed=0):
     """Query, key, value, the gradient of the output, and a mask, some rows of which hide most."""
     rng = np.random.default_rng(seed)
-    lengths = queries, keys, keys, queries
-    arrays = [jnp.asarray(rng.normal(size=(batch, n, heads, size)), dtype) for n in lengths]
-    mask = jnp.asarray(rng.random((batch, 1, 1, keys)) < rng.choice([0.1, 0.9])) if masked else None
+    arrays = [jnp.asarray(rng.normal(size=(batch, length, heads, size)), dtype) for _ in range(4)]
+    shown = rng.random((batch, 1, 1, length)) < rng.choice([0.1, 0.9])
+    mask = jnp.asarray(shown) if masked else None
     return *arrays, mask
 
 
 def value_and_gradients(implementation, causal, query, key, value, gradient, mask):
     def output(*qkv):
-        return layers.attend(*qkv, mask, causal=causal, implementation=implementation)
+        return attention.attend(*qkv, mask, causal=causal, implementation=implementation)
 
     out, pull = jax.vjp(output, query, key, value)
     return out, *pull(gradient)
@@ -55,12 +55,11 @@ def shapes(count: int, fast: int) -> list:
     for i in range(count):
         heads = rng.choice([8, 12] if i % 8 == 7 else [1, 2, 3, 4, 5])
         size = rng.choice([32, 40, 64, 64, 72, 80, 88, 96, 128])
-        queries = rng.choice([16, 17, 50, 64, 77, rng.randint(16, 150)])
-        keys = queries if i % 4 else rng.randint(16, 150)
+        length = rng.choice([16, 17, 50, 64, 77, rng.randint(16, 150)])
         if i >= count - 4:
-            queries = keys = rng.choice([577, 729, 1024])
+            length = rng.choice([577, 729, 1024])
             heads = 1
-        shape = (rng.randint(1, 5), queries, keys, heads, size)
+        shape = (rng.randint(1, 5), length, heads, size)
         how = rng.random() < 0.5, rng.random() < 0.5, ('float32', 'bfloat16')[i % 2]
         marks = pytest.mark.slow if fast <= i < count - 1 else ()
         name = '-'.join(['x'.join(map(str, shape)), *map(str, how)])
@@ -69,12 +68,10 @@ def shapes(count: int, fast: int) -> list:
 
 
 @pytest.mark.parametrize(
-    ('batch', 'queries', 'keys', 'heads', 'size', 'causal', 'masked', 'dtype'), shapes(40, fast=7)
+    ('batch', 'length', 'heads', 'size', 'causal', 'masked', 'dtype'), shapes(40, fast=7)
 )
-def test_the_kernel_computes_the_plain_form(
-    batch, queries, keys, heads, size, causal, masked, dtype
-):
-    given = inputs(batch, queries, keys, heads, size, masked, dtype)
+def test_the_kernel_computes_the_plain_form(batch, length, heads, size, causal, masked, dtype):
+    given = inputs(batch, length, heads, size, masked, dtype)
     # The plain form in bfloat16 is rounded too: the reference is in float32, of the same numbers.
     exact = [x if x is None or x.dtype == bool else x.astype(jnp.float32) for x in given]
     found, expected = (
@@ -90,7 +87,7 @@ def test_the_kernel_computes_the_plain_form(
 
 def test_a_query_that_sees_no_key_is_as_in_the_plain_form():
     """It attends to all keys alike, and no logit has a gradient."""
-    *arrays, _ = inputs(2, 20, 20, 1, 32, False, 'float32')
+    *arrays, _ = inputs(2, 20, 1, 32, False, 'float32')
     mask = jnp.arange(20)[None, None, None] > 5
     mask = jnp.stack([mask[0], mask[0] & False])
     for causal in (False, True):
@@ -105,10 +102,12 @@ def test_a_query_that_sees_no_key_is_as_in_the_plain_form():
 
 @pytest.mark.parametrize('shape', [(16,), (1, 16), (1, 1, 16), (2, 1, 1, 16), (1, 1, 1, 16)])
 def test_masks_of_keys_broadcast(shape):
-    *arrays, _ = inputs(2, 16, 16, 1, 32, False, 'float32')
+    *arrays, _ = inputs(2, 16, 1, 32, False, 'float32')
     mask = jnp.arange(16).reshape((1,) * (len(shape) - 1) + (16,)) % 3 > 0
     mask = jnp.broadcast_to(mask, shape)
-    found, expected = (layers.attend(*arrays[:3], mask, implementation=x) for x in ('short', 'xla'))
+    found, expected = (
+        attention.attend(*arrays[:3], mask, implementation=x) for x in ('short', 'xla')
+    )
     assert_close([found], [expected], 2e-6)
 
 
@@ -129,7 +128,7 @@ def test_what_the_kernel_does_not_take_is_refused_or_computed_by_xla(shape, dtyp
     mask = mask and jax.ShapeDtypeStruct(mask, bool)
 
     def traced(implementation):
-        how = functools.partial(layers.attend, implementation=implementation)
+        how = functools.partial(attention.attend, implementation=implementation)
         return str(jax.make_jaxpr(how)(x, x, x, mask))
 
     with pytest.raises(ValueError, match=f'model.attention short: {message}.*; choose auto or xla'):
@@ -142,24 +141,54 @@ def a_tpu(**axes: int):
     """A mesh of TPUs that are not there, to trace programs for."""
     sizes = {name: axes.get(name, 1) for name in sharding.AXES}
     device = jax.sharding.AbstractDevice('TPU v5 lite', num_cores=1, platform='tpu')
-    types = (jax.sharding.AxisType.Auto,) * 3
+    types = (jax.sharding.AxisType.Auto,) * 4
     mesh = jax.sharding.AbstractMesh(
         tuple(sizes.values()), tuple(sizes), types, abstract_device=device
     )
     return jax.sharding.use_abstract_mesh(mesh)
 
 
+@pytest.mark.parametrize(('heads', 'size', 'causal'), [(2, 32, True), (1, 80, False)])
+def test_a_module_has_the_same_output_and_gradients(monkeypatch, heads, size, causal):
+    """Biases too, which the kernel adds; an instance of it with two rows, the last with one."""
+    planned = short_attention._plan
+    monkeypatch.setattr(short_attention, '_plan', lambda *x: planned(*x)._replace(rows=2))
+    rng = np.random.default_rng(0)
+    x, slope = (jnp.asarray(rng.normal(size=(5, 20, heads * size)), 'float32') for _ in range(2))
+    modules = [
+        attention.Attention(heads, causal, 0.1, 0.1, one, jnp.float32, jnp.float32)
+        for one in ('short', 'xla')
+    ]
+    params = jax.tree.map(
+        lambda p: jnp.asarray(rng.normal(size=p.shape) / 8, 'float32'),
+        jax.eval_shape(modules[0].init, jax.random.key(0), x),
+    )
+
+    def results(module):
+        out, pull = jax.vjp(module.apply, params, x)
+        return jax.tree.leaves((out, pull(slope)))
+
+    found, expected = (jax.jit(results, static_argnums=0)(module) for module in modules)
+    assert_close(found, expected, 1e-5)
+
+
+def test_cross_attention_is_refused():
+    query, key = jnp.zeros((1, 16, 1, 32)), jnp.zeros((1, 17, 1, 32))
+    with pytest.raises(ValueError, match='short: 16 queries and 17 keys; expected as many'):
+        attention.attend(query, key, key, implementation='short')
+
+
 def test_auto_is_the_kernel_on_tpu_and_the_plain_form_elsewhere():
     x = jax.ShapeDtypeStruct((4, 77, 8, 64), jnp.bfloat16)
 
     def traced(implementation):
-        how = functools.partial(layers.attend, causal=True, implementation=implementation)
+        how = functools.partial(attention.attend, causal=True, implementation=implementation)
         return jax.make_jaxpr(how)(x, x, x)
 
     assert str(traced('auto')) == str(traced('xla')) and 'pallas_call' not in str(traced('auto'))
     with a_tpu(data=2, tensor=2):
         program = traced('auto')
-    assert 'pallas_call' in str(program) and 'f32[1,' not in str(program).partition('pallas')[0]
+    assert 'pallas_call' in str(program) and 'f32[4,8,77' not in str(program)
     # The FLOPs of a kernel are those of the products that it stands for.
     assert hlo.flops(program.jaxpr) == {'bfloat16': 2 * 2 * 4 * 8 * 77 * 77 * 64}
     assert hlo.flops(traced('xla').jaxpr) == hlo.flops(program.jaxpr)
@@ -232,7 +261,7 @@ def test_training_in_bfloat16_is_that_of_the_plain_form(devices, options):
 
 
 def test_heads_that_no_mesh_divides_are_not_sharded():
-    *arrays, _ = inputs(4, 16, 16, 1, 32, False, 'float32')
+    *arrays, _ = inputs(4, 16, 1, 32, False, 'float32')
     expected = value_and_gradients('xla', False, *arrays, None)
     with jax.set_mesh(sharding.make_mesh(jax.devices()[:8], fsdp=2, tensor=2)):
         how = functools.partial(value_and_gradients, 'short', False)
@@ -243,7 +272,7 @@ def test_heads_that_no_mesh_divides_are_not_sharded():
 def test_derivatives_in_forward_mode_are_refused():
     x = jnp.ones((1, 16, 1, 32))
     with pytest.raises(TypeError, match='forward-mode'):
-        jax.jvp(lambda x: layers.attend(x, x, x, implementation='short'), (x,), (x,))
+        jax.jvp(lambda x: attention.attend(x, x, x, implementation='short'), (x,), (x,))
 
 
 COMPILED = """

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from clip_jax.models import clip
-from clip_jax.models.clip import MAX_LOGIT_SCALE
 from clip_jax.step import optimizers
 
 ADAMW = {'b1': 0.9, 'b2': 0.98, 'eps': 1e-6, 'weight_decay': 0.2, 'grad_clip_norm': 1.0}
@@ -60,7 +59,9 @@ def test_logit_scale_stops_at_100_and_can_come_back():
     tree = params()
     state = optimizer.init(tree)
     zeros = jax.tree.map(jnp.zeros_like, tree)
-    for sign, expected in [(-1, [3.0, 4.0, MAX_LOGIT_SCALE, MAX_LOGIT_SCALE])]:
+    for sign, expected in [
+        (-1, [3.0, 4.0, optimizers.MAX_LOGIT_SCALE, optimizers.MAX_LOGIT_SCALE])
+    ]:
         for value in expected:
             grads = zeros | {'logit_scale': jnp.float32(sign)}
             updates, state = optimizer.update(grads, state, tree)
@@ -70,7 +71,7 @@ def test_logit_scale_stops_at_100_and_can_come_back():
     for _ in range(20):
         updates, state = optimizer.update(zeros | {'logit_scale': jnp.float32(1)}, state, tree)
         tree = optax.apply_updates(tree, updates)
-    assert tree['logit_scale'] < MAX_LOGIT_SCALE - 1
+    assert tree['logit_scale'] < optimizers.MAX_LOGIT_SCALE - 1
 
 
 def test_gradients_are_clipped_by_their_global_norm():

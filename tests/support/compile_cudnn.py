@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 from clip_jax import build, lookup, sharding  # noqa: E402
 from clip_jax.data import preprocess  # noqa: E402
 from clip_jax.models import layers  # noqa: E402
+from clip_jax.models.attention import attend  # noqa: E402
 from clip_jax.step import optimizers, state, train_step  # noqa: E402
 
 LENGTHS = 50, 77, 197, 257, 577
@@ -42,7 +43,7 @@ def attention(mesh: Mesh) -> dict[str, list[int]]:
         mask = jax.ShapeDtypeStruct((BATCH, 1, 1, length), bool, sharding=place)
 
         def loss(query, key, value, mask, causal=causal, masked=masked):
-            out = layers.attend(
+            out = attend(
                 query, key, value, mask if masked else None, causal=causal, implementation='auto'
             )
             return out.astype(jnp.float32).sum()

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
 from clip_jax.models import positions
-from clip_jax.models.layers import REMAT, attend
+from clip_jax.models.attention import attend
+from clip_jax.models.layers import REMAT
 
 # CLIP (arXiv 2103.00020), tables 18 and 19. The paper's width is that of the output: 32 times ours.
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,191 @@
+"""Attention: the layer, and the implementations among which it chooses."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax import sharding
+from clip_jax.models import attention_choice, cudnn_attention, on_cpu, short_attention
+from clip_jax.models.short_attention import Place
+
+ATTENTION = ('auto', 'xla', 'short', 'cudnn')
+KERNELS = {'tpu': 'short', 'gpu': 'cudnn', 'cuda': 'cudnn'}  # by the kind of device
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    causal: bool = False,
+    implementation: str = 'xla',
+) -> jax.Array:
+    """Scaled dot-product attention, softmax(Q K^T / sqrt(head_dim)) V.
+
+    Matrix products use the inputs' dtype in the backward pass too, where those of
+    jax.nn.dot_product_attention multiply by float32 gradients; logits and softmax are float32.
+
+    Args:
+        query: [B, Lq, heads, head_dim].
+        key: [B, Lk, heads, head_dim].
+        value: [B, Lk, heads, head_dim].
+        mask: bool, broadcastable to [B, heads, Lq, Lk]; True: the query attends to the key.
+        causal: whether a query attends only to keys at its own and earlier positions.
+        implementation: 'xla'; 'short' for the kernel of short_attention; 'cudnn' for flash
+            attention on CUDA GPUs; 'auto': 'short' on TPU and 'cudnn' on GPU if they take the
+            inputs, else 'xla'.
+
+    Returns:
+        [B, Lq, heads, head_dim].
+
+    Raises:
+        ValueError: the implementation is not for these inputs or this device.
+
+    Source: Attention Is All You Need (arXiv 1706.03762), section 3.2.1.
+    """
+    implementation, place = _choose(implementation, query, key, value, mask)
+    return _attend(implementation, place, query, key, value, mask, causal=causal)
+
+
+def _attend(
+    implementation: str,
+    place: Place,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    *,
+    causal: bool,
+) -> jax.Array:
+    if implementation == 'short':
+        qkv = jnp.stack([x.reshape(*x.shape[:2], -1) for x in (query, key, value)])
+        size = query.shape[-1]
+        bias = jnp.zeros_like(qkv, shape=(3, qkv.shape[-1]))
+        x = short_attention.attend(place, qkv, bias, mask, head_dim=size, causal=causal)
+        return x.reshape(query.shape)
+    if implementation == 'cudnn':
+        return cudnn_attention.attend(query, key, value, mask, causal=causal)
+    return _plain(query, key, value, mask, causal=causal)
+
+
+def _plain(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, *, causal: bool
+) -> jax.Array:
+    # XLA's CPU backend makes slow copies for products whose batch and heads do not come first.
+    heads_first = on_cpu.here()
+    if heads_first:
+        query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    logits = _logits(heads_first, query, key) * query.shape[-1] ** -0.5
+    if causal:
+        lower = jnp.tril(jnp.ones(logits.shape[-2:], bool))
+        mask = lower if mask is None else mask & lower
+    if mask is not None:
+        logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
+    weights = jax.nn.softmax(logits).astype(value.dtype)
+    if heads_first:
+        return jnp.einsum('bhqk,bhkd->bhqd', weights, value).swapaxes(1, 2)
+    return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
+
+
+def _choose(
+    wanted: str, query: Any, key: Any, value: Any, mask: jax.Array | None
+) -> tuple[str, Place]:
+    """Returns the implementation for arrays, or for shapes and dtypes, and where it runs."""
+    spec = sharding.place(query.shape, 'batch', 'length', 'heads', 'head_dim')
+    place = Place(spec, sharding.platform())
+    kernel, device = KERNELS.get(place.platform), place.platform
+    if wanted == 'cudnn' != kernel:
+        raise ValueError(f'model.attention cudnn needs a CUDA GPU; JAX runs on {device}')
+    name = kernel if wanted == 'auto' else wanted
+    if name is None or name == 'xla':
+        reason = '' if wanted == 'xla' else f'there is no kernel for {device}'
+        attention_choice.note('xla', reason, query)
+        return 'xla', place
+    if name == 'short':
+        refusal = short_attention.refusal(place, query, key, value, mask)
+    else:
+        refusal = cudnn_attention.refusal(query)
+    if refusal and wanted != 'auto':
+        raise ValueError(f'model.attention {name}: {refusal}; choose auto or xla')
+    implementation = 'xla' if refusal else name
+    reason = f'{name}: {refusal}' if refusal else f'on {device}'
+    attention_choice.note(implementation, reason if wanted == 'auto' else '', query)
+    return implementation, place
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _logits(heads_first: bool, query: jax.Array, key: jax.Array) -> jax.Array:
+    form = 'bhqd,bhkd->bhqk' if heads_first else 'bqhd,bkhd->bhqk'
+    return jnp.einsum(form, query, key, preferred_element_type=jnp.float32)
+
+
+@_logits.defjvp
+def _logits_jvp(heads_first: bool, inputs: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (query, key), (to_query, to_key) = inputs, tangents
+    form = 'bhqd,bhkd->bhqk' if heads_first else 'bqhd,bkhd->bhqk'
+    # In the dtype of the inputs, so that the products of the transpose, the backward pass, are too.
+    tangent = jnp.einsum(form, to_query, key)
+    tangent += jnp.einsum(form, query, to_key)
+    return _logits(heads_first, query, key), tangent.astype(jnp.float32)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: [B, L, width] -> [B, L, width].
+
+    `mask` is a bool array that broadcasts to [B, heads, L (queries), L (keys)]; it is combined with
+    the causal mask.
+
+    Attributes:
+        heads: the number of attention heads.
+        causal: whether tokens attend only to earlier ones and to themselves.
+        in_std: initial standard deviation of the query, key and value projections.
+        out_std: initial standard deviation of the output projection.
+        implementation: see `attend`.
+    """
+
+    heads: int
+    causal: bool
+    in_std: float
+    out_std: float
+    implementation: str
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        width = x.shape[-1]
+        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+        heads = jax.ShapeDtypeStruct((*x.shape[:2], self.heads, width // self.heads), self.dtype)
+        # Initialization is compiled for any device, and nothing depends on its result.
+        wanted = 'xla' if self.is_initializing() else self.implementation
+        implementation, place = _choose(wanted, heads, heads, heads, mask)
+        if implementation == 'short':
+            params = jax.tree.map(lambda p: p.astype(self.dtype), self.variables['params'])
+            x = x.astype(self.dtype)
+            return short_attention.layer(place, params, x, mask, causal=self.causal)
+        qkv = nn.DenseGeneral(
+            (3, self.heads, width // self.heads),
+            kernel_init=nn.initializers.normal(self.in_std),
+            dot_general=on_cpu.dot_general,
+            name='qkv',
+            **types,
+        )(x)
+        qkv = sharding.constrain(qkv, 'batch', 'length', 'qkv', 'heads', 'head_dim')
+        if KERNELS.get(place.platform) == 'cudnn':
+            # XLA would transpose qkv of all blocks of a scan at once, and its gradient twice.
+            query, key, value = (qkv[..., i, :, :] for i in range(3))
+        else:
+            query, key, value = jnp.moveaxis(qkv, -3, 0)
+        x = _attend(implementation, place, query, key, value, mask, causal=self.causal)
+        return nn.DenseGeneral(
+            width,
+            axis=(-2, -1),
+            kernel_init=nn.initializers.normal(self.out_std),
+            dot_general=on_cpu.dot_general,
+            name='out',
+            **types,
+        )(x)
