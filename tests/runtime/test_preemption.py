@@ -69,6 +69,7 @@ def send(number):
     os.kill(os.getpid(), number)
     time.sleep(0.2)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 preemption.watch()
 preemption.hold()
 """
