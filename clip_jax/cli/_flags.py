@@ -159,6 +159,8 @@ def connect(args: argparse.Namespace) -> None:
         try:
             jax.distributed.initialize(initialization_timeout=args.distributed_timeout)
             preemption.hold()
+            if multihost.is_primary():
+                preemption.exit_last()
         except (ValueError, RuntimeError) as error:
             raise ValueError(
                 f'--distributed: {last_line(error)}; expected a TPU pod slice, SLURM or Open MPI; '

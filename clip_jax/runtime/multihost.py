@@ -62,6 +62,8 @@ def initialize(coordinator: str, processes: int, process: int, *, timeout: int) 
         *(process, processes, coordinator, timeout),
     )
     prepare_signals()
+    if process == 0:
+        preemption.exit_last()
     try:
         jax.distributed.initialize(coordinator, processes, process, initialization_timeout=timeout)
         preemption.hold()

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -23,6 +24,7 @@ WAIT = 300  # seconds after which a request to the metadata server is repeated
 _held: list[int] = []  # signals that came while no run could take them
 _before_hold: Any = None  # the handler of SIGTERM
 _ctrl_c_exits: Callable[[], bool] | None = None
+_exit_delay = 0.0  # seconds from Ctrl-C to the exit
 
 
 class Preempted(Exception):
@@ -51,6 +53,14 @@ def watch() -> None:
     threading.Thread(target=_exit_at_ctrl_c, args=(read,), daemon=True).start()
 
 
+def exit_last() -> None:
+    """Lets the other processes exit before this one, which they talk to: JAX aborts those that
+    still run when it is gone, and a thread may have to wait for Python's lock.
+    """
+    global _exit_delay
+    _exit_delay = 1.0
+
+
 def _let_ctrl_c_exit(when: Callable[[], bool]) -> bool:
     """Changes when the thread of `watch` exits; False if there is none."""
     global _ctrl_c_exits
@@ -63,6 +73,7 @@ def _let_ctrl_c_exit(when: Callable[[], bool]) -> bool:
 def _exit_at_ctrl_c(signals: int) -> None:
     while number := os.read(signals, 1):
         if number[0] == signal.SIGINT and _ctrl_c_exits and _ctrl_c_exits():
+            time.sleep(_exit_delay)
             interrupts.leave(number[0], None)
 
 

@@ -103,11 +103,25 @@ heard = preemption.StopSignals(alone=False)
 if {opened}:
     heard.open()
 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-blocked = threading.Thread(target=time.sleep, args=(20,), daemon=True)
-blocked.start()
-ctypes.CDLL(None).pthread_join(ctypes.c_ulong(blocked.ident), None)  # handlers do not run
+library, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+library.pthread_mutex_init(mutex, None)
+for _ in range(2):
+    library.pthread_mutex_lock(mutex)  # the second one waits, also after a signal
 """)
     assert done.returncode == 130 and done.stderr == '\ninterrupted\n', done
+
+
+def test_the_process_that_the_others_talk_to_exits_last():
+    began = time.monotonic()
+    done = one_of_several("""
+preemption.exit_last()
+try:
+    send(signal.SIGINT)
+except KeyboardInterrupt:
+    threading.Event().wait(20)
+""")
+    assert done.returncode == 130 and done.stderr == '\ninterrupted\n', done
+    assert 1 <= time.monotonic() - began < 15
 
 
 def test_ctrl_c_asks_one_of_several_that_has_something_to_save():
