@@ -150,8 +150,9 @@ def get_config() -> ConfigDict:
     # full (save only a block's input).
     c.model.remat = 'none'
     c.model.scan = False  # scan over transformer layers: compiles one block, so compiles faster
-    # xla; short: a kernel for TPU; cudnn: flash attention on CUDA GPUs in bfloat16; auto: short on
-    # TPU and cudnn on GPU where they take the shapes, else xla. See docs/speed.md.
+    # xla; short: a kernel for TPU and up to 1,024 tokens; splash: JAX's for TPU; cudnn: flash
+    # attention on CUDA GPUs in bfloat16; auto: on TPU short, or splash for more tokens, and cudnn
+    # on GPU, where they take the shapes, else xla. See docs/speed.md.
     c.model.attention = 'auto'
     c.model.image_proj = placeholder(str)  # image projection: linear (default), biased or none
     c.model.text_proj = placeholder(str)  # text projection: as above; biased in SigLIP

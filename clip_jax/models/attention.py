@@ -8,10 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import sharding
-from clip_jax.models import attention_choice, cudnn_attention, on_cpu, short_attention
+from clip_jax.models import (
+    attention_choice,
+    cudnn_attention,
+    on_cpu,
+    short_attention,
+    splash_attention,
+)
 from clip_jax.models.short_attention import Place
 
-ATTENTION = ('auto', 'xla', 'short', 'cudnn')
+ATTENTION = ('auto', 'xla', 'short', 'splash', 'cudnn')
 KERNELS = {'tpu': 'short', 'gpu': 'cudnn', 'cuda': 'cudnn'}  # by the kind of device
 
 
@@ -35,9 +41,10 @@ def attend(
         value: [B, Lk, heads, head_dim].
         mask: bool, broadcastable to [B, heads, Lq, Lk]; True: the query attends to the key.
         causal: whether a query attends only to keys at its own and earlier positions.
-        implementation: 'xla'; 'short' for the kernel of short_attention; 'cudnn' for flash
-            attention on CUDA GPUs; 'auto': 'short' on TPU and 'cudnn' on GPU if they take the
-            inputs, else 'xla'.
+        implementation: 'xla'; 'short' for the kernel of short_attention; 'splash' for those of
+            splash_attention; 'cudnn' for flash attention on CUDA GPUs; 'auto': 'short' on TPU,
+            'splash' for more tokens than it takes, and 'cudnn' on GPU if they take the inputs,
+            else 'xla'.
 
     Returns:
         [B, Lq, heads, head_dim].
@@ -67,6 +74,9 @@ def _attend(
         bias = jnp.zeros_like(qkv, shape=(3, qkv.shape[-1]))
         x = short_attention.attend(place, qkv, bias, mask, head_dim=size, causal=causal)
         return x.reshape(query.shape)
+    if implementation == 'splash':
+        shown = None if mask is None else short_attention.of_keys(mask, query.shape[:2])
+        return splash_attention.attend(*place, query, key, value, shown, causal=causal)
     if implementation == 'cudnn':
         return cudnn_attention.attend(query, key, value, mask, causal=causal)
     return _plain(query, key, value, mask, causal=causal)
@@ -100,6 +110,8 @@ def _choose(
     kernel, device = KERNELS.get(place.platform), place.platform
     if wanted == 'cudnn' != kernel:
         raise ValueError(f'model.attention cudnn needs a CUDA GPU; JAX runs on {device}')
+    if kernel == 'short' and query.shape[1] > short_attention.LENGTHS[1]:
+        kernel = 'splash'
     name = kernel if wanted == 'auto' else wanted
     if name is None or name == 'xla':
         reason = '' if wanted == 'xla' else f'there is no kernel for {device}'
@@ -107,6 +119,9 @@ def _choose(
         return 'xla', place
     if name == 'short':
         refusal = short_attention.refusal(place, query, key, value, mask)
+    elif name == 'splash':
+        refusal = splash_attention.refusal(query)
+        refusal = refusal or short_attention.wrong_inputs(query, key, value, mask)
     else:
         refusal = cudnn_attention.refusal(query)
     if refusal and wanted != 'auto':

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
-from clip_jax.models import cudnn_attention, on_cpu, short_attention
+from clip_jax.models import cudnn_attention, on_cpu, short_attention, splash_attention
 from clip_jax.models.activations import gelu
 from clip_jax.models.attention import ATTENTION, Attention
 
@@ -35,11 +35,11 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 
 
 def _dots(primitive: Any, *inputs: Any, **params: Any) -> bool:
-    policies = jax.checkpoint_policies
+    policies, kernels = jax.checkpoint_policies, (short_attention.NAME, splash_attention.NAME)
     return (
         primitive.name == cudnn_attention.FORWARD
         or policies.dots_with_no_batch_dims_saveable(primitive, *inputs, **params)
-        or policies.save_only_these_names(short_attention.NAME)(primitive, *inputs, **params)
+        or policies.save_only_these_names(*kernels)(primitive, *inputs, **params)
     )
 
 
@@ -49,7 +49,8 @@ def _offload(primitive: Any, *inputs: Any, **params: Any) -> Any:
     policies, where = jax.checkpoint_policies, ('device', 'pinned_host')
     if primitive.name == 'name':
         policy = policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=(),
+            # JAX offloads nothing that is inside of a jitted function, as JAX's kernel is.
+            names_which_can_be_saved=(splash_attention.NAME,),
             names_which_can_be_offloaded=(short_attention.NAME,),
             offload_src=where[0],
             offload_dst=where[1],

@@ -54,18 +54,30 @@ def refusal(place: Place, query: Any, key: Any, value: Any, mask: jax.Array | No
     (*_, heads, size), length = query.shape, query.shape[1]
     if not LENGTHS[0] <= length <= LENGTHS[1]:
         return f'{length} tokens; expected {LENGTHS[0]} to {LENGTHS[1]}'
-    if key.shape != query.shape or value.shape != query.shape:
-        return f'{length} queries and {key.shape[1]} keys; expected as many'
+    if wrong := wrong_inputs(query, key, value, mask):
+        return wrong
     if not HEAD_DIMS[0] <= size <= HEAD_DIMS[1] or size % 8:
         return f'heads of {size}; expected a multiple of 8 from {HEAD_DIMS[0]} to {HEAD_DIMS[1]}'
-    if {str(x.dtype) for x in (query, key, value)} not in ({dtype} for dtype in DTYPES):
-        return f'inputs in {query.dtype}; expected {" or ".join(DTYPES)}'
-    if mask is not None and any(n != 1 for n in mask.shape[:-1][-2:]):
-        return f'a mask of shape {mask.shape}; expected one of keys, [B, 1, 1, L]'
     heads = heads // place.parts(2)
     if _plan(place.platform, length, heads, size, query.dtype).rows < 1:
         return f'{heads} heads of {size} and {length} tokens; they do not fit its memory'
     return None
+
+
+def wrong_inputs(query: Any, key: Any, value: Any, mask: jax.Array | None) -> str | None:
+    """Says what no kernel for TPU takes of arrays, or of shapes and dtypes; None: nothing."""
+    if key.shape != query.shape or value.shape != query.shape:
+        return f'{query.shape[1]} queries and {key.shape[1]} keys; expected as many'
+    if {str(x.dtype) for x in (query, key, value)} not in ({dtype} for dtype in DTYPES):
+        return f'inputs in {query.dtype}; expected {" or ".join(DTYPES)}'
+    if mask is not None and any(n != 1 for n in mask.shape[:-1][-2:]):
+        return f'a mask of shape {mask.shape}; expected one of keys, [B, 1, 1, L]'
+    return None
+
+
+def of_keys(mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Broadcasts a mask of keys, broadcastable to [B, 1, 1, L], to the shape [B, L]."""
+    return jnp.broadcast_to(mask.reshape(mask.shape[:-3] + mask.shape[-1:]), shape)
 
 
 def layer(
@@ -117,8 +129,7 @@ def attend(
         [B, L, heads * head_dim].
     """
     if mask is not None:
-        mask = mask.reshape(mask.shape[:-3] + mask.shape[-1:])
-        mask = jnp.broadcast_to(mask, qkv.shape[1:3])
+        mask = of_keys(mask, qkv.shape[1:3])
     return checkpoint_name(_attend(place, head_dim, causal, qkv, bias, mask), NAME)
 
 

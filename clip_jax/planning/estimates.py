@@ -9,7 +9,6 @@
 None was measured.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,8 @@ from clip_jax.planning.topologies import Chip
 
 NAMES = ('compiler', 'roofline', 'schedule')
 # Cycles of a kernel for 1,024 logits: the compiler's static schedules for v5e at 197 tokens, heads
-# of 64. It is a little faster on v6e, slower with fewer tokens. Used where there are no schedules.
+# of 64. It is a little faster on v6e, slower with fewer tokens. Used where there are no schedules;
+# of other kernels, the roofline.
 KERNEL_CYCLES = {'short_attention': 9.5, 'short_attention_backward': 21}
 
 
@@ -92,7 +92,7 @@ def _seconds(
     one, clock = run.instruction, chip.clock_ghz * 1e9
     least = roofline.seconds(compiled, run, chip)
     static = (known or {}).get(one.name, 0) / clock if _is_work(one) else 0
-    kernel = static if known is not None else _kernel_cycles(one) / clock
+    kernel = static if known is not None else _kernel_cycles(one) / clock or least
     return {
         'compiler': kernel if one.is_kernel else one.cycles / clock,
         'roofline': least,
@@ -108,6 +108,4 @@ def _is_work(one: Instruction) -> bool:
 
 def _kernel_cycles(one: Instruction) -> float:
     """Cycles of a kernel that has been compiled before; 0 of others."""
-    name = re.search(r'([^/]+)/pallas_call$', one.op_name)
-    of_1024 = KERNEL_CYCLES.get(name[1], 0) if name else 0
-    return of_1024 * one.stated('transcendentals') / 1024
+    return KERNEL_CYCLES.get(one.kernel, 0) * one.stated('transcendentals') / 1024

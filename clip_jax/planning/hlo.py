@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.models import cudnn_attention
+from clip_jax.models import cudnn_attention, splash_attention
 from clip_jax.planning import program
 
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'collective-permute', 'all-to-all')
@@ -51,10 +51,13 @@ def _inner(equation: Any) -> Iterator[Any]:
 def _own_flops(jaxpr: Any) -> collections.Counter[str]:
     found: collections.Counter[str] = collections.Counter()
     for equation in jaxpr.eqns:
-        if equation.primitive.name == 'pallas_call' and equation.params['cost_estimate']:
+        if equation.primitive.name == 'pallas_call':
             # What the kernel says that it needs; in its own jaxpr are also products with zeros.
-            dtype = str(equation.invars[0].aval.dtype)
-            found[dtype] += equation.params['cost_estimate'].flops
+            given, stated = [x.aval for x in equation.invars], equation.params['cost_estimate']
+            count = (
+                stated.flops if stated else splash_attention.flops(equation.params['name'], given)
+            )
+            found[next(str(x.dtype) for x in given if x.dtype.kind not in 'iu')] += count
         if equation.primitive.name in cudnn_attention.PRODUCTS:
             query, key = (x.aval for x in equation.invars[:2])
             products = cudnn_attention.PRODUCTS[equation.primitive.name]
@@ -123,10 +126,10 @@ def kernels(text: str) -> dict[str, dict[str, int]]:
     """
     found: dict[str, dict[str, int]] = {}
     for run in program.read(text).runs():
-        name = re.search(r'([^/]+)/pallas_call$', run.instruction.op_name)
-        if not name or not run.instruction.is_kernel:
+        name = run.instruction.kernel
+        if not name:
             continue
-        entry = found.setdefault(name[1], {'count': 0, 'flops': 0, 'transcendentals': 0})
+        entry = found.setdefault(name, {'count': 0, 'flops': 0, 'transcendentals': 0})
         entry['count'] += run.times
         for what in ('flops', 'transcendentals'):
             entry[what] += run.times * run.instruction.stated(what)

@@ -82,6 +82,11 @@ class Instruction(NamedTuple):
         """Whether it calls a Pallas kernel of a TPU."""
         return 'custom_call_target="tpu_custom_call"' in self.line
 
+    @property
+    def kernel(self) -> str:
+        """The name of the Pallas kernel that it calls; '' if none."""
+        return _first(r'([^/]+)/pallas_call$', self.op_name) if self.is_kernel else ''
+
 
 class Run(NamedTuple):
     """An instruction and how often it runs in one call of the program."""

@@ -5,11 +5,13 @@ products need on the matrix units. Arrays that stay in a TPU's vector memory tak
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Mapping
 
 import numpy as np
 
+from clip_jax.models import splash_attention
 from clip_jax.planning import hlo, library
 from clip_jax.planning.program import HBM, Array, Instruction, Program, Run
 from clip_jax.planning.topologies import Chip
@@ -50,7 +52,7 @@ def traffic(compiled: Program, run: Run) -> int:
         return 0
     if re.search(FREE_CALLS, one.line):
         return 0
-    if one.is_kernel:
+    if one.is_kernel and one.stated('bytes_accessed'):
         return one.stated('bytes_accessed')
     if one.opcode.endswith('-start'):  # a copy or a slice: of two arrays, the smaller is moved
         ends = one.results[:2]
@@ -117,7 +119,8 @@ def flops(compiled: Program, run: Run) -> int:
     states.
     """
     if run.instruction.is_kernel:
-        return run.instruction.stated('flops')
+        one, given = run.instruction, itertools.chain(*compiled.arrays(run))
+        return one.stated('flops') or splash_attention.flops(one.kernel, given)
     if library.maker(run.instruction):
         return library.flops(run.instruction, compiled.arrays(run))
     return _flops(compiled, compiled.computations[run.computation], run.instruction)
