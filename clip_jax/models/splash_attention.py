@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 NAME = 'splash_attention'  # of the outputs of the forward kernel, for rematerialization
-BLOCKS = 1024, 896, 768, 640, 512  # tokens; multiples of the 128 lanes of a tile
+BLOCKS = 768, 640, 512  # tokens; multiples of the 128 lanes of a tile; 1,024 do not fit v4
 MOST_HEAD_DIM = 128  # with 256, blocks of float32 do not fit v5p's vector memory
 PRODUCTS = {'fwd': 2, 'dq': 3, 'dkv': 4}  # of queries and keys, or of their size, by kernel
 

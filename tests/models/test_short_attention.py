@@ -1,17 +1,13 @@
 """The attention kernel for short sequences on TPU, interpreted on CPU, against the plain form."""
 
 import functools
-import importlib.util
 import random
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import small_training
-from support.process import environment
+from support import libtpu, small_training
 
 from clip_jax import sharding
 from clip_jax.models import attention, layers, short_attention
@@ -294,28 +290,10 @@ print(text.count('custom_call_target="tpu_custom_call"'), sorted({*logits}))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec('libtpu') is None, reason="needs libtpu: pip install 'clipax[tpu]'"
-)
+@libtpu.needed
 @pytest.mark.parametrize('topology', ['v4:2x2x2', 'v5e:2x4', 'v5p:2x2x2', 'v6e:2x4'])
 def test_train_steps_for_tpus_have_the_kernel_and_no_logits(topology):
     """Without a TPU: the compiler's is enough."""
-    variables = {
-        'JAX_PLATFORMS': 'cpu',
-        'TPU_SKIP_MDS_QUERY': '1',
-        'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
-        'TPU_WORKER_HOSTNAMES': 'localhost',
-        'TPU_WORKER_ID': '0',
-        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-    }
-    done = subprocess.run(
-        [sys.executable, '-c', COMPILED, topology],
-        capture_output=True,
-        text=True,
-        env={**environment(), **variables},
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    kernels, _, logits = done.stdout.splitlines()[-1].partition(' ')
+    kernels, _, logits = libtpu.output(COMPILED, topology).partition(' ')
     # Forward and backward of both encoders, each a loop over blocks.
     assert int(kernels) >= 4 and logits == '[]'

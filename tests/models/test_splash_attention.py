@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from models import test_short_attention as short
+from support import libtpu
 
 from clip_jax import sharding
 from clip_jax.models import attention, layers, splash_attention
@@ -148,3 +149,39 @@ def kernels(jaxpr):
         elif equation.outvars:
             for inner in jax.core.jaxprs_in_params(equation.params):
                 yield from kernels(inner)
+
+
+COMPILED = """
+import re, sys
+import jax, jax.numpy as jnp
+from clip_jax import sharding
+from clip_jax.models import attention
+from clip_jax.planning import topologies
+
+mesh, kernels = sharding.make_mesh(topologies.topology(sys.argv[1]).devices, tensor=2), []
+place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data', None, 'tensor'))
+rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
+for length, size, causal, dtype in (
+    (1025, 64, False, 'bfloat16'), (2048, 128, True, 'float32'), (2305, 80, True, 'bfloat16')
+):
+    x = jax.ShapeDtypeStruct((8, length, 4, size), dtype, sharding=place)
+    mask = jax.ShapeDtypeStruct((8, 1, 1, length), bool, sharding=rows) if causal else None
+
+    def loss(x, mask):
+        out = attention.attend(x, x, x, mask, causal=causal, implementation='auto')
+        return out.astype(jnp.float32).sum()
+
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.value_and_grad(loss)).lower(x, mask).compile().as_text()
+    kernels.append(text.count('custom_call_target="tpu_custom_call"'))
+    assert not re.findall(rf'f32\\[[0-9,]*{length},{length}\\]', text)
+print(*kernels)
+"""
+
+
+@pytest.mark.slow
+@libtpu.needed
+@pytest.mark.parametrize('topology', ['v4:2x2x2', 'v5e:2x4', 'v5p:2x2x2', 'v6e:2x4'])
+def test_it_compiles_for_tpus(topology):
+    """Without a TPU: the compiler's is enough. Forward, gradient of queries, of keys and values."""
+    assert libtpu.output(COMPILED, topology) == '3 3 3'
