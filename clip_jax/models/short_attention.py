@@ -25,6 +25,7 @@ LENGTHS = 16, 1024
 HEAD_DIMS = 32, 128
 DTYPES = 'bfloat16', 'float32'
 TILE = 128  # lanes
+TOGETHER = 4, 2, 1  # rows at a time, the most of these that divide them
 MIB = 2**20
 LOWEST = float(jnp.finfo(jnp.float32).min)  # of a masked logit, as in attention.attend
 
@@ -204,7 +205,7 @@ def _plan(platform: str, length: int, heads: int, size: int, dtype: Any) -> _Pla
     work = 6 * 4 * chunk * _round(length, TILE) + 3 * 4 * lanes * length
     most = _memory(platform)
     rows = min((most - work) // row, max(1, 6 * MIB // row))
-    rows -= rows > 1 and rows % 2
+    rows -= rows % next(n for n in TOGETHER if n <= max(rows, 1))
     return _Plan(max(rows, 0), together, chunk, min(most, max(16 * MIB, 2 * (row * rows + work))))
 
 
@@ -240,8 +241,9 @@ def _call(
     heads = width // size
     plan = _plan(platform, length, heads, size, qkv.dtype)
     steps = -(-batch // plan.rows)
-    # As many in every step, but an even number; rows beyond the batch are not written.
-    rows = min(_round(-(-batch // steps), 2), plan.rows, batch)
+    # As many in every step, but such that some run together; rows beyond the batch are not written.
+    together = next(n for n in TOGETHER if plan.rows % n == 0)
+    rows = min(_round(-(-batch // steps), together), plan.rows, batch)
     steps = -(-batch // rows)
     block = rows, length, plan.heads * size
     one = pallas.BlockSpec(block, lambda b, h: (b, 0, h))
@@ -356,8 +358,9 @@ def _each_row(rows: int, one: Callable[[Any], None]) -> None:
     def body(i: Any, _: None) -> None:
         one(i)
 
-    # Two rows at a time: the products of one run beside the softmax of the other.
-    jax.lax.fori_loop(0, rows, body, None, unroll=1 + (rows % 2 == 0))
+    # The products of one run beside the softmax of the others.
+    unroll = next(n for n in TOGETHER if rows % n == 0)
+    jax.lax.fori_loop(0, rows, body, None, unroll=unroll)
 
 
 def _biased(x: Any, bias: Any, part: int) -> Callable[..., jax.Array]:

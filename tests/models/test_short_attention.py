@@ -130,7 +130,7 @@ def test_what_the_kernel_does_not_take_is_refused_or_computed_by_xla(shape, dtyp
     with pytest.raises(ValueError, match=f'model.attention short: {message}.*; choose auto or xla'):
         traced('short')
     with a_tpu():
-        assert 'pallas_call' not in traced('auto')
+        assert 'short_attention' not in traced('auto')
 
 
 def a_tpu(**axes: int):
