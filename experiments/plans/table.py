@@ -1,4 +1,6 @@
-"""Prints the plans of this folder (clip-jax plan --out=NAME.json) as a table."""
+"""Prints the plans of this folder (clip-jax plan --schedules --out=NAME.json) as a table, beside
+those of the same name in before/.
+"""
 
 import json
 from pathlib import Path
@@ -8,62 +10,70 @@ COLUMNS = (
     'topology',
     'batch',
     'mesh',
-    'microbatches, remat, loss',
+    'remat',
     'GiB a chip',
-    'of these scratch',
-    'at peak s',
-    'compiler s, MFU',
-    'roofline s, MFU',
-    'schedules s, MFU',
-    'bfloat16 FLOPs',
+    'compiler s',
+    'roofline s',
+    'schedules s',
+    'MFU by schedules',
     'all-gathers',
     'compiled in s',
 )
-
-
-def row(name: str, plan: dict) -> list[str]:
-    """One plan as cells."""
-    mesh = 'x'.join(str(size) for size in plan['mesh'].values())
-    needs = f'{plan["needs_mib"] / 1024:.1f}' if plan['needs_mib'] else 'more'
-    verdict = f'{needs} of {plan["hbm_mib"] / 1024:.0f}'
-    cells = [
-        name,
-        plan['topology'],
-        f'{plan["batch_size"]:,}',
-        mesh,
-        f'{plan["microbatches"]}, {plan["remat"]}, {plan["loss"]}',
-        verdict if plan['fits'] else f'**does not fit**: {verdict}',
-    ]
-    if 'seconds' not in plan:
-        return [*cells, *['-'] * 7, f'{plan["compile_seconds"]:.0f}']
-    share = plan['tflop_by_type'].get('bfloat16', 0) / plan['step_tflop']
-    return [
-        *cells,
-        f'{plan["memory_mib"]["scratch"] / 1024:.1f}',
-        f'{plan["seconds_at_peak"]:.3f}',
-        *(estimate(plan, name) for name in ('compiler', 'roofline', 'schedule')),
-        f'{share:.1%}',
-        str(plan['collectives'].get('all-gather', {'count': 0})['count']),
-        f'{plan["compile_seconds"]:.0f}',
-    ]
-
-
-def estimate(plan: dict, name: str) -> str:
-    """Seconds and MFU by one of the estimates of a plan."""
-    if name not in plan['seconds']:
-        return '-'
-    return f'{plan["seconds"][name]:.3f}, {plan["mfu"][name]:.0%}'
+HERE = Path(__file__).parent
 
 
 def main() -> None:
     print('| ' + ' | '.join(COLUMNS) + ' |')
     print('|' + '---|' * len(COLUMNS))
-    for path in sorted(Path(__file__).parent.glob('*.json')):
-        plan = json.loads(path.read_text())
-        print('| ' + ' | '.join(row(path.stem, plan)) + ' |')
-        if 'remedy' in plan:
-            changes = ', '.join(f'{k}={v}' for k, v in plan['remedy']['config'].items())
-            print('| ' + ' | '.join(row(f'with {changes}', plan['remedy']['plan'])) + ' |')
+    for path in sorted(HERE.glob('*.json')):
+        before = HERE / 'before' / path.name
+        print('| ' + ' | '.join(row(path.stem, read(path), read(before))) + ' |')
+
+
+def read(path: Path) -> dict:
+    """A plan; {} if there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def row(name: str, plan: dict, before: dict) -> list[str]:
+    """One plan as cells, each with what it was before if it has changed."""
+    return [
+        name,
+        plan['topology'],
+        f'{plan["batch_size"]:,}',
+        'x'.join(str(size) for size in plan['mesh'].values() if size > 1),
+        plan['remat'],
+        f'{changed(memory(before), memory(plan))} of {plan["hbm_mib"] / 1024:.0f}',
+        *(
+            changed(estimate(before, which), estimate(plan, which))
+            for which in ('compiler', 'roofline', 'schedule')
+        ),
+        changed(utilization(before), utilization(plan)),
+        str(plan['collectives'].get('all-gather', {'count': 0})['count']),
+        f'{plan["compile_seconds"]:.0f}',
+    ]
+
+
+def changed(before: str, now: str) -> str:
+    """Two values, or one if there was none before."""
+    return f'{before} → **{now}**' if before else f'**{now}**'
+
+
+def memory(plan: dict) -> str:
+    """GiB on a chip."""
+    return f'{plan["needs_mib"] / 1024:.1f}' if plan else ''
+
+
+def estimate(plan: dict, which: str) -> str:
+    """Seconds by one of the estimates."""
+    seconds = plan.get('seconds', {}).get(which)
+    return f'{seconds:.3f}' if seconds else ''
+
+
+def utilization(plan: dict) -> str:
+    """MFU by the schedules."""
+    share = plan.get('mfu', {}).get('schedule')
+    return f'{share:.0%}' if share else ''
 
 
 if __name__ == '__main__':

@@ -55,6 +55,14 @@ def test_the_attention_of_each_tower_is_said(monkeypatch, platform, options, ima
         )
 
 
+def test_long_sequences_have_an_attention_of_their_own_on_tpu():
+    large = model()
+    large = large.clone(image=large.image.clone(image_size=528))
+    with on('tpu'):
+        said = attention_choice.describe(large, batch_size=4)
+    assert 'image splash (on tpu) for 1090 tokens, 1 heads of 32; text xla (short: heads' in said
+
+
 def test_what_is_traced_outside_is_not_listed():
     """Dropped patches count, blocks that are alike are said once, and a ResNet pools by XLA."""
     scaled, resnet = model('scaled'), model('resnet')
