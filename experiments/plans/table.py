@@ -25,9 +25,10 @@ HERE = Path(__file__).parent
 def main() -> None:
     print('| ' + ' | '.join(COLUMNS) + ' |')
     print('|' + '---|' * len(COLUMNS))
-    for path in sorted(HERE.glob('*.json')):
-        before = HERE / 'before' / path.name
-        print('| ' + ' | '.join(row(path.stem, read(path), read(before))) + ' |')
+    names = {path.name for folder in (HERE, HERE / 'before') for path in folder.glob('*.json')}
+    for name in sorted(names):
+        plan, before = read(HERE / name), read(HERE / 'before' / name)
+        print('| ' + ' | '.join(row(Path(name).stem, plan, before)) + ' |')
 
 
 def read(path: Path) -> dict:
@@ -36,27 +37,28 @@ def read(path: Path) -> dict:
 
 
 def row(name: str, plan: dict, before: dict) -> list[str]:
-    """One plan as cells, each with what it was before if it has changed."""
+    """One plan as cells, each with what it was before; at least one of the two exists."""
+    last = plan or before
     return [
         name,
-        plan['topology'],
-        f'{plan["batch_size"]:,}',
-        'x'.join(str(size) for size in plan['mesh'].values() if size > 1),
-        plan['remat'],
-        f'{changed(memory(before), memory(plan))} of {plan["hbm_mib"] / 1024:.0f}',
+        last['topology'],
+        f'{last["batch_size"]:,}',
+        'x'.join(str(size) for size in last['mesh'].values() if size > 1),
+        last['remat'],
+        f'{changed(memory(before), memory(plan))} of {last["hbm_mib"] / 1024:.0f}',
         *(
             changed(estimate(before, which), estimate(plan, which))
             for which in ('compiler', 'roofline', 'schedule')
         ),
         changed(utilization(before), utilization(plan)),
-        str(plan['collectives'].get('all-gather', {'count': 0})['count']),
-        f'{plan["compile_seconds"]:.0f}',
+        str(last['collectives'].get('all-gather', {'count': 0})['count']),
+        f'{last["compile_seconds"]:.0f}',
     ]
 
 
 def changed(before: str, now: str) -> str:
-    """Two values, or one if there was none before."""
-    return f'{before} → **{now}**' if before else f'**{now}**'
+    """Two values, or the one that there is; the one of now is bold."""
+    return ' → '.join([before] * bool(before) + [f'**{now}**'] * bool(now))
 
 
 def memory(plan: dict) -> str:
