@@ -103,19 +103,14 @@ def cycles(lines: Iterable[str]) -> float:
     limits: dict[str, tuple[str, int]] = {}  # by the predicate of an exit test: counter, limit
     steps: dict[str, int] = {}
     stack = [Loop(0, 0)]
-    for line in lines:
-        bundle = _BUNDLE.match(line)
-        if not bundle:
-            continue
+    for line, bundle, depth, later in _bundles(lines):
         if 'scmp.ge' in line:
             limits |= {exit[1]: (exit[2], int(exit[3])) for exit in _EXIT.finditer(line)}
         if 'sadd.s32' in line:
             steps |= {step[1]: int(step[2]) for step in _STEP.finditer(line)}
         back = _BACK.search(line) if 'sbr.rel' in line else None
         ends = back is not None and back[1] in limits and len(stack) > 1
-        # The depth of empty bundles and of a branch back is not marked.
-        depth = max(bundle[2].count('>') - bool(bundle[1]), 0)
-        while not ends and not bundle[3] and len(stack) - 1 > depth:
+        while not ends and len(stack) - 1 > max(depth, later):
             stack = _closed(stack, 1)  # a loop whose turns are not known
         if bundle[1]:
             stack.append(Loop(0, 0))
@@ -128,6 +123,24 @@ def cycles(lines: Iterable[str]) -> float:
     while len(stack) > 1:
         stack = _closed(stack, 1)
     return stack[0].cycles
+
+
+def _bundles(lines: Iterable[str]) -> list[tuple[str, re.Match, int, int]]:
+    """The bundles of a schedule.
+
+    Returns:
+        Of each its line, the match of it, the loops that it is marked to be in, without the one
+        that it begins, and how many loops go on after it. A bundle that was moved into a loop from
+        around it is marked as if it were not in the loop.
+    """
+    found = [(line, match) for line in lines if (match := _BUNDLE.match(line))]
+    bundles, later = [], 0
+    for line, match in reversed(found):
+        # The depth of empty bundles and of a branch back is not marked.
+        depth = later if match[3] else max(match[2].count('>') - bool(match[1]), 0)
+        bundles.append((line, match, depth, later))
+        later = depth if match[1] else max(depth, later)
+    return bundles[::-1]
 
 
 def _stage(line: str) -> int:

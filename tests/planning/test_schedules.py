@@ -5,7 +5,7 @@ import pytest
 from clip_jax.planning import schedules
 
 # Two bundles, a pipelined loop of ten turns of which two fill it, in it a loop of eight turns by
-# two, and a loop whose end is known only when it runs.
+# two with a bundle from around it, and a loop whose end is known only when it runs.
 SCHEDULE = """= control target key start
 LB: loop body
 = control target key end
@@ -17,6 +17,7 @@ LB: loop body
    0x4   :  {}
    0x5   : > { %43 = sbr.rel (%p9) target = $region16 }
    0x6 LB: >> { %s4 = sadd.s32 2, %s5  ;;  %s5 = sphi %s7, %s4 }
+   0x6   : > { %s9 = scalar_lea.hbm (%p12), %s8, %s7 }
    0x7   : >> { %p12 = scmp.ge.s32.totalorder %s4, 16 /* loop exit test */ }
    0x8   : > { %44 = sbr.rel (!%p12) target = $region7 }
    0x9 PF: > { %p13 = scmp.ge.s32.totalorder %s11, 12 /* loop exit test */ }
@@ -29,7 +30,7 @@ LB: loop body
 
 
 def test_bundles_in_loops_count_as_often_as_they_run(tmp_path):
-    inner, unknown, outer = 3 * 8, 1, 4 + 1 + 1 + 1 + 1
+    inner, unknown, outer = 4 * 8, 1, 4 + 1 + 1 + 1 + 1
     expected = 2 + 10 * (inner + unknown + outer) + 1
     assert schedules.cycles(SCHEDULE.splitlines()) == expected
     (tmp_path / '1795-fusion.7-01-final_bundles.txt').write_text(SCHEDULE)
