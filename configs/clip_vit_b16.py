@@ -5,8 +5,8 @@ r"""CLIP ViT-B/16 on a TPU v5e-256: arXiv 2103.00020, tables 18 and 20.
     clip-jax plan --config=clip_vit_b16 --topology=v5e:16x16
 
 32 epochs of 400 million pairs. Not trained by us; published: 68.6 % zero-shot on ImageNet (table
-11). Planned, not measured (experiments/plans): 9.3 of 16 GiB per chip; without collectives 0.209 s
-per step by the compiler, 0.142 s by its schedules (56 % MFU).
+11). Planned, not measured (experiments/plans): 9.3 of 16 GiB per chip; without collectives 0.208 s
+per step by the compiler, 0.140 s by its schedules (57 % MFU).
 """
 
 import default
