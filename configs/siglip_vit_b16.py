@@ -6,8 +6,8 @@ r"""SigLIP ViT-B/16 on a TPU v5e-256: arXiv 2303.15343, with the optimizer that 
     clip-jax plan --config=siglip_vit_b16 --topology=v5e:16x16
 
 40 billion pairs. The vocabulary is trained on your captions, with the size of the published one.
-Not trained by us. Planned, not measured (experiments/plans): 10.5 of 16 GiB per chip, 0.42 s per
-step without collectives, 21 % MFU.
+Not trained by us. Planned, not measured (experiments/plans): 10.9 of 16 GiB per chip; without
+collectives 0.229 s per step by the compiler, 0.137 s by its schedules (66 % MFU).
 """
 
 import default
