@@ -1,7 +1,8 @@
 """A program that compiles attention for CUDA GPUs that are not there, with JAX's CUDA plugin.
 
 It prints a JSON object: for each case how many forward and backward calls of cuDNN the compiled
-program has. `python compile_cudnn.py attention CHIP | step CHIP TOKENS`.
+program has, and of a step whether it keeps arrays in the host's memory.
+`python compile_cudnn.py attention CHIP | step CHIP TOKENS`.
 """
 
 import functools
@@ -28,10 +29,10 @@ SIDES = {50: 7, 77: 7, 197: 14, 257: 16, 577: 24}  # patches; no image has 77 to
 BATCH = 8
 
 
-def calls(lowered) -> list[int]:
-    """Compiles a program; returns the forward and backward calls of cuDNN."""
-    text = lowered.compile().as_text()
-    targets = [line for line in text.splitlines() if 'custom_call_target="__cudnn$fmha' in line]
+def calls(compiled) -> list[int]:
+    """The forward and backward calls of cuDNN in a program."""
+    lines = compiled.as_text().splitlines()
+    targets = [line for line in lines if 'custom_call_target="__cudnn$fmha' in line]
     backward = sum('Backward' in line for line in targets)
     return [len(targets) - backward, backward]
 
@@ -50,7 +51,7 @@ def attention(mesh: Mesh) -> dict[str, list[int]]:
 
         with jax.set_mesh(mesh):
             lowered = jax.jit(jax.grad(loss)).lower(x, x, x, mask)
-        found[f'{length} causal={causal} masked={masked}'] = calls(lowered)
+        found[f'{length} causal={causal} masked={masked}'] = calls(lowered.compile())
     return found
 
 
@@ -60,7 +61,9 @@ def step(mesh: Mesh, tokens: str) -> dict[str, list[int]]:
     for remat, masked in itertools.product(layers.REMAT, (False, True)):
         auto, cudnn = (_lowered(mesh, int(tokens), remat, masked, x) for x in ('auto', 'cudnn'))
         assert auto.as_text() == cudnn.as_text()
-        found[f'{remat} masked={masked}'] = calls(auto)
+        compiled = auto.compile()
+        on_host = compiled.memory_analysis().host_temp_size_in_bytes > 0
+        found[f'{remat} masked={masked}'] = [*calls(compiled), on_host]
     return found
 
 
