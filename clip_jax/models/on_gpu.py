@@ -46,8 +46,8 @@ def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) ->
 def _backward(epsilon: float, saved: tuple, gradient: jax.Array) -> tuple:
     x, scale = saved
     # Without the barrier, XLA makes one kernel of the statistics and the terms, and writes these.
-    statistics = lax.optimization_barrier(_statistics(x))
-    centered, inverse = _centered(x, *statistics, epsilon)
+    mean, variance = lax.optimization_barrier(_statistics(x))
+    centered, inverse = _centered(x, mean, variance, epsilon)
     normalized, gradient = centered * inverse, gradient.astype(jnp.float32)
     rows = tuple(range(x.ndim - 1))
     to_scale, to_bias = (gradient * normalized).sum(rows), gradient.sum(rows)
