@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from unittest import mock
 
 import jax
@@ -181,4 +182,5 @@ def test_a_config_is_compiled_for_gpus_that_are_not_there(
     assert {'cuDNN attention', 'cuBLAS', 'XLA'} <= kernels.keys()
     assert bool(report['collectives']) == (devices > 1)
     assert kernels['cuBLAS']['tflop'] > 0
-    assert 'of these cuDNN attention' in done.stdout and 'roofline' in done.stdout
+    assert re.search(r'^cuDNN attention +\d+ kernels', done.stdout, re.MULTILINE)
+    assert 'roofline' in done.stdout
