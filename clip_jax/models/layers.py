@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
-from clip_jax.models import cudnn_attention, on_cpu, short_attention, splash_attention
+from clip_jax.models import cudnn_attention, on_cpu, on_gpu, short_attention, splash_attention
 from clip_jax.models.activations import gelu
 from clip_jax.models.attention import ATTENTION, Attention
 
@@ -173,6 +173,15 @@ class Norm(nn.LayerNorm):
 
     epsilon: float = 1e-5
     use_fast_variance: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        narrow = x.dtype == self.dtype and x.dtype.itemsize == 2
+        if not narrow or sharding.platform() not in ('gpu', 'cuda'):
+            return super().__call__(x)
+        scale = self.param('scale', self.scale_init, x.shape[-1:], self.param_dtype)
+        bias = self.param('bias', self.bias_init, x.shape[-1:], self.param_dtype)
+        return on_gpu.layer_norm(x, scale, bias, self.epsilon)
 
 
 class Embedding(nn.Module):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from clip_jax.models import splash_attention
-from clip_jax.planning import hlo, library
+from clip_jax.planning import convolution, hlo, library
 from clip_jax.planning.program import HBM, Array, Instruction, Program, Run
 from clip_jax.planning.topologies import Chip
 
@@ -21,8 +21,6 @@ FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after
 FREE |= {'while', 'call', 'conditional', 'partition-id', 'opt-barrier'}
 FREE_CALLS = r'custom_call_target="(AllocateBuffer|ConcatBitcast|AsyncCollective|AssumeGather)'
 SLICES = ('dynamic-slice', 'slice', 'gather')  # of their first operand they read what they write
-USUAL_WINDOW = {'pad': '0_0', 'stride': '1', 'lhs_dilate': '1', 'rhs_dilate': '1'}
-Shape = tuple[int, ...]
 
 
 def seconds(compiled: Program, run: Run, chip: Chip) -> float:
@@ -138,36 +136,4 @@ def _flops(compiled: Program, around: Mapping[str, Instruction], one: Instructio
         contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', one.line)
         axes = [int(x) for x in contracted[1].split(',') if x] if contracted else []
         return 2 * int(np.prod(out)) * int(np.prod([left[i] for i in axes]))
-    return _convolution_flops(one.line, left, right, out)
-
-
-def _convolution_flops(line: str, left: Shape, right: Shape, out: Shape) -> int:
-    """FLOPs of a convolution; each of its axes is of the batch, of features, or one of a window."""
-    labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', line)
-    assert labels, line
-    of_left, of_right, of_out = labels.groups()
-    axes = [str(axis) for axis in range(len(of_out) - 2)]
-    window = re.search(r'window=\{([^}]*)\}', line)
-    stated = dict(x.split('=') for x in window[1].split()) if window else {}
-    pads, strides, dilates, aparts = (
-        stated[what].split('x') if what in stated else [usual] * len(axes)
-        for what, usual in USUAL_WINDOW.items()
-    )
-    total = 2 * out[of_out.index('b')] * out[of_out.index('f')] * right[of_right.index('i')]
-    for axis, pad, *numbers in zip(axes, pads, strides, dilates, aparts, strict=True):
-        sizes = left[of_left.index(axis)], right[of_right.index(axis)], out[of_out.index(axis)]
-        total *= _products(*sizes, int(pad.split('_')[0]), *map(int, numbers))
-    return total
-
-
-@functools.lru_cache(1 << 12)
-def _products(
-    size: int, window: int, out: int, pad: int, stride: int, dilate: int, apart: int
-) -> int:
-    """Products along one axis of a convolution, those with padding left out.
-
-    Of a product of matrices in batches, which a TPU has as a convolution over the batch, that
-    leaves what is no product with zero.
-    """
-    at = np.arange(out)[:, None] * stride + np.arange(window) * apart - pad
-    return int(((at >= 0) & (at <= (size - 1) * dilate) & (at % dilate == 0)).sum())
+    return convolution.flops(one.line, left, right, out)

@@ -105,8 +105,14 @@ def test_any_number_of_tokens_and_any_mask_compile(chip):
     assert set(map(tuple, compiled('attention', chip).values())) == {(1, 1)}
 
 
-# Two towers; only the strongest rematerialization repeats the forward pass.
-CALLS = {'none': [2, 2], 'dots': [2, 2], 'full': [4, 2]}
+# Calls in two towers, forward and backward, and whether activations are kept on the host; only the
+# strongest rematerialization repeats the forward pass.
+CALLS = {
+    'none': [2, 2, False],
+    'dots': [2, 2, False],
+    'offload': [2, 2, True],
+    'full': [4, 2, False],
+}
 
 
 @needs_plugin

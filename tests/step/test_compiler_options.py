@@ -1,7 +1,6 @@
 """Options of XLA in a config: they reach the compiler, and wrong ones are one line."""
 
 import functools
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 from support.process import environment
 
 from clip_jax.cli import config_file
-from clip_jax.planning import abstract_step
+from clip_jax.planning import abstract_step, gpu
 from clip_jax.step import compiler_options
 from clip_jax.training import setup
 
@@ -92,8 +91,8 @@ def compiled(chip: str) -> dict[str, str]:
 
 
 needs_plugin = pytest.mark.skipif(
-    not importlib.util.find_spec('jax_cuda13_plugin'),
-    reason="needs JAX's CUDA plugin, but no GPU: pip install 'jax[cuda13]'",
+    not gpu.installed(),
+    reason="needs JAX's CUDA plugin, but no GPU: pip install 'clipax[plan-gpu]'",
 )
 
 

@@ -1,7 +1,9 @@
-"""A program that compiles attention for CUDA GPUs that are not there, with JAX's CUDA plugin.
+"""A program that compiles layers for CUDA GPUs that are not there, with JAX's CUDA plugin.
 
 It prints a JSON object: for each case how many forward and backward calls of cuDNN the compiled
-program has. `python compile_cudnn.py attention CHIP | step CHIP TOKENS`.
+program has, and of a step whether it keeps arrays in the host's memory; of layer normalization, the
+kernels that write a float32 array of the size of its input.
+`python compile_cudnn.py attention CHIP | step CHIP TOKENS | norm CHIP`.
 """
 
 import functools
@@ -13,6 +15,7 @@ from clip_jax.planning import gpu
 
 gpu.prepare()  # before JAX starts
 
+import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
@@ -21,6 +24,7 @@ from clip_jax import build, lookup, sharding  # noqa: E402
 from clip_jax.data import preprocess  # noqa: E402
 from clip_jax.models import layers  # noqa: E402
 from clip_jax.models.attention import attend  # noqa: E402
+from clip_jax.planning import program  # noqa: E402
 from clip_jax.step import optimizers, state, train_step  # noqa: E402
 
 LENGTHS = 50, 77, 197, 257, 577
@@ -28,10 +32,10 @@ SIDES = {50: 7, 77: 7, 197: 14, 257: 16, 577: 24}  # patches; no image has 77 to
 BATCH = 8
 
 
-def calls(lowered) -> list[int]:
-    """Compiles a program; returns the forward and backward calls of cuDNN."""
-    text = lowered.compile().as_text()
-    targets = [line for line in text.splitlines() if 'custom_call_target="__cudnn$fmha' in line]
+def calls(compiled) -> list[int]:
+    """The forward and backward calls of cuDNN in a program."""
+    lines = compiled.as_text().splitlines()
+    targets = [line for line in lines if 'custom_call_target="__cudnn$fmha' in line]
     backward = sum('Backward' in line for line in targets)
     return [len(targets) - backward, backward]
 
@@ -50,7 +54,33 @@ def attention(mesh: Mesh) -> dict[str, list[int]]:
 
         with jax.set_mesh(mesh):
             lowered = jax.jit(jax.grad(loss)).lower(x, x, x, mask)
-        found[f'{length} causal={causal} masked={masked}'] = calls(lowered)
+        found[f'{length} causal={causal} masked={masked}'] = calls(lowered.compile())
+    return found
+
+
+def norm(mesh: Mesh) -> dict[str, list[str]]:
+    """The gradient of layer normalization, of Flax's and of ours, before a residual addition."""
+    place = NamedSharding(mesh, PartitionSpec())
+    shape = functools.partial(jax.ShapeDtypeStruct, sharding=place)
+    x, vector = shape((128, 197, 768), jnp.bfloat16), shape((768,), jnp.float32)
+    found = {}
+    for name, kind in (('plain', nn.LayerNorm), ('ours', layers.Norm)):
+        layer = kind(use_fast_variance=False, dtype=jnp.bfloat16)
+
+        def gradients(params, x, gradient, layer=layer):
+            _, back = jax.vjp(lambda params, x: layer.apply({'params': params}, x), params, x)
+            to_params, to_x = back(gradient)
+            return to_params, to_x + gradient
+
+        with jax.set_mesh(mesh):
+            lowered = jax.jit(gradients).lower({'scale': vector, 'bias': vector}, x, x)
+        runs = program.read(lowered.compile().as_text()).scheduled()
+        found[name] = [
+            run.instruction.name
+            for run in runs
+            if run.instruction.opcode == 'fusion'
+            and any(one.dtype == 'f32' and one.shape == x.shape for one in run.instruction.results)
+        ]
     return found
 
 
@@ -60,7 +90,9 @@ def step(mesh: Mesh, tokens: str) -> dict[str, list[int]]:
     for remat, masked in itertools.product(layers.REMAT, (False, True)):
         auto, cudnn = (_lowered(mesh, int(tokens), remat, masked, x) for x in ('auto', 'cudnn'))
         assert auto.as_text() == cudnn.as_text()
-        found[f'{remat} masked={masked}'] = calls(auto)
+        compiled = auto.compile()
+        on_host = compiled.memory_analysis().host_temp_size_in_bytes > 0
+        found[f'{remat} masked={masked}'] = [*calls(compiled), on_host]
     return found
 
 
@@ -97,7 +129,7 @@ def _lowered(mesh: Mesh, tokens: int, remat: str, masked: bool, attention: str):
 
 def main(what: str, chip: str, *options: str) -> None:
     mesh = sharding.make_mesh(gpu.devices(chip, '1'))
-    print(json.dumps({'attention': attention, 'step': step}[what](mesh, *options)))
+    print(json.dumps({'attention': attention, 'norm': norm, 'step': step}[what](mesh, *options)))
 
 
 if __name__ == '__main__':

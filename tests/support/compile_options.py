@@ -11,14 +11,16 @@ import json
 import re
 import sys
 
-import compile_cudnn  # sets the environment before JAX is imported
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from clip_jax.planning import gpu
 
-from clip_jax.step import compiler_options
+gpu.prepare()  # before JAX starts
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding  # noqa: E402
+
+from clip_jax.step import compiler_options  # noqa: E402
 
 COMBINE = ' '.join(
     f'xla_gpu_{kind}_combine_threshold_bytes={{0}}'
@@ -62,12 +64,8 @@ def order(text: str) -> str:
 
 
 def main(chip: str) -> dict[str, str]:
-    compile_cudnn.mesh(chip)
-    description = compile_cudnn.DESCRIPTION.format(*compile_cudnn.CHIPS[chip])
-    topology = topologies.get_topology_desc(
-        platform='cuda', target_config=description, topology='1x1x8'
-    )
-    mesh = Mesh(np.array(topology.devices), ('data',))
+    devices = gpu.devices(chip, '8')
+    mesh = Mesh(np.array(devices), ('data',))
     found = {}
     for where, spec in (('data', PartitionSpec()), ('fsdp', PartitionSpec('data'))):
         weight = jax.ShapeDtypeStruct(
@@ -76,15 +74,15 @@ def main(chip: str) -> dict[str, str]:
         rows = NamedSharding(mesh, PartitionSpec('data'))
         x = jax.ShapeDtypeStruct((WIDTH * mesh.size, WIDTH), jnp.bfloat16, sharding=rows)
         for name, text in CASES.items():
-            options = compiler_options.parse(text, topology.devices[0], mesh.size)
+            options = compiler_options.parse(text, devices[0], mesh.size)
             compiled = jax.jit(
                 step, donate_argnums=0, compiler_options=options, out_shardings=weight.sharding
             )
             program = compiled.lower([weight] * LAYERS, x).compile()
             found[f'{where}: {name}'] = order(program.as_text())
     for name in ('none', 'deterministic'):
-        options = compiler_options.parse(CASES[name], topology.devices[0], 1)
-        found[f'embedding: {name}'] = sorted_numbers(options, topology.devices[0])
+        options = compiler_options.parse(CASES[name], devices[0], 1)
+        found[f'embedding: {name}'] = sorted_numbers(options, devices[0])
     return found
 
 
