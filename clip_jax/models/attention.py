@@ -179,7 +179,8 @@ class Attention(nn.Module):
             # XLA would transpose qkv of all blocks of a scan at once, and its gradient twice.
             query, key, value = (qkv[..., i, :, :] for i in range(3))
         else:
-            query, key, value = jnp.moveaxis(qkv, -3, 0)
+            qkv = on_cpu.gradient_computed_once(qkv)
+            query, key, value = (x.squeeze(-3) for x in jax.lax.split(qkv, (1, 1, 1), qkv.ndim - 3))
         x = _attend(implementation, place, query, key, value, mask, causal=self.causal)
         return nn.DenseGeneral(
             width,

@@ -173,6 +173,16 @@ class Norm(nn.LayerNorm):
     epsilon: float = 1e-5
     use_fast_variance: bool = False
 
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if not on_cpu.here():
+            return super().__call__(x)
+        width = x.shape[-1:]
+        scale = self.param('scale', nn.initializers.ones, width, self.param_dtype)
+        bias = self.param('bias', nn.initializers.zeros, width, self.param_dtype)
+        y = on_cpu.normalize(x.astype(jnp.float32), self.epsilon)
+        return (y * scale + bias).astype(self.dtype)
+
 
 class Embedding(nn.Module):
     """An embedding table: ids int32 [...] -> embeddings [..., width].

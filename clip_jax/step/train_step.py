@@ -79,15 +79,17 @@ def train_step(
     ok, skip_state = skip_updates.should_update(
         state.skip_state, value, grad_norm, buffers, spike=spike
     )
-    with jax.named_scope('optimizer'):
+
+    def update() -> tuple:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         if shard_optimizer:
             opt_state = sharding.constrain_tree(opt_state, logical_axes, over_data=True)
             updates = sharding.constrain_tree(updates, logical_axes)  # all-gather
-        params, buffers, opt_state = skip_updates.select(
-            ok,
-            (optax.apply_updates(state.params, updates), buffers, opt_state),
-            (state.params, state.buffers, state.opt_state),
+        return optax.apply_updates(state.params, updates), buffers, opt_state
+
+    with jax.named_scope('optimizer'):
+        params, buffers, opt_state = skip_updates.apply_if(
+            ok, update, (state.params, state.buffers, state.opt_state)
         )
     metrics = {
         'loss': value,
