@@ -180,8 +180,8 @@ class Norm(nn.LayerNorm):
         width = x.shape[-1:]
         scale = self.param('scale', nn.initializers.ones, width, self.param_dtype)
         bias = self.param('bias', nn.initializers.zeros, width, self.param_dtype)
-        y = on_cpu.normalize(x.astype(jnp.float32), self.epsilon)
-        return (y * scale + bias).astype(self.dtype)
+        y = on_cpu.layer_norm(x.astype(jnp.float32), scale, bias, self.epsilon)
+        return y.astype(self.dtype)
 
 
 class Embedding(nn.Module):
