@@ -24,7 +24,7 @@ def train_step(
     *,
     model: clip.CLIP,
     loss: Callable,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     normalize: Callable[[jax.Array], jax.Array],
     microbatches: int = 1,
     spike: float = 0.0,
@@ -37,7 +37,7 @@ def train_step(
         batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}.
         model: the model.
         loss: (image, text, scale, bias) -> (value, metrics), as build.loss makes it.
-        optimizer: the optimizer.
+        optimizer: the optimizer; its `update` takes the global norm of the gradient, `grad_norm`.
         normalize: uint8 images -> float images.
         microbatches: the number of parts in which the batch is embedded (see grad_cache).
         spike: skip updates whose loss is more than this number of standard deviations above the
@@ -81,7 +81,9 @@ def train_step(
     )
 
     def update() -> tuple:
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, grad_norm=grad_norm
+        )
         if shard_optimizer:
             opt_state = sharding.constrain_tree(opt_state, logical_axes, over_data=True)
             updates = sharding.constrain_tree(updates, logical_axes)  # all-gather
@@ -113,7 +115,7 @@ def train_step(
 def bind_step(
     model: clip.CLIP,
     loss: Callable,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
