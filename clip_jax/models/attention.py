@@ -172,13 +172,15 @@ class Attention(nn.Module):
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         heads = jax.ShapeDtypeStruct((*x.shape[:2], self.heads, width // self.heads), self.dtype)
         # Initialization is compiled for any device, and nothing depends on its result.
-        wanted = 'xla' if self.is_initializing() or position is not None else self.implementation
+        wanted = 'xla' if self.is_initializing() else self.implementation
         implementation, place = _choose(wanted, heads, heads, heads, mask)
-        if implementation == 'short':
+        if implementation == 'short' and position is None:
             params = jax.tree.map(lambda p: p.astype(self.dtype), self.variables['params'])
             x = x.astype(self.dtype)
             return short_attention.layer(place, params, x, mask, causal=self.causal)
-        if position is None:
+        if position is not None:
+            x = self._of_token(x, mask, position)
+        else:
             qkv = nn.DenseGeneral(
                 (3, self.heads, width // self.heads),
                 kernel_init=nn.initializers.normal(self.in_std),
@@ -188,8 +190,6 @@ class Attention(nn.Module):
             )(x)
             query, key, value = _split(qkv, place)
             x = _attend(implementation, place, query, key, value, mask, causal=self.causal)
-        else:
-            x = self._of_token(x, mask, position)
         return nn.DenseGeneral(
             width,
             axis=(-2, -1),

@@ -175,7 +175,7 @@ class Norm(nn.LayerNorm):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if not on_cpu.here():
+        if not (on_cpu.here() and self.dtype == jnp.float32):
             return super().__call__(x)
         width = x.shape[-1:]
         scale = self.param('scale', nn.initializers.ones, width, self.param_dtype)

@@ -59,8 +59,9 @@ def adamw(
 
 
 def clip_by_global_norm(maximum: float) -> optax.GradientTransformationExtraArgs:
-    """Scales gradients whose global norm exceeds `maximum` down to it; `update` takes the norm, if it
-    is known, as `grad_norm`.
+    """Scales gradients whose global norm exceeds `maximum` down to it.
+
+    `update` takes the norm, if it is known, as `grad_norm`.
 
     It multiplies by one factor, where optax's divides each number by the norm: a compiler then does
     so where the gradients are read, and writes no clipped gradients to memory.
