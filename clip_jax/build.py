@@ -310,7 +310,7 @@ def initial_scale_and_bias(loss: str) -> dict[str, float | None]:
 
 def optimizer(
     config: Mapping[str, Any], total_steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
+) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
     """Makes the optimizer of a config.
 
     Args:

@@ -18,6 +18,7 @@ from clip_jax.models import (
 from clip_jax.models.short_attention import Place
 
 ATTENTION = ('auto', 'xla', 'short', 'splash', 'cudnn')
+Position = int | jax.Array  # of a token: the same for all rows of a batch, or int32 [B]
 KERNELS = {'tpu': 'short', 'gpu': 'cudnn', 'cuda': 'cudnn'}  # by the kind of device
 
 
@@ -148,11 +149,19 @@ def _logits_jvp(heads_first: bool, inputs: tuple, tangents: tuple) -> tuple[jax.
     return _logits(heads_first, query, key), tangent.astype(jnp.float32)
 
 
+def token(x: jax.Array, position: Position) -> jax.Array:
+    """Takes one token of each row: [B, L, width] -> [B, 1, width]."""
+    if isinstance(position, int):
+        return x[:, position][:, None]
+    return jnp.take_along_axis(x, position[:, None, None], axis=1)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: [B, L, width] -> [B, L, width].
 
     `mask` is a bool array that broadcasts to [B, heads, L (queries), L (keys)]; it is combined with
-    the causal mask.
+    the causal mask. With `position` only that token is a query, and the result is [B, 1, width];
+    `mask` is then the same for all queries.
 
     Attributes:
         heads: the number of attention heads.
@@ -171,31 +180,31 @@ class Attention(nn.Module):
     param_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, mask: jax.Array | None = None, position: Position | None = None
+    ) -> jax.Array:
         width = x.shape[-1]
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         heads = jax.ShapeDtypeStruct((*x.shape[:2], self.heads, width // self.heads), self.dtype)
         # Initialization is compiled for any device, and nothing depends on its result.
         wanted = 'xla' if self.is_initializing() else self.implementation
         implementation, place = _choose(wanted, heads, heads, heads, mask)
-        if implementation == 'short':
+        if implementation == 'short' and position is None:
             params = jax.tree.map(lambda p: p.astype(self.dtype), self.variables['params'])
             x = x.astype(self.dtype)
             return short_attention.layer(place, params, x, mask, causal=self.causal)
-        qkv = nn.DenseGeneral(
-            (3, self.heads, width // self.heads),
-            kernel_init=nn.initializers.normal(self.in_std),
-            dot_general=on_cpu.dot_general,
-            name='qkv',
-            **types,
-        )(x)
-        qkv = sharding.constrain(qkv, 'batch', 'length', 'qkv', 'heads', 'head_dim')
-        if KERNELS.get(place.platform) == 'cudnn':
-            # XLA would transpose qkv of all blocks of a scan at once, and its gradient twice.
-            query, key, value = (qkv[..., i, :, :] for i in range(3))
+        if position is not None:
+            x = self._of_token(x, mask, position)
         else:
-            query, key, value = jnp.moveaxis(qkv, -3, 0)
-        x = _attend(implementation, place, query, key, value, mask, causal=self.causal)
+            qkv = nn.DenseGeneral(
+                (3, self.heads, width // self.heads),
+                kernel_init=nn.initializers.normal(self.in_std),
+                dot_general=on_cpu.dot_general,
+                name='qkv',
+                **types,
+            )(x)
+            query, key, value = _split(qkv, place)
+            x = _attend(implementation, place, query, key, value, mask, causal=self.causal)
         return nn.DenseGeneral(
             width,
             axis=(-2, -1),
@@ -204,3 +213,31 @@ class Attention(nn.Module):
             name='out',
             **types,
         )(x)
+
+    def _of_token(self, x: jax.Array, mask: jax.Array | None, position: Position) -> jax.Array:
+        """Attention of one query: [B, L, width] -> [B, 1, heads, head_dim]."""
+        params = jax.tree.map(lambda p: p.astype(self.dtype), self.variables['params']['qkv'])
+        kernel, bias = params['kernel'], params['bias']
+        x = x.astype(self.dtype)
+        dimensions = (((2,), (0,)), ((), ()))
+        query = on_cpu.dot_general(token(x, position), kernel[:, 0], dimensions) + bias[0]
+        key_value = on_cpu.dot_general(x, kernel[:, 1:], dimensions) + bias[1:]
+        key_value = sharding.constrain(key_value, 'batch', 'length', 'qkv', 'heads', 'head_dim')
+        if self.causal:
+            length = x.shape[1]
+            last = jnp.reshape(position % length, (-1, 1, 1, 1))
+            earlier = jnp.arange(length) <= last
+            mask = earlier if mask is None else mask & earlier
+        return _plain(query, key_value[:, :, 0], key_value[:, :, 1], mask, causal=False)
+
+
+def _split(qkv: jax.Array, place: Place) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Splits [B, L, 3, heads, head_dim] into queries, keys and values."""
+    qkv = sharding.constrain(qkv, 'batch', 'length', 'qkv', 'heads', 'head_dim')
+    if KERNELS.get(place.platform) == 'cudnn':
+        # XLA would transpose qkv of all blocks of a scan at once, and its gradient twice.
+        query, key, value = (qkv[..., i, :, :] for i in range(3))
+    else:
+        parts = jax.lax.split(on_cpu.gradient_computed_once(qkv), (1, 1, 1), qkv.ndim - 3)
+        query, key, value = (part.squeeze(-3) for part in parts)
+    return query, key, value

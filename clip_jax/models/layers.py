@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from clip_jax import lookup, sharding
 from clip_jax.models import cudnn_attention, on_cpu, on_gpu, short_attention, splash_attention
 from clip_jax.models.activations import gelu
-from clip_jax.models.attention import ATTENTION, Attention
+from clip_jax.models.attention import ATTENTION, Attention, Position, token
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'gelu': gelu,
@@ -176,12 +176,16 @@ class Norm(nn.LayerNorm):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        narrow = x.dtype == self.dtype and x.dtype.itemsize == 2
-        if not narrow or sharding.platform() not in ('gpu', 'cuda'):
+        as_it_is, bits = x.dtype == self.dtype, 8 * x.dtype.itemsize
+        if as_it_is and bits == 16 and sharding.platform() in ('gpu', 'cuda'):
+            form = on_gpu.layer_norm
+        elif as_it_is and bits == 32 and on_cpu.here():
+            form = on_cpu.layer_norm
+        else:
             return super().__call__(x)
         scale = self.param('scale', self.scale_init, x.shape[-1:], self.param_dtype)
         bias = self.param('bias', self.bias_init, x.shape[-1:], self.param_dtype)
-        return on_gpu.layer_norm(x, scale, bias, self.epsilon)
+        return form(x, scale, bias, self.epsilon)
 
 
 class Embedding(nn.Module):
@@ -290,27 +294,43 @@ class Transformer(nn.Module):
     width)^-1/2 into the MLP, and (2 depth width)^-1/2 out of both, so that the residual stream does
     not grow with depth. Rematerialization and scan change neither parameters nor results.
 
-    `mask` is as in Attention; `keys` are random keys [B], which turn dropout on.
+    `mask` is as in Attention; `keys` are random keys [B], which turn dropout on. With `position`,
+    the result is [B, 1, width], the output at that token; then, without scan, the last block
+    computes no others.
     """
 
     config: TransformerConfig
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, keys: jax.Array | None = None
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        keys: jax.Array | None = None,
+        position: Position | None = None,
     ) -> jax.Array:
         config = self.config
         lookup.check(config.remat, REMAT, what='models/layers: remat')
         lookup.check(config.attention, ATTENTION, what='models/layers: attention')
         out_std = (2 * config.depth * x.shape[-1]) ** -0.5
         if config.scan and not self.is_initializing():
-            return self._scanned(Block(config, out_std, parent=None), x, mask, keys)
+            x = self._scanned(Block(config, out_std, parent=None), x, mask, keys)
+            return x if position is None else token(x, position)
         block = Block
         if config.remat != 'none':
             block = nn.remat(Block, policy=REMAT[config.remat])
-        for i in range(config.depth):
+        for i in range(config.depth - 1):
             x = block(config, out_std, name=f'block_{i}')(x, mask, _fold_in(keys, i))
-        return x
+        last = block(config, out_std, name=f'block_{config.depth - 1}')
+        keys = _fold_in(keys, config.depth - 1)
+        # Whoever captures the outputs of blocks wants all tokens; dropout draws for all of them.
+        if position is not None and (
+            self.is_initializing()
+            or self.is_mutable_collection('intermediates')
+            or (config.dropout and keys is not None)
+        ):
+            return token(last(x, mask, keys), position)
+        return last(x, mask, keys, position)
 
     def _scanned(
         self, block: 'Block', x: jax.Array, mask: jax.Array | None, keys: jax.Array | None
@@ -339,7 +359,7 @@ def _fold_in(keys: jax.Array | None, number: int | jax.Array) -> jax.Array | Non
 class Block(nn.Module):
     """A transformer block: x + attention(norm(x)), then x + mlp(norm(x)); [B, L, width].
 
-    `mask` and `keys` are as in Transformer.
+    `mask`, `keys` and `position` are as in Transformer.
     """
 
     config: TransformerConfig
@@ -347,7 +367,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, mask: jax.Array | None = None, keys: jax.Array | None = None
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        keys: jax.Array | None = None,
+        position: Position | None = None,
     ) -> jax.Array:
         config, width = self.config, x.shape[-1]
         x = sharding.constrain(x, 'batch', 'length', 'features')
@@ -362,7 +386,8 @@ class Block(nn.Module):
             implementation=config.attention,
             name='attention',
             **config.types,
-        )(y, mask)
+        )(y, mask, position)
+        x = x if position is None else token(x, position)
         x = x + dropout(self._scaled(y, 'attention_scale'), config.dropout, _fold_in(keys, 0))
         x = on_cpu.computed_once(x)
         y = norm(name='mlp_norm')(x)

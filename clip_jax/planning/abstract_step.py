@@ -34,7 +34,7 @@ class Step(NamedTuple):
 
     function: Callable
     model: clip.CLIP
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
     mesh: Mesh
     state: state.TrainState
     batch: dict[str, Any]
@@ -106,7 +106,9 @@ def forward_flops(model: clip.CLIP, batch_size: int) -> int:
     """FLOPs of the forward pass of both encoders for a batch, by the architecture alone."""
     model = clip.from_card(clip.to_card(model))  # a fused attention hides its products
     size, length = model.image.image_size, model.text.context_length
-    jaxpr = jax.make_jaxpr(functools.partial(model.apply, train=True, mutable=['batch_stats']))(
+    # With intermediates the last block computes all tokens, as MFU counts them.
+    mutable = ['batch_stats', 'intermediates']
+    jaxpr = jax.make_jaxpr(functools.partial(model.apply, train=True, mutable=mutable))(
         clip.shapes(model),
         jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
         jax.ShapeDtypeStruct((1, length), jnp.int32),

@@ -4,7 +4,6 @@ An instruction takes at least as long as its bytes need through the memory, and 
 products need on the matrix units. Arrays that stay in a TPU's vector memory take no bytes.
 """
 
-import functools
 import itertools
 import re
 from collections.abc import Mapping

@@ -39,7 +39,7 @@ def adamw(
     eps: float,
     weight_decay: float,
     grad_clip_norm: float,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Makes the AdamW optimizer (arXiv 1711.05101).
 
     Args:
@@ -50,11 +50,32 @@ def adamw(
         weight_decay: of the parameters in DECAYED; multiplied by the learning rate.
         grad_clip_norm: maximum global norm of the gradient; 0: not clipped.
     """
-    return optax.chain(
-        optax.clip_by_global_norm(grad_clip_norm) if grad_clip_norm else optax.identity(),
+    chain = optax.chain(
+        clip_by_global_norm(grad_clip_norm) if grad_clip_norm else optax.identity(),
         optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decay_mask),
         bound_logit_scale(),
     )
+    return optax.with_extra_args_support(chain)
+
+
+def clip_by_global_norm(maximum: float) -> optax.GradientTransformationExtraArgs:
+    """Scales gradients whose global norm exceeds `maximum` down to it.
+
+    `update` takes the norm, if it is known, as `grad_norm`.
+
+    It multiplies by one factor, where optax's divides each number by the norm: a compiler then does
+    so where the gradients are read, and writes no clipped gradients to memory.
+    """
+
+    def update(updates, state, params=None, *, grad_norm=None, **others):
+        del params, others
+        norm = optax.global_norm(updates) if grad_norm is None else grad_norm
+        factor = jnp.minimum(1, maximum / norm)
+        return jax.tree.map(lambda x: x * factor.astype(x.dtype), updates), state
+
+    # Optax does not name the argument.
+    # pyrefly: ignore[bad-argument-type]
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def decay_mask(params: dict) -> dict:

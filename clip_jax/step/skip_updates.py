@@ -1,9 +1,12 @@
 """Skips updates with non-finite values or loss spikes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from clip_jax.models import on_cpu
 
 WINDOW = 128  # recent losses that a new one is compared with
 REASONS = ('nonfinite', 'spike')  # why an update is skipped
@@ -53,6 +56,9 @@ def should_update(
     }
 
 
-def select(ok: jax.Array, new: Any, old: Any) -> Any:
-    """Returns the new tree if `ok`, else the old one."""
-    return jax.tree.map(lambda x, y: jnp.where(ok, x, y), new, old)
+def apply_if(ok: jax.Array, update: Callable[[], Any], old: Any) -> Any:
+    """Returns the tree that `update` makes if `ok`, else the old one."""
+    if on_cpu.here():
+        # With a select, XLA's CPU backend would copy the moments before it overwrites them.
+        return jax.lax.cond(ok, update, lambda: old)
+    return jax.tree.map(lambda x, y: jnp.where(ok, x, y), update(), old)

@@ -24,7 +24,7 @@ def train_step(
     *,
     model: clip.CLIP,
     loss: Callable,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     normalize: Callable[[jax.Array], jax.Array],
     microbatches: int = 1,
     spike: float = 0.0,
@@ -37,7 +37,7 @@ def train_step(
         batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}.
         model: the model.
         loss: (image, text, scale, bias) -> (value, metrics), as build.loss makes it.
-        optimizer: the optimizer.
+        optimizer: the optimizer; its `update` takes the global norm of the gradient, `grad_norm`.
         normalize: uint8 images -> float images.
         microbatches: the number of parts in which the batch is embedded (see grad_cache).
         spike: skip updates whose loss is more than this number of standard deviations above the
@@ -79,15 +79,19 @@ def train_step(
     ok, skip_state = skip_updates.should_update(
         state.skip_state, value, grad_norm, buffers, spike=spike
     )
-    with jax.named_scope('optimizer'):
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+
+    def update() -> tuple:
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, grad_norm=grad_norm
+        )
         if shard_optimizer:
             opt_state = sharding.constrain_tree(opt_state, logical_axes, over_data=True)
             updates = sharding.constrain_tree(updates, logical_axes)  # all-gather
-        params, buffers, opt_state = skip_updates.select(
-            ok,
-            (optax.apply_updates(state.params, updates), buffers, opt_state),
-            (state.params, state.buffers, state.opt_state),
+        return optax.apply_updates(state.params, updates), buffers, opt_state
+
+    with jax.named_scope('optimizer'):
+        params, buffers, opt_state = skip_updates.apply_if(
+            ok, update, (state.params, state.buffers, state.opt_state)
         )
     metrics = {
         'loss': value,
@@ -111,7 +115,7 @@ def train_step(
 def bind_step(
     model: clip.CLIP,
     loss: Callable,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],

@@ -2,19 +2,27 @@ r"""Speed and memory of a config's train step on the devices that are here, with
 
     python experiments/benchmarks/train_step.py --config=configs/clip_vit_b16.py \
         --config.batch_size=512 --vary model.remat=none,dots model.attention=xla,cudnn --torch
-    python experiments/benchmarks/train_step.py --config=configs/flickr8k.py --steps=5
+    taskset -c 0 python experiments/benchmarks/train_step.py --config=configs/flickr8k.py \
+        --steps=2 --turns=7 --torch
 
 MFU is 3 x the forward FLOPs of both encoders a second, over those of a matrix product timed in the
-same process. --vary times every combination of values. --torch times the same step in PyTorch
-through open_clip, where that is installed, on the same device in the same run.
+same process. --vary times every combination of values. --torch times the same step in PyTorch on
+the same device in the same run: open_clip's model for a preset, else plain modules of the same
+sizes. With --turns=K all take turns, K times --steps each, and the last column has the median and
+range of PyTorch's time over that of the variant in the same turn; on CPU it is processor time.
 """
 
 import argparse
 import itertools
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch_step
+
+from clip_jax.planning import abstract_step
 
 
 def timed(run: Callable[[], Any], wait: Callable[[Any], Any], steps: int) -> list[float]:
@@ -65,67 +73,128 @@ def prepared(step: Any) -> tuple[Any, dict[str, Any], Callable, float]:
     return current, batch, program, time.perf_counter() - begin
 
 
-def in_jax(config: Any, steps: int) -> tuple[list[float], float, float, int]:
-    """Seconds of each step, GiB that a device needed, seconds of compilation, FLOPs of a step."""
-    import jax
+class Variant(NamedTuple):
+    """A step that can be timed."""
 
-    from clip_jax.planning import abstract_step
+    run: Callable[[], Any]  # takes a step and waits for it
+    batch: int
+    flops: int  # of a step, for MFU
+    rest: Callable[[], str]  # the last two columns of the table, known after it has run
+
+
+def in_jax(config: Any) -> tuple[Variant, Any]:
+    """The config's step, compiled, and its model."""
+    import jax
 
     step = abstract_step.step_of(config, jax.devices(), config.model.dtype)
     current, batch, program, compiling = prepared(step)
 
-    def run() -> dict[str, jax.Array]:
+    def run() -> None:
         nonlocal current
         current, numbers = program(current, batch)
-        return numbers
+        jax.block_until_ready((current, numbers))
 
-    seconds = timed(run, jax.block_until_ready, steps)
-    used = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
-    if used is None:  # a CPU does not say
-        memory = program.memory_analysis()
-        used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    def rest() -> str:
+        used = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+        if used is None:  # a CPU does not say
+            memory = program.memory_analysis()
+            used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        return f'{used / 2**30:.2f} | {compiling:.1f}'
+
     flops = 3 * abstract_step.forward_flops(step.model, config.batch_size)
-    return seconds, used / 2**30, compiling, flops
+    return Variant(run, config.batch_size, flops, rest), step.model
 
 
-def in_torch(config: Any, steps: int) -> list[float]:
-    """Seconds of each step of open_clip's model and loss with AdamW, compiled, in bfloat16 on a
-    GPU.
-    """
-    import open_clip
-    import torch
-
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    model = open_clip.create_model(config.model.preset, output_dict=True).to(device)
-    model.train()
-    loss = open_clip.ClipLoss()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.2, fused=True)
-    size = model.visual.image_size
-    size = size if isinstance(size, int) else size[0]
-    images = torch.randn(config.batch_size, 3, size, size, device=device)
-    tokens = torch.randint(0, 100, (config.batch_size, model.context_length), device=device)
-    forward = torch.compile(model) if device == 'cuda' else model
-
-    def run() -> torch.Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=device == 'cuda'):
-            out = forward(images, tokens)
-            value = loss(out['image_features'], out['text_features'], out['logit_scale'])
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return value
-
-    return timed(run, lambda value: value.item(), steps)
+def in_turn(
+    named: dict[str, Variant], steps: int, turns: int, clock: Callable[[], float]
+) -> dict[str, list[list[float]]]:
+    """Seconds of each step of each turn: name -> turns x steps."""
+    for variant in named.values():
+        timed(variant.run, lambda _: None, 0)  # the first two do not count
+    seconds: dict[str, list[list[float]]] = {name: [] for name in named}
+    for _ in range(turns):
+        for name, variant in named.items():
+            seconds[name].append([])
+            for _ in range(steps):
+                begin = clock()
+                variant.run()
+                seconds[name][-1].append(clock() - begin)
+    return seconds
 
 
-def row(name: str, seconds: Sequence[float], batch: int, mfu: str, rest: str) -> str:
+def row(name: str, variant: Variant, turns: list[list[float]], peak: float) -> str:
     """One row of the table."""
+    seconds = [second for turn in turns for second in turn]
     middle = statistics.median(seconds)
     return (
         f'| {name} | {middle * 1e3:,.1f} ({min(seconds) * 1e3:,.1f} to {max(seconds) * 1e3:,.1f}) '
-        f'| {batch / middle:,.1f} | {mfu} | {rest} |'
+        f'| {variant.batch / middle:,.1f} | {variant.flops / middle / peak:.1%} '
+        f'| {variant.rest()} |'
     )
+
+
+def configs_of(config_path: str, vary: list[str], changes: list[str]) -> dict[str, Any]:
+    """The configs of every combination of values, by what they change."""
+    from clip_jax.cli import config_file
+
+    keys = [word.partition('=')[0] for word in vary]
+    values = [word.partition('=')[2].split(',') for word in vary]
+    found = {}
+    for chosen in itertools.product(*values):
+        words = [f'{key}={value}' for key, value in zip(keys, chosen, strict=True)]
+        flags = [f'--config.{word}' for word in words]
+        found[' '.join(words) or 'as the config'] = config_file.read(
+            config_path, [*changes, *flags]
+        )
+    return found
+
+
+def compare(configs: dict[str, Any], steps: int, turns: int, with_torch: bool) -> None:
+    """Prints a row for each config, and one for PyTorch with the first one's sizes."""
+    import jax
+
+    peak = matmul_flops(steps) * jax.device_count()
+    print(f'JAX {jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_kind}')
+    print(f'matrix product: {peak / 1e12:,.3g} TFLOP/s on all devices; {turns} x {steps} steps\n')
+    print('| variant | ms a step | pairs/s | MFU of the product | GiB a device | compiling s |')
+    print('|---|---|---|---|---|---|', flush=True)
+    on_cpu = jax.default_backend() == 'cpu'
+    clock = time.process_time if on_cpu and turns > 1 else time.perf_counter
+    together: dict[str, Variant] = {}
+
+    def measure() -> dict[str, list[list[float]]]:
+        seconds = in_turn(together, steps, turns, clock)
+        for name, found in seconds.items():
+            print(row(name, together[name], found, peak), flush=True)
+        return seconds
+
+    config, model = next(iter(configs.values())), None
+    for name, varied in configs.items():
+        together[name], found = in_jax(varied)
+        model = model or found
+        if turns == 1:  # they need not fit into memory together
+            measure()
+            together.clear()
+    if with_torch:
+        name, run = torch_step.runner(config, model)
+        flops = 3 * abstract_step.forward_flops(model, config.batch_size)
+        together[name] = Variant(run, config.batch_size, flops, lambda: '- | -')
+    seconds = measure()
+    if with_torch and turns > 1:
+        print_ratios(seconds)
+
+
+def print_ratios(seconds: dict[str, list]) -> None:
+    """Prints PyTorch's seconds, the last, over those of each variant in the same turn."""
+    *names, torch_name = seconds
+    print(f'\n| {torch_name} / variant | median | least | most |\n|---|---|---|---|')
+    for name in names:
+        ratios = [
+            statistics.median(theirs) / statistics.median(ours)
+            for ours, theirs in zip(seconds[name], seconds[torch_name], strict=True)
+        ]
+        middle = statistics.median(ratios)
+        print(f'| {name} | {middle:.2f} | {min(ratios):.2f} | {max(ratios):.2f} |')
 
 
 def main() -> None:
@@ -134,33 +203,17 @@ def main() -> None:
     )
     parser.add_argument('--config', required=True)
     parser.add_argument('--steps', type=int, default=20)
+    parser.add_argument('--turns', type=int, default=1)
     parser.add_argument('--vary', nargs='*', default=[], metavar='KEY=VALUE,VALUE')
     parser.add_argument('--torch', action='store_true')
     args, changes = parser.parse_known_args()
-    import jax
+    from clip_jax.runtime import environment
 
-    from clip_jax.cli import config_file
-
-    keys = [word.partition('=')[0] for word in args.vary]
-    values = [word.partition('=')[2].split(',') for word in args.vary]
-    peak = matmul_flops(args.steps) * jax.device_count()
-    print(f'JAX {jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_kind}')
-    print(f'matrix product: {peak / 1e12:,.3g} TFLOP/s on all devices; {args.steps} steps\n')
-    print('| variant | ms a step | pairs/s | MFU of the product | GiB a device | compiling s |')
-    print('|---|---|---|---|---|---|')
-    for chosen in itertools.product(*values):
-        words = [f'{key}={value}' for key, value in zip(keys, chosen, strict=True)]
-        flags = [f'--config.{word}' for word in words]
-        config = config_file.read(args.config, [*changes, *flags])
-        seconds, gib, compiling, flops = in_jax(config, args.steps)
-        mfu = flops / statistics.median(seconds) / peak
-        rest = f'{gib:.2f} | {compiling:.1f}'
-        name = ' '.join(words) or 'as the config'
-        print(row(name, seconds, config.batch_size, f'{mfu:.1%}', rest), flush=True)
-    if args.torch:
-        seconds = in_torch(config, args.steps)
-        mfu = flops / statistics.median(seconds) / peak
-        print(row('PyTorch, open_clip', seconds, config.batch_size, f'{mfu:.1%}', '- | -'))
+    environment.keep_freed_memory()  # as training does
+    try:
+        compare(configs_of(args.config, args.vary, changes), args.steps, args.turns, args.torch)
+    except ValueError as error:
+        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

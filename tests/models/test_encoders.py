@@ -11,8 +11,11 @@ from support.small_models import random_variables
 
 from clip_jax import build, lookup
 from clip_jax.models import clip, positions, presets
+from clip_jax.models.attention import token
 from clip_jax.models.image import vit
+from clip_jax.models.layers import Transformer, TransformerConfig
 from clip_jax.models.text import transformer
+from clip_jax.planning import hlo
 
 SMALL = {'width': 32, 'depth': 1, 'heads': 2, 'mlp_dim': 64}
 IMAGE = {'name': 'vit', 'image_size': 16, 'patch_size': 8, **SMALL}
@@ -102,10 +105,51 @@ def test_variants_are_the_published_encoders(preset, variant, text, embed_dim):
     assert model == build.model(presets.architecture(preset))
 
 
+@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('causal', [False, True])
+@pytest.mark.parametrize('position', [0, 5, jnp.array([0, 3, 5])])
+def test_one_token_is_what_it_is_among_all(position, causal, scan):
+    sizes = {'depth': 2, 'heads': 2, 'mlp_dim': 64, 'layer_scale': 0.5}
+    model = Transformer(TransformerConfig(**sizes, causal=causal, scan=scan))
+    x = jax.random.normal(jax.random.key(2), (3, 6, 32))
+    mask = None if causal else (jnp.arange(6) != 2)[None, None, None]
+    variables = model.init(jax.random.key(0), x)
+
+    def outputs(variables, x, everything):
+        if everything:
+            return token(model.apply(variables, x, mask), position)
+        return model.apply(variables, x, mask, None, position)
+
+    def gradients(everything):
+        def loss(*arguments):
+            return (outputs(*arguments, everything) ** 3).sum()
+
+        return outputs(variables, x, everything), jax.grad(loss, (0, 1))(variables, x)
+
+    found, wanted = (jax.jit(gradients, static_argnums=0)(every) for every in (False, True))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+    assert found[0].shape == (3, 1, 32)
+
+
+def test_the_last_block_computes_one_token_unless_its_outputs_are_captured():
+    model = vit.Encoder(image_size=32, patch_size=8, pool='cls', **SMALL)
+    images = jnp.zeros((1, 32, 32, 3))
+    variables = model.init(jax.random.key(0), images)
+
+    def products(**options):
+        run = functools.partial(model.apply, **options)
+        return sum(hlo.flops(jax.make_jaxpr(run)(variables, images).jaxpr).values())
+
+    captured = {'capture_intermediates': True, 'mutable': ['intermediates']}
+    assert products() < 0.6 * products(**captured)
+    _, kept = model.apply(variables, images, **captured)
+    block = kept['intermediates']['transformer']['block_0']['__call__'][0]
+    assert block.shape == (1, 17, 32)
+
+
 def test_the_causal_mask_lets_nothing_of_the_future_through():
     """The gradient of each position's output with respect to later positions' inputs is zero."""
-    from clip_jax.models.layers import Transformer, TransformerConfig
-
     x = jax.random.normal(jax.random.key(2), (1, 6, 32))
 
     def influence(causal):

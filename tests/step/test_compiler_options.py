@@ -16,6 +16,7 @@ from clip_jax.step import compiler_options
 from clip_jax.training import setup
 
 FAST = 'xla_cpu_enable_fast_math'
+AUTO = {'xla_cpu_prefer_vector_width': 512}  # on CPU
 PROGRAM = Path(__file__).parents[1] / 'support' / 'compile_options.py'
 
 
@@ -23,10 +24,10 @@ PROGRAM = Path(__file__).parents[1] / 'support' / 'compile_options.py'
     ('text', 'options'),
     [
         ('', {}),
-        ('auto', {}),
-        ('auto  --xla_disable_hlo_passes=a,b', {'xla_disable_hlo_passes': 'a,b'}),
+        ('auto', AUTO),
+        ('auto  --xla_disable_hlo_passes=a,b', {**AUTO, 'xla_disable_hlo_passes': 'a,b'}),
         (f'{FAST}=True', {FAST: True}),
-        (f'{FAST}=true {FAST}=false auto', {FAST: False}),
+        (f'{FAST}=true {FAST}=false auto', {FAST: False, **AUTO}),
         ('optimization_level=O1', {'optimization_level': 19}),
     ],
 )

@@ -93,6 +93,18 @@ def test_gradients_are_clipped_by_their_global_norm():
     assert optax.global_norm(mu) == pytest.approx(1.0, rel=1e-5)
 
 
+@pytest.mark.parametrize('size', [0.0, 0.3, 7.0])
+def test_clipping_agrees_with_optax(size):
+    grads = jax.tree.map(lambda x: size * x / optax.global_norm(params()), params())
+    ours, theirs = optimizers.clip_by_global_norm(1.0), optax.clip_by_global_norm(1.0)
+    found, _ = ours.update(grads, ours.init(grads))
+    wanted, _ = theirs.update(grads, theirs.init(grads))
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6)
+    halved, _ = ours.update(grads, ours.init(grads), grad_norm=jnp.float32(2.0))
+    np.testing.assert_allclose(halved['logit_scale'], grads['logit_scale'] / 2, rtol=1e-6)
+
+
 def test_every_parameter_of_a_model_is_known_to_decay_or_not():
     """A new kind of parameter must be put on one side on purpose."""
     from clip_jax import build

@@ -1,6 +1,7 @@
 """A bad batch changes nothing but the counts, and training continues after it."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -87,3 +88,22 @@ def test_a_batch_of_nan_changes_only_the_counts(encoder, devices, microbatches):
     # Training continues.
     assert not np.array_equal(after_good.params['logit_scale'], start.params['logit_scale'])
     assert (after_good.skip_state['consecutive'], after_good.skip_state['nonfinite']) == (0, 1)
+
+
+def test_a_skipped_update_copies_nothing():
+    """On CPU a donated state is overwritten where it lies."""
+    state = {'weight': jnp.ones(1000), 'moment': jnp.ones(1000)}
+
+    def step(state, gradient, ok):
+        def update():
+            moment = 0.9 * state['moment'] + gradient
+            return {'weight': state['weight'] - 0.1 * moment, 'moment': moment}
+
+        return skip_updates.apply_if(ok, update, state)
+
+    arguments = state, jnp.full(1000, jnp.nan), jnp.array(False)
+    program = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+    assert not re.search(r'f32\[1000\]\S* copy\(', program.as_text())
+    assert program.memory_analysis().temp_size_in_bytes < 4000
+    kept = program(*arguments)
+    assert all((x == 1).all() for x in kept.values())

@@ -82,7 +82,7 @@ def setup(
     return initial, run, functools.partial(jax.device_put, device=sharding.over_batch(mesh))
 
 
-def make_optimizer(learning_rate: float) -> optax.GradientTransformation:
+def make_optimizer(learning_rate: float) -> optax.GradientTransformationExtraArgs:
     schedule = optimizers.warmup_cosine(peak=learning_rate, warmup_steps=5, total_steps=200)
     return optimizers.adamw(
         schedule, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, grad_clip_norm=1.0

@@ -186,7 +186,9 @@ class Encoder(nn.Module):
             x = jnp.concatenate([x[:, :tokens], kept], axis=1)
         if self.pre_norm:
             x = Norm(epsilon=self.norm_eps, name='pre_norm', **types)(x)
-        x = Transformer(TransformerConfig.of(self), name='transformer')(x, keys=keys)
+        position = 0 if self.pool == 'cls' else None
+        transformer = Transformer(TransformerConfig.of(self), name='transformer')
+        x = transformer(x, keys=keys, position=position)
         norm = Norm(epsilon=self.norm_eps, name='post_norm', **types)
         if self.norm_after_pool or self.pool == 'queries':
             return norm(self._pooled(x, tokens))

@@ -126,12 +126,12 @@ class Encoder(nn.Module):
         keys = None
         if train and self.dropout:
             keys = example_keys(self.make_rng('dropout'), example_index, x.shape[0])
-        x = Transformer(TransformerConfig.of(self), name='transformer')(x, mask, keys)
         if self.pool in ('last', 'cls'):
-            x = x[:, -1]
+            position = x.shape[1] - 1
         else:
-            end = jnp.argmax(tokens == self.eot_id if self.pool == 'eot' else tokens, axis=1)
-            x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+            position = jnp.argmax(tokens == self.eot_id if self.pool == 'eot' else tokens, axis=1)
+        transformer = Transformer(TransformerConfig.of(self), name='transformer')
+        x = transformer(x, mask, keys, position)[:, 0]
         return Norm(epsilon=self.norm_eps, name='post_norm', **types)(x)
 
 
