@@ -16,7 +16,10 @@ from clip_jax.step import compiler_options
 from clip_jax.training import setup
 
 FAST = 'xla_cpu_enable_fast_math'
-AUTO = {'xla_cpu_prefer_vector_width': 512}  # on CPU
+AUTO = {  # on CPU
+    'xla_cpu_prefer_vector_width': 512,
+    'xla_cpu_enable_concurrency_optimized_scheduler': False,
+}
 PROGRAM = Path(__file__).parents[1] / 'support' / 'compile_options.py'
 
 
