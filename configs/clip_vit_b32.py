@@ -5,8 +5,8 @@ r"""CLIP ViT-B/32 on a TPU v5e-256: arXiv 2103.00020, tables 18 and 20.
     clip-jax plan --config=clip_vit_b32 --topology=v5e:16x16
 
 32 epochs of 400 million pairs. Not trained by us; published: 63.2 % zero-shot on ImageNet (table
-11). Planned, not measured (experiments/plans): 5.9 of 16 GiB per chip; without collectives 0.095 s
-per step by the compiler, 0.064 s by its schedules (45 % MFU).
+11). Planned, not measured (experiments/plans): 5.9 of 16 GiB per chip; without collectives 0.094 s
+per step by the compiler, 0.063 s by its schedules (46 % MFU).
 """
 
 import default

@@ -41,24 +41,29 @@ def dot_general(
     outputs = kernel.shape[count:]
     rows_by_features = x.reshape(math.prod(rows), math.prod(features))
     matrix = kernel.reshape(math.prod(features), math.prod(outputs))
-    product = _product(rows_by_features, matrix)
+    product = _product((args, tuple(options.items())), rows_by_features, matrix)
     return product.reshape(*rows, *outputs)
 
 
-@jax.custom_jvp
-def _product(x, kernel):
-    return x @ kernel
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _product(options: tuple, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[rows, features] x [features, outputs]; `options` are others of jax.lax.dot_general."""
+    args, named = options
+    return lax.dot_general(x, kernel, (((1,), (0,)), ((), ())), *args, **dict(named))
 
 
 @_product.defjvp
-def _product_jvp(inputs, tangents):
+def _product_jvp(options: tuple, inputs: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (x, kernel), (to_x, to_kernel) = inputs, tangents
-    if len(kernel) > kernel.shape[1] and len(kernel) < len(x):
+    if x.shape[0] > kernel.shape[0] > kernel.shape[1]:
+        # The kernel's gradient, the transpose of this, is then computed as [outputs, features]: XLA's
+        # CPU backend takes 0.7 of the time if the longer side comes last.
+        args, named = options
         swapped = to_kernel.T / _one(kernel).T
-        to_product = lax.dot_general(x, swapped, (((1,), (1,)), ((), ())))
+        along_kernel = lax.dot_general(x, swapped, (((1,), (1,)), ((), ())), *args, **dict(named))
     else:
-        to_product = x @ to_kernel
-    return x @ kernel, to_x @ kernel + to_product
+        along_kernel = _product(options, x, to_kernel)
+    return _product(options, x, kernel), _product(options, to_x, kernel) + along_kernel
 
 
 def computed_once(x: jax.Array) -> jax.Array:
@@ -86,6 +91,7 @@ def _gradient_computed_once(inputs: tuple, tangents: tuple) -> tuple[jax.Array, 
 
 
 def _one(x: jax.Array) -> jax.Array:
+    """Ones of the shape of `x`, which the compiler does not know to be ones."""
     bits = lax.bitcast_convert_type(lax.stop_gradient(x), f'int{8 * x.dtype.itemsize}')
     return jnp.clip(bits, 1, 1).astype(x.dtype)
 
