@@ -194,7 +194,8 @@ class Attention(nn.Module):
             x = x.astype(self.dtype)
             return short_attention.layer(place, params, x, mask, causal=self.causal)
         if position is not None:
-            x = self._of_token(x, mask, position)
+            qkv = self.variables['params']['qkv']
+            x = _of_token(qkv, x.astype(self.dtype), mask, position, causal=self.causal)
         else:
             qkv = nn.DenseGeneral(
                 (3, self.heads, width // self.heads),
@@ -214,21 +215,23 @@ class Attention(nn.Module):
             **types,
         )(x)
 
-    def _of_token(self, x: jax.Array, mask: jax.Array | None, position: Position) -> jax.Array:
-        """Attention of one query: [B, L, width] -> [B, 1, heads, head_dim]."""
-        params = jax.tree.map(lambda p: p.astype(self.dtype), self.variables['params']['qkv'])
-        kernel, bias = params['kernel'], params['bias']
-        x = x.astype(self.dtype)
-        dimensions = (((2,), (0,)), ((), ()))
+
+def _of_token(
+    params: dict, x: jax.Array, mask: jax.Array | None, position: Position, *, causal: bool
+) -> jax.Array:
+    """Attention of one query: [B, L, width] -> [B, 1, heads, head_dim], by the `params` of qkv."""
+    kernel, bias = (params[name].astype(x.dtype) for name in ('kernel', 'bias'))
+    dimensions = (((2,), (0,)), ((), ()))
+    with jax.named_scope('qkv'):  # as the module is called in profiles
         query = on_cpu.dot_general(token(x, position), kernel[:, 0], dimensions) + bias[0]
         key_value = on_cpu.dot_general(x, kernel[:, 1:], dimensions) + bias[1:]
-        key_value = sharding.constrain(key_value, 'batch', 'length', 'qkv', 'heads', 'head_dim')
-        if self.causal:
-            length = x.shape[1]
-            last = jnp.reshape(position % length, (-1, 1, 1, 1))
-            earlier = jnp.arange(length) <= last
-            mask = earlier if mask is None else mask & earlier
-        return _plain(query, key_value[:, :, 0], key_value[:, :, 1], mask, causal=False)
+    key_value = sharding.constrain(key_value, 'batch', 'length', 'qkv', 'heads', 'head_dim')
+    if causal:
+        length = x.shape[1]
+        last = jnp.reshape(position % length, (-1, 1, 1, 1))
+        earlier = jnp.arange(length) <= last
+        mask = earlier if mask is None else mask & earlier
+    return _plain(query, key_value[:, :, 0], key_value[:, :, 1], mask, causal=False)
 
 
 def _split(qkv: jax.Array, place: Place) -> tuple[jax.Array, jax.Array, jax.Array]:
