@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clip_jax.cli import _flags, config_file
-from clip_jax.planning import gpu
+from clip_jax.planning import gpu, libtpu
 
 SUMMARY = 'compile a config for devices that are not attached: does it fit?'
 EXAMPLES = """\
@@ -83,16 +83,7 @@ def _plan(args: argparse.Namespace, rest: Sequence[str], folder: str | None) -> 
     out = _flags.local_path(args.out)
     if out and out.exists():
         raise ValueError(f'--out: {out} exists; name a new file')
-    # Before JAX is imported: compilation runs on the CPU whatever devices are attached, and libtpu
-    # should neither look for a TPU, nor report that it found none, nor ask for exclusive use.
-    os.environ |= {
-        'JAX_PLATFORMS': 'cpu',
-        'TPU_SKIP_MDS_QUERY': '1',
-        'TPU_ACCELERATOR_TYPE': 'v5litepod-1',  # of an imagined host
-        'TPU_WORKER_HOSTNAMES': 'localhost',
-        'TPU_WORKER_ID': '0',
-        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-    }
+    os.environ |= libtpu.VARIABLES  # before JAX is imported
     if kind == 'local' and count:
         if not count.isdigit() or not int(count):
             raise ValueError(f'--topology is {args.topology!r}; expected local:N')

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from clip_jax.planning import schedules
+from clip_jax.planning import libtpu, schedules
 
 ROWS = 128 * 197  # tokens of 128 images of ViT-B/16
 
@@ -33,15 +33,7 @@ def operations(shape) -> dict:
 def main() -> None:
     name = sys.argv[1]
     with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {
-            'JAX_PLATFORMS': 'cpu',
-            'TPU_SKIP_MDS_QUERY': '1',
-            'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
-            'TPU_WORKER_HOSTNAMES': 'localhost',
-            'TPU_WORKER_ID': '0',
-            'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-            'LIBTPU_INIT_ARGS': schedules.flags(folder),
-        }
+        os.environ |= libtpu.VARIABLES | {'LIBTPU_INIT_ARGS': schedules.flags(folder)}
         import jax
 
         from clip_jax.planning import estimates, topologies

@@ -6,16 +6,9 @@ import sys
 
 import pytest
 
+from clip_jax.planning import libtpu
 from support.process import environment
 
-VARIABLES = {
-    'JAX_PLATFORMS': 'cpu',
-    'TPU_SKIP_MDS_QUERY': '1',
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
-    'TPU_WORKER_HOSTNAMES': 'localhost',
-    'TPU_WORKER_ID': '0',
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-}
 needed = pytest.mark.skipif(
     importlib.util.find_spec('libtpu') is None, reason="needs libtpu: pip install 'clipax[tpu]'"
 )
@@ -27,7 +20,7 @@ def output(program: str, *arguments: str) -> str:
         [sys.executable, '-c', program, *arguments],
         capture_output=True,
         text=True,
-        env={**environment(), **VARIABLES},
+        env={**environment(), **libtpu.VARIABLES},
         timeout=500,
     )
     assert done.returncode == 0, done.stderr
