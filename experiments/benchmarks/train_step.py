@@ -8,11 +8,12 @@ r"""Speed and memory of a config's train step on the devices that are here, with
 MFU is 3 x the forward FLOPs of both encoders a second, over those of a matrix product timed in the
 same process. --vary times every combination of values. --torch times the same step in PyTorch on
 the same device in the same run: open_clip's model for a preset, else plain modules of the same
-sizes. With --turns=K all take turns, K times --steps each, and the last column has the median and
+sizes. With --turns=K all take turns, K times --steps each, and a second table has the median and
 range of PyTorch's time over that of the variant in the same turn; on CPU it is processor time.
 """
 
 import argparse
+import importlib.util
 import itertools
 import statistics
 import sys
@@ -20,19 +21,20 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch_step
-
 from clip_jax.planning import abstract_step
 
+WARM_UP = 2  # runs that do not count
 
-def timed(run: Callable[[], Any], wait: Callable[[Any], Any], steps: int) -> list[float]:
-    """Seconds of so many runs, after two that do not count."""
+
+def timed(
+    run: Callable[[], Any], steps: int, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
+    """Seconds of so many runs."""
     seconds = []
-    for i in range(steps + 2):
-        begin = time.perf_counter()
-        wait(run())
-        if i >= 2:
-            seconds.append(time.perf_counter() - begin)
+    for _ in range(steps):
+        begin = clock()
+        run()
+        seconds.append(clock() - begin)
     return seconds
 
 
@@ -45,8 +47,8 @@ def matmul_flops(steps: int) -> float:
     size, dtype = (2048, jnp.float32) if on_cpu else (8192, jnp.bfloat16)
     x = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(jnp.matmul)
-    seconds = timed(lambda: product(x, x), jax.block_until_ready, steps)
-    return 2 * size**3 / statistics.median(seconds)
+    seconds = timed(lambda: jax.block_until_ready(product(x, x)), WARM_UP + steps)
+    return 2 * size**3 / statistics.median(seconds[WARM_UP:])
 
 
 def prepared(step: Any) -> tuple[Any, dict[str, Any], Callable, float]:
@@ -110,15 +112,11 @@ def in_turn(
 ) -> dict[str, list[list[float]]]:
     """Seconds of each step of each turn: name -> turns x steps."""
     for variant in named.values():
-        timed(variant.run, lambda _: None, 0)  # the first two do not count
+        timed(variant.run, WARM_UP)
     seconds: dict[str, list[list[float]]] = {name: [] for name in named}
     for _ in range(turns):
         for name, variant in named.items():
-            seconds[name].append([])
-            for _ in range(steps):
-                begin = clock()
-                variant.run()
-                seconds[name][-1].append(clock() - begin)
+            seconds[name].append(timed(variant.run, steps, clock))
     return seconds
 
 
@@ -153,6 +151,8 @@ def compare(configs: dict[str, Any], steps: int, turns: int, with_torch: bool) -
     """Prints a row for each config, and one for PyTorch with the first one's sizes."""
     import jax
 
+    if with_torch and importlib.util.find_spec('torch') is None:
+        raise ValueError("--torch: install PyTorch: pip install 'clipax[reference]'")
     peak = matmul_flops(steps) * jax.device_count()
     print(f'JAX {jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_kind}')
     print(f'matrix product: {peak / 1e12:,.3g} TFLOP/s on all devices; {turns} x {steps} steps\n')
@@ -176,6 +176,8 @@ def compare(configs: dict[str, Any], steps: int, turns: int, with_torch: bool) -
             measure()
             together.clear()
     if with_torch:
+        import torch_step
+
         name, run = torch_step.runner(config, model)
         flops = 3 * abstract_step.forward_flops(model, config.batch_size)
         together[name] = Variant(run, config.batch_size, flops, lambda: '- | -')
