@@ -189,13 +189,13 @@ class Attention(nn.Module):
         # Initialization is compiled for any device, and nothing depends on its result.
         wanted = 'xla' if self.is_initializing() else self.implementation
         implementation, place = _choose(wanted, heads, heads, heads, mask)
-        if implementation == 'short' and position is None:
-            params = jax.tree.map(lambda p: p.astype(self.dtype), self.variables['params'])
-            x = x.astype(self.dtype)
-            return short_attention.layer(place, params, x, mask, causal=self.causal)
         if position is not None:
             qkv = self.variables['params']['qkv']
             x = _of_token(qkv, x.astype(self.dtype), mask, position, causal=self.causal)
+        elif implementation == 'short':
+            params = jax.tree.map(lambda p: p.astype(self.dtype), self.variables['params'])
+            x = x.astype(self.dtype)
+            return short_attention.layer(place, params, x, mask, causal=self.causal)
         else:
             qkv = nn.DenseGeneral(
                 (3, self.heads, width // self.heads),
