@@ -318,9 +318,11 @@ class Transformer(nn.Module):
             return x if position is None else token(x, position)
         block = Block
         if config.remat != 'none':
-            block = nn.remat(Block, policy=REMAT[config.remat])
+            # A number stays one: an array would be gathered by.
+            static = (4,) if isinstance(position, int) else ()
+            block = nn.remat(Block, policy=REMAT[config.remat], static_argnums=static)
         for i in range(config.depth - 1):
-            x = block(config, out_std, name=f'block_{i}')(x, mask, _fold_in(keys, i))
+            x = block(config, out_std, name=f'block_{i}')(x, mask, _fold_in(keys, i), None)
         last = block(config, out_std, name=f'block_{config.depth - 1}')
         keys = _fold_in(keys, config.depth - 1)
         # Whoever captures the outputs of blocks wants all tokens; dropout draws for all of them.
@@ -329,7 +331,7 @@ class Transformer(nn.Module):
             or self.is_mutable_collection('intermediates')
             or (config.dropout and keys is not None)
         ):
-            return token(last(x, mask, keys), position)
+            return token(last(x, mask, keys, None), position)
         return last(x, mask, keys, position)
 
     def _scanned(

@@ -69,3 +69,22 @@ def test_all_products_of_both_encoders_are_bfloat16_in_the_backward_pass_too(ima
     batch = jnp.zeros((4, size, size, 3)), jnp.zeros((4, 8), jnp.int32)
     program = jax.make_jaxpr(jax.grad(objective))(variables['params'], buffers, *batch)
     assert hlo.flops(program.jaxpr).keys() == {'bfloat16'}
+
+
+@pytest.mark.parametrize('remat', ['dots', 'full'])
+@pytest.mark.parametrize('position', [0, 'of each row'])
+def test_rematerialization_changes_neither_the_pooled_token_nor_its_gradient(remat, position):
+    x = jax.random.normal(jax.random.key(0), (2, 4, 8))
+    at = jnp.array([3, 1]) if position == 'of each row' else position
+
+    def gradient(**how):
+        config = layers.TransformerConfig(depth=2, heads=2, mlp_dim=16, **how)
+        model = layers.Transformer(config)
+        params = model.init(jax.random.key(1), x)
+
+        def objective(x):
+            return (model.apply(params, x, position=at) ** 2).sum()
+
+        return jax.jit(jax.grad(objective))(x)
+
+    np.testing.assert_allclose(gradient(remat=remat), gradient(), rtol=0, atol=1e-5)
