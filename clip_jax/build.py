@@ -21,7 +21,8 @@ from clip_jax.data.preprocess import Preprocess, card_fields
 from clip_jax.data.sources import Source, open_source
 from clip_jax.models import attention, clip, layers, presets
 from clip_jax.runtime import atomic
-from clip_jax.step import optimizers
+from clip_jax.step import optimizer as step_optimizer
+from clip_jax.step import rules, schedules
 
 TOKENIZER_CAPTIONS = 1_000_000  # a vocabulary does not improve with more
 # Defaults of fields that neither the config nor its preset sets.
@@ -308,25 +309,65 @@ def initial_scale_and_bias(loss: str) -> dict[str, float | None]:
     return {**default, **own}
 
 
+# Keys of a config's optimizer that are not options of the plug-in.
+_COMMON = ('learning_rate', 'warmup_steps', 'schedule', 'weight_decay', 'grad_clip_norm')
+_COMMON += ('freeze', 'rules', 'layer_decay', 'name')
+
+
 def optimizer(
-    config: Mapping[str, Any], total_steps: int
-) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
+    config: Mapping[str, Any], params: Mapping[str, Any], total_steps: int
+) -> step_optimizer.Optimizer:
     """Makes the optimizer of a config.
 
     Args:
-        config: `learning_rate`, `warmup_steps` and the options of optimizers.adamw.
-        total_steps: the step at which the learning rate is 0.
+        config: `name`, a file of step/optimizers/ or an import path, what configs/default.py lists
+            beside it, and options of that optimizer.
+        params: the parameters, or their shapes.
+        total_steps: the last step of the learning rate's schedule.
 
-    Returns:
-        The optimizer, and its learning rate as a function of the step.
+    Raises:
+        ValueError: there is no such optimizer or schedule, an option is unknown, missing or wrong,
+            or a rule matches nothing.
     """
-    schedule = optimizers.warmup_cosine(
-        peak=config['learning_rate'],
-        warmup_steps=config['warmup_steps'],
-        total_steps=total_steps,
+    peak, warmup_steps = config['learning_rate'], config['warmup_steps']
+
+    def make_schedule(options: Mapping[str, Any]) -> optax.Schedule:
+        return schedules.make(
+            options, peak=peak, warmup_steps=warmup_steps, total_steps=total_steps
+        )
+
+    schedule = make_schedule(config['schedule'])
+    name = config['name']
+    module = lookup.module('step.optimizers', name, 'create')
+    bound = bind(
+        module.create,
+        given(config, *_COMMON),
+        what=lookup.label('step.optimizers', name),
+        own=2,
+        reserved=('schedule',),
     )
-    options = given(config, 'learning_rate', 'warmup_steps')
-    return bind(optimizers.adamw, options, what='optimizer', own=1)(schedule), schedule
+    if 'schedule' in inspect.signature(module.create).parameters:
+        bound = functools.partial(bound, schedule=schedule)
+    settings = rules.resolve(
+        params,
+        weight_decay=config['weight_decay'],
+        rules=config['rules'],
+        freeze=config['freeze'],
+        layer_decay=config['layer_decay'],
+        schedule=make_schedule,
+    )
+    late = max(x.unfreeze_at for x in settings.values())
+    if late >= total_steps:
+        raise ValueError(
+            f'optimizer.rules: unfreeze_at is {late}; expected less than total_steps {total_steps}'
+        )
+    return step_optimizer.make(
+        bound,
+        settings,
+        schedule,
+        grad_clip_norm=config['grad_clip_norm'],
+        average=getattr(module, 'average', None),
+    )
 
 
 def preprocess(

@@ -1,6 +1,6 @@
 """Checkpoints: saved atomically through Orbax with checksums, and verified before restore.
 
-    checkpoints/<step>/variables  training  about  manifest.json
+    checkpoints/<step>/variables  training  about  [average]  manifest.json
 
 A step is written as `<step>.unsealed`. When all files are on disk, its checksums are added as
 `manifest.json` and the folder is renamed to `<step>`. Object storage has no rename: there a step
@@ -13,10 +13,9 @@ them, where this module falls back to the newest valid step and quarantines the 
 import contextlib
 import math
 import os
-import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -27,11 +26,13 @@ from jax.sharding import Mesh
 from clip_jax import sharding
 from clip_jax.runtime import atomic, checksums, multihost
 from clip_jax.runtime.messages import Failures, first_few
+from clip_jax.step import rules
 from clip_jax.step.state import TrainState
 
 FOLDER = 'checkpoints'
 UNSEALED, DELETING, QUARANTINED = '.unsealed', '.deleting', '.damaged'
 USED = ('variables', 'about')  # the items that inference needs
+AVERAGE = 'average'
 
 
 class Checkpoints:
@@ -39,7 +40,8 @@ class Checkpoints:
 
     A step has three items: `variables`, enough to use the model; `training`, the step number,
     optimizer state, random key and state of the skip rule; and `about`, JSON with the card, the
-    config and the input position.
+    config and the input position. A run with an average of its weights has `average` too, that of
+    the parameters that are trained.
 
     Args:
         workdir: the run directory.
@@ -67,13 +69,14 @@ class Checkpoints:
                 variables=ocp.StandardCheckpointHandler(),
                 training=_without_shardings(),
                 about=ocp.JsonCheckpointHandler(),
+                average=ocp.StandardCheckpointHandler(),
             )
         )
         self._sealing: threading.Thread | None = None
         self._failed: tuple[int, BaseException] | None = None
         if multihost.is_primary():
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in _inside(self.folder):
+            for path in inside(self.folder):
                 # Left by a process that was killed: incomplete, or about to be deleted.
                 if UNSEALED in path.name:
                     path.rmtree()
@@ -116,20 +119,25 @@ class Checkpoints:
                 raise ValueError(f'the checkpoint cannot be read: {report["unreadable"]}')
         return list(dict.fromkeys(error for report in reports for error in report['errors']))
 
-    def save(self, step: int, state: TrainState, about: dict[str, Any]) -> None:
+    def save(
+        self, step: int, state: TrainState, about: dict[str, Any], average: Any = None
+    ) -> None:
         """Starts to save a state in the background; training may continue at once.
 
         Args:
             step: the number of the step.
             state: the train state, sharded in any way.
             about: the JSON item.
+            average: an average of the trained parameters; None: there is none.
 
         Raises:
             ValueError: if this or the previous save failed.
         """
         self.wait()
         target = self.folder / (str(step) if atomic.is_remote(self.folder) else f'{step}{UNSEALED}')
+        more = {} if average is None else {AVERAGE: ocp.args.StandardSave(average)}
         args = ocp.args.Composite(
+            **more,
             variables=ocp.args.StandardSave(state.variables),
             training=ocp.args.PyTreeSave(_training(state)),
             about=ocp.args.JsonSave(about),
@@ -187,11 +195,7 @@ class Checkpoints:
             ValueError: if keys, shapes or dtypes differ from those of `like`.
         """
         self.wait()
-        folder = self.folder / str(step)
-        variables = _restore(folder / 'variables', shapes(like.variables))
-        training = _restore(folder / 'training', shapes(_training(like)))
-        params = variables.pop('params')
-        return TrainState(params=params, buffers=variables, **training)
+        return restore(self.folder / str(step), like)
 
     def wait(self) -> None:
         """Waits until all saves are on disk; ValueError if one failed."""
@@ -204,6 +208,15 @@ class Checkpoints:
         """Waits until all saves are on disk, then closes Orbax's checkpointer."""
         with contextlib.closing(self._orbax):
             self.wait()
+
+
+def restore(folder: epath.Path, like: TrainState) -> TrainState:
+    """Reads the state in the folder of a step; see Checkpoints.restore."""
+    variables = _restore(folder / 'variables', shapes(like.variables))
+    training = _restore(folder / 'training', shapes(_training(like)))
+    params = variables.pop('params')
+    ema = _restore(folder / AVERAGE, shapes(like.ema)) if like.ema else {}
+    return TrainState(params=params, buffers=variables, ema=ema, **training)
 
 
 def kept(
@@ -241,7 +254,7 @@ def _delete(path: epath.Path) -> None:
 
 def steps(folder: epath.Path) -> list[int]:
     """Returns the steps in a folder of checkpoints, valid or not, newest first."""
-    found = [path for path in _inside(folder) if path.name.isdecimal() and _is_sealed(path)]
+    found = [path for path in inside(folder) if path.name.isdecimal() and _is_sealed(path)]
     return sorted((int(path.name) for path in found), reverse=True)
 
 
@@ -326,64 +339,6 @@ def _newest_valid(
     return None, {}
 
 
-class Entry(NamedTuple):
-    """A step in a folder of checkpoints, or an incomplete or quarantined one."""
-
-    path: epath.Path
-    step: int | None  # None for an incomplete or quarantined one
-    errors: list[str]  # [] if it is valid
-    bytes: int
-    written: float  # seconds since 1970
-
-
-def entries(path: str | epath.Path, *, contents: str) -> Iterator[Entry]:
-    """Lists and verifies checkpoints.
-
-    Args:
-        path: a run directory, its folder of checkpoints, or one checkpoint.
-        contents: how checksums are verified, as for `checksums.verify`.
-
-    Yields:
-        Steps, newest first, then incomplete and quarantined ones.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    path = absolute(path)
-    if not path.exists():
-        raise ValueError(f'{path}: no such file or folder; expected a run directory')
-    if is_checkpoint(path):
-        found = [path]
-    else:
-        folder = path if path.name == FOLDER else path / FOLDER
-        known = re.compile(rf'\d+({UNSEALED}.*|{DELETING}|{QUARANTINED}.*)?')
-        names = sorted(p.name for p in _inside(folder) if known.fullmatch(p.name))
-        names.sort(key=lambda name: -int(name) if name.isdigit() else 1)
-        found = [folder / name for name in names]
-    if not found:
-        raise ValueError(f'{path}: no checkpoint found; expected a run directory with {FOLDER}/')
-    for one in found:
-        try:
-            entry = _entry(one, contents)
-        except FileNotFoundError:
-            if one.exists() and (one.name.isdigit() or one == path):
-                raise
-            continue  # a running training writes or deletes it
-        if one.exists():
-            yield entry
-
-
-def _entry(path: epath.Path, contents: str) -> Entry:
-    stat = checksums.stat(path / checksums.NAME if (path / checksums.NAME).exists() else path)
-    return Entry(
-        path=path,
-        step=int(path.name) if path.name.isdigit() else None,
-        errors=checksums.verify(path, contents=contents),
-        bytes=checksums.size(path) if path.is_dir() else stat.bytes,
-        written=stat.written,
-    )
-
-
 def is_checkpoint(path: epath.Path) -> bool:
     """Whether a folder is one checkpoint, valid or not."""
     return any((path / name).exists() for name in (checksums.NAME, *USED))
@@ -425,6 +380,37 @@ def read_variables(path: epath.Path, like: Any, mesh: Mesh) -> dict[str, Any]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), like
     )
     return _restore(path / 'variables', shapes)
+
+
+def read_average(path: epath.Path, variables: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Reads the averaged weights of a checkpoint, replicated on every device of a mesh.
+
+    Args:
+        path: the folder of the checkpoint.
+        variables: its variables; parameters that are not averaged stay as they are there.
+        mesh: the device mesh.
+
+    Raises:
+        ValueError: the checkpoint has no average, or that of another model.
+    """
+    if not (path / AVERAGE).exists():
+        raise ValueError(
+            f'{path}: has no average of the weights; expected a run with ema.decay, or with an '
+            'optimizer that averages'
+        )
+    if errors := checksums.verify(path, only=(AVERAGE,)):
+        raise Failures(f'{path}: the average of the weights is corrupt', errors)
+    known = rules.paths(variables['params'])
+    tree = ocp.StandardCheckpointHandler().metadata(path / AVERAGE).tree
+    everywhere = sharding.replicated(mesh)
+
+    def like(key: tuple, found: Any) -> jax.ShapeDtypeStruct:
+        name = jax.tree_util.keystr(key, simple=True, separator='/')
+        x = known.get(name, found)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+
+    trained = _restore(path / AVERAGE, jax.tree.map_with_path(like, tree))
+    return {**variables, 'params': rules.update(variables['params'], trained)}
 
 
 def differences(found: Any, expected: Any) -> list[str]:
@@ -478,7 +464,7 @@ def shapes(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def _inside(folder: epath.Path) -> list[epath.Path]:
+def inside(folder: epath.Path) -> list[epath.Path]:
     """Lists a folder, [] if it does not exist: on object storage empty folders do not exist.
 
     OSError if it cannot be read, so that it is not mistaken for an empty one.

@@ -25,6 +25,7 @@ from clip_jax.models import clip
 from clip_jax.models.clip import CLIP, l2_normalize, shapes
 
 FEATURES = ('embedding', 'pre_projection')
+AVERAGE = '#average'  # after a path: the average of the weights
 ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
 THREADS = min(32, (os.cpu_count() or 1) + 4)  # more than cores, since they also wait for I/O
 KNOWN_CLASSES = 64  # size of the cache of class embeddings, in lists of classes
@@ -365,8 +366,11 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
     """
     if str(path).startswith(('http://', 'https://', 'hf://')):
         raise ValueError(f'{path}: nothing is downloaded; get the file and give its path')
+    average, path = averaged(path), str(path).removesuffix(AVERAGE)
     place = pathlib.Path(path).expanduser()
     if place.exists() and (layout := convert.layout_of(place)):
+        if average:
+            raise ValueError(f'{path}{AVERAGE}: a published checkpoint has no average')
         return place, layout
     try:
         return checkpoint.find(path), ''
@@ -376,6 +380,11 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
         raise ValueError(
             f'{error}. Published checkpoints are {convert.EXPECTED}. Nothing is downloaded by name'
         ) from None
+
+
+def averaged(path: str | pathlib.Path) -> bool:
+    """Whether a path names the average of a run's weights (`config.ema`)."""
+    return str(path).endswith(AVERAGE)
 
 
 def read(
@@ -401,7 +410,10 @@ def read(
     mesh = mesh or sharding.make_mesh(jax.devices()[:1])
     card = checkpoint.read_about(folder)['card']
     _check_importable(folder, card)
-    return card, checkpoint.read_variables(folder, shapes(clip.from_card(card['model'])), mesh)
+    variables = checkpoint.read_variables(folder, shapes(clip.from_card(card['model'])), mesh)
+    if averaged(path):
+        variables = checkpoint.read_average(folder, variables, mesh)
+    return card, variables
 
 
 def _check_importable(folder: Any, card: dict[str, Any]) -> None:
@@ -429,7 +441,8 @@ def load(
 
     Args:
         path: a run directory (its newest checkpoint is loaded), one checkpoint of a run, or a file
-            or folder as OpenAI, open_clip, Hugging Face or big_vision publish them.
+            or folder as OpenAI, open_clip, Hugging Face or big_vision publish them. `#average`
+            after a run or its checkpoint loads the average of its weights (`config.ema`).
         dtype: the compute dtype: 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators).
             Parameters stay float32.
         image_size: another image size in pixels; position embeddings are interpolated.

@@ -196,7 +196,11 @@ def get_config() -> ConfigDict:
     # Hugging Face or big_vision. Its architecture, tokenizer and preprocessing replace
     # model.preset, tokenizer and the defaults of preprocess. Values set in model and preprocess
     # override them; for another model.image.image_size, position embeddings are interpolated.
+    # An average of a run's weights is named by '#average' after its path.
     c.init_from = placeholder(str)  # not set: random initialization
+    # weights; or all: also the optimizer's state, the step (total_steps counts from step 0 of that
+    # run), the random key and, for the same data, the input position of a run of clip_jax.
+    c.init_state = 'weights'
 
     # ---- Loss and optimizer ----------------------------------------------------------------------
     c.loss = ConfigDict()
@@ -208,15 +212,43 @@ def get_config() -> ConfigDict:
     c.loss.implementation = placeholder(str)
     c.loss.block_size = placeholder(int)  # texts per block; default: 512
 
-    # AdamW with linear warm-up and cosine decay to 0.
     c.optimizer = ConfigDict()
+    # adamw, adafactor, lamb, lion, muon, schedule_free, sgd, or an import path; see
+    # clip_jax/step/optimizers. A config may set its other options too.
+    c.optimizer.name = 'adamw'
     c.optimizer.learning_rate = 5e-4  # peak
     c.optimizer.warmup_steps = 2_000  # steps of linear warm-up
-    c.optimizer.b1 = 0.9  # Adam's beta 1: decay of the first moment
-    c.optimizer.b2 = 0.98  # Adam's beta 2: decay of the second moment
-    c.optimizer.eps = 1e-6  # Adam's epsilon
+    # What follows the warm-up: cosine, linear, constant, rsqrt or wsd (warmup, stable, decay). The
+    # other keys are options of some of them.
+    c.optimizer.schedule = ConfigDict({'name': 'cosine'})
+    c.optimizer.schedule.final = placeholder(float)  # fraction of the peak at the end; default: 0
+    c.optimizer.schedule.decay_steps = placeholder(int)  # wsd; default: a tenth of all steps
+    c.optimizer.schedule.shape = placeholder(str)  # wsd: linear (default), cosine or sqrt
+    c.optimizer.schedule.timescale = placeholder(float)  # rsqrt, in steps; default: 10,000
+    c.optimizer.schedule.cooldown_steps = placeholder(int)  # rsqrt; default: 0
+    c.optimizer.b1 = placeholder(float)  # decay of the first moment; adamw's default: 0.9
+    c.optimizer.b2 = placeholder(float)  # decay of the second moment; adamw's default: 0.98
+    c.optimizer.eps = placeholder(float)  # added to its root; adamw's default: 1e-6
+    c.optimizer.momentum = placeholder(float)  # sgd, adafactor and muon
+    c.optimizer.nesterov = placeholder(bool)  # sgd and muon
+    c.optimizer.update_clip = placeholder(float)  # adamw (1: StableAdamW) and adafactor
+    c.optimizer.moment_dtype = placeholder(str)  # such as bfloat16; default: float32
     c.optimizer.weight_decay = 0.2  # decoupled, on kernels and embeddings; times the learning rate
     c.optimizer.grad_clip_norm = 1.0  # maximum global norm of gradients; 0: no clipping
+    # What is not trained: lock_image, lock_text (a tower with its projection), lock_image:N (all
+    # but the last N blocks and what follows them), lit (as lock_image), projections_only.
+    c.optimizer.freeze = ()
+    # Rules for parameters by path; of those that match, a later one wins. path: a regular
+    # expression for the whole path; then any of frozen, lr_mult, weight_decay, schedule,
+    # unfreeze_at, as in {'path': 'text/.*', 'lr_mult': 0.1}. See docs/finetune.md.
+    c.optimizer.rules = ()
+    # Layer-wise learning rates: the factor from a block to the one before it.
+    c.optimizer.layer_decay = ConfigDict({'image': 1.0, 'text': 1.0})
+
+    # An exponential moving average of the weights, which is evaluated and saved beside them.
+    c.ema = ConfigDict()
+    c.ema.decay = 0.0  # weight of the old average in a step, such as 0.9999; 0: no average
+    c.ema.warmup = True  # the decay is at most (1 + step) / (10 + step)
 
     # ---- Evaluations -----------------------------------------------------------------------------
     # NAME -> type (a file of evals/ or an import path), data (a SPEC), and options of that type:

@@ -16,11 +16,16 @@ IMAGE = {'name': 'vit', 'variant': 'B/16', 'image_size': 32}
 TEXT = {'name': 'transformer', 'variant': 'B'}
 SMALL = {'variant': '', 'width': 8, 'depth': 1, 'heads': 2, 'mlp_dim': 16}
 OPTIMIZER = {
+    'name': 'adamw',
     'learning_rate': 0.1,
     'warmup_steps': 10,
+    'schedule': {'name': 'cosine'},
     'b1': 0.9,
     'b2': 0.98,
     'eps': 1e-6,
+    'freeze': (),
+    'rules': (),
+    'layer_decay': {},
     'weight_decay': 0.2,
     'grad_clip_norm': 1.0,
 }
@@ -167,15 +172,15 @@ def test_an_unknown_loss_gets_the_nearest(config, message):
 
 def update(config, grads, params, steps=1):
     """The update of the last of several steps with the same gradient."""
-    optimizer, _ = build.optimizer(config, total_steps=100)
+    optimizer = build.optimizer(config, params, total_steps=100)
     state = optimizer.init(params)
-    for _ in range(steps):
-        updates, state = optimizer.update(grads, state, params)
+    for step in range(steps):
+        updates, state = optimizer.update(grads, state, params, step=jnp.int32(step))
     return updates
 
 
 def test_the_learning_rate_warms_up_and_falls_to_0():
-    _, schedule = build.optimizer(OPTIMIZER, total_steps=100)
+    schedule = build.optimizer(OPTIMIZER, {'kernel': jnp.ones(2)}, total_steps=100).schedule
     assert [float(schedule(step)) for step in (0, 5, 10, 55, 100)] == pytest.approx(
         [0, 0.05, 0.1, 0.05, 0], abs=1e-6
     )
@@ -203,13 +208,20 @@ def test_options_reach_the_optimizer():
     [
         ({'warmup_steps': 100}, 'warmup_steps is 100; expected at least 0 and less than.* 100'),
         ({'warmup_steps': -1}, 'warmup_steps is -1'),
-        ({'weight_decays': 0.1}, r"optimizer: option: .*Did you mean 'weight_decay'\?"),
-        ({'b2': None}, 'optimizer: b2 must be given'),
+        ({'update_clips': 0.1}, r"adamw: option: .*Did you mean 'update_clip'\?"),
+        (
+            {'rules': [{'path': 'kernel', 'unfreeze_at': 100}]},
+            'unfreeze_at is 100; expected less than total_steps 100',
+        ),
+        ({'name': 'adam'}, r"optimizers: .*'adam'.*Did you mean 'adamw'"),
+        ({'name': 'sgd', 'eps': None}, r"sgd: option: there is no 'b1'"),
+        ({'schedule': {'name': 'cosin'}}, r"schedule: name.*Did you mean 'cosine'"),
+        ({'schedule': {'name': 'cosine', 'end': 0}}, r"schedule cosine: option.*'end'"),
     ],
 )
 def test_a_wrong_optimizer_says_what_is_wrong(changes, message):
     with pytest.raises(ValueError, match=message):
-        build.optimizer({**OPTIMIZER, **changes}, total_steps=100)
+        build.optimizer({**OPTIMIZER, **changes}, {'kernel': jnp.ones(2)}, total_steps=100)
 
 
 def test_preprocessing_has_the_size_of_the_model():

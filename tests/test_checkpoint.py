@@ -20,6 +20,7 @@ from clip_jax import checkpoint, sharding
 from clip_jax.runtime import atomic, checksums
 from clip_jax.step import skip_updates
 from clip_jax.step.state import TrainState
+from clip_jax.training import listing
 
 ABOUT = {
     'card': {'model': {'image': {'name': 'vit', 'norm_eps': 1e-5}}, 'mean': [0.1, 0.25], 'ü': 'é'},
@@ -45,6 +46,7 @@ def state(step, devices=8):
             params=optax.apply_updates(params, updates),
             buffers={'batch_stats': {'image': {'mean': jax.random.normal(key, (5,))}}},
             opt_state=opt_state,
+            ema={},
             rng=jax.random.key_data(jax.random.fold_in(key, 7)),
             skip_state={
                 **skip_updates.init(),
@@ -526,7 +528,7 @@ def test_files_of_owners_without_a_name_are_read(opened, three, monkeypatch):
 
     monkeypatch.setattr(pwd, 'getpwuid', unknown)
     assert opened().newest() == (12, {})
-    assert [entry.step for entry in checkpoint.entries(three, contents='all')] == [12, 8, 4]
+    assert [entry.step for entry in listing.entries(three, contents='all')] == [12, 8, 4]
 
 
 def test_a_step_that_training_deletes_meanwhile_is_not_listed(opened, three, monkeypatch):
@@ -537,7 +539,7 @@ def test_a_step_that_training_deletes_meanwhile_is_not_listed(opened, three, mon
 
     verify = checksums.verify
     monkeypatch.setattr(checksums, 'verify', deleted)
-    assert [entry.step for entry in checkpoint.entries(three, contents='all')] == [12, 4]
+    assert [entry.step for entry in listing.entries(three, contents='all')] == [12, 4]
 
 
 def test_files_of_a_save_that_come_and_go_meanwhile_are_no_error(opened, three, monkeypatch):
@@ -552,12 +554,12 @@ def test_files_of_a_save_that_come_and_go_meanwhile_are_no_error(opened, three, 
     busy = ['16.unsealed.x', '4.deleting']
     for name in busy:
         (folder / name).mkdir()
-    steps = [entry.step for entry in checkpoint.entries(three, contents='none')]
+    steps = [entry.step for entry in listing.entries(three, contents='none')]
     assert steps == [12, 8, 4]
     busy.append('8')
     for path in three, folder / '8':
         with pytest.raises(FileNotFoundError):
-            list(checkpoint.entries(path, contents='none'))
+            list(listing.entries(path, contents='none'))
 
 
 def test_on_object_storage_what_has_no_manifest_is_no_step(opened, three, monkeypatch, caplog):

@@ -9,6 +9,7 @@ from support.process import ROOT
 from clip_jax import build, sharding
 from clip_jax.cli import config_file
 from clip_jax.evaluation import evaluate
+from clip_jax.models import clip
 
 PAGES = sorted(path.name for path in (ROOT / 'configs').glob('*.py'))
 
@@ -24,8 +25,8 @@ def test_a_page_describes_a_model_an_optimizer_and_evaluations(page):
     config = config_file.read(page.removesuffix('.py'))
     assert config.is_locked
     architecture = build.architecture(config.model, Vocabulary())
-    build.model(architecture)
-    build.optimizer(config.optimizer, config.total_steps)
+    params = clip.shapes(build.model(architecture))['params']
+    build.optimizer(config.optimizer, params, config.total_steps)
     build.loss(config.loss, sharding.make_mesh())
     build.preprocess(config.preprocess, architecture['image']['image_size'])
     for options in config.evals.values():

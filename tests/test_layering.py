@@ -33,6 +33,7 @@ PLUGINS = (
     'evals',
     'convert',
     'metrics',
+    'step.optimizers',
 )
 
 

@@ -125,7 +125,7 @@ def test_a_loss_an_encoder_and_a_tokenizer_of_ones_own_train_a_step(toys):
     assert clip.to_card(model) == card
 
     mesh = sharding.make_mesh(jax.devices(), fsdp=8)
-    optimizer = make_optimizer(1e-3)
+    optimizer = make_optimizer(model)
     loss = build.loss({'name': 'toys.margin', 'margin': 0.5, 'power': 2, 'block_size': None}, mesh)
     step = bind_step(
         model,

@@ -21,7 +21,7 @@ from support.small_training import (
 
 from clip_jax import build, sharding
 from clip_jax.models import clip, presets
-from clip_jax.step import optimizers, state
+from clip_jax.step import state
 
 MESHES = {
     '8 data': ('ring', {}),
@@ -56,7 +56,7 @@ def test_the_state_stays_sharded_and_its_initial_values_do_not_depend_on_the_mes
     one, _, _ = setup(1)
     _, step, put = setup(8, fsdp=4, tensor=2)
     mesh, model = sharding.make_mesh(jax.devices(), fsdp=4, tensor=2), build.model(CARD)
-    eight = state.create(model, make_optimizer(0), seed=0, mesh=mesh)
+    eight = state.create(model, make_optimizer(model), seed=0, mesh=mesh)
     same = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7)
     jax.tree.map(same, one, eight)
     after, _ = step(eight, put(batch(0)))
@@ -70,9 +70,7 @@ def test_at_most_a_hundredth_of_a_model_is_replicated():
     """ViT-B/16 with AdamW over 8: parameters and optimizer state."""
     mesh = sharding.make_mesh(jax.devices(), fsdp=8)
     model = build.model(presets.architecture('ViT-B-16'))
-    optimizer = optimizers.adamw(
-        lambda _: 1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, grad_clip_norm=0.0
-    )
+    optimizer = make_optimizer(model)
     params = clip.shapes(model)['params']
     tree = params, jax.eval_shape(optimizer.init, params)
     shardings = sharding.of_tree(tree, mesh, clip.logical_axes(model))

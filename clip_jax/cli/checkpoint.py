@@ -38,12 +38,13 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     wrong = ['--sampled'] if args.sampled and args.action == 'list' else []
     _flags.refuse([*rest, *wrong], 'checkpoint')
     from clip_jax import checkpoint
+    from clip_jax.training import listing
 
     contents = 'none' if args.action == 'list' else 'sampled' if args.sampled else 'all'
     asked = checkpoint.absolute(args.path)
     numbers: dict[int | None, str] | None = None
     newest, corrupt = '', 0
-    for entry in checkpoint.entries(asked, contents=contents):
+    for entry in listing.entries(asked, contents=contents):
         if numbers is None:
             numbers = _metrics_by_step(entry.path.parent.parent / 'metrics.jsonl')
         if entry.step is None and entry.path != asked:

@@ -116,6 +116,7 @@ class CLIP(nn.Module):
         tokens: jax.Array,
         *,
         train: bool = False,
+        locked: tuple[str, ...] = (),
         example_index: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
         """Computes what a loss needs.
@@ -124,6 +125,7 @@ class CLIP(nn.Module):
             images: float [B, H, W, 3], normalized by mean and std.
             tokens: token ids, int32 [B, L].
             train: whether dropout is on and running statistics are updated.
+            locked: the towers, 'image' or 'text', for which `train` does not hold.
             example_index: int32 [B], positions in the global batch, on which random numbers for an
                 example depend; None: 0, 1, 2, …
 
@@ -131,8 +133,10 @@ class CLIP(nn.Module):
             L2-normalized embeddings of images and texts, float32 [B, embed_dim] each, the factor of
             their similarities, float32 [], and the logit bias, float32 [] or None.
         """
-        image = l2_normalize(self.encode_image(images, train=train, example_index=example_index))
-        text = l2_normalize(self.encode_text(tokens, train=train, example_index=example_index))
+        of_image, of_text = (train and tower not in locked for tower in ('image', 'text'))
+        image = self.encode_image(images, train=of_image, example_index=example_index)
+        text = self.encode_text(tokens, train=of_text, example_index=example_index)
+        image, text = l2_normalize(image), l2_normalize(text)
         return image, text, *self.scale_and_bias()
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -16,7 +15,8 @@ from clip_jax import build, sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip
 from clip_jax.planning import hlo
-from clip_jax.step import compiler_options, state, train_step
+from clip_jax.step import compiler_options, ema, state, train_step
+from clip_jax.step.optimizer import Optimizer
 from clip_jax.training import config_schema
 
 
@@ -34,7 +34,7 @@ class Step(NamedTuple):
 
     function: Callable
     model: clip.CLIP
-    optimizer: optax.GradientTransformationExtraArgs
+    optimizer: Optimizer
     mesh: Mesh
     state: state.TrainState
     batch: dict[str, Any]
@@ -52,7 +52,8 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
     sharding.check_batch(config.batch_size, config.microbatches, mesh)
     card = _architecture(config)
     model = build.model(card, dtype, **build.execution(config.model))
-    optimizer, _ = build.optimizer(config.optimizer, config.total_steps)
+    optimizer = build.optimizer(config.optimizer, clip.shapes(model)['params'], config.total_steps)
+    average = ema.make(**config.ema)
     function = train_step.bind_step(
         model,
         build.loss(config.loss, mesh),
@@ -62,9 +63,14 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
         microbatches=config.microbatches,
         spike=config.skip_updates.loss_spike_std,
         shard_optimizer=config.mesh.shard_optimizer,
+        average=average,
     )
     shapes = state.abstract_state(
-        model, optimizer, mesh, shard_optimizer=config.mesh.shard_optimizer
+        model,
+        optimizer,
+        mesh,
+        shard_optimizer=config.mesh.shard_optimizer,
+        averaged=average is not None,
     )
     options = compiler_options.parse(config.compiler_options, mesh.devices.flat[0], mesh.size)
     return Step(function, model, optimizer, mesh, shapes, _batch(config, card, mesh), options)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from clip_jax import sharding
 from clip_jax.models import clip
 from clip_jax.step import skip_updates
+from clip_jax.step.optimizer import Optimizer
 
 
 @flax.struct.dataclass
@@ -23,6 +24,7 @@ class TrainState:
         params: float32 parameters.
         buffers: the other collections of variables; `batch_stats` of a ResNet, none of a ViT.
         opt_state: the optimizer's state.
+        ema: the moving average of the trained parameters; {} without one.
         rng: uint32 [2], the data of the random key: a checkpoint has plain arrays only.
         skip_state: the state of skip_updates.
     """
@@ -31,6 +33,7 @@ class TrainState:
     params: dict
     buffers: dict
     opt_state: optax.OptState
+    ema: dict
     rng: jax.Array
     skip_state: skip_updates.SkipState
 
@@ -42,12 +45,13 @@ class TrainState:
 
 def create(
     model: clip.CLIP,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     seed: int,
     mesh: Mesh,
     variables: dict | None = None,
     shard_optimizer: bool = False,
+    averaged: bool = False,
 ) -> TrainState:
     """Initializes model and optimizer under jit, so that every array is created sharded.
 
@@ -58,21 +62,23 @@ def create(
         mesh: the device mesh.
         variables: the model's initial variables (donated); None: random ones.
         shard_optimizer: whether the optimizer's state is sharded over `data` too.
+        averaged: whether the state has a moving average of the parameters.
 
     Returns:
         The state at step 0, sharded over the mesh.
     """
-    init, key, shardings = _init(model, optimizer, seed, mesh, variables, shard_optimizer)
+    init, key, shardings = _init(model, optimizer, seed, mesh, variables, shard_optimizer, averaged)
     return jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, variables)
 
 
 def _init(
     model: clip.CLIP,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     seed: int,
     mesh: Mesh,
     variables: dict | None,
     shard_optimizer: bool,
+    averaged: bool,
 ) -> tuple[Callable[[jax.Array, dict | None], TrainState], jax.Array, TrainState]:
     """Returns the function that makes a state, its random key, and the state's shardings."""
 
@@ -85,26 +91,44 @@ def _init(
             params=params,
             buffers=buffers,
             opt_state=optimizer.init(params),
+            # A copy: an array cannot be donated twice.
+            ema=jax.tree.map(jnp.copy, optimizer.split(params)[0]) if averaged else {},
             rng=jax.random.key_data(step_key),
             skip_state=skip_updates.init(),
         )
 
     key = jax.random.key(seed)
     shapes, axes = jax.eval_shape(init, key, variables), clip.logical_axes(model)
-    opt_state = sharding.of_tree(shapes.opt_state, mesh, axes, over_data=shard_optimizer)
+    opt_state = sharding.of_tree(
+        shapes.opt_state, mesh, optimizer_axes(axes), over_data=shard_optimizer
+    )
     shardings = sharding.of_tree(shapes, mesh, axes).replace(opt_state=opt_state)
     return init, key, shardings
 
 
+def optimizer_axes(axes: sharding.LogicalAxes) -> sharding.LogicalAxes:
+    """Returns the logical axes of an optimizer's state from those of the parameters.
+
+    A moment has the axes of its parameter; what has others, as a factored moment, is replicated.
+    """
+
+    def of_state(path: str, ndim: int) -> tuple[str | None, ...]:
+        found = axes(path, ndim)
+        return tuple(found) if len(found) == ndim else (None,) * ndim
+
+    return of_state
+
+
 def abstract_state(
     model: clip.CLIP,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     mesh: Mesh,
     *,
     shard_optimizer: bool = False,
+    averaged: bool = False,
 ) -> TrainState:
     """Returns the shapes, dtypes and shardings that `create` gives a new state."""
-    init, key, shardings = _init(model, optimizer, 0, mesh, None, shard_optimizer)
+    init, key, shardings = _init(model, optimizer, 0, mesh, None, shard_optimizer, averaged)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         jax.eval_shape(init, key, None),

@@ -11,8 +11,10 @@ import optax
 from clip_jax import sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip, layers
-from clip_jax.step import grad_cache, skip_updates
-from clip_jax.step.state import TrainState
+from clip_jax.step import ema, grad_cache, rules, skip_updates
+from clip_jax.step.ema import Average
+from clip_jax.step.optimizer import Optimizer
+from clip_jax.step.state import TrainState, optimizer_axes
 
 # Metrics of a step that the training loop reads and does not write.
 STOP, CONSECUTIVE_SKIPS = 'stop', 'consecutive'
@@ -24,11 +26,12 @@ def train_step(
     *,
     model: clip.CLIP,
     loss: Callable,
-    optimizer: optax.GradientTransformationExtraArgs,
+    optimizer: Optimizer,
     normalize: Callable[[jax.Array], jax.Array],
     microbatches: int = 1,
     spike: float = 0.0,
     shard_optimizer: bool = False,
+    average: Average | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one update on a global batch.
 
@@ -37,43 +40,34 @@ def train_step(
         batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}.
         model: the model.
         loss: (image, text, scale, bias) -> (value, metrics), as build.loss makes it.
-        optimizer: the optimizer; its `update` takes the global norm of the gradient, `grad_norm`.
+        optimizer: the optimizer, which also says what is trained.
         normalize: uint8 images -> float images.
         microbatches: the number of parts in which the batch is embedded (see grad_cache).
         spike: skip updates whose loss is more than this number of standard deviations above the
             recent losses; 0: never (see skip_updates).
         shard_optimizer: whether gradients and the optimizer's state are sharded over `data` too, so
             that each device computes a part of the update (ZeRO-1, arXiv 1910.02054).
+        average: how the moving average of the parameters is updated; None: there is none.
 
     Returns:
         The next state, and scalar metrics.
     """
     logical_axes = clip.logical_axes(model)
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    trained, frozen = optimizer.split(state.params)
     batch = {**batch, 'example_index': jnp.arange(len(batch['image']), dtype=jnp.int32)}
-
-    def embed(params: dict, buffers: dict, part: dict) -> tuple[tuple, Any]:
-        (image, text, _, _), updated = model.apply(
-            {'params': layers.cast(params, model.dtype, logical_axes), **buffers},
-            jax.named_scope('normalize')(normalize)(part['image']),
-            part['tokens'],
-            train=True,
-            example_index=part['example_index'],
-            rngs={'dropout': key},
-            mutable=[*buffers],
-        )
-        return (image, text), updated
-
     value, metrics, buffers, grads = grad_cache.value_and_grad(
-        embed,
-        lambda params: model.apply({'params': params}, method='scale_and_bias'),
+        _embedder(state, frozen, model, optimizer, normalize),
+        lambda params: model.apply(
+            {'params': rules.merge(params, frozen)}, method='scale_and_bias'
+        ),
         jax.named_scope('loss')(loss),
         lambda grads: sharding.constrain_tree(grads, logical_axes, over_data=shard_optimizer),
-        state.params,
+        trained,
         state.buffers,
         batch,
         microbatches=microbatches,
     )
+    grads = optimizer.active(grads, state.step)
     grad_norm = optax.global_norm(grads)
     # Check buffers too: on CPU, ReLU turns a NaN into 0, but batch norm has averaged it by then.
     ok, skip_state = skip_updates.should_update(
@@ -82,17 +76,22 @@ def train_step(
 
     def update() -> tuple:
         updates, opt_state = optimizer.update(
-            grads, state.opt_state, state.params, grad_norm=grad_norm
+            grads, state.opt_state, trained, step=state.step, grad_norm=grad_norm
         )
         if shard_optimizer:
-            opt_state = sharding.constrain_tree(opt_state, logical_axes, over_data=True)
+            opt_state = sharding.constrain_tree(
+                opt_state, optimizer_axes(logical_axes), over_data=True
+            )
             updates = sharding.constrain_tree(updates, logical_axes)  # all-gather
-        return optax.apply_updates(state.params, updates), buffers, opt_state
+        params = optax.apply_updates(trained, updates)
+        mean = ema.update(state.ema, params, state.step, average)
+        return params, buffers, opt_state, mean
 
     with jax.named_scope('optimizer'):
-        params, buffers, opt_state = skip_updates.apply_if(
-            ok, update, (state.params, state.buffers, state.opt_state)
+        trained, buffers, opt_state, mean = skip_updates.apply_if(
+            ok, update, (trained, state.buffers, state.opt_state, state.ema)
         )
+    params = rules.merge(trained, frozen)
     metrics = {
         'loss': value,
         **metrics,
@@ -106,29 +105,60 @@ def train_step(
         params=params,
         buffers=buffers,
         opt_state=opt_state,
+        ema=mean,
         rng=state.rng,
         skip_state=skip_state,
     )
     return state, metrics
 
 
+def _embedder(
+    state: TrainState,
+    frozen: dict,
+    model: clip.CLIP,
+    optimizer: Optimizer,
+    normalize: Callable[[jax.Array], jax.Array],
+) -> grad_cache.Embed:
+    """Returns the function (trained parameters, buffers, batch) -> (embeddings, buffers)."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    # A locked tower embeds as in an evaluation: no dropout, and no new statistics.
+    locked = tuple(tower for tower in rules.TOWERS if optimizer.locked(tower))
+
+    def embed(params: dict, buffers: dict, part: dict) -> tuple[tuple, Any]:
+        every = layers.cast(rules.merge(params, frozen), model.dtype, clip.logical_axes(model))
+        (image, text, _, _), updated = model.apply(
+            {'params': every, **buffers},
+            jax.named_scope('normalize')(normalize)(part['image']),
+            part['tokens'],
+            train=True,
+            locked=locked,
+            example_index=part['example_index'],
+            rngs={'dropout': key},
+            mutable=[*buffers],
+        )
+        return (image, text), updated
+
+    return embed
+
+
 def bind_step(
     model: clip.CLIP,
     loss: Callable,
-    optimizer: optax.GradientTransformationExtraArgs,
+    optimizer: Optimizer,
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     microbatches: int,
     spike: float = 0.0,
     shard_optimizer: bool = False,
+    average: Average | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Binds the arguments of `train_step` other than state and batch.
 
     Args:
         mean: the mean that is subtracted from the pixels of red, green and blue.
         std: the standard deviation that they are divided by.
-        model, loss, optimizer, microbatches, spike, shard_optimizer: see `train_step`.
+        model, loss, optimizer, microbatches, spike, shard_optimizer, average: see `train_step`.
     """
     return functools.partial(
         train_step,
@@ -139,6 +169,7 @@ def bind_step(
         microbatches=microbatches,
         spike=spike,
         shard_optimizer=shard_optimizer,
+        average=average,
     )
 
 

@@ -16,9 +16,12 @@ from clip_jax.pretrained import Clip
 from clip_jax.runtime import multihost
 from clip_jax.runtime.preemption import Preempted, StopSignals
 from clip_jax.runtime.watchdog import Watchdog
+from clip_jax.step import rules
+from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.state import TrainState
 from clip_jax.training import run_directory
 
+AVERAGE = '_average'  # what the name of an evaluation of the averaged weights ends with
 Reports = Mapping[str, Mapping[str, Any]]  # name in config.evals -> report
 
 
@@ -26,7 +29,8 @@ class Evaluations:
     """Runs what `config.evals` names on the model that is being trained.
 
     `best` are the scores of `config.checkpoint.best_metric` by step, for `keep_best`; negated where
-    lower is better.
+    lower is better. If the run has an average of the weights, every evaluation also runs on that,
+    as NAME_average.
     """
 
     def __init__(
@@ -37,16 +41,26 @@ class Evaluations:
         workdir: epath.Path,
         signals: StopSignals,
         watchdog: Watchdog,
+        optimizer: Optimizer,
     ):
         self.best: dict[int, float] = {}
         self._config, self._clip, self._evals, self._workdir = config, clip, evals, workdir
-        self._signals, self._watchdog = signals, watchdog
+        self._signals, self._watchdog, self._optimizer = signals, watchdog, optimizer
 
     def run(self, state: TrainState) -> Reports:
         """Runs every evaluation; returns the reports. Preempted if the run should stop."""
-        model = dataclasses.replace(self._clip, variables=state.variables, on_batch=self._on_batch)
-        path = str(self._workdir)
-        return {name: x.report(model, path=path) for name, x in self._evals.items()}
+        optimizer, path = self._optimizer, str(self._workdir)
+        variables = {'': state.variables}
+        average = optimizer.averaged(state.params, state.opt_state, state.ema)
+        if average is not None:
+            params = rules.merge(average, optimizer.split(state.params)[1])
+            variables[AVERAGE] = {**state.variables, 'params': params}
+        reports = {}
+        for name, evaluation in self._evals.items():
+            for suffix, of in variables.items():
+                model = dataclasses.replace(self._clip, variables=of, on_batch=self._on_batch)
+                reports[f'{name}{suffix}'] = evaluation.report(model, path=path)
+        return reports
 
     def _on_batch(self) -> None:
         """Resets the watchdog; Preempted if a host was asked to stop."""
@@ -97,7 +111,7 @@ class Evaluations:
         """
         lines = metrics.read_jsonl(self._workdir / 'metrics.jsonl')
         lines = [line for line in lines if line['step'] <= step]
-        names = tuple(f'{name}/' for name in self._evals)
+        names = tuple(f'{name}{x}/' for name in self._evals for x in ('', AVERAGE))
         if scores := {k: v for line in lines for k, v in line.items() if k.startswith(names)}:
             self.check_best(scores)
             name = self._config.checkpoint.best_metric.partition('/')[0]

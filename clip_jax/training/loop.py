@@ -16,13 +16,13 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from clip_jax import build, checkpoint, metrics
+from clip_jax import build, checkpoint, metrics, pretrained
 from clip_jax.evaluation import evaluate
 from clip_jax.models import attention_choice
 from clip_jax.runtime import environment, lock, messages, multihost
 from clip_jax.runtime.preemption import Preempted, StopSignals
 from clip_jax.runtime.watchdog import Watchdog
-from clip_jax.step import skip_updates
+from clip_jax.step import rules, skip_updates
 from clip_jax.step.state import TrainState, count_parameters
 from clip_jax.step.train_step import CONSECUTIVE_SKIPS, STOP
 from clip_jax.training import profile, run_directory, setup
@@ -41,9 +41,9 @@ def train(
         workdir: the run directory, a local folder or one on object storage; new, empty, or of a run
             of the same config.
         allow_changes: keys of the config that may differ from a run in `workdir`: `total_steps`, to
-            extend it (the learning rate then follows the new schedule), `data.train` and
-            `data.options`, if its data have moved. Others, which say how and where but not what
-            is computed, may always change.
+            extend it (the learning rate then follows the new schedule), `batch_size`, `data`,
+            `loss` and `optimizer`, or keys below them. Others, which say how and where but not
+            what is computed, may always change.
 
     Returns:
         The content of `summary.json`: the last scores and loss, speed, counts, and versions. A run
@@ -56,7 +56,7 @@ def train(
     """
     environment.keep_freed_memory()
     workdir = checkpoint.absolute(workdir)
-    resolved = json.loads(config.to_json_best_effort())
+    resolved = _stored(config)
     if multihost.run_on_primary(
         lambda: run_directory.is_complete(workdir, resolved, allow_changes)
     ):
@@ -91,7 +91,9 @@ def _run(
     parts = setup.prepare(config, workdir)
     stack.callback(parts.batches.close)
     _describe(config, parts)
-    evals = Evaluations(config, parts.clip, parts.evals, workdir, signals, watchdog)
+    evals = Evaluations(
+        config, parts.clip, parts.evals, workdir, signals, watchdog, parts.optimizer
+    )
     watchdog.begin('checking the checkpoints' if parts.resumes else 'the first evaluation')
     # Before anything is written: an error that only an evaluation finds leaves nothing behind.
     reports = {} if parts.resumes else evals.run(parts.state)
@@ -113,7 +115,7 @@ def _run(
         batches=parts.batches,
         source=parts.source,
         mesh=parts.mesh,
-        schedule=parts.schedule,
+        schedule=parts.optimizer.schedule,
         card=parts.clip.card,
         writers=parts.writers,
         **about,
@@ -124,9 +126,9 @@ def _run(
     loop = Loop(config, parts, state, start, evals, outputs, watchdog, signals, window)
     signals.graceful = True
     try:
-        if start == 0:
+        if start == 0 or reports:
             # What chance scores, and mistakes in an evaluation, show before hours of training.
-            evals.write(0, reports or evals.run(loop.state), outputs.writer)
+            evals.write(start, reports or evals.run(loop.state), outputs.writer)
         elif evals.due(start):
             loop.evaluate(start)
         loop.steps()
@@ -170,6 +172,7 @@ class Loop:
         self.state, self.at = state, start
         self.outputs = outputs
         self.mesh, self._config, self._step = parts.mesh, config, parts.step
+        self._optimizer = parts.optimizer
         self._evals, self._watchdog, self._signals = evals, watchdog, signals
         self._window = window
         self._finished = start  # the newest step that all hosts finished
@@ -215,7 +218,9 @@ class Loop:
     def _save(self, step: int) -> None:
         jax.block_until_ready(self.state)
         self._note_finished(step)
-        self.outputs.save(step, self.state, self._evals.best)
+        state = self.state
+        average = self._optimizer.averaged(state.params, state.opt_state, state.ema)
+        self.outputs.save(step, state, self._evals.best, average)
 
     def _stop_flags(self) -> jax.Array:
         """The request to stop of this host, int32, 0 for none, once for each of its devices."""
@@ -274,7 +279,7 @@ def _restored(
         text = '; '.join(checkpoint.described(corrupt))
         _say(f'{workdir}: corrupt, kept as *{checkpoint.QUARANTINED}: {text}')
     if step is None:
-        return parts.state, 0, {}
+        return _started(config, parts, watchdog)
     if step > config.total_steps:
         raise ValueError(
             f'total_steps is {config.total_steps:,}, and {workdir} is at step {step:,} already'
@@ -284,9 +289,53 @@ def _restored(
     jax.tree.map(lambda x: x.delete(), parts.state)  # the devices may not have room for two
     state = checkpoints.restore(step, like)
     about = checkpoint.read_about(checkpoints.folder / str(step))
-    parts.batches.set_state(about['input'])
+    parts.batches.set_state(_position(about['input'], config.batch_size))
     _say(f'{workdir}: resumes from step {step:,} of {config.total_steps:,}')
     return state, step, {'start': step, 'bad': about['bad'], 'seconds': about['seconds']}
+
+
+def _started(
+    config: ConfigDict, parts: Parts, watchdog: Watchdog
+) -> tuple[TrainState, int, dict[str, Any]]:
+    """The state of a new run, its step, and what Outputs needs to know of it."""
+    if config.init_state == 'weights':
+        return parts.state, 0, {}
+    folder = pretrained.find(config.init_from)[0]
+    about = checkpoint.read_about(epath.Path(folder))
+    step = int(epath.Path(folder).name)
+    if step >= config.total_steps:
+        raise ValueError(
+            f'total_steps is {config.total_steps:,}, and init_from is at step {step:,}; with '
+            f'init_state all expected more than {step:,}'
+        )
+    watchdog.begin(f'reading step {step:,} of {config.init_from}')
+    like = checkpoint.shapes(parts.state)
+    jax.tree.map(lambda x: x.delete(), parts.state)
+    try:
+        state = checkpoint.restore(epath.Path(folder), like)
+    except ValueError as error:
+        raise ValueError(
+            f'{error}; init_state all needs the optimizer, the rules and the average of init_from, '
+            'or set init_state to weights'
+        ) from None
+    input = 'its data from their start'
+    if all(about['config'].get(k) == _stored(config).get(k) for k in ('data', 'seed')):
+        parts.batches.set_state(_position(about['input'], config.batch_size))
+        input = 'its data from where that run was'
+    _say(f'begins at step {step:,} with the state of {folder}, and reads {input}')
+    return state, step, {'start': step, 'bad': {}, 'seconds': 0.0}
+
+
+def _stored(config: ConfigDict) -> dict[str, Any]:
+    """A config as a checkpoint stores it."""
+    return json.loads(config.to_json_best_effort())
+
+
+def _position(position: dict[str, int], batch_size: int) -> dict[str, int]:
+    """Where the input resumes: at the first batch that has no example twice, which matters only if
+    the batch size has changed.
+    """
+    return {k: -(-v // batch_size) * batch_size for k, v in position.items()}
 
 
 def _describe(config: ConfigDict, parts: Parts) -> None:
@@ -297,9 +346,16 @@ def _describe(config: ConfigDict, parts: Parts) -> None:
         _say('model.dtype bfloat16 is slower than float32 on CPU; auto chooses float32 there')
     overview = parameter_overview.get_parameter_overview(parts.state.params, include_stats=False)
     _say(overview)
+    _say(_trained(config, parts))
     _say(attention)
     for kind, found in parts.source.skipped.items():
         _say(f'skipped: {found.count:,} {kind}, for example {found.examples[0]}')
+
+
+def _trained(config: ConfigDict, parts: Parts) -> str:
+    """The table of what is trained."""
+    optimizer, peak_at = parts.optimizer, config.optimizer.warmup_steps
+    return rules.table(parts.state.params, optimizer.settings, optimizer.schedule, peak_at)
 
 
 def _summarize(

@@ -110,9 +110,11 @@ class Outputs:
         self.bad_records.add(step, new, seen=step * self._config.batch_size)
         return dict(self.bad_records.counts)
 
-    def save(self, step: int, state: TrainState, best: dict[int, float]) -> None:
+    def save(
+        self, step: int, state: TrainState, best: dict[int, float], average: Any = None
+    ) -> None:
         """Starts to save the state, the card and the input position, in the background; `best` are
-        the scores by which checkpoints are kept.
+        the scores by which checkpoints are kept, `average` is an average of the weights.
         """
         with self.progress.pause():
             began = time.monotonic()
@@ -127,7 +129,7 @@ class Outputs:
                 'versions': environment.versions(),
             }
             self._checkpoints.scores |= best
-            self._checkpoints.save(step, state, about)
+            self._checkpoints.save(step, state, about, average)
             self.blocked.append(time.monotonic() - began)
             self.saved = step
 

@@ -35,8 +35,8 @@ FREE = (
     'loss.implementation',
     'loss.block_size',
 )
-# Keys that may change too if the user says so: a run is extended, or its data have moved.
-ALLOWABLE = ('total_steps', 'data.train', 'data.options')
+# Keys that may change too if the user says so: a run is extended, or is continued in another way.
+ALLOWABLE = ('total_steps', 'batch_size', 'data', 'loss', 'optimizer')
 
 
 def is_complete(

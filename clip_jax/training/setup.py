@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -18,7 +17,8 @@ from clip_jax.models import clip
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import multihost
 from clip_jax.runtime.messages import Failures
-from clip_jax.step import compiler_options, state
+from clip_jax.step import compiler_options, ema, state
+from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.state import TrainState
 from clip_jax.step.train_step import bind_step, with_stop
 from clip_jax.training import config_schema, profile
@@ -30,7 +30,7 @@ class Parts(NamedTuple):
     mesh: Mesh
     step: Callable  # jitted: (state, batch, stop flags) -> (state, metrics)
     state: TrainState  # a new one; replaced by that of a checkpoint when the run resumes
-    schedule: optax.Schedule  # step -> learning rate
+    optimizer: Optimizer
     source: Source  # the training data
     batches: pipeline.TrainIterator  # this host's batches of it
     clip: Clip  # the model with its card, tokenizer and preprocessing, without variables
@@ -59,7 +59,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     mesh = sharding.make_mesh(**build.given(config.mesh, 'shard_optimizer'))
     sharding.check_batch(config.batch_size, config.microbatches, mesh)
     options = compiler_options.parse(config.compiler_options, mesh.local_devices[0], mesh.size)
-    optimizer, schedule = build.optimizer(config.optimizer, config.total_steps)
+    average = ema.make(**config.ema)
     loss = build.loss(config.loss, mesh)
     augment = examples.Augment(**config.data.augment)
     filter = examples.Filter(**config.data.filter)
@@ -71,6 +71,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         card, variables = initial_variables(config, source, mesh)
     execution = build.execution(config.model)
     model = build.model(card['model'], config.model.dtype, **execution)
+    optimizer = build.optimizer(config.optimizer, clip.shapes(model)['params'], config.total_steps)
     # Without variables: they change, and a second copy would stay on the devices.
     model_clip = pretrained.from_card(card, {}, model, mesh).with_preprocess(
         max_pixels=config.data.max_pixels
@@ -100,6 +101,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         microbatches=config.microbatches,
         spike=config.skip_updates.loss_spike_std,
         shard_optimizer=config.mesh.shard_optimizer,
+        average=average,
     )
     return Parts(
         mesh=mesh,
@@ -111,8 +113,9 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
             mesh=mesh,
             variables=variables,
             shard_optimizer=config.mesh.shard_optimizer,
+            averaged=average is not None,
         ),
-        schedule=schedule,
+        optimizer=optimizer,
         source=source,
         batches=batches,
         clip=model_clip,
@@ -128,6 +131,7 @@ def initial_variables(
     """Returns the card of a new run, and the variables of `config.init_from` on the devices, or
     None for random ones.
     """
+    _check_init(config)
     if not config.init_from:
         # A vocabulary is trained once.
         return multihost.run_on_primary(lambda: _card(config, source, {})), None
@@ -143,6 +147,18 @@ def initial_variables(
             wrong,
         )
     return card, pretrained.on_devices(variables, mesh)
+
+
+def _check_init(config: ConfigDict) -> None:
+    lookup.check(config.init_state, ('weights', 'all'), what='init_state')
+    if config.init_state == 'all':
+        if not config.init_from:
+            raise ValueError('init_state is all, which needs init_from, a run or its checkpoint')
+        if pretrained.averaged(config.init_from) or pretrained.find(config.init_from)[1]:
+            raise ValueError(
+                f'init_state is all, and init_from {config.init_from} has only weights; expected a '
+                'run of clip_jax or its checkpoint'
+            )
 
 
 def _card(config: ConfigDict, source: Source, init: dict[str, Any]) -> dict[str, Any]:

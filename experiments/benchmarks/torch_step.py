@@ -48,8 +48,10 @@ def step(config: Any, model: Any, forward: Any, device: str) -> Callable[[], flo
         {'params': decayed, 'weight_decay': options.weight_decay},
         {'params': others, 'weight_decay': 0.0},
     ]
-    betas = (options.b1, options.b2)
-    optimizer = torch.optim.AdamW(groups, lr=1e-5, betas=betas, eps=options.eps, fused=True)
+    if options.name != 'adamw':
+        raise ValueError(f'optimizer {options.name}: the PyTorch step has only adamw')
+    adamw = {'betas': (options.b1 or 0.9, options.b2 or 0.98), 'eps': options.eps or 1e-6}
+    optimizer = torch.optim.AdamW(groups, lr=1e-5, fused=True, **adamw)
     size, length = model.image.image_size, model.text.context_length
     images = torch.rand(config.batch_size, 3, size, size, device=device)
     tokens = torch.randint(1, 100, (config.batch_size, length), device=device)

@@ -69,7 +69,7 @@ def test_a_batch_of_nan_changes_only_the_counts(encoder, devices, microbatches):
         train_step.train_step,
         model=build.model(card),
         loss=loss,
-        optimizer=make_optimizer(1e-3),
+        optimizer=make_optimizer(build.model(card)),
         normalize=poisoned,
         microbatches=microbatches,
     )

@@ -4,10 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.small_training import CARD, VIT, assert_same, batch, on_one_device, setup, steps
+from support.small_training import (
+    CARD,
+    VIT,
+    assert_same,
+    batch,
+    make_optimizer,
+    on_one_device,
+    setup,
+    steps,
+)
 
 from clip_jax import build, lookup, sharding
-from clip_jax.step import optimizers, state
+from clip_jax.step import state
 
 
 @pytest.mark.parametrize(
@@ -73,9 +82,7 @@ def test_the_state_is_on_every_device_and_seeds_differ():
     assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(eight))
     mesh = sharding.make_mesh(jax.devices()[:1])
     model = build.model(CARD)
-    optimizer = optimizers.adamw(
-        lambda _: 1e-3, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, grad_clip_norm=0.0
-    )
+    optimizer = make_optimizer(model)
     other = state.create(model, optimizer, seed=1, mesh=mesh)
     kernel = 'image_projection'
     assert not np.array_equal(other.params[kernel]['kernel'], eight.params[kernel]['kernel'])

@@ -22,10 +22,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 from clip_jax import build, lookup, sharding  # noqa: E402
 from clip_jax.data import preprocess  # noqa: E402
-from clip_jax.models import layers  # noqa: E402
+from clip_jax.models import clip, layers  # noqa: E402
 from clip_jax.models.attention import attend  # noqa: E402
 from clip_jax.planning import program  # noqa: E402
-from clip_jax.step import optimizers, state, train_step  # noqa: E402
+from clip_jax.step import state, train_step  # noqa: E402
+from clip_jax.training import config_schema  # noqa: E402
 
 LENGTHS = 50, 77, 197, 257, 577
 SIDES = {50: 7, 77: 7, 197: 14, 257: 16, 577: 24}  # patches; no image has 77 tokens
@@ -110,10 +111,8 @@ def _lowered(mesh: Mesh, tokens: int, remat: str, masked: bool, attention: str):
     }
     card = {**lookup.module('losses', 'softmax').INIT, **card}
     model = build.model(card, 'bfloat16', remat=remat, scan=True, attention=attention)
-    schedule = optimizers.warmup_cosine(peak=1e-3, warmup_steps=5, total_steps=200)
-    optimizer = optimizers.adamw(
-        schedule, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, grad_clip_norm=1.0
-    )
+    options, params = config_schema.defaults().optimizer, clip.shapes(model)['params']
+    optimizer = build.optimizer(options, params, 10_000)
     loss = build.loss({'name': 'softmax', 'implementation': 'gather', 'block_size': 8}, mesh)
     statistics = {'mean': preprocess.CLIP_MEAN, 'std': preprocess.CLIP_STD, 'microbatches': 1}
     function = train_step.bind_step(model, loss, optimizer, **statistics)

@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 
 from clip_jax import build, lookup, sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip
-from clip_jax.step import optimizers, state
+from clip_jax.step import ema, state
+from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.train_step import bind_step
 
 SMALL = {'width': 32, 'depth': 1, 'heads': 2, 'mlp_dim': 64}
@@ -27,6 +27,18 @@ CARDS = {
         'embed_dim': 16,
     },
     'resnet': {'image': RESNET, 'text': TEXT, 'embed_dim': 16},
+}
+
+OPTIMIZER = {
+    'name': 'adamw',
+    'learning_rate': 3e-3,
+    'warmup_steps': 5,
+    'schedule': {'name': 'cosine'},
+    'weight_decay': 0.1,
+    'grad_clip_norm': 1.0,
+    'freeze': (),
+    'rules': (),
+    'layer_decay': {},
 }
 
 
@@ -51,22 +63,27 @@ def setup(
     loss: dict | None = None,
     microbatches: int = 1,
     learning_rate: float = 3e-3,
+    optimizer: dict | None = None,
+    decay: float = 0.0,
     **execution: str | bool,
 ) -> tuple[state.TrainState, Callable, Callable]:
     """A new state on a number of devices, its step, and a function that shards a batch."""
     mesh = sharding.make_mesh(jax.devices()[:devices], slices=slices, fsdp=fsdp, tensor=tensor)
     loss = {'name': 'softmax', 'implementation': 'gather', 'block_size': 8, **(loss or {})}
     card = {**lookup.module('losses', loss['name']).INIT, **card}
-    model, optimizer = build.model(card, **execution), make_optimizer(learning_rate)
+    model, changes = build.model(card, **execution), optimizer or {}
+    made = make_optimizer(model, learning_rate=learning_rate, **changes)
+    average = ema.make(decay, True)
     step = jax.jit(
         bind_step(
             model,
             build.loss(loss, mesh),
-            optimizer,
+            made,
             mean=preprocess.CLIP_MEAN,
             std=preprocess.CLIP_STD,
             microbatches=microbatches,
             shard_optimizer=shard_optimizer,
+            average=average,
         )
     )
 
@@ -74,27 +91,29 @@ def setup(
         with jax.set_mesh(mesh):
             return step(state, batch)
 
+    shapes = state.abstract_state(
+        model, made, mesh, shard_optimizer=shard_optimizer, averaged=decay > 0
+    )
     initial = jax.tree.map(
         lambda x, shape: jax.device_put(x, shape.sharding),
-        _initial(json.dumps(card)),
-        state.abstract_state(model, optimizer, mesh, shard_optimizer=shard_optimizer),
+        _initial(json.dumps(card), json.dumps(changes), decay > 0),
+        shapes,
     )
     return initial, run, functools.partial(jax.device_put, device=sharding.over_batch(mesh))
 
 
-def make_optimizer(learning_rate: float) -> optax.GradientTransformationExtraArgs:
-    schedule = optimizers.warmup_cosine(peak=learning_rate, warmup_steps=5, total_steps=200)
-    return optimizers.adamw(
-        schedule, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.1, grad_clip_norm=1.0
-    )
+def make_optimizer(model: clip.CLIP, **changes: Any) -> Optimizer:
+    """The optimizer of small runs, with some keys of its config changed."""
+    return build.optimizer({**OPTIMIZER, **changes}, clip.shapes(model)['params'], 200)
 
 
 @functools.cache
-def _initial(card: str) -> state.TrainState:
+def _initial(card: str, optimizer: str, averaged: bool) -> state.TrainState:
     """A new state, made once in a process: compiling the initialization takes long."""
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     model = clip.from_card(json.loads(card))
-    return jax.device_get(state.create(model, make_optimizer(0), seed=0, mesh=mesh))
+    made = make_optimizer(model, **json.loads(optimizer))
+    return jax.device_get(state.create(model, made, seed=0, mesh=mesh, averaged=averaged))
 
 
 def steps(devices: int, encoder: str, *, count: int = 20, **options: Any) -> tuple:

@@ -51,11 +51,15 @@ def test_a_run_is_extended_or_its_data_moved_if_the_user_says_so(workdir):
         run_directory.is_complete(workdir, longer)
     assert not run_directory.is_complete(workdir, longer, ['total_steps'])
     other = {**longer, 'optimizer': {'b1': 0.5}}
-    with pytest.raises(ValueError, match=r'b1 is 0.9 there') as error:
+    with pytest.raises(ValueError, match=r'b1 is 0.9 there.*--allow-change=optimizer\.b1'):
         run_directory.is_complete(workdir, other, ['total_steps'])
+    assert not run_directory.is_complete(workdir, other, ['total_steps', 'optimizer.b1'])
+    seed = {**longer, 'seed': 3}
+    with pytest.raises(ValueError, match=r'seed is 0 there') as error:
+        run_directory.is_complete(workdir, seed, ['total_steps'])
     assert '--allow-change' not in str(error.value)
-    with pytest.raises(ValueError, match=r'--allow-change: optimizer\.b1 cannot change in a run'):
-        run_directory.is_complete(workdir, other, ['optimizer.b1'])
+    with pytest.raises(ValueError, match=r'--allow-change: seed cannot change in a run'):
+        run_directory.is_complete(workdir, seed, ['seed'])
 
 
 def test_every_key_that_may_change_is_one_of_the_default_config():

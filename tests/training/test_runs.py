@@ -49,7 +49,7 @@ def test_a_run_directory_holds_what_is_promised(tiny_run):
 def test_the_config_is_complete(tiny_run, tiny_tars):
     config = json.loads((tiny_run / 'config.json').read_text())
     assert config['data']['train'] == tiny_tars
-    assert (config['total_steps'], config['optimizer']['b2']) == (STEPS, 0.98)
+    assert (config['total_steps'], config['optimizer']['name']) == (STEPS, 'adamw')
     about = checkpoint.read_about(checkpoint.find(tiny_run))
     assert about['config'] == config
     assert about['card'] == json.loads((tiny_run / 'card.json').read_text())
