@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from clip_jax import lookup
 from clip_jax.data import sources
+from clip_jax.data.captions import Captions
 from clip_jax.data.embedding_store import Embeddings
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.image.opening import MAX_PIXELS
@@ -155,6 +156,17 @@ def tokenizer(config: Mapping[str, Any], train_source: Source) -> Any:
     create = lookup.module('tokenizers', config['name'], 'create', 'Tokenizer').create
     what = f'tokenizer {config["name"]}'
     return bind(create, given(config, 'name'), what=what, own=1)(captions())
+
+
+def captions(data: Mapping[str, Any]) -> Captions:
+    """Returns how a config's `data` chooses captions; ValueError if a value is impossible."""
+    return Captions(
+        rule=data['caption'],
+        fields=dict(data['caption_fields']),
+        negative_fields=tuple(data['negative_fields']),
+        negatives=data['hard_negatives'],
+        count=data['captions_per_image'],
+    )
 
 
 def architecture(

@@ -63,6 +63,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     loss = build.loss(config.loss, mesh)
     augment = examples.Augment(**config.data.augment)
     filter = examples.Filter(**config.data.filter)
+    captions = build.captions(config.data)
     source, evals = multihost.primary_first(lambda: _open_data(config))
     # Not from card.json, which has no checksum.
     card, variables = checkpoint.newest_card(workdir), None
@@ -84,7 +85,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         image_size=model_clip.preprocess.size,
         augment=augment,
         filter=filter,
-        caption=config.data.caption,
+        captions=captions,
         max_pixels=config.data.max_pixels,
         num_threads=config.data.num_threads,
         num_workers=config.data.num_workers,
