@@ -95,9 +95,12 @@ def get_config() -> ConfigDict:
     c.data.augment = ConfigDict()
     c.data.augment.crop_scale = (0.9, 1.0)  # random resized crop: range of area fractions
     c.data.augment.flip = 0.0  # probability of a horizontal flip, which makes "left" wrong
+    c.data.augment.randaugment = ()  # RandAugment: operations and magnitude 0 to 30, such as (2, 9)
+    c.data.augment.trivial_augment = False  # TrivialAugment: one operation of a random magnitude
     c.data.augment.color_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
     c.data.augment.color_jitter_prob = 0.8  # probability of color jitter
     c.data.augment.grayscale = 0.0  # probability of conversion to grayscale
+    c.data.augment.random_erasing = 0.0  # probability of replacing a rectangle by noise
     # Options of each kind of source, for all SPECs of that kind.
     c.data.options = ConfigDict()
     c.data.options.tfds = ConfigDict()
