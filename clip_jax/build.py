@@ -94,6 +94,22 @@ def source(
     return opened[0] if len(opened) == 1 else sources.Mixture(opened, weights)
 
 
+def source_options(
+    spec: str, options: Mapping[str, Mapping[str, Any]], own: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Returns the options of each kind of source, with `own` for the kinds that a SPEC names."""
+    if not isinstance(own, Mapping):
+        raise ValueError(
+            f'{spec}: the options of its source are {own!r}; expected names and values, such as '
+            "{'text_key': ('caption',)}"
+        )
+    merged = {kind: dict(given) for kind, given in options.items()}
+    for kind in sources.kinds(spec):
+        key = sources.option_key(kind)
+        merged[key] = {**merged.get(key, {}), **own}
+    return merged
+
+
 def _check_images(spec: str, embeddings: bool) -> None:
     specs = [one for _, one in sources.split(spec)]
     if any(one.startswith('embeddings:') for one in specs) and not (embeddings and specs[1:] == []):

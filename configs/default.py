@@ -231,5 +231,7 @@ def get_config() -> ConfigDict:
     # ---- Evaluations -----------------------------------------------------------------------------
     # NAME -> type (a file of evals/ or an import path), data (a SPEC), and options of that type:
     # c.evals.pets = ConfigDict({'type': 'zeroshot', 'data': 'tfds:oxford_iiit_pet/test'})
+    # Its data has the options of data.options, but those in `source`, such as
+    # 'source': {'text_key': ('caption',)}.
     c.evals = ConfigDict()
     return c.lock()

@@ -253,7 +253,6 @@ def random_erasing(image: np.ndarray, rng: np.random.Generator, p: float) -> np.
         h, w = max(1, round(math.sqrt(area * aspect))), max(1, round(math.sqrt(area / aspect)))
         left, top = int(x * width), int(y * height)
         if left + w <= width and top + h <= height:  # else all is drawn again, as in the paper
-            image[top : top + h, left : left + w] = rng.integers(
-                256, size=(h, w, 3), dtype=np.uint8
-            )
+            noise = rng.integers(256, size=(h, w, 3), dtype=np.uint8)
+            image[top : top + h, left : left + w] = noise
             return image

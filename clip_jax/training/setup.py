@@ -170,8 +170,9 @@ def _open_data(config: ConfigDict) -> tuple[Source, dict[str, Evaluation]]:
     for name, entry in config.evals.items():
         for key in ('type', 'data'):
             lookup.check(key, entry, what=f'config.evals.{name}')
-        own = build.given(entry.to_dict(), 'type', 'data')
-        evals[name] = evaluate.prepare(entry.type, own, entry.data, options)
+        own = build.given(entry.to_dict(), 'type', 'data', 'source')
+        of_data = build.source_options(entry.data, options, entry.to_dict().get('source') or {})
+        evals[name] = evaluate.prepare(entry.type, own, entry.data, of_data)
     return build.source(config.data.train, options), evals
 
 
