@@ -102,30 +102,30 @@ def solarize(image: np.ndarray, threshold: float) -> np.ndarray:
 
 def auto_contrast(image: np.ndarray, _: float = 0.0) -> np.ndarray:
     """Stretches the values of each channel to 0 to 255."""
-    curves = []
+    mapped = []
     for channel in cv2.split(image):
         low, high = cv2.minMaxLoc(channel)[:2]
-        scale = 255 / (high - low) if high > low else 1.0
-        curves.append((np.arange(256) - (low if high > low else 0)) * scale)
-    return _mapped(image, np.stack(curves, axis=-1))
+        curve = (np.arange(256) - low) * (255 / (high - low)) if high > low else np.arange(256)
+        mapped.append(_mapped(channel, curve))
+    return cv2.merge(mapped)
 
 
 def equalize(image: np.ndarray, _: float = 0.0) -> np.ndarray:
     """Makes the values of each channel about equally frequent."""
-    curves = []
+    mapped = []
     for channel in cv2.split(image):
         counts = cv2.calcHist([channel], [0], None, [256], [0, 256]).astype(np.int64).ravel()
         used = counts[counts > 0]
         step = int(used.sum() - used[-1]) // 255 if len(used) > 1 else 0
         before = np.cumsum(counts) - counts
-        curves.append((step // 2 + before) // step if step else np.arange(256))
-    return _mapped(image, np.stack(curves, axis=-1))
+        curve = (step // 2 + before) // step if step else np.arange(256)
+        mapped.append(_mapped(channel, curve))
+    return cv2.merge(mapped)
 
 
 def _mapped(image: np.ndarray, curve: np.ndarray) -> np.ndarray:
-    """Replaces each value by its place in a curve [256] or, by channel, [256, 3], cut to uint8."""
-    curve = np.clip(curve, 0, 255).astype(np.uint8)
-    return cv2.LUT(image, curve if curve.ndim == 1 else curve[:, None])
+    """Replaces each value by what a curve [256] has at its place, cut to uint8."""
+    return cv2.LUT(image, np.clip(curve, 0, 255).astype(np.uint8))
 
 
 def _blended(gray: np.ndarray, image: np.ndarray, change: float) -> np.ndarray:
