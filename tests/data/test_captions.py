@@ -89,6 +89,17 @@ def test_hard_negatives_follow_the_captions_and_are_never_captions(rng):
     assert error.value.kind == 'no_negative'
 
 
+def test_records_of_sources_with_one_field_or_none_can_be_chosen_from(rng):
+    one, none = Listed([{'texts': ['a', 'b']}]), Listed([{'texts': ['c']}])
+    one.text_fields = ('caption',)
+    mixture = sources.Mixture([Fields('caption', 'synthetic', 'swapped'), one, none], [1, 1, 1])
+    assert mixture[1] == {'texts': ['a', 'b'], 'fields': {'caption': ['a', 'b']}}
+    assert Captions('longest', fields={'caption': 1}).choose(mixture[1], rng) == ['a']
+    for i, texts in enumerate((['a', 'b', 's'], ['a', 'b'], ['c'])):
+        captions = Captions('first', negative_fields=('swapped',), count=len(texts))
+        assert captions.choose(mixture[i], rng) == texts
+
+
 def test_a_filter_of_lengths_is_for_each_field(rng):
     wanted = Filter(min_caption=4).captions
     record = {'texts': [], 'fields': {'caption': ['a', 'b'], 'synthetic': ['long', 'longer']}}
