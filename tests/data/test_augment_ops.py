@@ -114,6 +114,13 @@ def test_operations_are_drawn_equally_often_and_with_both_signs(monkeypatch):
     assert len(drawn) == 28 and {level for _, level, _ in drawn} == {9}
     assert min(drawn.values()) > 90 and max(drawn.values()) < 200
     drawn.clear()
+    monkeypatch.undo()
+    name = 'translate_x'
+    monkeypatch.setattr(augment_ops, 'RAND', {name: RAND[name]})
+    views = [augment_ops.rand_augment(image, rng, 1, LEVELS - 1) for _ in range(20)]
+    left, right = (RAND[name].function(image, x) for x in (3, -3))
+    assert {view.tobytes() for view in views} == {left.tobytes(), right.tobytes()}
+    monkeypatch.setattr(augment_ops, '_apply', watch)
     for _ in range(3100):
         augment_ops.trivial_augment(image, rng)
     assert sum(drawn.values()) == 3100

@@ -108,6 +108,10 @@ def test_a_filter_of_lengths_is_for_each_field(rng):
     with pytest.raises(BadRecord) as error:
         Captions(fields={'caption': 1}).choose(record, rng, wanted)
     assert error.value.kind == 'caption_length'
+    record = {'fields': {'caption': ['long'], 'swapped': ['c', 'wrong']}}
+    captions = Captions(negative_fields=('swapped',), negatives=1)
+    for _ in range(10):
+        assert captions.choose(record, rng, wanted) == ['long', 'wrong']
 
 
 @pytest.mark.parametrize(
