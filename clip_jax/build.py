@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from clip_jax import lookup
 from clip_jax.data import sources
+from clip_jax.data.captions import Captions
 from clip_jax.data.embedding_store import Embeddings
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.image.opening import MAX_PIXELS
@@ -94,6 +95,22 @@ def source(
     return opened[0] if len(opened) == 1 else sources.Mixture(opened, weights)
 
 
+def source_options(
+    spec: str, options: Mapping[str, Mapping[str, Any]], own: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Returns the options of each kind of source, with `own` for the kinds that a SPEC names."""
+    if not isinstance(own, Mapping):
+        raise ValueError(
+            f'{spec}: the options of its source are {own!r}; expected names and values, such as '
+            "{'text_key': ('caption',)}"
+        )
+    merged = {kind: dict(given) for kind, given in options.items()}
+    for kind in sources.kinds(spec):
+        key = sources.option_key(kind)
+        merged[key] = {**merged.get(key, {}), **own}
+    return merged
+
+
 def _check_images(spec: str, embeddings: bool) -> None:
     specs = [one for _, one in sources.split(spec)]
     if any(one.startswith('embeddings:') for one in specs) and not (embeddings and specs[1:] == []):
@@ -156,6 +173,17 @@ def tokenizer(config: Mapping[str, Any], train_source: Source) -> Any:
     create = lookup.module('tokenizers', config['name'], 'create', 'Tokenizer').create
     what = f'tokenizer {config["name"]}'
     return bind(create, given(config, 'name'), what=what, own=1)(captions())
+
+
+def captions(data: Mapping[str, Any]) -> Captions:
+    """Returns how a config's `data` chooses captions; ValueError if a value is impossible."""
+    return Captions(
+        rule=data['caption'],
+        fields=dict(data['caption_fields']),
+        negative_fields=tuple(data['negative_fields']),
+        negatives=data['hard_negatives'],
+        count=data['captions_per_image'],
+    )
 
 
 def architecture(

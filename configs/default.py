@@ -77,6 +77,13 @@ def get_config() -> ConfigDict:
     c.data.num_threads = 4  # threads that read and decode
     c.data.num_workers = 0  # processes with that many threads each; 0: threads of the main process
     c.data.caption = 'random'  # which of an image's captions: random, first or longest
+    # Captions by field: NAME -> probability, such as {'caption': 0.7, 'synthetic': 0.3}; a record
+    # without a field has the others. Fields are columns of a table, features of TFDS, extensions of
+    # tar members and keys of .json members, with _ for each dot. Empty: all captions alike.
+    c.data.caption_fields = ConfigDict()
+    c.data.captions_per_image = 1  # captions of an image in a batch, all of them its positives
+    c.data.negative_fields = ()  # fields of hard negatives, which are never captions of the image
+    c.data.hard_negatives = 0  # hard-negative captions of an image in a batch
     c.data.max_bad_fraction = 0.05  # fraction of bad records above which the run stops
     c.data.max_pixels = 89_478_485  # images with more are bad records (the default: Pillow's limit)
     # Pairs to leave out; 0: no limit. They are counted, and replaced by others as bad records are.
@@ -88,16 +95,19 @@ def get_config() -> ConfigDict:
     c.data.augment = ConfigDict()
     c.data.augment.crop_scale = (0.9, 1.0)  # random resized crop: range of area fractions
     c.data.augment.flip = 0.0  # probability of a horizontal flip, which makes "left" wrong
+    c.data.augment.randaugment = ()  # RandAugment: operations and magnitude 0 to 30, such as (2, 9)
+    c.data.augment.trivial_augment = False  # TrivialAugment: one operation of a random magnitude
     c.data.augment.color_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
     c.data.augment.color_jitter_prob = 0.8  # probability of color jitter
     c.data.augment.grayscale = 0.0  # probability of conversion to grayscale
+    c.data.augment.random_erasing = 0.0  # probability of replacing a rectangle by noise
     # Options of each kind of source, for all SPECs of that kind.
     c.data.options = ConfigDict()
     c.data.options.tfds = ConfigDict()
     # The folder of prepared data sets; default: $TFDS_DATA_DIR or ~/tensorflow_datasets.
     c.data.options.tfds.data_dir = placeholder(str)
     c.data.options.tfds.image_key = 'image'  # the feature with the image
-    c.data.options.tfds.text_key = 'captions'  # the feature with the caption or captions
+    c.data.options.tfds.text_key = ('captions',)  # features of captions
     c.data.options.tfds.label_key = 'label'  # the feature with the class, if there is one
     c.data.options.tars = ConfigDict()
     # Extensions of members that are images.
@@ -107,7 +117,7 @@ def get_config() -> ConfigDict:
     c.data.options.tars.label_ext = 'cls'  # the member with the class number; npy: several classes
     c.data.options.tars.other_exts = ()  # members that are left out on purpose
     c.data.options.tars.class_names = 'classnames.txt'  # the file of class names beside the shards
-    c.data.options.tars.json_key = 'caption'  # the field of .json members with the caption
+    c.data.options.tars.json_key = ('caption',)  # fields of .json members with captions
     c.data.options.tars.index_dir = ''  # where indices are stored; '': the user's cache folder
     c.data.options.table = ConfigDict()
     c.data.options.table.image_key = 'image'  # column of paths or, in Parquet, of encoded images
@@ -253,5 +263,7 @@ def get_config() -> ConfigDict:
     # ---- Evaluations -----------------------------------------------------------------------------
     # NAME -> type (a file of evals/ or an import path), data (a SPEC), and options of that type:
     # c.evals.pets = ConfigDict({'type': 'zeroshot', 'data': 'tfds:oxford_iiit_pet/test'})
+    # Its data has the options of data.options, but those in `source`, such as
+    # 'source': {'text_key': ('caption',)}.
     c.evals = ConfigDict()
     return c.lock()

@@ -76,6 +76,7 @@ def test_the_page_has_one_of_each():
         'my_clip/convnet.py',
         'my_clip/bag.py',
         'my_clip/margin.py',
+        'my_clip/sign.py',
         'my_clip/drawn.py',
         'my_clip/gap.py',
         'my_clip/words.py',

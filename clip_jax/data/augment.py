@@ -1,4 +1,6 @@
-"""Training augmentation: random crop, flip, color jitter and grayscale (OpenCV, made for speed)."""
+"""Training augmentation: random crop, flip, color jitter, grayscale, and the operations of
+augment_ops (OpenCV, made for speed).
+"""
 
 import dataclasses
 import math
@@ -7,6 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from clip_jax.data import augment_ops
 from clip_jax.data.image import arrays, decoders, headers
 from clip_jax.data.image.opening import MAX_PIXELS, check_size
 
@@ -24,21 +27,27 @@ class Box(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Random augmentation of a training image.
+    """Random augmentation of a training image, in the order of the attributes.
 
     Attributes:
         crop_scale: range of the area of the crop, as a fraction of the image.
         flip: probability of a horizontal flip.
+        randaugment: number of operations and magnitude, 0 to 30, of RandAugment; (): none.
+        trivial_augment: whether to apply TrivialAugment.
         color_jitter: strengths of brightness, contrast, saturation and hue; all 0 for none.
         color_jitter_prob: probability of color jitter.
         grayscale: probability of conversion to grayscale.
+        random_erasing: probability of replacing a rectangle by noise.
     """
 
     crop_scale: tuple[float, float] = (0.9, 1.0)
     flip: float = 0.0
+    randaugment: tuple[int, ...] = ()
+    trivial_augment: bool = False
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     color_jitter_prob: float = 0.8
     grayscale: float = 0.0
+    random_erasing: float = 0.0
 
     def __post_init__(self):
         scale = self.crop_scale
@@ -47,7 +56,7 @@ class Augment:
                 f'crop_scale {tuple(scale)} is not a range of fractions of the area, such as '
                 '(0.5, 1)'
             )
-        for name in ('flip', 'color_jitter_prob', 'grayscale'):
+        for name in ('flip', 'color_jitter_prob', 'grayscale', 'random_erasing'):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f'{name} {getattr(self, name)} is not a probability from 0 to 1')
         jitter = self.color_jitter
@@ -55,6 +64,18 @@ class Augment:
             raise ValueError(
                 f'color_jitter {tuple(jitter)} is not brightness, contrast and saturation from 0 '
                 'to 1 and hue from 0 to 0.5'
+            )
+        drawn, most = tuple(self.randaugment), augment_ops.LEVELS - 1
+        whole = all(isinstance(x, int) for x in drawn)
+        if drawn and not (len(drawn) == 2 and whole and drawn[0] > 0 and 0 <= drawn[1] <= most):
+            raise ValueError(
+                f'randaugment {drawn} is not a number of operations above 0 and a magnitude from 0 '
+                f'to {most}, such as (2, 9); () turns it off'
+            )
+        if drawn and self.trivial_augment:
+            raise ValueError(
+                f'randaugment is {drawn} and trivial_augment is on; expected at most one of them. '
+                'Set randaugment to () or trivial_augment to False'
             )
 
     def __call__(
@@ -81,6 +102,10 @@ class Augment:
         box = random_box(rng, *shape, scale=self.crop_scale)
         image = resized_crop(data, box, len(out), out=out, max_pixels=max_pixels)
         image = flip(image, rng, self.flip)
+        if self.randaugment:
+            image = augment_ops.rand_augment(image, rng, *self.randaugment)
+        if self.trivial_augment:
+            image = augment_ops.trivial_augment(image, rng)
         if any(self.color_jitter):
             brightness, contrast, saturation, hue = self.color_jitter
             image = color_jitter(
@@ -94,6 +119,8 @@ class Augment:
             )
         if self.grayscale:
             image = grayscale(image, rng, self.grayscale)
+        if self.random_erasing:
+            image = augment_ops.random_erasing(image, rng, self.random_erasing)
         if image is not out:
             out[:] = image
 

@@ -14,6 +14,7 @@ BAD_RECORD_KINDS = (
     'too_large',  # more pixels than max_pixels, by its header; not decoded
     'no_caption',
     'not_utf8',  # the caption is not UTF-8 text
+    'no_negative',  # no hard-negative caption, where config.data asks for some
     'small_side',  # this and the following: excluded by config.data.filter, not bad
     'long_aspect',
     'caption_length',

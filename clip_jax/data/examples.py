@@ -1,4 +1,4 @@
-"""Training examples: filter, augment, choose a caption; bad records are replaced."""
+"""Training examples: filter, augment, choose captions; bad records are replaced."""
 
 import dataclasses
 import threading
@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data.augment import Augment
+from clip_jax.data.captions import Captions
 from clip_jax.data.errors import BAD_RECORD_KINDS, FILTERED, BadRecord
 from clip_jax.data.image import upright
 from clip_jax.data.image.opening import MAX_PIXELS
-from clip_jax.data.sources import Source
+from clip_jax.data.sources import Source, with_fields
 
 _OF_THREAD = threading.local()
-# How one of several captions is chosen.
-CAPTION_RULES = ('random', 'first', 'longest')
 TRIES = 32  # consecutive records that may be bad or filtered out before a run stops
 
 
@@ -72,7 +71,7 @@ class ExampleMaker:
         seed: the seed of the run.
         augment: augmentation of images.
         filter: which records are used.
-        caption: how a caption is chosen, one of CAPTION_RULES.
+        captions: how captions are chosen.
         parts: first record and end of each part of the source.
         max_pixels: images with more are bad records.
     """
@@ -81,11 +80,11 @@ class ExampleMaker:
     seed: int
     augment: Augment
     filter: Filter
-    caption: str
+    captions: Captions
     parts: tuple[tuple[int, int], ...]
     max_pixels: int = MAX_PIXELS
 
-    def __call__(self, epoch: int, record: int, image: np.ndarray, bad: np.ndarray) -> str:
+    def __call__(self, epoch: int, record: int, image: np.ndarray, bad: np.ndarray) -> list[str]:
         """Makes one example.
 
         Args:
@@ -96,7 +95,7 @@ class ExampleMaker:
                 `bad_records`).
 
         Returns:
-            The caption.
+            The captions, then the hard negatives.
 
         Raises:
             ValueError: if TRIES records in sequence cannot be used.
@@ -121,30 +120,14 @@ class ExampleMaker:
             'or relax data.filter'
         )
 
-    def _example(self, record: int, rng: np.random.Generator, image: np.ndarray) -> str:
-        example = self.source[record]
-        texts = self.filter.captions(example.get('texts', ()))
-        text = choose_caption(texts, rng, self.caption)
+    def _example(self, record: int, rng: np.random.Generator, image: np.ndarray) -> list[str]:
+        example = with_fields(self.source, self.source[record])
+        texts = self.captions.choose(example, rng, self.filter.captions)
         data = example.get('image', b'')
         shape = upright.measure(data, max_pixels=self.max_pixels)
         self.filter.image(*shape)
         self.augment(data, shape, rng, image, max_pixels=self.max_pixels)
-        return text
-
-
-def choose_caption(texts: Sequence[str], rng: np.random.Generator, rule: str = 'random') -> str:
-    """Returns one of the texts; BadRecord if there is none.
-
-    Args:
-        texts: the captions of an image.
-        rng: random numbers.
-        rule: 'random' (uniform), 'first' or 'longest'.
-    """
-    if not texts:
-        raise BadRecord('no_caption', 'the image has no text')
-    if rule == 'longest':
-        return max(texts, key=len)
-    return texts[0 if rule == 'first' else int(rng.integers(len(texts)))]
+        return texts
 
 
 def _generator(seed: int, record: int, epoch: int) -> np.random.Generator:

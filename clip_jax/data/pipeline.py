@@ -18,9 +18,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from clip_jax import lookup
 from clip_jax.data.augment import Augment
-from clip_jax.data.examples import CAPTION_RULES, TRIES, ExampleMaker, Filter, bad_records
+from clip_jax.data.captions import Captions
+from clip_jax.data.examples import TRIES, ExampleMaker, Filter, bad_records
 from clip_jax.data.image.opening import MAX_PIXELS, check_max_pixels
 from clip_jax.data.shuffle import GlobalShuffle
 from clip_jax.data.sources import Source, parts_of
@@ -35,7 +35,7 @@ def train_iterator(
     image_size: int,
     augment: Augment = Augment(),
     filter: Filter = Filter(),
-    caption: str = 'random',
+    captions: Captions = Captions(),
     max_pixels: int = MAX_PIXELS,
     num_threads: int = 2,
     num_workers: int = 0,
@@ -57,7 +57,7 @@ def train_iterator(
         image_size: side of the images in pixels.
         augment: augmentation of images.
         filter: which records are used.
-        caption: how one of several captions is chosen: 'random', 'first' or 'longest'.
+        captions: how captions are chosen.
         max_pixels: images with more are bad records.
         num_threads: threads, each of which makes one batch at a time; 0 makes batches on demand.
         num_workers: processes that make the batches instead, with num_threads each; 0 for none.
@@ -67,16 +67,20 @@ def train_iterator(
 
     Returns:
         An iterator of {'image': uint8 [b, size, size, 3], 'tokens': int32 [b, length],
-        'bad': int64 [b, examples.TRIES]} with b = batch_size / shard_count. Its `get_state()` is
-        {'global_next_index': n}, the same on all hosts; `set_state` resumes from it.
+        'bad': int64 [b, examples.TRIES]} with b = batch_size / shard_count. If an example has
+        several texts, tokens are [b, texts, length]: captions, then hard negatives. Its
+        `get_state()` is {'global_next_index': n}, the same on all hosts; `set_state` resumes from
+        it.
 
     Raises:
-        ValueError: if batch_size is not a multiple of the number of hosts, or larger than the data.
+        ValueError: if batch_size is not a multiple of the number of hosts, or larger than the data;
+            or a field of captions does not exist.
     """
     if batch_size % shard_count:
         raise ValueError(
             f'batch_size {batch_size} must be a multiple of the number of hosts, {shard_count}.'
         )
+    captions.check(source)
     # Each thread has an image of its own; OpenCV's threads would compete with these.
     cv2.setNumThreads(0)
     parts, local = parts_of(source), batch_size // shard_count
@@ -85,7 +89,7 @@ def train_iterator(
         seed=seed,
         augment=augment,
         filter=filter,
-        caption=lookup.check(caption, CAPTION_RULES, what='data.caption'),
+        captions=captions,
         parts=tuple((part.start, part.stop) for part in parts),
         max_pixels=check_max_pixels(max_pixels),
     )
@@ -160,8 +164,11 @@ class _Batches(grain.MapDataset):
         count, size = len(places[0]), self._image_size
         image = np.empty((count, size, size, 3), np.uint8)
         bad = np.full((count, TRIES), -1, np.int64)
-        texts = [*map(self._make, *places, image, bad)]
-        return {'image': image, 'tokens': self._tokenizer(texts), 'bad': bad}
+        texts = [text for own in map(self._make, *places, image, bad) for text in own]
+        tokens = self._tokenizer(texts)
+        if len(texts) > count:
+            tokens = tokens.reshape(count, -1, tokens.shape[-1])
+        return {'image': image, 'tokens': tokens, 'bad': bad}
 
 
 class TrainIterator(Iterator):

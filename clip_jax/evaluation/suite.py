@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clip_jax import build, lookup, pretrained, prompts
-from clip_jax.data import sources
 from clip_jax.data.errors import DataNotFound
 from clip_jax.embeddings.identity import card_hash, fingerprint
 from clip_jax.evaluation import encoders, evaluate
@@ -113,10 +112,7 @@ def _task(name: str, task: dict[str, Any], page: Mapping[str, Any]) -> Task:
         lookup.check(key, task, what=what)
     evaluation, data = task.pop('type'), task.pop('data')
     scores, own = task.pop('score', ()), task.pop('source', {})
-    options = {k: dict(v) for k, v in page.get('options', {}).items()}
-    for kind in sources.kinds(data):
-        key = sources.option_key(kind)
-        options[key] = {**options.get(key, {}), **own}
+    options = build.source_options(data, page.get('options', {}), own)
     if 'save' in task:
         raise ValueError(
             f'{what}: save: each checkpoint would overwrite the file; use clip-jax eval '

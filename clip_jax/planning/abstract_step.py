@@ -93,9 +93,11 @@ def _architecture(config: ConfigDict) -> dict[str, Any]:
 def _batch(config: ConfigDict, card: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     size, length = card['image']['image_size'], card['text']['context_length']
     rows = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.over_batch(mesh))
+    total = build.captions(config.data).total
+    several = (total,) if total > 1 else ()
     return {
         'image': rows((config.batch_size, size, size, 3), jnp.uint8),
-        'tokens': rows((config.batch_size, length), jnp.int32),
+        'tokens': rows((config.batch_size, *several, length), jnp.int32),
     }
 
 

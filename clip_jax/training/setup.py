@@ -63,6 +63,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     loss = build.loss(config.loss, mesh)
     augment = examples.Augment(**config.data.augment)
     filter = examples.Filter(**config.data.filter)
+    captions = build.captions(config.data)
     source, evals = multihost.primary_first(lambda: _open_data(config))
     # Not from card.json, which has no checksum.
     card, variables = checkpoint.newest_card(workdir), None
@@ -85,7 +86,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         image_size=model_clip.preprocess.size,
         augment=augment,
         filter=filter,
-        caption=config.data.caption,
+        captions=captions,
         max_pixels=config.data.max_pixels,
         num_threads=config.data.num_threads,
         num_workers=config.data.num_workers,
@@ -185,8 +186,9 @@ def _open_data(config: ConfigDict) -> tuple[Source, dict[str, Evaluation]]:
     for name, entry in config.evals.items():
         for key in ('type', 'data'):
             lookup.check(key, entry, what=f'config.evals.{name}')
-        own = build.given(entry.to_dict(), 'type', 'data')
-        evals[name] = evaluate.prepare(entry.type, own, entry.data, options)
+        own = build.given(entry.to_dict(), 'type', 'data', 'source')
+        of_data = build.source_options(entry.data, options, entry.to_dict().get('source') or {})
+        evals[name] = evaluate.prepare(entry.type, own, entry.data, of_data)
     return build.source(config.data.train, options), evals
 
 

@@ -1,6 +1,7 @@
 """pipeline: batches depend on the seed alone, resume exactly, and errors name the record."""
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ from PIL import Image
 from support.listed import Listed
 
 from clip_jax.data import examples, pipeline, sources
+from clip_jax.data.captions import Captions
 
 COPIES = 3
 
@@ -60,9 +62,9 @@ def tokenize(texts: list[str]) -> np.ndarray:
     return np.array([[len(text), ord(text[0])] for text in texts], np.int32)
 
 
-def start(source, *, crop_scale=(0.9, 1.0), flip=0.5, **options):
+def start(source, *, crop_scale=(0.9, 1.0), flip=0.5, more=None, **options):
     defaults = {'batch_size': 8, 'seed': 5, 'image_size': 24, 'num_threads': 2}
-    augment = examples.Augment(crop_scale=crop_scale, flip=flip)
+    augment = examples.Augment(crop_scale=crop_scale, flip=flip, **(more or {}))
     return pipeline.train_iterator(source, tokenize, augment=augment, **{**defaults, **options})
 
 
@@ -336,12 +338,74 @@ def hashes(source, count: int, hosts: int = 1, begin: int = 0, **options) -> lis
 
 def test_processes_make_the_batches_of_threads(tiny_tars):
     """Also after a restore, and of a million steps later."""
-    source = sources.open_source(tiny_tars)
-    want = hashes(source, 12)
+    made = functools.partial(
+        hashes,
+        sources.open_source(tiny_tars),
+        captions=Captions(fields={'txt': 1.0}, count=2),
+        more={'randaugment': (2, 9), 'random_erasing': 0.5},
+    )
+    want = made(12)
     assert len(set(want)) == 12
-    assert hashes(source, 12, num_workers=2) == want
-    assert hashes(source, 4, begin=8, num_workers=1, num_threads=1) == want[8:]
-    assert hashes(source, 1, begin=10**6, num_threads=0) == hashes(source, 1, begin=10**6, hosts=4)
+    assert made(12, num_workers=2) == want
+    assert made(4, begin=8, num_workers=1, num_threads=1) == want[8:]
+    assert made(1, begin=10**6, num_threads=0) == made(1, begin=10**6, hosts=4)
+
+
+class Fields(Pictures):
+    """Captions of two fields, 'i 0' to 'i 2' and 'i 3', and hard negatives 'i 10' to 'i 12'."""
+
+    text_fields = ('caption', 'synthetic', 'swapped')
+
+    def __getitem__(self, i: int) -> dict:
+        record = super().__getitem__(i)
+        fields = {'caption': record['texts'], 'synthetic': [f'{i} 3']}
+        if i % 5:
+            fields['swapped'] = [f'{i} {k}' for k in (10, 11, 12)]
+        return {**record, 'fields': fields}
+
+
+def test_several_captions_and_hard_negatives_are_rows_of_tokens():
+    """The same in threads and hosts, and after a restore."""
+    captions = Captions(
+        fields={'caption': 0.5, 'synthetic': 0.5},
+        negative_fields=('swapped',),
+        negatives=2,
+        count=3,
+    )
+    want = first(Fields(40), 6, captions=captions)
+    assert want['tokens'].shape == (6, 8, 5, 2) and want['tokens'].dtype == np.int32
+    numbers, texts = want['tokens'][..., 0], want['tokens'][..., 1]
+    assert (numbers == numbers[..., :1]).all() and (numbers % 5 > 0).all()
+    np.testing.assert_array_equal(want['image'][..., 12, 12, 0], numbers[..., 0])
+    assert (texts[..., :3] < 10).all() and (texts[..., 3:] >= 10).all()
+    assert (np.diff(np.sort(texts)) > 0).all()  # all of an image differ
+    assert {kind for _, kind in gave_way(want)} == {'no_negative'}
+    assert_same(first(Fields(40), 6, captions=captions, num_threads=0), want)
+    halves = [
+        first(Fields(40), 6, captions=captions, shard_index=i, shard_count=2) for i in range(2)
+    ]
+    assert_same({k: np.concatenate([h[k] for h in halves], axis=1) for k in want}, want)
+    with contextlib.closing(start(Fields(40), captions=captions)) as restored:
+        restored.set_state({'global_next_index': 4 * 8})
+        assert_same(take(restored, 2), {key: value[4:] for key, value in want.items()})
+
+
+@pytest.mark.parametrize('more', [{'randaugment': (2, 9)}, {'trivial_augment': True}])
+def test_augmentations_are_the_same_anywhere(more):
+    more = {**more, 'random_erasing': 0.5}
+    want = first(Pictures(50), 5, more=more)
+    assert not np.array_equal(want['image'], first(Pictures(50), 5)['image'])
+    assert_same(first(Pictures(50), 5, more=more, num_threads=0), want)
+    halves = [first(Pictures(50), 5, more=more, shard_index=i, shard_count=2) for i in range(2)]
+    assert_same({k: np.concatenate([h[k] for h in halves], axis=1) for k in want}, want)
+    with contextlib.closing(start(Pictures(50), more=more)) as restored:
+        restored.set_state({'global_next_index': 3 * 8})
+        assert_same(take(restored, 2), {key: value[3:] for key, value in want.items()})
+
+
+def test_a_field_that_no_source_has_is_an_error_before_the_first_batch():
+    with pytest.raises(ValueError, match=r"no 'captions'. Did you mean 'caption'\?"):
+        start(Fields(40), captions=Captions(fields={'captions': 1}))
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from support.runs import command
 
 from clip_jax.cli import config_file
-from clip_jax.planning import estimates, fit, hlo, plan, topologies
+from clip_jax.planning import abstract_step, estimates, fit, hlo, plan, topologies
 
 
 def count(function, *shapes) -> int:
@@ -92,6 +92,19 @@ def test_collectives_and_cycles_are_read_from_a_program():
     compiled = estimates.of(PROGRAM, topologies.CHIPS['v5e'])['seconds']['compiler']
     kernel = 2 * (512 + 8) / 0.819e12  # unknown: its roofline
     assert compiled == pytest.approx((5 + 12 * 100) / 1.5e9 + 12 * kernel)
+
+
+def test_a_batch_has_the_texts_of_an_image_that_the_config_asks_for(tiny_config):
+    def shape(*data: str) -> tuple[int, ...]:
+        flags = [f'--config.data.{one}' for one in data]
+        config = config_file.read(str(tiny_config), ['--config.tokenizer.name=bpe', *flags])
+        config.tokenizer.vocab_size = None  # bpe has a fixed one
+        return abstract_step.step_of(config, jax.devices()[:1], 'float32').batch['tokens'].shape
+
+    assert shape() == (16, 12)
+    negatives = 'negative_fields=("x",)', 'hard_negatives=2'
+    assert shape('captions_per_image=3', *negatives) == (16, 5, 12)
+    assert shape(*negatives) == (16, 3, 12)
 
 
 def test_a_config_is_planned_for_simulated_devices(clip_jax_cli, tiny_config, tmp_path):

@@ -16,6 +16,9 @@ defaults. It returns a `Source`, which gives examples by index:
 
     {'image': encoded bytes or uint8 array, 'texts': [str, ...], 'label': int}
 
+A source may name in `text_fields` the fields (columns, members, features) that captions come from.
+If there are several, examples have 'fields' too: the texts by field.
+
 'texts' and 'label' are missing if the storage has none. Images that may have several classes have
 'labels', a list of int, instead of 'label'. A label of -1 means none; `label_names[label]` is the
 name of a class, and `label_names` is [] if there are no names. `where(i)` says in error messages
@@ -59,6 +62,7 @@ class Mixture:
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
         self.sources, self.weights = list(sources), list(weights)
+        self.text_fields = tuple(dict.fromkeys(name for x in sources for name in text_fields(x)))
         self._ends = list(itertools.accumulate(map(len, sources)))
         self.skipped: Mapping[str, Skipped] = {
             f'{source}: {kind}': found
@@ -74,7 +78,8 @@ class Mixture:
             raise IndexError(f'{self} has {len(self)} examples, none with the index {i}.')
         source, index = self._locate(i)
         # Labels of different sources are unrelated.
-        return {k: v for k, v in source[index].items() if k not in ('label', 'labels')}
+        example = with_fields(source, source[index])
+        return {k: v for k, v in example.items() if k not in ('label', 'labels')}
 
     def where(self, i: int) -> str:
         """Says where example i is stored."""
@@ -87,6 +92,19 @@ class Mixture:
     def _locate(self, i: int) -> tuple[Source, int]:
         number = bisect.bisect_right(self._ends, i)
         return self.sources[number], i - (self._ends[number] - len(self.sources[number]))
+
+
+def text_fields(source: Source) -> tuple[str, ...]:
+    """Returns the names of the fields that a source's captions come from; () if it names none."""
+    return tuple(getattr(source, 'text_fields', ()))
+
+
+def with_fields(source: Source, example: dict[str, Any]) -> dict[str, Any]:
+    """Returns an example of a source with 'fields' also where all its texts are of one field."""
+    names = text_fields(source)
+    if len(names) != 1 or 'fields' in example or 'texts' not in example:
+        return example
+    return {**example, 'fields': {names[0]: example['texts']}}
 
 
 def parts_of(source: Source) -> list[Part]:

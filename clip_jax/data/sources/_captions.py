@@ -1,8 +1,39 @@
-"""Decodes stored captions."""
+"""Decodes stored captions, and sorts them by the field that they come from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from clip_jax.data.errors import BadRecord
+
+
+def keys(given: str | Sequence[str], option: str) -> tuple[str, ...]:
+    """Returns the names that an option has, one or several; ValueError if there is none."""
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"{option} is {given!r}; expected a name such as 'caption', or several")
+    return names
+
+
+def field(key: str) -> str:
+    """Returns how a config names a field: with _ for each dot, which its keys cannot have."""
+    return key.replace('.', '_')
+
+
+def of_example(found: Sequence[tuple[str, Sequence[str]]], *, several: bool) -> dict[str, Any]:
+    """Returns an example's 'texts', all together, and 'fields', the same by their fields.
+
+    Args:
+        found: pairs of a field and its captions, in the order of the texts.
+        several: whether the source has several fields; without, there are no 'fields'.
+    """
+    texts = [text for _, own in found for text in own]
+    if not several:
+        return {'texts': texts}
+    fields: dict[str, list[str]] = {}
+    for key, own in found:
+        if own:
+            fields.setdefault(field(key), []).extend(own)
+    return {'texts': texts, 'fields': fields}
 
 
 def texts(stored: Iterable[bytes | None]) -> list[str]:

@@ -49,6 +49,7 @@ class FolderSource:
     def __init__(self, address: str, image_exts: set[str], text_lines: bool):
         """Lists all folders; only names are kept."""
         self._address, self._text_lines = address, text_lines
+        self.text_fields = ('txt',)
         self._root = os.path.expanduser(address).rstrip('/') or '/'
         self._exts = image_exts
         self.skipped, self._undecodable = Ledger(), Ledger()

@@ -57,8 +57,7 @@ def source(
         DataNotFound: if no file matches.
         ValueError: if there are no rows, or a column is missing that has no default name.
     """
-    texts = (text_key,) if isinstance(text_key, str) else tuple(text_key)
-    columns = Columns(image_key, texts, label_key)
+    columns = Columns(image_key, _captions.keys(text_key, 'table: text_key'), label_key)
     paths = _files.matches(address, 'table')
     names = column_names.split(',') if isinstance(column_names, str) else column_names
     dialect = Dialect(delimiter, quoting, tuple(filter(None, names)), encoding)
@@ -106,7 +105,8 @@ class TableSource:
             raise ValueError(self._no_rows())
         self._images = _table_images.images(self._parts, columns.image, columns.texts, root)
         _warn_of_large_groups(self, self._parts, columns.image)
-        self._has_texts = any(key in part.columns for part in self._parts for key in columns.texts)
+        found = [key for key in columns.texts if any(key in part.columns for part in self._parts)]
+        self.text_fields = tuple(map(_captions.field, found))
         self._labels, self._label_ends, self.label_names = _table_labels.labels(
             self._parts, columns.label, separator, str(self)
         )
@@ -116,14 +116,17 @@ class TableSource:
         return int(self._ends[-1]) if self._images is None else len(self._images.ends) - 1
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns the encoded 'image', and 'texts', 'label' or 'labels' if the tables have them."""
+        """Returns the encoded 'image', and 'texts' and 'fields', 'label' or 'labels' if the tables
+        have them.
+        """
         if not 0 <= i < len(self):
             raise IndexError(f'{self} has {len(self)} rows, none with the index {i}.')
         rows = [int(i)] if self._images is None else self._images.rows_of(i).tolist()
         example: dict[str, Any] = {'image': self._image(*self._place(rows[0]))}
-        if self._has_texts:
+        if self.text_fields:
             texts = [_texts(*self._place(row), self._columns.texts) for row in rows]
-            example['texts'] = [text for own in texts for text in own]
+            pairs = [pair for own in texts for pair in own]
+            example |= _captions.of_example(pairs, several=len(self.text_fields) > 1)
         if self._images is not None:  # labels count, whether or not captions repeat
             rows = self._images.rows[self._images.ends[i] : self._images.ends[i + 1]].tolist()
         if self._label_ends is not None:
@@ -234,10 +237,12 @@ def _warn_of_large_groups(source: TableSource, parts: list[Rows], image: str) ->
         )
 
 
-def _texts(part: Rows, k: int, names: Sequence[str]) -> list[str]:
+def _texts(part: Rows, k: int, names: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The captions of a row by column."""
     found = []
     for name in names:
         if name in part.columns:
             value = part.columns[name][k].as_py()
-            found += value if isinstance(value, list) else [value]
-    return _captions.texts(found)
+            several = value if isinstance(value, list) else [value]
+            found.append((name, _captions.texts(several)))
+    return found

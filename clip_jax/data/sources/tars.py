@@ -35,7 +35,7 @@ def source(
     text_lines: bool = True,
     label_ext: str = 'cls',
     other_exts: Sequence[str] = (),
-    json_key: str = 'caption',
+    json_key: str | Sequence[str] = 'caption',
     class_names: str = 'classnames.txt',
     index_dir: str = '',
 ) -> 'TarSource':
@@ -55,7 +55,8 @@ def source(
         label_ext: the extension of labels. The member holds an integer, or several separated by
             space, which become 'labels'; with npy, an array, which always becomes 'labels'.
         other_exts: extensions of members that are left out on purpose, such as seg.png.
-        json_key: the field of .json members with the caption, a string or a list.
+        json_key: the field of .json members with the caption, a string or a list; or several
+            fields.
         class_names: a file with the names of the classes, one per line, in the folder of the shards
             or in the one above; '': labels have no names.
         index_dir: the folder of cached indices; '': `clip_jax/tars` in the user's cache folder.
@@ -72,8 +73,8 @@ def source(
     matches = _matches(address)
     index = _tar_index.open_index(address, matches, roles, folder, _tar_files.front_to_back)
     texts = _Texts(
-        [ext.rpartition('.')[2] == 'json' for ext, role in roles.items() if role[:4] == 'text'],
-        json_key,
+        [ext for ext, role in roles.items() if role[:4] == 'text'],
+        _captions.keys(json_key, 'tars: json_key'),
         text_lines,
     )
     labels = _tar_labels.Labels(label_ext.lower().rpartition('.')[2] == 'npy', [], '')
@@ -85,36 +86,44 @@ def source(
 class _Texts(NamedTuple):
     """How captions are stored."""
 
-    is_json: list[bool]  # of each caption member of a sample
-    json_key: str
+    extensions: list[str]  # of the caption members of a sample
+    json_keys: tuple[str, ...]
     lines: bool  # whether each line is a caption
 
-    def read(self, members: list[bytes | None]) -> list[str] | None:
-        """Returns the captions in a sample's members, each once; None if there are none."""
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that captions come from: members by extension, and those of .json."""
+        each = ((self.json_keys if _is_json(ext) else (ext,)) for ext in self.extensions)
+        return tuple(dict.fromkeys(_captions.field(key) for keys in each for key in keys))
+
+    def read(self, members: list[bytes | None]) -> dict[str, Any]:
+        """Returns the 'texts', each once, and 'fields' of a sample; {} without captions."""
         found, lacking = [], None
-        for is_json, data in zip(self.is_json, members, strict=True):
+        for extension, data in zip(self.extensions, members, strict=True):
             if data is None:
                 continue
-            try:
-                texts = self._of_member(is_json, data)
-            except BadRecord as error:
-                if error.kind != 'no_caption':
-                    raise
-                lacking = error  # Another member may have a caption.
+            if not _is_json(extension):
+                found.append((extension, _captions.of_file(data, lines=self.lines)))
                 continue
-            if texts is not None:
-                found.append(texts)
-        if lacking and not any(found):
-            raise lacking
-        if len(found) < 2:
-            return found[0] if found else None
-        # img2dataset stores a caption twice, as .txt and in .json.
-        return list(dict.fromkeys(text for texts in found for text in texts))
-
-    def _of_member(self, is_json: bool, data: bytes) -> list[str] | None:
-        if is_json:
-            return _json_texts(data, self.json_key)
-        return _captions.of_file(data, lines=self.lines)
+            content = _json_object(data)
+            for key in self.json_keys:
+                if key not in content:
+                    lacking = content  # Another field may have a caption.
+                elif content[key] is not None:
+                    found.append((key, _json_texts(content[key], key)))
+        if lacking is not None and not any(texts for _, texts in found):
+            names = ', '.join(map(repr, list(lacking)[:12])) or 'nothing'
+            wanted = ' or '.join(map(repr, self.json_keys))
+            raise BadRecord(
+                'no_caption', f'its .json member has no {wanted} (json_key); it has {names}'
+            )
+        if not found:
+            return {}
+        several = len(self.extensions) > 1 or len(self.json_keys) > 1
+        example = _captions.of_example(found, several=several)
+        if len(found) > 1:  # img2dataset stores a caption twice, as .txt and in .json.
+            example['texts'] = list(dict.fromkeys(example['texts']))
+        return example
 
 
 class TarSource:
@@ -123,6 +132,7 @@ class TarSource:
     def __init__(self, address: str, index: Index, texts: _Texts, labels: _tar_labels.Labels):
         self.label_names = labels.names
         self._address, self._index, self._texts, self._labels = address, index, texts, labels
+        self.text_fields = texts.fields
         self._open = _tar_files.Opener()
 
     @property
@@ -134,7 +144,7 @@ class TarSource:
         return len(self._index)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns the encoded 'image', and 'texts', 'label' or 'labels' if the sample has them.
+        """Returns the encoded 'image', and 'texts', 'fields', 'label' or 'labels' if there are any.
 
         BadRecord if its text is not UTF-8, or not JSON with the field.
         """
@@ -144,8 +154,7 @@ class TarSource:
         example: dict[str, Any] = {'image': self._read(shard, image, image_size)}
         places = zip(texts[::2], texts[1::2], strict=True)
         members = [self._read(shard, *place) if place[0] else None for place in places]
-        if (captions := self._texts.read(members)) is not None:
-            example['texts'] = captions
+        example |= self._texts.read(members)
         if label:
             data = self._read(shard, label, label_size)
             try:
@@ -187,25 +196,28 @@ class TarSource:
         self._open = _tar_files.Opener()
 
 
-def _json_texts(data: bytes, key: str) -> list[str] | None:
-    """Returns the texts in a field of a JSON object, None if it is null."""
+def _is_json(extension: str) -> bool:
+    return extension.rpartition('.')[2] == 'json'
+
+
+def _json_object(data: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BadRecord('not_utf8', f'its .json member is not JSON ({error})') from None
     if not isinstance(fields, dict):
         raise BadRecord('not_utf8', f'its .json member is not an object: {data[:60]!r}')
-    if key not in fields:
-        found = ', '.join(map(repr, list(fields)[:12])) or 'nothing'
-        raise BadRecord('no_caption', f'its .json member has no {key!r} (json_key); it has {found}')
-    if fields[key] is None:
-        return None
-    texts = fields[key] if isinstance(fields[key], list) else [fields[key]]
+    return fields
+
+
+def _json_texts(value: Any, key: str) -> list[str]:
+    """Returns the texts in the value of a field of a JSON object."""
+    texts = value if isinstance(value, list) else [value]
     try:
         # JSON can hold unpaired surrogates, which no tokenizer can encode.
         return [text.strip() for text in texts if text.strip() and text.encode()]
     except (AttributeError, UnicodeEncodeError):
-        found = repr(fields[key])[:60]
+        found = repr(value)[:60]
         raise BadRecord('not_utf8', f'{key!r} of its .json member is not text: {found}') from None
 
 

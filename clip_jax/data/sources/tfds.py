@@ -32,6 +32,7 @@ class TfdsSource:
         records: Sequence[bytes],
         parse: Callable[[bytes], Mapping[str, Any]],
         keys: Mapping[str, str],
+        text_keys: Sequence[str],
         label_names: list[str],
     ):
         """Makes the source of serialized records.
@@ -40,14 +41,16 @@ class TfdsSource:
             name: what messages call it.
             records: the serialized records.
             parse: parses a record into features.
-            keys: the features of 'image', 'texts', and 'label' or 'labels'.
+            keys: the features of 'image', and 'label' or 'labels'.
+            text_keys: the features of captions.
             label_names: the class names.
         """
         self.label_names = label_names
+        self.text_fields = tuple(map(_captions.field, text_keys))
         self._name = name
         self._records = records
         self._parse = parse
-        self._keys = keys
+        self._keys, self._text_keys = keys, text_keys
 
     def __len__(self) -> int:
         return len(self._records)
@@ -63,10 +66,9 @@ class TfdsSource:
             raise BadRecord('damaged', one_line(error)) from error  # its checksum is wrong
         parsed = self._parse(record)
         example = {what: _at(parsed, key) for what, key in self._keys.items()}
-        if 'texts' in example:
-            texts = example['texts']
-            texts = [texts] if isinstance(texts, bytes) else texts
-            example['texts'] = _captions.texts(texts)
+        if self._text_keys:
+            texts = [(key, _texts(parsed, key)) for key in self._text_keys]
+            example |= _captions.of_example(texts, several=len(texts) > 1)
         if 'labels' in example:
             example['labels'] = [int(label) for label in example['labels']]
         return example
@@ -84,7 +86,7 @@ def source(
     *,
     data_dir: str = '',
     image_key: str = 'image',
-    text_key: str = 'captions',
+    text_key: str | Sequence[str] = 'captions',
     label_key: str = 'label',
 ) -> TfdsSource:
     """Opens a split of a prepared data set.
@@ -95,7 +97,7 @@ def source(
         address: NAME[/CONFIG]/SPLIT; SPLIT may be a slice.
         data_dir: the folder of prepared data sets; '': TFDS's default.
         image_key: the feature of images.
-        text_key: the feature of one caption or several.
+        text_key: the feature of one caption or several, or several features.
         label_key: the feature of labels; several labels per image give 'labels'. If there is no
             feature 'label', 'labels' is read.
 
@@ -114,19 +116,27 @@ def source(
     root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     builder = _tfds_info.builder(_folder(root, set_name))
     features = builder.info.features
-    keys = _keys(features, address, image_key, text_key, label_key)
+    texts = _captions.keys(text_key, f'tfds:{address}: text_key')
+    keys, texts = _keys(features, address, image_key, texts, label_key)
     found = keys.get('label', keys.get('labels'))
     label = _at(features, found) if found else None
     label = label.feature if isinstance(label, tfds.features.Sequence) else label
     names = label.names if isinstance(label, tfds.features.ClassLabel) else []
     # Only the features in use are parsed.
-    tops = {key.split('/')[0] for key in keys.values()}
+    tops = {key.split('/')[0] for key in (*keys.values(), *texts)}
     used = tfds.features.FeaturesDict({top: features[top] for top in sorted(tops)})
     encoded = {image_key: tfds.decode.SkipDecoding()}
     parse = functools.partial(used.deserialize_example_np, decoders=encoded)
+    records = _records(builder, address, split)
     # A record is parsed into a dict; the annotation of TFDS also has single values.
     # pyrefly: ignore[bad-argument-type]
-    return TfdsSource(f'tfds:{address}', _records(builder, address, split), parse, keys, names)
+    return TfdsSource(f'tfds:{address}', records, parse, keys, texts, names)
+
+
+def _texts(parsed: Mapping[str, Any], key: str) -> list[str]:
+    """The captions of a feature, which has one or several."""
+    texts = _at(parsed, key)
+    return _captions.texts([texts] if isinstance(texts, bytes) else texts)
 
 
 def _at(tree: Any, key: str) -> Any:
@@ -223,9 +233,11 @@ def _records(builder: Any, address: str, split: str) -> Sequence[bytes]:
 
 
 def _keys(
-    features: Any, address: str, image_key: str, text_key: str, label_key: str
-) -> dict[str, str]:
-    """Finds the features; only texts and labels with their default names may be missing."""
+    features: Any, address: str, image_key: str, text_keys: Sequence[str], label_key: str
+) -> tuple[dict[str, str], list[str]]:
+    """Finds the features of image and label, and those of texts; only texts and labels with their
+    default names may be missing.
+    """
     import tensorflow_datasets as tfds
 
     stored = _flat(features.get_serialized_info())
@@ -236,15 +248,17 @@ def _keys(
     ]
     integers = {k: f for k, f in others.items() if np.issubdtype(f.np_dtype, np.integer)}
     labels = [k for k, f in integers.items() if len(f.shape) < 2]
-    keys = {}
+    keys, found = {}, []
     for what, key, default, choices in (
         ('image', image_key, '', images),
-        ('texts', text_key, 'captions', texts),
+        *(('texts', key, 'captions', texts) for key in text_keys),
         ('label', label_key, 'label', labels),
     ):
         if what == 'label' and key == default and 'label' not in choices:
             key = default = 'labels'  # the usual name if images have several
-        if key in choices:
+        if what == 'texts' and key in choices:
+            found.append(key)
+        elif key in choices:
             several = what == 'label' and stored[key].shape
             keys['labels' if several else what] = key
         elif key != default:
@@ -252,7 +266,7 @@ def _keys(
                 f'tfds:{address}: no feature {key!r} that holds {what}. Features that can: '
                 f'{", ".join(choices) or "none"}. All: {", ".join(stored)}.'
             )
-    return keys
+    return keys, found
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

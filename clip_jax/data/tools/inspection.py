@@ -18,7 +18,7 @@ from clip_jax import lookup
 from clip_jax.data.errors import HARMLESS, BadRecord
 from clip_jax.data.image import opening
 from clip_jax.data.image.opening import MAX_PIXELS
-from clip_jax.data.sources import Source
+from clip_jax.data.sources import Source, text_fields, with_fields
 from clip_jax.data.tools.scan import ERRORS, check, error_message, in_order, labels_of
 from clip_jax.runtime import atomic
 from clip_jax.runtime.messages import printable
@@ -234,6 +234,7 @@ class _Found:
         self._formats, self._modes, self._labels = Counter(), Counter(), Counter()
         self._tokenize = lookup.module('tokenizers', 'bpe').create((), context_length=CONTEXT + 1)
         self._too_long = self._seen = self._with_label = 0
+        self._fields = {name: Counter(records=0, captions=0) for name in text_fields(source)}
 
     def add(self, i: int, example: Any, look: Any) -> None:
         """Adds record i, given the results of `_read` and `_look`."""
@@ -258,6 +259,9 @@ class _Found:
         if texts:
             # Padding is 0, and the last token of a text is not.
             self._too_long += int((self._tokenize(texts)[:, -1] != 0).sum())
+        fields = with_fields(self._source, example).get('fields', {})
+        for name, counts in self._fields.items():
+            counts.update(records=name in fields, captions=len(fields.get(name, ())))
         self._labels.update(labels)
         self._with_label += bool(labels)
         self._look_at_header(data)
@@ -290,6 +294,7 @@ class _Found:
             **{what: _spread(values) for what, values in self.values.items() if values},
             f'beyond_{CONTEXT}_tokens': self._too_long / max(1, len(self.values['characters'])),
             'several_captions': sum(count > 1 for count in self.values['captions']),
+            'fields': {name: dict(counts) for name, counts in self._fields.items()},
             'with_label': self._with_label,
             'classes': len(self._source.label_names) or len(self._labels),
             'labels': dict(self._labels.most_common(COMMON)),

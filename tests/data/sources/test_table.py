@@ -204,10 +204,27 @@ def test_columns_are_chosen_and_several_give_several_captions(album, kind):
         label_key='class',
         root=str(album / 'images'),
     )
+    both = {'de': ['ein Stern'], 'en': ['a star']}
     assert examples(source) == [
-        {'image': png(0), 'texts': ['ein Stern', 'a star'], 'label': 1},
-        {'image': png(1), 'texts': ['a moon'], 'label': 0},
+        {'image': png(0), 'texts': ['ein Stern', 'a star'], 'fields': both, 'label': 1},
+        {'image': png(1), 'texts': ['a moon'], 'fields': {'en': ['a moon']}, 'label': 0},
     ]
+    assert source.text_fields == ('de', 'en')
+
+
+def test_rows_of_one_image_have_their_captions_by_column(album):
+    stored = [
+        {'image': 'images/0.png', 'a.b': 'one', 'wrong': 'x'},
+        {'image': 'images/0.png', 'a.b': 'two', 'wrong': ''},
+    ]
+    source = table.source(write(album / 'a.csv', stored, repeat=True), text_key=('a.b', 'wrong'))
+    (example,) = examples(source)
+    assert example['texts'] == ['one', 'x', 'two']
+    assert example['fields'] == {'a_b': ['one', 'two'], 'wrong': ['x']}
+    assert source.text_fields == ('a_b', 'wrong')
+    for nothing in ('', (), [1]):
+        with pytest.raises(ValueError, match=r'text_key is .* expected a name'):
+            table.source(str(album / 'a.csv'), text_key=nothing)
 
 
 @pytest.mark.parametrize('kind', ['jsonl', 'parquet'])

@@ -120,7 +120,8 @@ def test_further_members_of_a_sample_are_counted_and_no_samples(write):
         'label_without_image': Skipped(1, [f'{path}: y.cls']),
     }
     named = {'other_exts': ['seg.png'], 'text_exts': ['txt', 'syn.txt'], 'image_exts': ['jpg']}
-    assert read(path, **named) == [{'image': b'x', 'texts': ['one', 'two']}]
+    fields = {'txt': ['one'], 'syn_txt': ['two']}
+    assert read(path, **named) == [{'image': b'x', 'texts': ['one', 'two'], 'fields': fields}]
     assert counts(path, **named)['other_file'] == 4
     # Of thousands of .json, one is an example.
     many = write(
@@ -152,6 +153,7 @@ def test_all_caption_members_that_are_named_are_captions(write):
     assert counts(path, text_exts=['syn.txt', 'txt', 'json']) == {'duplicate_member': 1}
     with pytest.raises(BadRecord, match="no 'caption'"):
         source[3]
+    assert source.text_fields == ('syn_txt', 'txt', 'caption')
     assert tars.source(path, text_exts=['json', 'txt'])[0]['texts'] == ['c', 'a', 'b']
 
 

@@ -615,6 +615,21 @@ def test_json_members_give_one_field_as_text(tmp_path):
         ['{"caption": 1}'],
     ]
     assert tars.source(path, text_exts=['json'], json_key='alt')[0]['texts'] == ['x']
+    several = tars.source(path, text_exts=['txt', 'json'], json_key=['alt', 'caption'])
+    assert several.text_fields == ('txt', 'alt', 'caption')
+    assert several[0]['fields'] == {'alt': ['x'], 'caption': ['one\ntwo']}
+    assert several[1]['fields'] == {'caption': ['one', 'two']}  # a field may be missing
+    assert several[3]['fields'] == {'txt': ['{"caption": 1}']}
+    neither = tars.source(path, text_exts=['json'], json_key=['title', 'text'])
+    with pytest.raises(BadRecord, match=r"no 'title' or 'text' \(json_key\); it has"):
+        neither[0]
+
+
+def test_a_caption_that_is_in_two_members_is_in_both_fields_and_once_in_all(tmp_path):
+    members = [('0.png', b''), ('0.txt', b'a star'), ('0.json', b'{"caption": "a star"}')]
+    source = tars.source(write(tmp_path / 'a.tar', members), text_exts=['txt', 'json'])
+    fields = {'txt': ['a star'], 'caption': ['a star']}
+    assert source[0] == {'image': b'', 'texts': ['a star'], 'fields': fields}
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,9 @@ def test_other_names_and_nested_features(folder):
     assert read() == {'image': JPEG + b'\0\0'}
     assert read(text_key='title')['texts'] == ['étoile']
     assert read(text_key='captions/text')['texts'] == ['ein Stern', 'une étoile']
+    both = read(text_key=('captions/text', 'title'))
+    assert both['texts'] == ['ein Stern', 'une étoile', 'étoile']
+    assert both['fields'] == {'captions/text': both['texts'][:2], 'title': ['étoile']}
     with pytest.raises(ValueError, match=r"'picture'.*text.*captions/text"):
         read(text_key='picture')
 

@@ -72,6 +72,26 @@ def test_numbers_of_images_and_captions():
     assert report['decoded_per_second'] > 0
 
 
+def test_captions_are_counted_by_field():
+    both = {'caption': ['a', 'b'], 'synthetic': ['c']}
+    source = Listed(
+        [
+            {**GOOD, 'texts': ['a', 'b', 'c'], 'fields': both},
+            {**GOOD, 'texts': ['a'], 'fields': {'caption': ['a']}},
+        ]
+    )
+    assert inspect(source)['fields'] == {}
+    source.text_fields = ('caption', 'synthetic', 'swapped')
+    assert inspect(source)['fields'] == {
+        'caption': {'records': 2, 'captions': 3},
+        'synthetic': {'records': 1, 'captions': 1},
+        'swapped': {'records': 0, 'captions': 0},
+    }
+    one = Listed([{**GOOD, 'texts': ['a', 'b']}])
+    one.text_fields = ('txt',)
+    assert inspect(one)['fields'] == {'txt': {'records': 1, 'captions': 2}}
+
+
 def test_a_text_of_77_tokens_is_not_beyond_them():
     # The start and the end token are two of them.
     shares = [
