@@ -77,6 +77,7 @@ def get_config() -> ConfigDict:
     c.data.num_threads = 4  # threads that read and decode
     c.data.num_workers = 0  # processes with that many threads each; 0: threads of the main process
     c.data.caption = 'random'  # which of an image's captions: random, first or longest
+    c.data.captions_per_image = 1  # captions of an image in a batch, all of them its positives
     c.data.max_bad_fraction = 0.05  # fraction of bad records above which the run stops
     c.data.max_pixels = 89_478_485  # images with more are bad records (the default: Pillow's limit)
     # Pairs to leave out; 0: no limit. They are counted, and replaced by others as bad records are.
@@ -207,6 +208,8 @@ def get_config() -> ConfigDict:
     # around the devices (ppermute), if they do not fit on one device; dense: all logits at once.
     c.loss.implementation = placeholder(str)
     c.loss.block_size = placeholder(int)  # texts per block; default: 512
+    # Matryoshka: also train the first coordinates of embeddings; lengths, as (64, 128, 256, 512).
+    c.loss.dims = placeholder(tuple)
 
     # AdamW with linear warm-up and cosine decay to 0.
     c.optimizer = ConfigDict()

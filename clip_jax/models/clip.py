@@ -122,18 +122,24 @@ class CLIP(nn.Module):
 
         Args:
             images: float [B, H, W, 3], normalized by mean and std.
-            tokens: token ids, int32 [B, L].
+            tokens: token ids, int32 [B, L], or of K texts of each image, int32 [B, K, L].
             train: whether dropout is on and running statistics are updated.
             example_index: int32 [B], positions in the global batch, on which random numbers for an
                 example depend; None: 0, 1, 2, …
 
         Returns:
-            L2-normalized embeddings of images and texts, float32 [B, embed_dim] each, the factor of
-            their similarities, float32 [], and the logit bias, float32 [] or None.
+            L2-normalized embeddings of images and texts, float32 [B, embed_dim] each, or of texts
+            [B, K, embed_dim]; the factor of their similarities, float32 [], and the logit bias,
+            float32 [] or None.
         """
         image = l2_normalize(self.encode_image(images, train=train, example_index=example_index))
-        text = l2_normalize(self.encode_text(tokens, train=train, example_index=example_index))
-        return image, text, *self.scale_and_bias()
+        *shape, length = tokens.shape
+        if example_index is not None and len(shape) == 2:
+            # Every text has random numbers of its own.
+            example_index = (example_index[:, None] * shape[1] + jnp.arange(shape[1])).reshape(-1)
+        texts = tokens.reshape(-1, length)
+        text = l2_normalize(self.encode_text(texts, train=train, example_index=example_index))
+        return image, text.reshape(*shape, -1), *self.scale_and_bias()
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:

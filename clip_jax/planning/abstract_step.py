@@ -55,13 +55,14 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
     optimizer, _ = build.optimizer(config.optimizer, config.total_steps)
     function = train_step.bind_step(
         model,
-        build.loss(config.loss, mesh),
+        build.loss(config.loss, mesh, captions=config.data.captions_per_image),
         optimizer,
         mean=preprocess.CLIP_MEAN,
         std=preprocess.CLIP_STD,
         microbatches=config.microbatches,
         spike=config.skip_updates.loss_spike_std,
         shard_optimizer=config.mesh.shard_optimizer,
+        captions_per_image=config.data.captions_per_image,
     )
     shapes = state.abstract_state(
         model, optimizer, mesh, shard_optimizer=config.mesh.shard_optimizer

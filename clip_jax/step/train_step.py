@@ -29,14 +29,17 @@ def train_step(
     microbatches: int = 1,
     spike: float = 0.0,
     shard_optimizer: bool = False,
+    captions_per_image: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one update on a global batch.
 
     Args:
         state: the training state.
-        batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}.
+        batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}; or tokens int32 [B, K, L] of
+            K texts of each image, first `captions_per_image` captions, then hard negatives.
         model: the model.
-        loss: (image, text, scale, bias) -> (value, metrics), as build.loss makes it.
+        loss: (image, text, scale, bias) -> (value, metrics), as build.loss makes it; with hard
+            negatives it also takes `negatives`.
         optimizer: the optimizer; its `update` takes the global norm of the gradient, `grad_norm`.
         normalize: uint8 images -> float images.
         microbatches: the number of parts in which the batch is embedded (see grad_cache).
@@ -44,10 +47,15 @@ def train_step(
             recent losses; 0: never (see skip_updates).
         shard_optimizer: whether gradients and the optimizer's state are sharded over `data` too, so
             that each device computes a part of the update (ZeRO-1, arXiv 1910.02054).
+        captions_per_image: the number of texts of an image that are its positives.
 
     Returns:
         The next state, and scalar metrics.
+
+    Raises:
+        ValueError: while it is traced, if the batch has fewer texts than `captions_per_image`.
     """
+    loss = _with_texts(loss, batch['tokens'].shape, captions_per_image)
     logical_axes = clip.logical_axes(model)
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
     batch = {**batch, 'example_index': jnp.arange(len(batch['image']), dtype=jnp.int32)}
@@ -112,6 +120,27 @@ def train_step(
     return state, metrics
 
 
+def _with_texts(loss: Callable, tokens: tuple[int, ...], captions: int) -> Callable:
+    """Returns the loss of embeddings of tokens [B, L] or [B, K, L]."""
+    texts = tokens[1] if len(tokens) == 3 else 1
+    if captions > texts:
+        raise ValueError(
+            f'data.captions_per_image is {captions}, but the batch has tokens {[*tokens]}; expected '
+            f'[B, K, L] with K, the number of texts of an image, of at least {captions}'
+        )
+    if len(tokens) == 2:
+        return loss
+
+    def split(
+        image: jax.Array, text: jax.Array, scale: jax.Array, bias: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        positives = text[:, :captions] if captions > 1 else text[:, 0]
+        negatives = {'negatives': text[:, captions:]} if texts > captions else {}
+        return loss(image, positives, scale, bias, **negatives)
+
+    return split
+
+
 def bind_step(
     model: clip.CLIP,
     loss: Callable,
@@ -122,13 +151,15 @@ def bind_step(
     microbatches: int,
     spike: float = 0.0,
     shard_optimizer: bool = False,
+    captions_per_image: int = 1,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Binds the arguments of `train_step` other than state and batch.
 
     Args:
         mean: the mean that is subtracted from the pixels of red, green and blue.
         std: the standard deviation that they are divided by.
-        model, loss, optimizer, microbatches, spike, shard_optimizer: see `train_step`.
+        model, loss, optimizer, microbatches, spike, shard_optimizer, captions_per_image: see
+            `train_step`.
     """
     return functools.partial(
         train_step,
@@ -139,6 +170,7 @@ def bind_step(
         microbatches=microbatches,
         spike=spike,
         shard_optimizer=shard_optimizer,
+        captions_per_image=captions_per_image,
     )
 
 
