@@ -356,9 +356,9 @@ def _accumulate(
         return maximum, statistics[1] * loss.rescale(statistics[0] - maximum) + terms.sum(axis)
 
     def step(of_image: Statistics, block: tuple) -> tuple[Statistics, tuple[jax.Array, ...]]:
-        text, (positive, *of_text) = block
+        text, (positive, maximum, sums) = block
         positives, negatives = _logits(image, text, scale, bias)
-        of_text = positive + positives.sum(axis=1), *add(of_text, negatives, 1)
+        of_text = positive + positives.sum(axis=1), *add((maximum, sums), negatives, 1)
         return add(of_image, negatives, 0), of_text
 
     return lax.scan(step, of_images, (texts, of_texts))

@@ -79,4 +79,4 @@ def over_dims(
         metrics = results[-1][1]
     else:
         metrics = loss(*jax.tree.map(jax.lax.stop_gradient, inputs))[1]
-    return sum(value for value, _ in results) / len(dims), metrics
+    return jnp.mean(jnp.stack([value for value, _ in results])), metrics

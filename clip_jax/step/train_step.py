@@ -125,8 +125,8 @@ def _with_texts(loss: Callable, tokens: tuple[int, ...], captions: int) -> Calla
     texts = tokens[1] if len(tokens) == 3 else 1
     if captions > texts:
         raise ValueError(
-            f'data.captions_per_image is {captions}, but the batch has tokens {[*tokens]}; expected '
-            f'[B, K, L] with K, the number of texts of an image, of at least {captions}'
+            f'data.captions_per_image is {captions}, but the batch has tokens {[*tokens]}; '
+            f'expected [B, K, L] with K, the number of texts of an image, of at least {captions}'
         )
     if len(tokens) == 2:
         return loss

@@ -50,6 +50,7 @@ def setup(
     card: dict = CARD,
     loss: dict | None = None,
     microbatches: int = 1,
+    captions: int = 1,
     learning_rate: float = 3e-3,
     **execution: str | bool,
 ) -> tuple[state.TrainState, Callable, Callable]:
@@ -61,12 +62,13 @@ def setup(
     step = jax.jit(
         bind_step(
             model,
-            build.loss(loss, mesh),
+            build.loss(loss, mesh, captions=captions),
             optimizer,
             mean=preprocess.CLIP_MEAN,
             std=preprocess.CLIP_STD,
             microbatches=microbatches,
             shard_optimizer=shard_optimizer,
+            captions_per_image=captions,
         )
     )
 
