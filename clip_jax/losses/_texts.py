@@ -64,13 +64,14 @@ def over_dims(
     Raises:
         ValueError: if the dims do not increase from at least 1 to at most D.
     """
-    if not dims:
+    listed = isinstance(dims, (tuple, list))
+    if listed and not dims:
         return loss(image, text, negatives)
     size = image.shape[-1]
-    whole = all(isinstance(d, int) and not isinstance(d, bool) for d in dims)
+    whole = listed and all(isinstance(d, int) and not isinstance(d, bool) for d in dims)
     if not whole or [*dims] != sorted({*dims}) or dims[0] < 1 or dims[-1] > size:
         raise ValueError(
-            f'losses: dims is {tuple(dims)}; expected increasing whole numbers from 1 to {size}, '
+            f'losses: dims is {dims!r}; expected increasing whole numbers from 1 to {size}, '
             'the size of the embeddings'
         )
     inputs = image, text, negatives

@@ -101,7 +101,9 @@ def assert_exact(module, result, inputs):
 
 
 @pytest.mark.parametrize(('module', 'implementation'), LOSSES)
-@pytest.mark.parametrize(('devices', 'local'), [(1, 13), (2, 6), (8, 3)])
+@pytest.mark.parametrize(
+    ('devices', 'local'), [(1, 13), pytest.param(2, 6, marks=pytest.mark.slow), (8, 3)]
+)
 def test_value_and_gradients_equal_a_float64_oracle(module, implementation, devices, local):
     inputs = embeddings(module, devices * local)
     mesh = sharding.make_mesh(jax.devices()[:devices])

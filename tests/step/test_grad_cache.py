@@ -57,7 +57,8 @@ def test_batch_norm_uses_the_statistics_of_a_microbatch():
 
 @pytest.mark.parametrize('name', ['softmax', 'sigmoid'])
 @pytest.mark.parametrize(
-    ('implementation', 'devices'), [('dense', 8), ('gather', 1), ('gather', 8), ('ring', 2)]
+    ('implementation', 'devices'),
+    [('dense', 1), ('gather', 8), ('ring', 8), pytest.param('ring', 2, marks=SLOW)],
 )
 def test_captions_and_hard_negatives_equal_a_float64_oracle(name, implementation, devices):
     """Of two matrices that embed images and texts, with 2 captions and 1 hard negative of each."""
@@ -104,6 +105,7 @@ def test_captions_and_hard_negatives_equal_a_float64_oracle(name, implementation
         assert np.linalg.norm(grads[key] - theirs) < 2e-6 * np.linalg.norm(theirs)
 
 
+@SLOW
 def test_captions_and_hard_negatives_train_alike_on_any_mesh():
     """With dropout, whose random numbers are each text's own."""
 
