@@ -32,14 +32,16 @@ def matrix(
     columns = texts.reshape(count * of_each, -1)
     # The default precision is bfloat16 on TPU and TF32 on GPU: too coarse for logits of up to 100.
     logits = scale * jnp.matmul(image, columns.T, precision=jax.lax.Precision.HIGHEST)
-    logits = (logits if bias is None else logits + bias).reshape(count, count, of_each)
+    logits = logits if bias is None else logits + bias
+    # Before the reshape, XLA needs one temporary array less for its gradient.
+    positive = [jnp.diagonal(logits[:, k::of_each]) for k in range(positives)]
     valid = jnp.ones(count, bool) if mask is None else mask
     is_caption = jnp.arange(of_each) < positives
     is_negative = ~(jnp.eye(count, dtype=bool)[..., None] & is_caption)
     return Matrix(
-        logits,
+        logits.reshape(count, count, of_each),
         is_negative & valid[:, None, None] & valid[:, None],
-        jnp.diagonal(logits[..., :positives]).T,
+        jnp.stack(positive, axis=1),
         valid[:, None],
     )
 

@@ -99,7 +99,7 @@ def loss(
 def _from_matrix(matrix: _dense.Matrix) -> tuple[jax.Array, dict[str, jax.Array]]:
     logits, is_negative, positive, valid = matrix
     both = (valid & valid[:, 0])[..., None]
-    losses = jax.nn.softplus(jnp.where(both & ~is_negative, -logits, logits))
+    losses = jax.nn.softplus(jnp.where(is_negative, logits, -logits))
     negatives = jnp.where(is_negative, logits, -jnp.inf)
     highest = negatives.max(axis=(1, 2))[:, None], negatives[..., : positive.shape[1]].max(axis=0)
     count = jnp.maximum(valid.sum(), 1) * positive.shape[1]
