@@ -282,20 +282,25 @@ def model(
     return clip.from_card(architecture, dtype, **execution)
 
 
-def loss(config: Mapping[str, Any], mesh: Mesh) -> Callable:
+def loss(
+    config: Mapping[str, Any], mesh: Mesh, *, captions: int = 1, hard_negatives: int = 0
+) -> Callable:
     """Makes the loss of a config.
 
     Args:
         config: `name`, a file of losses/ or an import path, and the loss's own options; those that
             are None are not passed, so that the loss's own defaults hold.
         mesh: the device mesh. The batch is sharded over all of its axes.
+        captions: the number P of captions of an image in a batch.
+        hard_negatives: the number of hard negatives of an image in a batch.
 
     Returns:
-        (image [B, D], text [B, D], scale [], bias=None) -> (value, metrics); see
-        losses/__init__.py.
+        (image [B, D], text [B, D] or [B, P, D], scale [], bias=None) -> (value, metrics), and with
+        hard negatives the keyword argument `negatives`; see losses/__init__.py.
 
     Raises:
-        ValueError: there is no such loss, or an option is unknown, missing or wrong.
+        ValueError: there is no such loss, an option is unknown, missing or wrong, or it cannot take
+            several captions or hard negatives.
     """
     module = lookup.module('losses', config['name'], 'loss')
     what, options = lookup.label('losses', config['name']), given(config, 'name')
@@ -308,21 +313,41 @@ def loss(config: Mapping[str, Any], mesh: Mesh) -> Callable:
     if choices and 'implementation' in options:
         lookup.check(options['implementation'], choices, what=f'{what}: implementation')
     passed = {'mesh': mesh, 'axis': mesh.axis_names}
-    reserved = ('mask', *passed)
+    if (captions > 1 or hard_negatives) and 'negatives' not in parameters:
+        raise ValueError(
+            f'{what}: a batch has {captions} caption(s) and {hard_negatives} hard negative(s) of '
+            'each image; the loss takes one caption: it has no parameter negatives. Use softmax or '
+            'sigmoid, or add it (see clip_jax/losses/__init__.py)'
+        )
+    reserved = ('mask', 'negatives', *passed)
     bound = bind(module.loss, options, what=what, own=len(LOSS_INPUTS), reserved=reserved)
     bound = functools.partial(bound, **{k: v for k, v in passed.items() if k in parameters})
-    _check_loss(bound, mesh.size, initial_scale_and_bias(config['name']), what)
+    texts = (captions,) if captions > 1 else (), (hard_negatives,) if hard_negatives else ()
+    _check_loss(bound, mesh.size, texts, initial_scale_and_bias(config['name']), what)
     return bound
 
 
 def _check_loss(
-    loss: Callable, batch_size: int, initial: Mapping[str, float | None], what: str
+    loss: Callable,
+    batch_size: int,
+    texts: tuple[tuple[int, ...], tuple[int, ...]],
+    initial: Mapping[str, float | None],
+    what: str,
 ) -> None:
-    """Traces a loss on a small batch, so that wrong options raise before training starts."""
-    embeddings = jax.ShapeDtypeStruct((batch_size, 2), jnp.float32)
+    """Traces a loss on a small batch, so that wrong options raise before training starts.
+
+    `texts` are the numbers of captions and of hard negatives of an image, () for no such axis.
+    """
+
+    def embeddings(*of_image: int) -> jax.ShapeDtypeStruct:
+        # Nothing of that size is computed; it must be no less than `dims` of a loss.
+        return jax.ShapeDtypeStruct((batch_size, *of_image, 1 << 16), jnp.float32)
+
+    captions, hard_negatives = texts
     number = jax.ShapeDtypeStruct((), jnp.float32)
     bias = None if initial['init_logit_bias'] is None else number
-    returned = jax.eval_shape(loss, embeddings, embeddings, number, bias)
+    given = {'negatives': embeddings(*hard_negatives)} if hard_negatives else {}
+    returned = jax.eval_shape(loss, embeddings(), embeddings(*captions), number, bias, **given)
     shapes = jax.tree.map(lambda x: x.shape, returned)
     if not (isinstance(shapes, tuple) and len(shapes) == 2 and shapes[0] == ()):
         raise ValueError(f'{what}: loss returns shapes {shapes}; expected (scalar, metrics)')

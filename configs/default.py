@@ -221,6 +221,8 @@ def get_config() -> ConfigDict:
     # around the devices (ppermute), if they do not fit on one device; dense: all logits at once.
     c.loss.implementation = placeholder(str)
     c.loss.block_size = placeholder(int)  # texts per block; default: 512
+    # Matryoshka: also train the first coordinates of embeddings; lengths, as (64, 128, 256, 512).
+    c.loss.dims = placeholder(tuple)
 
     c.optimizer = ConfigDict()
     # adamw, adafactor, lamb, lion, muon, schedule_free, sgd, or an import path; see
@@ -250,7 +252,7 @@ def get_config() -> ConfigDict:
     c.optimizer.freeze = ()
     # Rules for parameters by path; of those that match, a later one wins. path: a regular
     # expression for the whole path; then any of frozen, lr_mult, weight_decay, schedule,
-    # unfreeze_at, as in {'path': 'text/.*', 'lr_mult': 0.1}. See docs/finetune.md.
+    # unfreeze_at, as in {'path': 'text/.*', 'lr_mult': 0.1}. See docs/fine-tune.md.
     c.optimizer.rules = ()
     # Layer-wise learning rates: the factor from a block to the one before it.
     c.optimizer.layer_decay = ConfigDict({'image': 1.0, 'text': 1.0})

@@ -1,5 +1,6 @@
 """Objects are made from a config, or an error says why not."""
 
+import functools
 import json
 
 import jax
@@ -168,6 +169,27 @@ def test_a_loss_is_ready_for_embeddings_and_scale(name):
 def test_an_unknown_loss_gets_the_nearest(config, message):
     with pytest.raises(ValueError, match=f'loss.*{message}'):
         build.loss({'block_size': 512, **config}, sharding.make_mesh())
+
+
+@pytest.mark.parametrize('name', ['softmax', 'sigmoid'])
+def test_our_losses_take_captions_and_hard_negatives(name):
+    config = {'name': name, 'dims': (64, 512)}
+    build.loss(config, sharding.make_mesh(), captions=2, hard_negatives=3)
+    with pytest.raises(ValueError, match=r'dims is \(512, 64\); expected increasing'):
+        build.loss({**config, 'dims': (512, 64)}, sharding.make_mesh())
+
+
+def test_a_loss_of_ones_own_that_takes_one_caption_gets_no_others(tmp_path, monkeypatch):
+    (tmp_path / 'losses_here').mkdir()
+    (tmp_path / 'losses_here/one_caption.py').write_text(
+        'def loss(image, text, scale, bias=None):\n    return (image * text).sum(), {}\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    loss = functools.partial(build.loss, {'name': 'losses_here.one_caption'}, sharding.make_mesh())
+    loss()
+    for given in ({'captions': 2}, {'hard_negatives': 1}):
+        with pytest.raises(ValueError, match=r'one_caption: .* it has no parameter negatives'):
+            loss(**given)
 
 
 def update(config, grads, params, steps=1):

@@ -16,8 +16,11 @@ Args that the train step passes:
   mesh, axis: the device mesh and the axis name or names that the batch is sharded over. Passed only
     to a function that has these parameters; for losses that manage their own communication.
 
-Arg that callers of a loss may pass:
+Args that callers of a loss may pass:
   mask: bool [B]; pairs where it is False are neither positives nor negatives.
+  negatives: float [B, N, D], hard negatives of each image; more negatives of all images. A loss
+    with this parameter also takes `text` as [B, P, D], P positives of each image; only with it can
+    a config have several captions of an image, or hard negatives, in a batch.
 
 All other keyword parameters are the loss's own options: the config sets them by name
 (`c.loss.update(name='my_package.my_loss', margin=0.2)`), and an option that the function does not
@@ -33,4 +36,7 @@ Optional module attributes:
   IMPLEMENTATIONS: the values of an option `implementation`. Those of the losses here are 'dense',
     the similarity matrix as one array; 'gather' and 'ring', which compute it block by block (see
     _blockwise.py) and need `mesh`, with an option `block_size`, the number of texts in a block.
+
+The losses here have an option `dims`: lengths of prefixes of the embeddings over which the value is
+averaged (Matryoshka, see _texts.py).
 """

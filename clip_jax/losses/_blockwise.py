@@ -1,9 +1,10 @@
 """Contrastive losses computed block by block: the similarity matrix is never in memory as a whole.
 
-Both losses depend on each pair's positive logit and on its negatives, the logits of all other
-pairs. The negatives enter through two running statistics for each embedding, accumulated block by
-block: the maximum and a sum (online softmax, arXiv 1805.02867). A second pass recomputes each block
-together with the gradients, so that no block is stored (as in FlashAttention, arXiv 2205.14135).
+Both losses depend on each pair's positive logit and on its negatives, the logits of other images'
+texts and of hard negatives. The negatives enter through two running statistics for each embedding,
+accumulated block by block: the maximum and a sum (online softmax, arXiv 1805.02867). A second pass
+recomputes each block together with the gradients, so that no block is stored (as in FlashAttention,
+arXiv 2205.14135).
 
 `gather`: an all-gather gives every device all text embeddings; each device computes the logits of
 its own images. `ring`: blocks of texts and their running statistics rotate around a ring of devices
@@ -21,23 +22,31 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from clip_jax.losses import _texts
+
 IMPLEMENTATIONS = ('gather', 'ring')
 LOWEST = jnp.finfo(jnp.float32).min
 Axis = str | tuple[str, ...]
 # Running statistics over negatives, float32 [n] each: the maximum, and a sum relative to it.
 Statistics = tuple[jax.Array, jax.Array]
+# What stands in Embeddings.pair in place of an index.
+NOTHING, HARD_NEGATIVE = -1, -2
 
 
 class PairLoss(NamedTuple):
-    """A loss in terms of a pair's positive logit and its negatives; all functions are elementwise.
+    """A loss in terms of a pair's positive logit and its negatives.
+
+    Pairs are [b, P], an image's with each of its texts. All functions but `finalize` are
+    elementwise.
 
     Attributes:
         term: (logit, maximum) -> what a negative adds to the sum.
         rescale: (old maximum - new maximum) -> the factor of a sum whose maximum has grown.
-        finalize: (positive logit, image statistics, text statistics) -> (loss, its derivative with
-            respect to the positive logit, a normalizer for the image, a normalizer for the text).
+        finalize: (positive logits [b, P], image statistics [b, 1], text statistics [b, P]) ->
+            (losses [b, P], their derivatives with respect to the positive logits, a normalizer for
+            each image [b], a normalizer for each text [b, P]).
         derivative: (logit, image normalizer, text normalizer) -> the derivative of the loss with
-            respect to a negative logit.
+            respect to a negative logit. The text normalizer of a hard negative is inf.
     """
 
     term: Callable
@@ -53,10 +62,13 @@ class Layout(NamedTuple):
     mesh: Mesh | None
     axis: Axis
     block_size: int  # texts in a block
+    positives: int = 1  # P; texts of an image that are its positives, the others: hard negatives
 
 
 class Embeddings(NamedTuple):
-    """Embeddings of one modality, and the index of the pair that each belongs to; -1: padding."""
+    """Embeddings of one modality, and the index of the image that each belongs to, HARD_NEGATIVE
+    for a text that belongs to none, or NOTHING for padding and what is masked.
+    """
 
     values: jax.Array  # float32 [n, D]
     pair: jax.Array  # int32 [n]
@@ -67,6 +79,7 @@ def contrast(
     layout: Layout,
     image: jax.Array,
     text: jax.Array,
+    negatives: jax.Array | None,
     scale: jax.Array,
     bias: jax.Array | None,
     mask: jax.Array | None,
@@ -77,7 +90,8 @@ def contrast(
         loss: the loss of one pair.
         layout: how the batch is sharded, and how to compute.
         image: L2-normalized image embeddings, float [B, D].
-        text: L2-normalized text embeddings, float [B, D].
+        text: L2-normalized text embeddings, float [B, D] or [B, P, D].
+        negatives: those of hard negatives, float [B, N, D], or None.
         scale: factor of the cosine similarities, [].
         bias: added to the logits, [], or None.
         mask: bool [B]; pairs where it is False are ignored. None: all pairs count.
@@ -92,16 +106,18 @@ def contrast(
             f'losses: a batch of {len(image)} pairs is not a multiple of the {_devices(layout)} '
             f'devices of axis {layout.axis!r}'
         )
+    texts, positives = _texts.join(image, text, negatives)
+    layout = layout._replace(positives=positives)
     pair = jnp.arange(len(image), dtype=jnp.int32)
-    pair = pair if mask is None else jnp.where(mask, pair, -1)
+    pair = pair if mask is None else jnp.where(mask, pair, NOTHING)
     numbers = scale, jnp.float32(0) if bias is None else bias
-    image, text, *numbers = (x.astype(jnp.float32) for x in (image, text, *numbers))
-    return _loss(loss, layout, image, text, *numbers, pair)
+    image, texts, *numbers = (x.astype(jnp.float32) for x in (image, texts, *numbers))
+    return _loss(loss, layout, image, texts, *numbers, pair)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _loss(loss, layout, image, text, scale, bias, pair):
-    return _on_mesh(loss, layout, image, text, scale, bias, pair, gradients=False)[0]
+def _loss(loss, layout, image, texts, scale, bias, pair):
+    return _on_mesh(loss, layout, image, texts, scale, bias, pair, gradients=False)[0]
 
 
 def _forward(loss, layout, *inputs):
@@ -127,19 +143,19 @@ def _on_mesh(
     loss: PairLoss,
     layout: Layout,
     image: jax.Array,
-    text: jax.Array,
+    texts: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
     pair: jax.Array,
     *,
     gradients: bool,
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], tuple[jax.Array, ...] | None]:
-    """Returns ((loss, metrics), gradients of image, text, scale and bias or None)."""
+    """Returns ((loss, metrics), gradients of image, texts, scale and bias or None)."""
     on_device = functools.partial(
         _on_device, loss, layout, devices=_devices(layout), gradients=gradients
     )
     if layout.mesh is None:
-        return on_device(image, text, scale, bias, pair)
+        return on_device(image, texts, scale, bias, pair)
     sharded, replicated = PartitionSpec(layout.axis), PartitionSpec()
     gradient_specs = (sharded, sharded, replicated, replicated)
     return jax.shard_map(
@@ -148,22 +164,34 @@ def _on_mesh(
         in_specs=(sharded, sharded, replicated, replicated, sharded),
         out_specs=((replicated, replicated), gradient_specs if gradients else None),
         check_vma=False,
-    )(image, text, scale, bias, pair)
+    )(image, texts, scale, bias, pair)
 
 
-def _on_device(loss, layout, image, text, scale, bias, pair, *, devices, gradients):
-    """Computes one device's part: its b images [b, D] against all texts, of which it holds b."""
+def _on_device(loss, layout, image, texts, scale, bias, pair, *, devices, gradients):
+    """Computes one device's part: its images [b, D] against all texts, of which it holds [b, K, D];
+    of an image's K texts the first P are its positives.
+    """
     add = (lambda x: lax.psum(x, layout.axis)) if devices > 1 else (lambda x: x)
     passes = _ring if layout.implementation == 'ring' and devices > 1 else _gather
+    local, of_each, _ = texts.shape
+    is_positive = jnp.arange(of_each) < layout.positives
+    real = pair[:, None] >= 0
+    text_pair = jnp.where(is_positive, pair[:, None], jnp.where(real, HARD_NEGATIVE, NOTHING))
+    own_texts = Embeddings(texts.reshape(local * of_each, -1), text_pair.reshape(-1))
     images = Embeddings(image, pair)
-    accumulate, differentiate = passes(loss, layout, images, text, scale, bias, devices)
+    accumulate, differentiate = passes(loss, layout, images, own_texts, scale, bias, devices)
 
-    positive, of_image, of_text = accumulate()
+    def of_pairs(x: jax.Array) -> jax.Array:
+        return x.reshape(local, of_each)[:, : layout.positives]
+
+    of_image, of_text = accumulate()
+    positive, *of_text = map(of_pairs, of_text)
+    of_image = tuple(x[:, None] for x in of_image)
     value, slope, image_normalizer, text_normalizer = loss.finalize(positive, of_image, of_text)
-    count = jnp.maximum(add(jnp.sum(pair >= 0)), 1)
+    count = jnp.maximum(add(jnp.sum(real)), 1) * layout.positives
 
     def mean(x: jax.Array) -> jax.Array:
-        return add(jnp.sum(jnp.where(pair >= 0, x, 0))) / count
+        return add(jnp.sum(jnp.where(real, x, 0))) / count
 
     metrics = {
         'accuracy/image_to_text': mean(positive > of_image[0]),
@@ -171,43 +199,38 @@ def _on_device(loss, layout, image, text, scale, bias, pair, *, devices, gradien
     }
     if not gradients:
         return (mean(value), metrics), None
-    slope = jnp.where(pair >= 0, slope, 0)
-    d_image, d_text, d_bias = differentiate(image_normalizer, text_normalizer)
-    d_image = (d_image + slope[:, None] * text) / count
-    d_text = (d_text + slope[:, None] * image) / count
+    slope = jnp.where(real, slope, 0)
+    hard_negatives = [(0, 0), (0, of_each - layout.positives)]
+    text_normalizer = jnp.pad(text_normalizer, hard_negatives, constant_values=jnp.inf)
+    d_image, d_texts, d_bias = differentiate(image_normalizer, text_normalizer.reshape(-1))
+    slopes = jnp.pad(slope, hard_negatives)[..., None]
+    d_image = (d_image + jnp.sum(slopes * texts, axis=1)) / count
+    d_texts = (d_texts.reshape(texts.shape) + slopes * image[:, None]) / count
     d_scale = add(jnp.sum(image * d_image))
     d_bias = add(d_bias + jnp.sum(slope)) / count
-    return (mean(value), metrics), (scale * d_image, scale * d_text, d_scale, d_bias)
+    return (mean(value), metrics), (scale * d_image, scale * d_texts, d_scale, d_bias)
 
 
-def _gather(loss, layout, images, text, scale, bias, devices):
+def _gather(loss, layout, images, texts, scale, bias, devices):
     """All-gathers the texts once; a text's statistics are reduced over all devices."""
     gather = functools.partial(lax.all_gather, axis_name=layout.axis, tiled=True)
-    all_texts = Embeddings(text, images.pair)
-    if devices > 1:
-        all_texts = Embeddings(gather(text), gather(images.pair))
-    total, local = len(all_texts.pair), len(images.pair)
+    all_texts = jax.tree.map(gather, texts) if devices > 1 else texts
+    total, local = len(all_texts.pair), len(texts.pair)
     split, join = _blocks(total, layout.block_size)
-    blocks = Embeddings(split(all_texts.values), split(all_texts.pair, fill=-1))
+    blocks = Embeddings(split(all_texts.values), split(all_texts.pair, fill=NOTHING))
 
     def accumulate():
-        (positive, of_image), of_text = _accumulate(
-            loss,
-            images,
-            (jnp.zeros(local), _no_negatives(local)),
-            blocks,
-            _no_negatives(blocks.pair.shape),
-            scale,
-            bias,
-        )
-        of_text = jax.tree.map(join, of_text)
+        start = _no_negatives(len(images.pair)), _nothing(blocks.pair.shape)
+        of_image, of_text = _accumulate(loss, images, start[0], blocks, start[1], scale, bias)
+        positive, old_maximum, sums = jax.tree.map(join, of_text)
         if devices == 1:
-            return positive, of_image, of_text
-        maximum = lax.pmax(of_text[0], layout.axis)
-        sums = lax.psum(of_text[1] * loss.rescale(of_text[0] - maximum), layout.axis)
+            return of_image, (positive, old_maximum, sums)
+        maximum = lax.pmax(old_maximum, layout.axis)
+        sums = lax.psum(sums * loss.rescale(old_maximum - maximum), layout.axis)
         start = lax.axis_index(layout.axis) * local
         own = functools.partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=local)
-        return positive, of_image, (own(maximum), own(sums))
+        # The positives of a device's own texts are its own images.
+        return of_image, (own(positive), own(maximum), own(sums))
 
     def differentiate(image_normalizer, text_normalizer):
         if devices > 1:
@@ -225,13 +248,13 @@ def _gather(loss, layout, images, text, scale, bias, devices):
     return accumulate, differentiate
 
 
-def _ring(loss, layout, images, text, scale, bias, devices):
+def _ring(loss, layout, images, texts, scale, bias, devices):
     """Rotates blocks of texts with their statistics; after a full round each is back on its device.
 
     `local` are this device's own texts, `remote` those that it holds at one step of the rotation.
     """
-    split, join = _blocks(len(text), layout.block_size)
-    local = Embeddings(split(text), split(images.pair, fill=-1))
+    split, join = _blocks(len(texts.pair), layout.block_size)
+    local = Embeddings(split(texts.values), split(texts.pair, fill=NOTHING))
     to_next = [(i, (i + 1) % devices) for i in range(devices)]
     send = functools.partial(lax.ppermute, axis_name=layout.axis, perm=to_next)
 
@@ -244,10 +267,9 @@ def _ring(loss, layout, images, text, scale, bias, devices):
             )
             return of_images, sent, jax.tree.map(send, of_remote)
 
-        count = len(images.pair)
-        start = (jnp.zeros(count), _no_negatives(count)), local, _no_negatives(local.pair.shape)
-        (positive, of_image), _, of_text = lax.fori_loop(0, devices, rotate, start)
-        return positive, of_image, jax.tree.map(join, of_text)
+        start = _no_negatives(len(images.pair)), local, _nothing(local.pair.shape)
+        of_image, _, of_text = lax.fori_loop(0, devices, rotate, start)
+        return of_image, jax.tree.map(join, of_text)
 
     def differentiate(image_normalizer, text_normalizer):
         def rotate(_, carry):
@@ -296,6 +318,11 @@ def _no_negatives(shape: int | tuple[int, ...]) -> Statistics:
     return jnp.full(shape, LOWEST), jnp.zeros(shape)
 
 
+def _nothing(shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """The initial positive logits of texts, and their statistics."""
+    return jnp.zeros(shape), *_no_negatives(shape)
+
+
 def _logits(
     image: Embeddings, text: Embeddings, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -306,21 +333,21 @@ def _logits(
     cosine = jnp.matmul(text.values, image.values.T, precision=lax.Precision.HIGHEST)
     logits = scale * cosine + bias
     same = text.pair[:, None] == image.pair
-    real = (text.pair[:, None] >= 0) & (image.pair >= 0)
+    real = (text.pair[:, None] != NOTHING) & (image.pair >= 0)
     return jnp.where(same & real, logits, 0), jnp.where(real & ~same, logits, -jnp.inf)
 
 
 def _accumulate(
     loss: PairLoss,
     image: Embeddings,
-    of_images: tuple[jax.Array, Statistics],
+    of_images: Statistics,
     texts: Embeddings,
-    of_texts: Statistics,
+    of_texts: tuple[jax.Array, ...],
     scale: jax.Array,
     bias: jax.Array,
-) -> tuple[tuple[jax.Array, Statistics], Statistics]:
-    """Adds blocks of texts to the images' (positive logit, statistics), and the images to the
-    texts' statistics.
+) -> tuple[Statistics, tuple[jax.Array, ...]]:
+    """Adds blocks of texts to the images' statistics, and the images to the texts' (positive logit,
+    maximum, sum): a text has one positive, an image may have several.
     """
 
     def add(statistics: Statistics, negatives: jax.Array, axis: int) -> Statistics:
@@ -328,12 +355,11 @@ def _accumulate(
         terms = loss.term(negatives, jnp.expand_dims(maximum, axis))
         return maximum, statistics[1] * loss.rescale(statistics[0] - maximum) + terms.sum(axis)
 
-    def step(carry: tuple, block: tuple) -> tuple[tuple, Statistics]:
-        positive, of_image = carry
-        text, of_text = block
+    def step(of_image: Statistics, block: tuple) -> tuple[Statistics, tuple[jax.Array, ...]]:
+        text, (positive, maximum, sums) = block
         positives, negatives = _logits(image, text, scale, bias)
-        carry = positive + positives.sum(axis=0), add(of_image, negatives, 0)
-        return carry, add(of_text, negatives, 1)
+        of_text = positive + positives.sum(axis=1), *add((maximum, sums), negatives, 1)
+        return add(of_image, negatives, 0), of_text
 
     return lax.scan(step, of_images, (texts, of_texts))
 

@@ -1,11 +1,13 @@
 """CLIP's loss: symmetric softmax cross-entropy over the similarities of images and texts."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clip_jax import lookup
-from clip_jax.losses import _blockwise
+from clip_jax.losses import _blockwise, _dense, _texts
 from clip_jax.models.clip import INIT_LOGIT_SCALE
 
 IMPLEMENTATIONS = ('dense', *_blockwise.IMPLEMENTATIONS)
@@ -19,6 +21,8 @@ def loss(
     bias: jax.Array | None = None,
     *,
     mask: jax.Array | None = None,
+    negatives: jax.Array | None = None,
+    dims: Sequence[int] = (),
     mesh: Mesh | None = None,
     axis: str | tuple[str, ...] = 'data',
     implementation: str | None = None,
@@ -27,7 +31,9 @@ def loss(
     r"""Computes CLIP's loss, the mean over i of ``(CE(S, i) + CE(S^T, i)) / 2``.
 
     ``S = scale * image @ text.T``, and ``CE(S, i) = -log(exp(S_ii) / sum_j exp(S_ij))`` is the
-    cross-entropy of row i, whose positive is column i.
+    cross-entropy of row i, whose positive is column i. If an image has several positives, the value
+    is the mean over all pairs: the cross-entropy of an image and one of its positives leaves out
+    the other ones, and that of a text is over all images.
 
     Example:
         >>> import jax.numpy as jnp
@@ -43,11 +49,18 @@ def loss(
     Args:
         image: L2-normalized image embeddings of the global batch, float [B, D].
         text: L2-normalized text embeddings, float [B, D]. `image[i]` and `text[i]` are a positive
-            pair; all other combinations are negatives.
+            pair; all other combinations are negatives. Or [B, P, D]: `image[i]` has the positives
+            `text[i, 0]` to `text[i, P - 1]`.
         scale: the inverse temperature, [].
         bias: must be None. The same number added to all logits does not change a softmax.
-        mask: bool [B]; pairs where it is False are neither positives nor negatives. None: all
-            count.
+        mask: bool [B]; pairs where it is False, with their hard negatives, are neither positives
+            nor negatives. None: all count.
+        negatives: L2-normalized embeddings of N hard negatives of each image, such as captions with
+            swapped words, float [B, N, D]; more
+            negatives of every image (NegCLIP). They are no rows of text -> image.
+        dims: lengths of prefixes of the embeddings, increasing, such as (64, 128, 256); the value
+            is the mean of the losses of the L2-normalized prefixes (Matryoshka). (): the embeddings
+            as they are.
         mesh: the device mesh, for the implementations 'gather' and 'ring'.
         axis: the mesh axis or axes that the batch is sharded over.
         implementation: 'dense', 'gather' or 'ring', see clip_jax/losses/__init__.py. None: 'gather'
@@ -56,15 +69,19 @@ def loss(
 
     Returns:
         The loss, float32 [], and metrics: 'accuracy/image_to_text' and 'accuracy/text_to_image',
-        the fraction of embeddings whose positive has the highest similarity; ties count as wrong.
+        the fraction of positives with a higher similarity than all negatives of their image and of
+        their text; ties count as wrong. With `dims`, those of the whole embeddings.
 
     Raises:
-        ValueError: if there is a bias, an unknown implementation, or a batch that cannot be
-            sharded.
+        ValueError: if there is a bias, an unknown implementation, a batch that cannot be sharded,
+            or shapes or dims that do not fit.
 
     References:
       Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021
       (arXiv 2103.00020), figure 3.
+      Yuksekgonul et al., When and Why Vision-Language Models Behave like Bags-of-Words, 2022
+      (arXiv 2210.01936): hard negatives.
+      Kusupati et al., Matryoshka Representation Learning, 2022 (arXiv 2205.13147).
     """
     if bias is not None:
         raise ValueError(
@@ -73,42 +90,49 @@ def loss(
     if implementation is None:
         implementation = 'dense' if mesh is None else 'gather'
     lookup.check(implementation, IMPLEMENTATIONS, what='losses/softmax: implementation')
-    if implementation == 'dense':
-        return _dense(image, text, scale, mask)
     layout = _blockwise.Layout(implementation, mesh, axis, block_size)
-    return _blockwise.contrast(_PAIRS, layout, image, text, scale, None, mask)
+
+    def one(
+        image: jax.Array, text: jax.Array, negatives: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        if implementation == 'dense':
+            return _from_matrix(_dense.matrix(image, text, negatives, scale, None, mask))
+        return _blockwise.contrast(_PAIRS, layout, image, text, negatives, scale, None, mask)
+
+    return _texts.over_dims(one, dims, image, text, negatives)
 
 
-def _dense(
-    image: jax.Array, text: jax.Array, scale: jax.Array, mask: jax.Array | None
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The similarity matrix as one array; on a mesh its rows are sharded as the batch is."""
-    image, text = image.astype(jnp.float32), text.astype(jnp.float32)
-    valid = jnp.ones(len(image), bool) if mask is None else mask
-    # The default precision is bfloat16 on TPU and TF32 on GPU: too coarse for logits of up to 100.
-    similarity = scale * jnp.matmul(image, text.T, precision=jax.lax.Precision.HIGHEST)
-    positive = jnp.diagonal(similarity)
-    is_negative = valid[:, None] & valid & ~jnp.eye(len(image), dtype=bool)
+def _from_matrix(matrix: _dense.Matrix) -> tuple[jax.Array, dict[str, jax.Array]]:
+    logits, is_negative, positive, valid = matrix
     # Not -inf: for a single pair, which has no negatives, the gradient would be NaN.
-    negatives = jnp.where(is_negative, similarity, _blockwise.LOWEST)
+    negatives = jnp.where(is_negative, logits, _blockwise.LOWEST)
+    of_images = negatives.reshape(len(negatives), -1)
+    of_texts = negatives[..., : positive.shape[1]]
     # Cross-entropy is log(1 + sum of negatives / positive), which in this form is exact near 0.
-    over_texts = jax.nn.softplus(jax.nn.logsumexp(negatives, axis=1) - positive)
-    over_images = jax.nn.softplus(jax.nn.logsumexp(negatives, axis=0) - positive)
-    return jnp.mean((over_texts + over_images) / 2, where=valid), {
-        'accuracy/image_to_text': jnp.mean(positive > negatives.max(axis=1), where=valid),
-        'accuracy/text_to_image': jnp.mean(positive > negatives.max(axis=0), where=valid),
-    }
+    over_texts = jax.nn.logsumexp(of_images, axis=1, keepdims=True)
+    over_images = jax.nn.logsumexp(of_texts, axis=0)
+    value = (jax.nn.softplus(over_texts - positive) + jax.nn.softplus(over_images - positive)) / 2
+    highest = of_images.max(axis=1, keepdims=True), of_texts.max(axis=0)
+    return jnp.mean(value, where=valid), _dense.accuracy(positive, *highest, valid)
 
 
 def _finalize(
     positive: jax.Array, image: _blockwise.Statistics, text: _blockwise.Statistics
 ) -> tuple[jax.Array, ...]:
-    """Cross-entropy in both directions; the normalizers are log-sum-exp over a row and a column."""
+    """Cross-entropy in both directions; the normalizers are log-sum-exp over a row and a column.
+
+    A negative of an image is in the cross-entropy of each of its positives; the image's normalizer
+    is of the sum of their derivatives.
+    """
     # A single pair has no negatives: their sum is 0 and its logarithm -inf.
     of_image, of_text = (maximum + jnp.log(total) for maximum, total in (image, text))
     value = (jax.nn.softplus(of_image - positive) + jax.nn.softplus(of_text - positive)) / 2
     slope = -(jax.nn.sigmoid(of_image - positive) + jax.nn.sigmoid(of_text - positive)) / 2
-    return value, slope, jnp.logaddexp(of_image, positive), jnp.logaddexp(of_text, positive)
+    over_texts = jnp.logaddexp(of_image, positive)
+    over_positives = -jax.nn.logsumexp(-over_texts, axis=1)
+    if positive.shape[1] == 1:
+        over_positives = over_texts[:, 0]
+    return value, slope, over_positives, jnp.logaddexp(of_text, positive)
 
 
 _PAIRS = _blockwise.PairLoss(

@@ -123,21 +123,27 @@ class CLIP(nn.Module):
 
         Args:
             images: float [B, H, W, 3], normalized by mean and std.
-            tokens: token ids, int32 [B, L].
+            tokens: token ids, int32 [B, L], or of K texts of each image, int32 [B, K, L].
             train: whether dropout is on and running statistics are updated.
             locked: the towers, 'image' or 'text', for which `train` does not hold.
             example_index: int32 [B], positions in the global batch, on which random numbers for an
                 example depend; None: 0, 1, 2, …
 
         Returns:
-            L2-normalized embeddings of images and texts, float32 [B, embed_dim] each, the factor of
-            their similarities, float32 [], and the logit bias, float32 [] or None.
+            L2-normalized embeddings of images and texts, float32 [B, embed_dim] each, or of texts
+            [B, K, embed_dim]; the factor of their similarities, float32 [], and the logit bias,
+            float32 [] or None.
         """
         of_image, of_text = (train and tower not in locked for tower in ('image', 'text'))
         image = self.encode_image(images, train=of_image, example_index=example_index)
-        text = self.encode_text(tokens, train=of_text, example_index=example_index)
+        *shape, length = tokens.shape
+        if example_index is not None and len(shape) == 2:
+            # Every text has random numbers of its own.
+            example_index = (example_index[:, None] * shape[1] + jnp.arange(shape[1])).reshape(-1)
+        texts = tokens.reshape(-1, length)
+        text = self.encode_text(texts, train=of_text, example_index=example_index)
         image, text = l2_normalize(image), l2_normalize(text)
-        return image, text, *self.scale_and_bias()
+        return image, text.reshape(*shape, -1), *self.scale_and_bias()
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:

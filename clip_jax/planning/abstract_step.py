@@ -56,7 +56,12 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
     average = ema.make(**config.ema)
     function = train_step.bind_step(
         model,
-        build.loss(config.loss, mesh),
+        build.loss(
+            config.loss,
+            mesh,
+            captions=config.data.captions_per_image,
+            hard_negatives=config.data.hard_negatives,
+        ),
         optimizer,
         mean=preprocess.CLIP_MEAN,
         std=preprocess.CLIP_STD,
@@ -64,6 +69,7 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
         spike=config.skip_updates.loss_spike_std,
         shard_optimizer=config.mesh.shard_optimizer,
         average=average,
+        captions_per_image=config.data.captions_per_image,
     )
     shapes = state.abstract_state(
         model,

@@ -32,8 +32,8 @@ def value_and_grad(
     for each.
 
     Args:
-        embed: (params, buffers, batch) -> ((image, text), buffers), embeddings [B, D]. It is called
-            twice for each micro-batch and must draw the same random numbers both times.
+        embed: (params, buffers, batch) -> ((image, text), buffers), embeddings [B, …, D]. It is
+            called twice for each micro-batch and must draw the same random numbers both times.
         scale_and_bias: params -> (scale, bias), the other inputs of the loss.
         loss: (image, text, scale, bias) -> (value, metrics).
         constrain: constrains the sharding of gradients.

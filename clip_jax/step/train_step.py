@@ -32,14 +32,17 @@ def train_step(
     spike: float = 0.0,
     shard_optimizer: bool = False,
     average: Average | None = None,
+    captions_per_image: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one update on a global batch.
 
     Args:
         state: the training state.
-        batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}.
+        batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}; or tokens int32 [B, K, L] of
+            K texts of each image, first `captions_per_image` captions, then hard negatives.
         model: the model.
-        loss: (image, text, scale, bias) -> (value, metrics), as build.loss makes it.
+        loss: (image, text, scale, bias) -> (value, metrics), as build.loss makes it; with hard
+            negatives it also takes `negatives`.
         optimizer: the optimizer, which also says what is trained.
         normalize: uint8 images -> float images.
         microbatches: the number of parts in which the batch is embedded (see grad_cache).
@@ -48,10 +51,15 @@ def train_step(
         shard_optimizer: whether gradients and the optimizer's state are sharded over `data` too, so
             that each device computes a part of the update (ZeRO-1, arXiv 1910.02054).
         average: how the moving average of the parameters is updated; None: there is none.
+        captions_per_image: the number of texts of an image that are its positives.
 
     Returns:
         The next state, and scalar metrics.
+
+    Raises:
+        ValueError: while it is traced, if the batch has fewer texts than `captions_per_image`.
     """
+    loss = _with_texts(loss, batch['tokens'].shape, captions_per_image)
     logical_axes = clip.logical_axes(model)
     trained, frozen = optimizer.split(state.params)
     batch = {**batch, 'example_index': jnp.arange(len(batch['image']), dtype=jnp.int32)}
@@ -141,6 +149,27 @@ def _embedder(
     return embed
 
 
+def _with_texts(loss: Callable, tokens: tuple[int, ...], captions: int) -> Callable:
+    """Returns the loss of embeddings of tokens [B, L] or [B, K, L]."""
+    texts = tokens[1] if len(tokens) == 3 else 1
+    if captions > texts:
+        raise ValueError(
+            f'data.captions_per_image is {captions}, but the batch has tokens {[*tokens]}; '
+            f'expected [B, K, L] with K, the number of texts of an image, of at least {captions}'
+        )
+    if len(tokens) == 2:
+        return loss
+
+    def split(
+        image: jax.Array, text: jax.Array, scale: jax.Array, bias: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        positives = text[:, :captions] if captions > 1 else text[:, 0]
+        negatives = {'negatives': text[:, captions:]} if texts > captions else {}
+        return loss(image, positives, scale, bias, **negatives)
+
+    return split
+
+
 def bind_step(
     model: clip.CLIP,
     loss: Callable,
@@ -152,13 +181,15 @@ def bind_step(
     spike: float = 0.0,
     shard_optimizer: bool = False,
     average: Average | None = None,
+    captions_per_image: int = 1,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Binds the arguments of `train_step` other than state and batch.
 
     Args:
         mean: the mean that is subtracted from the pixels of red, green and blue.
         std: the standard deviation that they are divided by.
-        model, loss, optimizer, microbatches, spike, shard_optimizer, average: see `train_step`.
+        model, loss, optimizer, microbatches, spike, shard_optimizer, average, captions_per_image: see
+            `train_step`.
     """
     return functools.partial(
         train_step,
@@ -170,6 +201,7 @@ def bind_step(
         spike=spike,
         shard_optimizer=shard_optimizer,
         average=average,
+        captions_per_image=captions_per_image,
     )
 
 

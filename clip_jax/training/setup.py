@@ -60,7 +60,12 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     sharding.check_batch(config.batch_size, config.microbatches, mesh)
     options = compiler_options.parse(config.compiler_options, mesh.local_devices[0], mesh.size)
     average = ema.make(**config.ema)
-    loss = build.loss(config.loss, mesh)
+    loss = build.loss(
+        config.loss,
+        mesh,
+        captions=config.data.captions_per_image,
+        hard_negatives=config.data.hard_negatives,
+    )
     augment = examples.Augment(**config.data.augment)
     filter = examples.Filter(**config.data.filter)
     captions = build.captions(config.data)
@@ -103,6 +108,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         spike=config.skip_updates.loss_spike_std,
         shard_optimizer=config.mesh.shard_optimizer,
         average=average,
+        captions_per_image=config.data.captions_per_image,
     )
     return Parts(
         mesh=mesh,
@@ -196,6 +202,7 @@ def _check_counts(config: ConfigDict) -> None:
     counts = {name: config[name] for name in ('batch_size', 'microbatches', 'log_every')}
     skip_updates = config.skip_updates
     counts |= {'eval_every': config.eval_every}
+    counts |= {'data.captions_per_image': config.data.captions_per_image}
     counts |= {'skip_updates.max_consecutive': skip_updates.max_consecutive}
     counts |= {f'checkpoint.{name}': config.checkpoint[name] for name in ('every', 'keep')}
     for name, count in counts.items():

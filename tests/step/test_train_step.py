@@ -86,3 +86,18 @@ def test_the_state_is_on_every_device_and_seeds_differ():
     other = state.create(model, optimizer, seed=1, mesh=mesh)
     kernel = 'image_projection'
     assert not np.array_equal(other.params[kernel]['kernel'], eight.params[kernel]['kernel'])
+
+
+@pytest.mark.slow
+def test_one_text_on_an_axis_of_its_own_is_one_caption():
+    current, step, put = setup(1)
+    data = batch(0)
+    _, plain = step(current, put(data))
+    _, other = step(current, put({**data, 'tokens': data['tokens'][:, None]}))
+    assert plain['loss'] == other['loss']
+
+
+def test_a_batch_with_fewer_texts_than_captions_is_refused():
+    current, step, put = setup(1, captions=2)
+    with pytest.raises(ValueError, match=r'captions_per_image is 2, but .* \[16, 8\]; expected'):
+        step(current, put(batch(0)))

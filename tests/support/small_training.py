@@ -62,6 +62,7 @@ def setup(
     card: dict = CARD,
     loss: dict | None = None,
     microbatches: int = 1,
+    captions: int = 1,
     learning_rate: float = 3e-3,
     optimizer: dict | None = None,
     decay: float = 0.0,
@@ -77,13 +78,14 @@ def setup(
     step = jax.jit(
         bind_step(
             model,
-            build.loss(loss, mesh),
+            build.loss(loss, mesh, captions=captions),
             made,
             mean=preprocess.CLIP_MEAN,
             std=preprocess.CLIP_STD,
             microbatches=microbatches,
             shard_optimizer=shard_optimizer,
             average=average,
+            captions_per_image=captions,
         )
     )
 

@@ -83,6 +83,13 @@ def test_the_options_of_our_sources_are_their_parameters(config):
         assert {*options} == {*parameters}, kind
 
 
+@pytest.mark.slow
+def test_dims_of_the_loss_are_at_most_the_embeddings(tiny_config, tmp_path):
+    done = train(tiny_config, tmp_path / 'run', 'loss.dims=(8,4096)')
+    *_, line = done.stderr.splitlines()
+    assert done.returncode == 1 and 'losses: dims is (8, 4096); expected' in line
+
+
 def test_training_says_so_before_anything_is_written(tiny_config, tmp_path):
     page = tmp_path / 'mine.py'
     page.write_text(f"""
