@@ -21,7 +21,7 @@ from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, toke
 from clip_jax.data import inputs
 from clip_jax.data.preprocess import Preprocess, normalize
 from clip_jax.data.tools.scan import in_order
-from clip_jax.models import clip
+from clip_jax.models import clip, matryoshka
 from clip_jax.models.clip import CLIP, l2_normalize, shapes
 
 FEATURES = ('embedding', 'pre_projection')
@@ -62,7 +62,9 @@ class Clip:
         """Returns the same model with other fields of `preprocess`, such as `max_pixels`."""
         return dataclasses.replace(self, preprocess=dataclasses.replace(self.preprocess, **changes))
 
-    def encode_image(self, images: Any, *, features: str = 'embedding') -> np.ndarray:
+    def encode_image(
+        self, images: Any, *, features: str = 'embedding', dim: int | None = None
+    ) -> np.ndarray:
         """Embeds one image or a sequence of images.
 
         Threads read and preprocess the images ahead of the devices.
@@ -73,17 +75,20 @@ class Clip:
                 [N, H, W, 3]. A generator is read batch by batch.
             features: 'embedding', L2-normalized; or 'pre_projection', the image encoder's output
                 before the projection, not normalized.
+            dim: only the first coordinates of embeddings, L2-normalized again (Matryoshka).
 
         Returns:
-            float32 [N, feature_dim(features)].
+            float32 [N, feature_dim(features)], or [N, dim].
 
         Raises:
-            ValueError: an image cannot be read, `features` is unknown, or the call is inside jit.
+            ValueError: an image cannot be read, `features` or `dim` is wrong, or the call is inside
+                jit.
         """
+        matryoshka.check(dim, self.model.embed_dim, features=features)
         if isinstance(images, Iterator):
-            batches = groups(images, self.batch_size)
-            parts = [self.encode_image(some, features=features) for some in batches]
-            return np.concatenate(parts or [self.encode_image([], features=features)])
+            encode = functools.partial(self.encode_image, features=features, dim=dim)
+            parts = [encode(some) for some in groups(images, self.batch_size)]
+            return np.concatenate(parts or [encode([])])
         images = inputs.images(images)
         prepared = in_order(
             lambda i: self.preprocess(inputs.image(images[i])),
@@ -96,8 +101,8 @@ class Clip:
             batches = map(np.stack, groups(prepared, self.batch_size))
             embedded = list(self.encode_batches(batches, features=features))
         if not embedded:
-            return np.zeros((0, self.feature_dim(features)), np.float32)
-        return np.concatenate(embedded)
+            return np.zeros((0, dim or self.feature_dim(features)), np.float32)
+        return matryoshka.first(np.concatenate(embedded), dim)
 
     def encode_batches(
         self, batches: Iterable[np.ndarray], *, features: str = 'embedding'
@@ -129,11 +134,14 @@ class Clip:
             where=sharding.replicated(self.mesh),
         )
 
-    def encode_text(self, texts: str | Iterable[str] | np.ndarray) -> np.ndarray:
+    def encode_text(
+        self, texts: str | Iterable[str] | np.ndarray, *, dim: int | None = None
+    ) -> np.ndarray:
         """Embeds texts or tokens.
 
         Args:
             texts: one text; a sequence, generator or Series of texts; or their tokens, int [N, L].
+            dim: as in `encode_image`.
 
         Returns:
             float32 [N, D], L2-normalized.
@@ -141,6 +149,7 @@ class Clip:
         Raises:
             ValueError: a text is not a str, the model has no tokenizer, or the call is inside jit.
         """
+        matryoshka.check(dim, self.model.embed_dim)
         texts = inputs.texts(texts)
         where = sharding.replicated(self.mesh)
         forward = functools.partial(_text_embeddings, model=self.model, where=where)
@@ -160,7 +169,8 @@ class Clip:
             for start in range(0, len(texts), self.batch_size)
         )
         empty = np.zeros((0, self.model.embed_dim), np.float32)
-        return np.concatenate([empty, *self._embedded(forward, batches, 'encode_text')])
+        rows = np.concatenate([empty, *self._embedded(forward, batches, 'encode_text')])
+        return matryoshka.first(rows, dim)
 
     def classify(
         self,

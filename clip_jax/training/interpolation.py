@@ -145,9 +145,7 @@ def check_alpha(alpha: Any) -> None:
     """Raises ValueError if a weight is no number from 0 to 1."""
     number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
     if not number or not 0 <= alpha <= 1:
-        raise ValueError(
-            f'alpha is {alpha!r}; expected a number from 0, which is A, to 1, which is B'
-        )
+        raise ValueError(f'alpha is {alpha!r}; expected a number from 0 (all of A) to 1 (all of B)')
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:
