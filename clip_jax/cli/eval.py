@@ -64,7 +64,7 @@ def _details(args: argparse.Namespace) -> str:
     if args.name == SUITE:
         return suite.HELP
     evaluate = lookup.module('evals', args.name, 'evaluate').evaluate
-    parts = [f'options of {args.name}:\n{_help.options(evaluate, own=3)}', DIMS]
+    parts = [DIMS, f'options of {args.name}:\n{_help.options(evaluate, own=3)}']
     if args.data:
         parts.append(_help.source_options(_flags.kinds(args.data), '--data.'))
     return '\n\n'.join(parts)

@@ -74,9 +74,8 @@ def search(
         )
     if not queries:
         return []
-    scores, places = _nearest(
-        source, _embed(queries, _model(source, model), source.description.dim or None), k
-    )
+    dim = source.description.dim or None
+    scores, places = _nearest(source, _embed(queries, _model(source, model), dim), k)
     hits = [
         [_hit(source, float(score), int(i)) for score, i in zip(*found, strict=True)]
         for found in zip(scores, places, strict=True)

@@ -47,8 +47,8 @@ def check(function: Callable, options: Mapping[str, Any], what: str) -> tuple[in
             )
     if options.get('save'):
         raise ValueError(
-            f'{what}: dims and save: each dimension has a probe of its own; give one of the two, or '
-            'write embeddings with clip-jax embed --dim'
+            f'{what}: dims and save: each dimension has a probe of its own; give one of the two, '
+            'or write embeddings with clip-jax embed --dim'
         )
     return tuple(sorted({*several}))
 
@@ -111,7 +111,7 @@ def _reader(encode_image: Callable, source: Source) -> Callable[[], tuple[np.nda
 
 
 class _Cut:
-    """A data set whose images are embedded, and of whose embeddings the first coordinates remain."""
+    """A data set whose images are embedded, with the first coordinates of their embeddings."""
 
     def __init__(
         self, source: Source, read: Callable[[], tuple[np.ndarray, list]], dim: int | None

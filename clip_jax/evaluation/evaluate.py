@@ -15,6 +15,7 @@ from clip_jax.data import sources
 from clip_jax.data.sources import Source
 from clip_jax.evaluation import dims, encoders
 from clip_jax.evaluation.encoders import Load, Model
+from clip_jax.models import matryoshka
 from clip_jax.runtime import environment
 
 
@@ -69,6 +70,8 @@ class Evaluation:
         encode_image, encode_text = encoders.encoders_for(
             clip, self.sources, path=path or '', load=load
         )
+        if self.dims and clip:  # before anything is embedded
+            matryoshka.check(max(self.dims), clip.model.embed_dim)
         encode = encode_image, encode_text
         found = dims.evaluate(self.function, self.dims, encode, self.data, self.others)
         _check(self.settings['type'], found)

@@ -17,8 +17,8 @@ def check(dim: int | None, width: int, *, features: str = 'embedding') -> None:
         return
     if features != 'embedding':
         raise ValueError(
-            f'dim is {dim} and features {features!r}; only embeddings can be cut: leave dim out, or '
-            "take features='embedding'"
+            f'dim is {dim} and features {features!r}; only embeddings can be cut: leave dim out, '
+            "or take features='embedding'"
         )
     if type(dim) is not int or not 1 <= dim <= width:
         raise ValueError(

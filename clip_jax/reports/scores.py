@@ -156,7 +156,7 @@ def shots(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) 
 
 @_style.shows()
 def dims(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) -> None:
-    """Draws the headline score over the number of first coordinates: report['dims'], [dim, score]."""
+    """Draws the headline score of the first coordinates: report['dims'], [dim, score]."""
     counts, values = zip(*sorted(report['dims']), strict=True)
     headline = next(iter(report['scores']))
     title = f'{_style.title(report)} by dimension'

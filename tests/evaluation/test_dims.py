@@ -51,7 +51,7 @@ def test_embeddings_are_cut_and_normalized_again(clip):
 
 
 @pytest.mark.parametrize(
-    'name, options',
+    ('name', 'options'),
     [
         ('zeroshot', CLASSES),
         ('retrieval', {}),

@@ -100,7 +100,7 @@ def test_what_cannot_be_interpolated(pair, tmp_path):
     assert 'expected at least 2' in refused(*pair, '--sweep=1', *sweep)
     assert 'no such file or folder' in refused(pair[0], tmp_path / 'no', '--alpha=0.5', out)
     others = {
-        'text.heads': {'model': {'text': {'heads': 4}}},
+        'text.causal': {'model': {'text': {'causal': False}}},
         'preprocess.size': {'preprocess': {'size': 40}},
         'tokenizer.name': {'tokenizer': {'name': 'bpe'}},
     }
