@@ -116,23 +116,13 @@ class Clip:
         Yields:
             float32 [B, feature_dim(features)] for each batch.
         """
-        return self._embedded(self._forward(features), batches, 'encode_image')
+        return self._embedded(_forward(self, features), batches, 'encode_image')
 
     def feature_dim(self, features: str = 'embedding') -> int:
         """Returns the size of one image's features, 'embedding' or 'pre_projection'."""
         size = self.preprocess.size
         image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
-        return jax.eval_shape(self._forward(features), self.variables, image).shape[1]
-
-    def _forward(self, features: str) -> Callable:
-        return functools.partial(
-            _image_features,
-            model=self.model,
-            mean=tuple(self.preprocess.mean),
-            std=tuple(self.preprocess.std),
-            features=lookup.check(features, FEATURES, what='features'),
-            where=sharding.replicated(self.mesh),
-        )
+        return jax.eval_shape(_forward(self, features), self.variables, image).shape[1]
 
     def encode_text(
         self, texts: str | Iterable[str] | np.ndarray, *, dim: int | None = None
@@ -240,6 +230,18 @@ class Clip:
                 yield np.asarray(embedded)[:count]
         for embedded, count in waiting:
             yield np.asarray(embedded)[:count]
+
+
+def _forward(clip: Clip, features: str) -> Callable:
+    """The compiled function of variables and images that gives these features."""
+    return functools.partial(
+        _image_features,
+        model=clip.model,
+        mean=tuple(clip.preprocess.mean),
+        std=tuple(clip.preprocess.std),
+        features=lookup.check(features, FEATURES, what='features'),
+        where=sharding.replicated(clip.mesh),
+    )
 
 
 def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
