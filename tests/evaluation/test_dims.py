@@ -9,7 +9,6 @@ from support.runs import command
 
 import clip_jax
 from clip_jax import build, lookup, pretrained
-from clip_jax.data.sources import open_source
 from clip_jax.evaluation import evaluate
 
 CLASSES = {'classes': list(COLORS), 'templates': ['a {} picture']}
@@ -92,7 +91,7 @@ def test_every_evaluation_scores_dimensions(name, options, clip, tiny_tars):
 def test_a_folder_of_cut_embeddings_serves_evaluations_and_search(
     folder, clip, tiny_run, tiny_tars
 ):
-    stored = open_source(f'embeddings:{folder}', {}, embeddings=True)
+    stored = build.source(f'embeddings:{folder}', {}, embeddings=True)
     assert stored.description.dim == 6 and stored.description.width == 6
     images = [build.source(tiny_tars, {})[i]['image'] for i in range(3)]
     np.testing.assert_allclose(stored.embeddings()[:3], clip.encode_image(images, dim=6), atol=1e-5)
