@@ -98,7 +98,7 @@ def line(table: Mapping[str, Any], path: str | os.PathLike) -> None:
         axes.annotate(
             f'alpha {alphas[best]:g}: highest sum',
             (across[best], up[best]),
-            xytext=(7, -11),
+            xytext=(7, 6),
             textcoords='offset points',
         )
     for axis in axes.xaxis, axes.yaxis:

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from clip_jax import build, sharding
+from clip_jax import build, pretrained, sharding
 from clip_jax.embeddings import embed
 from clip_jax.models import clip as models
 from clip_jax.pretrained import Clip
