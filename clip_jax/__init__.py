@@ -4,13 +4,14 @@ __version__ = '0.1.0'
 
 _PUBLIC = {
     'Preempted': 'clip_jax.runtime.preemption',
+    'interpolate': 'clip_jax.training.interpolation',
     'load': 'clip_jax.pretrained',
     'train': 'clip_jax.training.loop',
     'Clip': 'clip_jax.pretrained',
     'search': 'clip_jax.embeddings.search',
 }
 
-__all__ = ['Clip', 'Preempted', '__version__', 'load', 'search', 'train']
+__all__ = ['Clip', 'Preempted', '__version__', 'interpolate', 'load', 'search', 'train']
 
 
 def __getattr__(name: str):

@@ -250,6 +250,20 @@ def _fields(folder: str, config: Mapping[str, Any], base: Mapping[str, Any]) -> 
     return fields
 
 
+def check_importable(folder: Any, card: dict[str, Any]) -> None:
+    """ValueError if the card of a checkpoint names a module of another package that is not here."""
+    for plugins, fields in (
+        ('models.image', card['model']['image']),
+        ('models.text', card['model']['text']),
+        ('tokenizers', card['tokenizer']),
+    ):
+        if fields and '.' in fields['name']:
+            try:
+                lookup.module(plugins, fields['name'])
+            except ValueError as error:
+                raise ValueError(f'{folder}: its card names a plug-in. {error}') from error
+
+
 def execution(config: Mapping[str, Any]) -> dict[str, str | bool]:
     """Returns the fields of a config's model that change how, not what, is computed."""
     return {name: config[name] for name in clip.EXECUTION}

@@ -21,7 +21,7 @@ from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, toke
 from clip_jax.data import inputs
 from clip_jax.data.preprocess import Preprocess, normalize
 from clip_jax.data.tools.scan import in_order
-from clip_jax.models import clip
+from clip_jax.models import clip, matryoshka
 from clip_jax.models.clip import CLIP, l2_normalize, shapes
 
 FEATURES = ('embedding', 'pre_projection')
@@ -63,7 +63,9 @@ class Clip:
         """Returns the same model with other fields of `preprocess`, such as `max_pixels`."""
         return dataclasses.replace(self, preprocess=dataclasses.replace(self.preprocess, **changes))
 
-    def encode_image(self, images: Any, *, features: str = 'embedding') -> np.ndarray:
+    def encode_image(
+        self, images: Any, *, features: str = 'embedding', dim: int | None = None
+    ) -> np.ndarray:
         """Embeds one image or a sequence of images.
 
         Threads read and preprocess the images ahead of the devices.
@@ -74,17 +76,20 @@ class Clip:
                 [N, H, W, 3]. A generator is read batch by batch.
             features: 'embedding', L2-normalized; or 'pre_projection', the image encoder's output
                 before the projection, not normalized.
+            dim: only the first coordinates of embeddings, L2-normalized again (Matryoshka).
 
         Returns:
-            float32 [N, feature_dim(features)].
+            float32 [N, feature_dim(features)], or [N, dim].
 
         Raises:
-            ValueError: an image cannot be read, `features` is unknown, or the call is inside jit.
+            ValueError: an image cannot be read, `features` or `dim` is wrong, or the call is inside
+                jit.
         """
+        matryoshka.check(dim, self.model.embed_dim, features=features)
         if isinstance(images, Iterator):
-            batches = groups(images, self.batch_size)
-            parts = [self.encode_image(some, features=features) for some in batches]
-            return np.concatenate(parts or [self.encode_image([], features=features)])
+            encode = functools.partial(self.encode_image, features=features, dim=dim)
+            parts = [encode(some) for some in groups(images, self.batch_size)]
+            return np.concatenate(parts or [encode([])])
         images = inputs.images(images)
         prepared = in_order(
             lambda i: self.preprocess(inputs.image(images[i])),
@@ -97,8 +102,8 @@ class Clip:
             batches = map(np.stack, groups(prepared, self.batch_size))
             embedded = list(self.encode_batches(batches, features=features))
         if not embedded:
-            return np.zeros((0, self.feature_dim(features)), np.float32)
-        return np.concatenate(embedded)
+            return np.zeros((0, dim or self.feature_dim(features)), np.float32)
+        return matryoshka.first(np.concatenate(embedded), dim)
 
     def encode_batches(
         self, batches: Iterable[np.ndarray], *, features: str = 'embedding'
@@ -112,29 +117,22 @@ class Clip:
         Yields:
             float32 [B, feature_dim(features)] for each batch.
         """
-        return self._embedded(self._forward(features), batches, 'encode_image')
+        return self._embedded(_forward(self, features), batches, 'encode_image')
 
     def feature_dim(self, features: str = 'embedding') -> int:
         """Returns the size of one image's features, 'embedding' or 'pre_projection'."""
         size = self.preprocess.size
         image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
-        return jax.eval_shape(self._forward(features), self.variables, image).shape[1]
+        return jax.eval_shape(_forward(self, features), self.variables, image).shape[1]
 
-    def _forward(self, features: str) -> Callable:
-        return functools.partial(
-            _image_features,
-            model=self.model,
-            mean=tuple(self.preprocess.mean),
-            std=tuple(self.preprocess.std),
-            features=lookup.check(features, FEATURES, what='features'),
-            where=sharding.replicated(self.mesh),
-        )
-
-    def encode_text(self, texts: str | Iterable[str] | np.ndarray) -> np.ndarray:
+    def encode_text(
+        self, texts: str | Iterable[str] | np.ndarray, *, dim: int | None = None
+    ) -> np.ndarray:
         """Embeds texts or tokens.
 
         Args:
             texts: one text; a sequence, generator or Series of texts; or their tokens, int [N, L].
+            dim: as in `encode_image`.
 
         Returns:
             float32 [N, D], L2-normalized.
@@ -142,6 +140,7 @@ class Clip:
         Raises:
             ValueError: a text is not a str, the model has no tokenizer, or the call is inside jit.
         """
+        matryoshka.check(dim, self.model.embed_dim)
         texts = inputs.texts(texts)
         where = sharding.replicated(self.mesh)
         forward = functools.partial(_text_embeddings, model=self.model, where=where)
@@ -161,7 +160,8 @@ class Clip:
             for start in range(0, len(texts), self.batch_size)
         )
         empty = np.zeros((0, self.model.embed_dim), np.float32)
-        return np.concatenate([empty, *self._embedded(forward, batches, 'encode_text')])
+        rows = np.concatenate([empty, *self._embedded(forward, batches, 'encode_text')])
+        return matryoshka.first(rows, dim)
 
     def classify(
         self,
@@ -231,6 +231,18 @@ class Clip:
                 yield np.asarray(embedded)[:count]
         for embedded, count in waiting:
             yield np.asarray(embedded)[:count]
+
+
+def _forward(clip: Clip, features: str) -> Callable:
+    """The compiled function of variables and images that gives these features."""
+    return functools.partial(
+        _image_features,
+        model=clip.model,
+        mean=tuple(clip.preprocess.mean),
+        std=tuple(clip.preprocess.std),
+        features=lookup.check(features, FEATURES, what='features'),
+        where=sharding.replicated(clip.mesh),
+    )
 
 
 def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -409,25 +421,11 @@ def read(
         return convert.read(folder, layout)
     mesh = mesh or sharding.make_mesh(jax.devices()[:1])
     card = checkpoint.read_about(folder)['card']
-    _check_importable(folder, card)
+    build.check_importable(folder, card)
     variables = checkpoint.read_variables(folder, shapes(clip.from_card(card['model'])), mesh)
     if averaged(path):
         variables = checkpoint.read_average(folder, variables, mesh)
     return card, variables
-
-
-def _check_importable(folder: Any, card: dict[str, Any]) -> None:
-    """Raises a ValueError if a card names a module of another package that cannot be imported."""
-    for plugins, fields in (
-        ('models.image', card['model']['image']),
-        ('models.text', card['model']['text']),
-        ('tokenizers', card['tokenizer']),
-    ):
-        if fields and '.' in fields['name']:
-            try:
-                lookup.module(plugins, fields['name'])
-            except ValueError as error:
-                raise ValueError(f'{folder}: its card names a plug-in. {error}') from error
 
 
 def load(

@@ -19,7 +19,7 @@ from support.process import ROOT
 from clip_jax import convert, lookup
 from clip_jax.cli import config_file, main
 from clip_jax.data import sources
-from clip_jax.evaluation import predictions
+from clip_jax.evaluation import dims, predictions
 
 PAGES = sorted(
     path
@@ -138,7 +138,7 @@ def check_options(rest, function, spec, prefix, what):
             parameters = inspect.signature(lookup.module('data.sources', kind).source).parameters
             name = name.removeprefix(prefix)
         else:
-            parameters = inspect.signature(function).parameters
+            parameters = {*inspect.signature(function).parameters, dims.OPTION}
         assert name in parameters, what
 
 

@@ -37,6 +37,13 @@ def add_parser(commands: Any) -> None:
         metavar='NAME',
         help='embedding (default): L2-normalized; pre_projection: for linear probes',
     )
+    parser.add_argument(
+        '--dim',
+        type=int,
+        default=0,
+        metavar='D',
+        help='only the first D coordinates of embeddings, L2-normalized again (default: all)',
+    )
     _flags.add_dtype(parser)
     parser.add_argument(
         '--save-dtype',
@@ -86,6 +93,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     how = embed.Options(
         features=args.features,
+        dim=args.dim,
         dtype=args.dtype,
         save_dtype=args.save_dtype,
         shard_size=args.shard_size,

@@ -23,6 +23,10 @@ of the data are given as --data.option=value, overrides of a suite as --suite.ke
 be left out if --data is a folder of embeddings. The same command resumes an interrupted suite; its
 exit code is 0 if at least one task ran and none failed."""
 SUITE = 'suite'
+DIMS = """\
+option of every evaluation:
+  --dims=64,128         also score the first coordinates of embeddings, L2-normalized again, of a
+                        model that was trained for it (Matryoshka): dim64/NAME and so on"""
 
 
 def add_parser(commands: Any) -> None:
@@ -60,7 +64,7 @@ def _details(args: argparse.Namespace) -> str:
     if args.name == SUITE:
         return suite.HELP
     evaluate = lookup.module('evals', args.name, 'evaluate').evaluate
-    parts = [f'options of {args.name}:\n{_help.options(evaluate, own=3)}']
+    parts = [DIMS, f'options of {args.name}:\n{_help.options(evaluate, own=3)}']
     if args.data:
         parts.append(_help.source_options(_flags.kinds(args.data), '--data.'))
     return '\n\n'.join(parts)

@@ -30,6 +30,7 @@ COMMANDS = {
         'classify',
         'embed',
         'convert',
+        'interpolate',
         'checkpoint',
         'data',
         'plan',

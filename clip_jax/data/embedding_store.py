@@ -50,6 +50,7 @@ class Description:
         source_records: how many records the data has.
         label_names: the names of its classes; labels are indices of it.
         features: 'embedding' or 'pre_projection'.
+        dim: how many coordinates of the embeddings are kept; 0: all.
         save_dtype: dtype of the files.
         compute_dtype: dtype that the model computed in.
         captions: 'embedded', or 'stored' if captions have no embeddings.
@@ -72,6 +73,7 @@ class Description:
     source_records: int
     label_names: list
     features: str
+    dim: int
     save_dtype: str
     compute_dtype: str
     captions: str

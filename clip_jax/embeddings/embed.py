@@ -30,6 +30,7 @@ from clip_jax.data.sharded_job import ShardedJob, check_settings
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, error_message, in_order
 from clip_jax.embeddings.identity import fingerprint
+from clip_jax.models import matryoshka
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import atomic, environment, lock, multihost
 from clip_jax.runtime.messages import first_few
@@ -47,6 +48,7 @@ class Options:
 
     Attributes:
         features: 'embedding' (L2-normalized) or 'pre_projection'.
+        dim: only the first coordinates of embeddings, L2-normalized again; 0: all.
         dtype: compute dtype: 'auto', 'float32' or 'bfloat16'.
         save_dtype: dtype of the files: 'float32' or 'float16'.
         shard_size: records of the source per shard.
@@ -58,6 +60,7 @@ class Options:
     """
 
     features: str = 'embedding'
+    dim: int = 0
     dtype: str = 'auto'
     save_dtype: str = 'float32'
     shard_size: int = 8192
@@ -72,6 +75,8 @@ class Options:
         lookup.check(self.features, pretrained.FEATURES, what='--features')
         build.check_dtype(self.dtype)
         lookup.check(self.save_dtype, embedding_store.DTYPES, what='--save-dtype')
+        if self.dim < 0:
+            raise ValueError(f'--dim is {self.dim}; expected at least 1')
         for name in ('shard_size', 'batch_size', 'threads'):
             if getattr(self, name) < 1:
                 flag = name.replace('_', '-')
@@ -185,6 +190,7 @@ def run(
     # Processes do not wait for each other, so each has its own mesh.
     mesh = sharding.make_mesh(jax.local_devices())
     clip = pretrained.load(model, dtype=options.dtype, mesh=mesh)
+    matryoshka.check(options.dim or None, clip.model.embed_dim, features=options.features)
     clip = dataclasses.replace(clip, batch_size=options.batch_size * clip.mesh.size)
     clip = clip.with_preprocess(
         gray16=options.gray16 or clip.preprocess.gray16, max_pixels=options.max_pixels
@@ -225,6 +231,7 @@ def _settings(
         'source_records': len(source),
         'label_names': list(source.label_names),  # labels are indices of it
         'features': options.features,
+        'dim': options.dim,
         'save_dtype': options.save_dtype,
         'captions': 'embedded' if texts else 'stored',
         'compute_dtype': str(np.dtype(clip.model.dtype)),
@@ -246,7 +253,12 @@ def _check_folder(folder: epath.Path, spec: str, options: Options) -> None:
     if file.exists():
         check_settings(
             embedding_store.read_description(folder).to_json(),
-            {'data': spec, 'features': options.features, 'save_dtype': options.save_dtype},
+            {
+                'data': spec,
+                'features': options.features,
+                'dim': options.dim,
+                'save_dtype': options.save_dtype,
+            },
             title=f'--out: {folder} {STARTED}',
             remedy=REMEDY,
         )
@@ -362,12 +374,13 @@ def _check_bad(job: EmbedJob, bad: Mapping[str, int], usable: int) -> None:
 
 def _to_save(job: EmbedJob, shard: Shard) -> dict[str, np.ndarray]:
     """The embeddings of a shard in the dtype of the files; ValueError if some are not finite."""
-    width = job.clip.feature_dim(job.options.features)
+    width, dim = job.clip.feature_dim(job.options.features), job.options.dim or None
     images = np.concatenate([np.zeros((0, width), np.float32), *shard.embeddings])
+    images = matryoshka.first(images, dim)
     texts = [text for record in shard.records for text in record.get('texts') or ()]
     return {
         'images': _cast(job, shard, images, 'images'),
-        'texts': _cast(job, shard, _embed_texts(job, texts), 'captions'),
+        'texts': _cast(job, shard, matryoshka.first(_embed_texts(job, texts), dim), 'captions'),
     }
 
 
@@ -428,7 +441,7 @@ def _complete(job: EmbedJob) -> None:
         **job.settings,
         images=images,
         texts=sum(m for _, m in counts),
-        width=job.clip.feature_dim(job.options.features),
+        width=job.options.dim or job.clip.feature_dim(job.options.features),
         bad={k: {'count': kinds[k], 'examples': found} for k, found in examples.items()},
         shards=counts,
     )

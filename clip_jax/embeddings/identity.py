@@ -76,6 +76,13 @@ def check_same_model(stored: list[Embeddings]) -> None:
                 f'{stored[0]} and {other} are embeddings of different models: of '
                 f'{stored[0].description.model} and of {other.description.model}'
             )
+        dims = stored[0].description.dim, other.description.dim
+        if dims[0] != dims[1]:
+            raise ValueError(
+                f'{stored[0]} and {other} hold other coordinates of the embeddings: '
+                f'{" and ".join(f"the first {dim}" if dim else "all" for dim in dims)}; write both '
+                'with the same --dim of clip-jax embed'
+            )
 
 
 def card_hash(card: Mapping[str, Any] | None) -> str:

@@ -74,7 +74,8 @@ def search(
         )
     if not queries:
         return []
-    scores, places = _nearest(source, _embed(queries, _model(source, model)), k)
+    dim = source.description.dim or None
+    scores, places = _nearest(source, _embed(queries, _model(source, model), dim), k)
     hits = [
         [_hit(source, float(score), int(i)) for score, i in zip(*found, strict=True)]
         for found in zip(scores, places, strict=True)
@@ -109,13 +110,13 @@ def _model(source: Embeddings, model: str | os.PathLike | Clip | None) -> Clip:
     return clip
 
 
-def _embed(queries: Sequence[Any], clip: Clip) -> np.ndarray:
+def _embed(queries: Sequence[Any], clip: Clip, dim: int | None) -> np.ndarray:
     """L2-normalized embeddings [N, D] of texts and images."""
-    embeddings = np.empty((len(queries), clip.model.embed_dim), np.float32)
+    embeddings = np.empty((len(queries), dim or clip.model.embed_dim), np.float32)
     texts = [i for i, query in enumerate(queries) if isinstance(query, str)]
     images = [i for i, query in enumerate(queries) if not isinstance(query, str)]
-    embeddings[texts] = clip.encode_text([queries[i] for i in texts])
-    embeddings[images] = clip.encode_image([queries[i] for i in images])
+    embeddings[texts] = clip.encode_text([queries[i] for i in texts], dim=dim)
+    embeddings[images] = clip.encode_image([queries[i] for i in images], dim=dim)
     return embeddings
 
 

@@ -24,12 +24,14 @@ Other keys are free. These become figures (see clip_jax/reports):
     queries       {'image_to_text': [{'index', 'rank', 'top': [[caption, score, right], ...]}, ...],
                   'text_to_image': [{'text', 'index', 'rank', 'top': [[index, score, right], ...]}]}
     sweep         [[C, score on the validation set], ...]; `info['C']` is marked
+    dims          [[dim, headline score], ...]; the option `dims` of every evaluation adds it
     shots         [[examples per class, mean, std, [score of each seed]], ...]
 """
 
 from typing import Any, SupportsFloat
 
 from clip_jax import lookup
+from clip_jax.evals._embed import records as records
 
 
 def score(

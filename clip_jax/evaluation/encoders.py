@@ -10,6 +10,7 @@ import numpy as np
 from clip_jax.data.embedding_store import Embeddings
 from clip_jax.data.sources import Source
 from clip_jax.embeddings import identity
+from clip_jax.models import matryoshka
 
 
 class Model(identity.Model, Protocol):
@@ -60,6 +61,8 @@ def encoders_for(
     if not stored:
         # pyrefly: ignore[missing-attribute]  # `check_model` found one
         return encode_image, clip.encode_text
+    if clip and (dim := stored[0].description.dim):
+        encode_image = functools.partial(_cut_images, clip.encode_image, dim)
 
     def load_model() -> Model:
         if clip:
@@ -107,6 +110,13 @@ def _no_images(images: Any, *, features: str = 'embedding') -> np.ndarray:
     raise ValueError('--model must be given: images must be embedded')
 
 
+def _cut_images(
+    encode_image: Callable, dim: int, images: Any, *, features: str = 'embedding'
+) -> np.ndarray:
+    rows = encode_image(images, features=features)
+    return matryoshka.first(rows, dim) if features == 'embedding' else rows
+
+
 class _StoredTexts:
     """Embeds texts: captions are looked up in folders, others need the model."""
 
@@ -128,4 +138,5 @@ class _StoredTexts:
         if many and all(text in self._embeddings for text in texts):
             return np.stack([self._embeddings[text] for text in texts])
         self.model = self._load()
-        return self.model.encode_text(texts)
+        dim = self._stored[0].description.dim
+        return matryoshka.first(self.model.encode_text(texts), dim or None)

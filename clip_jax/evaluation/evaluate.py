@@ -13,8 +13,9 @@ from typing import Any
 from clip_jax import build, lookup
 from clip_jax.data import sources
 from clip_jax.data.sources import Source
-from clip_jax.evaluation import encoders
+from clip_jax.evaluation import dims, encoders
 from clip_jax.evaluation.encoders import Load, Model
+from clip_jax.models import matryoshka
 from clip_jax.runtime import environment
 
 
@@ -24,15 +25,17 @@ class Evaluation:
 
     Attributes:
         settings: what was asked for (see `settings`).
-        function: the plug-in's `evaluate` with its options bound.
+        function: the plug-in's `evaluate` with its options bound, but for those that name data.
         data: the data set that is scored.
         others: further data sets that options name, by option.
+        dims: numbers of first coordinates of embeddings that are scored too.
     """
 
     settings: Mapping[str, Any]
     function: Callable[..., dict[str, Any]]
     data: Source
     others: Mapping[str, Source]
+    dims: tuple[int, ...] = ()
 
     @property
     def sources(self) -> list[Source]:
@@ -67,7 +70,10 @@ class Evaluation:
         encode_image, encode_text = encoders.encoders_for(
             clip, self.sources, path=path or '', load=load
         )
-        found = self.function(encode_image, encode_text, self.data)
+        if self.dims and clip:  # before anything is embedded
+            matryoshka.check(max(self.dims), clip.model.embed_dim)
+        encode = encode_image, encode_text
+        found = dims.evaluate(self.function, self.dims, encode, self.data, self.others)
         _check(self.settings['type'], found)
         skipped = {
             f'{source}: {kind}': found.count
@@ -119,11 +125,13 @@ def prepare(
         name: build.source(one, source_options, embeddings=embeddings)
         for name, one in _specs(type_, options).items()
     }
+    own = {k: v for k, v in asked['options'].items() if k != dims.OPTION and k not in others}
     return Evaluation(
         settings=asked,
-        function=functools.partial(_function(type_), **{**asked['options'], **others}),
+        function=functools.partial(_function(type_), **own),
         data=build.source(spec, source_options, embeddings=embeddings),
         others=others,
+        dims=dims.check(_function(type_), options, lookup.label('evals', type_)),
     )
 
 
@@ -151,7 +159,10 @@ def settings(
 def check_options(type_: str, options: Mapping[str, Any]) -> None:
     """Raises ValueError if an evaluation does not take one of the options, or lacks one."""
     what = lookup.label('evals', type_)
-    build.bind(_function(type_), build.given(options), what=what, own=3)
+    function, given = _function(type_), build.given(options)
+    dims.check(function, given, what)
+    own = {name: value for name, value in given.items() if name != dims.OPTION}
+    build.bind(function, own, what=what, own=3)
 
 
 def _function(type_: str) -> Callable[..., dict[str, Any]]:

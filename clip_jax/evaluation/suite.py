@@ -1,6 +1,7 @@
 """Benchmark suites: a config file of tasks, run over one or several checkpoints, as one table."""
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import itertools
@@ -134,6 +135,7 @@ def run(
     say: Callable[[str], None],
     dtype: str = 'auto',
     image_options: Mapping[str, Any] | None = None,
+    load: Callable[[str], Clip] | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Runs all tasks for all checkpoints.
 
@@ -146,6 +148,8 @@ def run(
         say: takes a line of progress.
         dtype: compute dtype: 'auto', 'float32' or 'bfloat16'.
         image_options: fields of the models' `Preprocess` to change: `gray16`, `max_pixels`.
+        load: makes the model of each item of `models`, which are then names of any kind; by default
+            it is loaded from its path.
 
     Returns:
         The table, and whether some task ran and none failed.
@@ -157,11 +161,13 @@ def run(
     slugs = [_slug(model) for model in models]
     if len({*slugs}) < len(slugs):
         raise ValueError(f'--model: {", ".join(models)}: expected different checkpoints')
-    for model in models:  # before the first one runs for hours
-        pretrained.find(model)
+    if load is None:
+        for model in models:  # before the first one runs for hours
+            pretrained.find(model)
+        load = functools.partial(pretrained.load, dtype=dtype)
     results: list[list[Result]] = []
     for number, (model, slug) in enumerate(zip(models, slugs, strict=True)):
-        clip = pretrained.load(model, dtype=dtype).with_preprocess(**image_options or {})
+        clip = load(model).with_preprocess(**image_options or {})
         identity = {
             'model': model,
             'fingerprint': fingerprint(clip.variables),

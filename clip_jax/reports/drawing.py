@@ -15,7 +15,7 @@ from etils import epath
 from clip_jax import metrics
 from clip_jax.reports import files
 from clip_jax.reports.images import mistakes, queries, similarity, zero_shot
-from clip_jax.reports.scores import confusion, per_class, shots, sweep
+from clip_jax.reports.scores import confusion, dims, per_class, shots, sweep
 from clip_jax.reports.training import compared as compared
 from clip_jax.reports.training import training
 from clip_jax.runtime import atomic
@@ -141,6 +141,7 @@ def figures(report: Mapping[str, Any]) -> dict[str, tuple[Draw, list[int]]]:
         ('confusion', confusion, 'confusion'),
         ('sweep', sweep, 'sweep'),
         ('shots', shots, 'shots'),
+        ('dims', dims, 'dims'),
     ):
         if report.get(key):
             found[name] = draw, draw.shows(report)

@@ -152,3 +152,35 @@ def shots(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) 
     axes.margins(y=0.15)
     axes.set(xlabel='training examples a class', ylabel='mean and spread over draws')
     _style.save(figure, path)
+
+
+@_style.shows()
+def dims(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) -> None:
+    """Draws the headline score of the first coordinates: report['dims'], [dim, score]."""
+    counts, values = zip(*sorted(report['dims']), strict=True)
+    headline = next(iter(report['scores']))
+    title = f'{_style.title(report)} by dimension'
+    subtitle = _style.joined(
+        f'{len(counts)} sizes of one embedding', *_style.counts(report, 'images', 'classes')
+    )
+    figure = _style.new(7.4, 3.7 + _style.HEAD, title, subtitle)
+    axes = figure.add_subplot()
+    axes.plot(counts, values, color=_style.BLUE, marker='o', markersize=5)
+    axes.set_xscale('log', base=2)
+    axes.set_xticks(counts)
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    score = report['scores'][headline]
+    for count, value in zip(counts, values, strict=True):
+        axes.annotate(
+            _style.score_text({**score, 'value': value}),
+            (count, value),
+            xytext=(0, 6),
+            textcoords='offset points',
+            ha='center',
+        )
+    if score['unit'] == 'fraction':
+        axes.yaxis.set_major_formatter(_style.per_cent)
+    axes.margins(y=0.15)
+    axes.set(xlabel='first coordinates', ylabel=_style.SCORES.get(headline, headline))
+    _style.save(figure, path)

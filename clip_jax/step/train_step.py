@@ -188,8 +188,8 @@ def bind_step(
     Args:
         mean: the mean that is subtracted from the pixels of red, green and blue.
         std: the standard deviation that they are divided by.
-        model, loss, optimizer, microbatches, spike, shard_optimizer, average, captions_per_image: see
-            `train_step`.
+        model, loss, optimizer, microbatches, spike, shard_optimizer, average,
+            captions_per_image: see `train_step`.
     """
     return functools.partial(
         train_step,

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from clip_jax import build, sharding
+from clip_jax import build, pretrained, sharding
 from clip_jax.embeddings import embed
 from clip_jax.models import clip as models
 from clip_jax.pretrained import Clip
@@ -88,7 +88,7 @@ def on_devices(clip: Clip, images: np.ndarray) -> jax.Array:
 def bare(clip: Clip, source: Memory) -> None:
     """Calls the jitted encoder with one batch again and again."""
     images = np.stack([source[i]['image'] for i in range(clip.batch_size)])
-    forward, batch = clip._forward('embedding'), on_devices(clip, images)
+    forward, batch = pretrained._forward(clip, 'embedding'), on_devices(clip, images)
     for _ in range(0, len(source), clip.batch_size):
         rows = forward(clip.variables, batch)
     jax.block_until_ready(rows)
@@ -96,7 +96,7 @@ def bare(clip: Clip, source: Memory) -> None:
 
 def in_turn(clip: Clip, source: Memory, threads: int) -> None:
     """Prepares and computes one batch after the other."""
-    forward = clip._forward('embedding')
+    forward = pretrained._forward(clip, 'embedding')
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(source), clip.batch_size):
             places = range(start, min(start + clip.batch_size, len(source)))

@@ -18,6 +18,7 @@ COMMANDS = (
     'classify',
     'embed',
     'convert',
+    'interpolate',
     'checkpoint',
     'data',
     'plan',

@@ -89,6 +89,7 @@ def write(folder, shards: list[np.ndarray], **changes) -> None:
         'model': '/no/model',
         'fingerprint': 'f',
         'features': 'embedding',
+        'dim': 0,
         'save_dtype': str(shards[0].dtype),
         'width': shards[0].shape[1],
         'label_names': [],

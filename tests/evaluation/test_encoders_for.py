@@ -28,6 +28,7 @@ def stored(clip, tiny_run):
         shards=[[1, 1]],
         label_names=[],
         features='embedding',
+        dim=0,
         save_dtype='float32',
         compute_dtype='bfloat16',
         captions='embedded',

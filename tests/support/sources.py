@@ -110,6 +110,7 @@ def make_embeddings(path, captions) -> str:
         'data': 'folder:p',
         'data_options': {},
         'features': 'embedding',
+        'dim': 0,
         'save_dtype': 'float32',
         'width': 8,
         'label_names': ['even', 'odd'],
