@@ -7,7 +7,7 @@ r"""CLIP ViT-L/14 on a TPU v6e-256: arXiv 2103.00020, tables 18 and 20.
 32 epochs of 400 million pairs. Not trained by us; published: 75.3 % zero-shot on ImageNet (table
 11). Planned, not measured (experiments/plans): 27.9 of 32 GiB per chip; without collectives 0.363 s
 per step by the compiler, 0.225 s by its schedules (33 % MFU). v5e needs --config.model.remat=full:
-10.7 of 16 GiB and 0.61 s by the schedules (56 % MFU) on v5e.
+10.7 of 16 GiB and 0.60 s by the schedules (57 % MFU) on v5e.
 """
 
 import default
