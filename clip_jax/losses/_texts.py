@@ -69,10 +69,13 @@ def over_dims(
         return loss(image, text, negatives)
     size = image.shape[-1]
     whole = listed and all(isinstance(d, int) and not isinstance(d, bool) for d in dims)
-    if not whole or [*dims] != sorted({*dims}) or dims[0] < 1 or dims[-1] > size:
+    if not whole or [*dims] != sorted({*dims}) or dims[0] < 1:
         raise ValueError(
-            f'losses: dims is {dims!r}; expected increasing whole numbers from 1 to {size}, '
-            'the size of the embeddings'
+            f'losses: dims is {dims!r}; expected increasing whole numbers, such as (64, 128, 256)'
+        )
+    if dims[-1] > size:
+        raise ValueError(
+            f'losses: dims is {dims!r}; expected at most {size}, the size of the embeddings'
         )
     inputs = image, text, negatives
     results = [loss(*jax.tree.map(lambda x, d=d: l2_normalize(x[..., :d]), inputs)) for d in dims]
