@@ -279,16 +279,16 @@ def test_every_parameter_of_a_model_is_known_to_decay_or_not():
 
 
 def test_an_optimizer_of_your_own(tmp_path, monkeypatch):
-    (tmp_path / 'toys').mkdir()
-    (tmp_path / 'toys' / 'toy_optimizer.py').write_text(
+    (tmp_path / 'methods').mkdir()
+    (tmp_path / 'methods' / 'toy_optimizer.py').write_text(
         'import optax\n'
         'def create(decay, rate, *, strength):\n'
         '    return optax.chain(optax.scale(strength), decay, rate)\n'
     )
     monkeypatch.syspath_prepend(tmp_path)
     tree = {'kernel': jnp.ones(2)}
-    optimizer = make(tree, name='toys.toy_optimizer', strength=2.0, weight_decay=0.0)
+    optimizer = make(tree, name='methods.toy_optimizer', strength=2.0, weight_decay=0.0)
     found, _ = optimizer.update(tree, optimizer.init(tree), tree, step=jnp.int32(0))
     np.testing.assert_allclose(found['kernel'], -RATE * 2, rtol=1e-6)
-    with pytest.raises(ValueError, match=r'toys\.toy_optimizer: strength must be given'):
-        make(tree, name='toys.toy_optimizer')
+    with pytest.raises(ValueError, match=r'methods\.toy_optimizer: strength must be given'):
+        make(tree, name='methods.toy_optimizer')

@@ -14,7 +14,7 @@ CONFIG = ConfigDict(
 
 
 def evaluations(workdir) -> Evaluations:
-    return Evaluations(CONFIG, None, {'gap': None}, epath.Path(workdir), None, None)
+    return Evaluations(CONFIG, None, {'gap': None}, epath.Path(workdir), None, None, None)
 
 
 @pytest.mark.parametrize(('better', 'best'), [('lower', 20), ('higher', 10)])
