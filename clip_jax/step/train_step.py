@@ -64,18 +64,14 @@ def train_step(
         ValueError: while it is traced, if the batch has fewer texts than `captions_per_image`.
     """
     if teachers is not None:
-        with jax.named_scope('teachers'):
-            targets = teachers.targets(state.teachers, batch, microbatches)
-        loss = teachers.distilled(loss, targets)
+        loss = _taught(loss, teachers, state, batch, microbatches)
     loss = _with_texts(loss, batch['tokens'].shape, captions_per_image)
     logical_axes = clip.logical_axes(model)
     trained, frozen = optimizer.split(state.params)
     batch = {**batch, 'example_index': jnp.arange(len(batch['image']), dtype=jnp.int32)}
     value, metrics, buffers, grads = grad_cache.value_and_grad(
         _embedder(state, frozen, model, optimizer, normalize),
-        lambda params: model.apply(
-            {'params': rules.merge(params, frozen)}, method='scale_and_bias'
-        ),
+        _scale_and_bias(model, frozen),
         jax.named_scope('loss')(loss),
         lambda grads: sharding.constrain_tree(grads, logical_axes, over_data=shard_optimizer),
         trained,
@@ -155,6 +151,22 @@ def _embedder(
         return (image, text), updated
 
     return embed
+
+
+def _scale_and_bias(model: clip.CLIP, frozen: dict) -> Callable:
+    """Returns the function from trained parameters to the factor and the bias of similarities."""
+    return lambda params: model.apply(
+        {'params': rules.merge(params, frozen)}, method='scale_and_bias'
+    )
+
+
+def _taught(
+    loss: Callable, teachers: Teachers, state: TrainState, batch: dict, microbatches: int
+) -> Callable:
+    """Returns the loss with the teachers' losses of this batch added."""
+    with jax.named_scope('teachers'):
+        targets = teachers.targets(state.teachers, batch, microbatches)
+    return teachers.distilled(loss, targets)
 
 
 def _with_texts(loss: Callable, tokens: tuple[int, ...], captions: int) -> Callable:

@@ -85,7 +85,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     )
     assert model_clip.tokenizer is not None  # a run's card has one
     taught, teacher_variables = teachers.prepare(
-        config.distillation, config.model.dtype, card, mesh
+        config.distillation, config.model.dtype, card, mesh, pretrained.read
     )
     batches = pipeline.train_iterator(
         source,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from clip_jax import build, lookup, pretrained, sharding
+from clip_jax import build, lookup, sharding
 from clip_jax.models import clip
 from clip_jax.step.teachers import Teacher, Teachers
 
@@ -18,7 +18,11 @@ INPUTS = 6  # the first parameters of a loss; see distillation/__init__.py
 
 
 def prepare(
-    config: Mapping[str, Any], dtype: str, card: Mapping[str, Any], mesh: Mesh
+    config: Mapping[str, Any],
+    dtype: str,
+    card: Mapping[str, Any],
+    mesh: Mesh,
+    read: Callable[[str, Mesh], tuple[dict, dict]],
 ) -> tuple[Teachers | None, dict[str, Any]]:
     """Loads the teachers of a config.
 
@@ -28,6 +32,7 @@ def prepare(
         dtype: the compute dtype, as for build.model.
         card: the card of the student.
         mesh: the device mesh.
+        read: pretrained.read.
 
     Returns:
         The teachers, None if there are none, and their variables by name, sharded over the mesh.
@@ -53,7 +58,7 @@ def prepare(
         for key in ('path', 'loss'):
             if not options.get(key):
                 raise ValueError(f'{what}: {key} must be given')
-        of_teacher, arrays = pretrained.read(options['path'], mesh)
+        of_teacher, arrays = read(options['path'], mesh)
         _check_tokenizer(what, of_teacher, card)
         model = build.model(of_teacher['model'], dtype)
         found[name] = Teacher(
