@@ -224,6 +224,13 @@ def get_config() -> ConfigDict:
     # Matryoshka: also train the first coordinates of embeddings; lengths, as (64, 128, 256, 512).
     c.loss.dims = placeholder(tuple)
 
+    # Distillation from frozen models, which embed each batch too. NAME -> path (a checkpoint with
+    # the same tokenizer), loss (a file of distillation/ or an import path), weight (default: 1) and
+    # options of that loss.
+    c.distillation = ConfigDict()
+    c.distillation.teachers = ConfigDict()
+    c.distillation.contrastive = 1.0  # weight of the contrastive loss beside them; 0: without it
+
     c.optimizer = ConfigDict()
     # adamw, adafactor, lamb, lion, muon, schedule_free, sgd, or an import path; see
     # clip_jax/step/optimizers. A config may set its other options too.

@@ -83,6 +83,8 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
 
 
 def _architecture(config: ConfigDict) -> dict[str, Any]:
+    if config.distillation.teachers:
+        raise ValueError('distillation: a plan has no teachers; leave them out')
     if config.init_from:
         raise ValueError('init_from: a plan is of the architecture that config.model describes')
     tokens = config.tokenizer

@@ -25,6 +25,8 @@ class TrainState:
         buffers: the other collections of variables; `batch_stats` of a ResNet, none of a ViT.
         opt_state: the optimizer's state.
         ema: the moving average of the trained parameters; {} without one.
+        teachers: the variables of models that the student learns from, by name; {} without any.
+            Checkpoints do not have them.
         rng: uint32 [2], the data of the random key: a checkpoint has plain arrays only.
         skip_state: the state of skip_updates.
     """
@@ -36,6 +38,7 @@ class TrainState:
     ema: dict
     rng: jax.Array
     skip_state: skip_updates.SkipState
+    teachers: dict = flax.struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict:

@@ -1,5 +1,6 @@
 """One training step on a global batch: a pure function of state and batch."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from clip_jax.step import ema, grad_cache, rules, skip_updates
 from clip_jax.step.ema import Average
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.state import TrainState, optimizer_axes
+from clip_jax.step.teachers import Teachers
 
 # Metrics of a step that the training loop reads and does not write.
 STOP, CONSECUTIVE_SKIPS = 'stop', 'consecutive'
@@ -33,6 +35,7 @@ def train_step(
     shard_optimizer: bool = False,
     average: Average | None = None,
     captions_per_image: int = 1,
+    teachers: Teachers | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one update on a global batch.
 
@@ -52,6 +55,7 @@ def train_step(
             that each device computes a part of the update (ZeRO-1, arXiv 1910.02054).
         average: how the moving average of the parameters is updated; None: there is none.
         captions_per_image: the number of texts of an image that are its positives.
+        teachers: models that the student learns from; their variables are `state.teachers`.
 
     Returns:
         The next state, and scalar metrics.
@@ -59,15 +63,15 @@ def train_step(
     Raises:
         ValueError: while it is traced, if the batch has fewer texts than `captions_per_image`.
     """
+    if teachers is not None:
+        loss = _taught(loss, teachers, state, batch, microbatches)
     loss = _with_texts(loss, batch['tokens'].shape, captions_per_image)
     logical_axes = clip.logical_axes(model)
     trained, frozen = optimizer.split(state.params)
     batch = {**batch, 'example_index': jnp.arange(len(batch['image']), dtype=jnp.int32)}
     value, metrics, buffers, grads = grad_cache.value_and_grad(
         _embedder(state, frozen, model, optimizer, normalize),
-        lambda params: model.apply(
-            {'params': rules.merge(params, frozen)}, method='scale_and_bias'
-        ),
+        _scale_and_bias(model, frozen),
         jax.named_scope('loss')(loss),
         lambda grads: sharding.constrain_tree(grads, logical_axes, over_data=shard_optimizer),
         trained,
@@ -108,13 +112,13 @@ def train_step(
         **{f'skipped/{kind}': skip_state[kind] for kind in skip_updates.REASONS},
         CONSECUTIVE_SKIPS: skip_state['consecutive'],
     }
-    state = TrainState(
+    state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=params,
         buffers=buffers,
         opt_state=opt_state,
         ema=mean,
-        rng=state.rng,
         skip_state=skip_state,
     )
     return state, metrics
@@ -147,6 +151,22 @@ def _embedder(
         return (image, text), updated
 
     return embed
+
+
+def _scale_and_bias(model: clip.CLIP, frozen: dict) -> Callable:
+    """Returns the function from trained parameters to the factor and the bias of similarities."""
+    return lambda params: model.apply(
+        {'params': rules.merge(params, frozen)}, method='scale_and_bias'
+    )
+
+
+def _taught(
+    loss: Callable, teachers: Teachers, state: TrainState, batch: dict, microbatches: int
+) -> Callable:
+    """Returns the loss with the teachers' losses of this batch added."""
+    with jax.named_scope('teachers'):
+        targets = teachers.targets(state.teachers, batch, microbatches)
+    return teachers.distilled(loss, targets)
 
 
 def _with_texts(loss: Callable, tokens: tuple[int, ...], captions: int) -> Callable:
@@ -182,6 +202,7 @@ def bind_step(
     shard_optimizer: bool = False,
     average: Average | None = None,
     captions_per_image: int = 1,
+    teachers: Teachers | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Binds the arguments of `train_step` other than state and batch.
 
@@ -189,7 +210,7 @@ def bind_step(
         mean: the mean that is subtracted from the pixels of red, green and blue.
         std: the standard deviation that they are divided by.
         model, loss, optimizer, microbatches, spike, shard_optimizer, average,
-            captions_per_image: see `train_step`.
+            captions_per_image, teachers: see `train_step`.
     """
     return functools.partial(
         train_step,
@@ -202,6 +223,7 @@ def bind_step(
         shard_optimizer=shard_optimizer,
         average=average,
         captions_per_image=captions_per_image,
+        teachers=teachers,
     )
 
 

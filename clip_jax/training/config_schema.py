@@ -12,7 +12,13 @@ from clip_jax.data import sources
 # Sub-trees with options of plug-ins, or with names that the user chooses: whatever they are given
 # to checks their keys.
 OPEN = ('writers', 'evals', 'loss', 'optimizer', 'tokenizer', 'preprocess')
-OPEN += ('model.image', 'model.text', 'data.options', 'data.caption_fields')
+OPEN += (
+    'distillation.teachers',
+    'model.image',
+    'model.text',
+    'data.options',
+    'data.caption_fields',
+)
 
 
 @functools.cache

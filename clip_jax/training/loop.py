@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import statistics
@@ -285,9 +286,8 @@ def _restored(
             f'total_steps is {config.total_steps:,}, and {workdir} is at step {step:,} already'
         )
     watchdog.begin(f'reading step {step:,}')
-    like = checkpoint.shapes(parts.state)
-    jax.tree.map(lambda x: x.delete(), parts.state)  # the devices may not have room for two
-    state = checkpoints.restore(step, like)
+    like, teachers = _emptied(parts.state)
+    state = dataclasses.replace(checkpoints.restore(step, like), teachers=teachers)
     about = checkpoint.read_about(checkpoints.folder / str(step))
     parts.batches.set_state(_position(about['input'], config.batch_size))
     _say(f'{workdir}: resumes from step {step:,} of {config.total_steps:,}')
@@ -309,10 +309,10 @@ def _started(
             f'init_state all expected more than {step:,}'
         )
     watchdog.begin(f'reading step {step:,} of {config.init_from}')
-    like = checkpoint.shapes(parts.state)
-    jax.tree.map(lambda x: x.delete(), parts.state)
+    like, teachers = _emptied(parts.state)
     try:
         state = checkpoint.restore(epath.Path(folder), like)
+        state = dataclasses.replace(state, teachers=teachers)
     except ValueError as error:
         raise ValueError(
             f'{error}; init_state all needs the optimizer, the rules and the average of init_from, '
@@ -324,6 +324,16 @@ def _started(
         input = 'its data from where that run was'
     _say(f'begins at step {step:,} with the state of {folder}, and reads {input}')
     return state, step, {'start': step, 'bad': {}, 'seconds': 0.0}
+
+
+def _emptied(state: TrainState) -> tuple[TrainState, dict]:
+    """Deletes the arrays of a new state, since the devices may not have room for two; returns their
+    shapes, and the teachers, which a checkpoint does not have.
+    """
+    new, teachers = dataclasses.replace(state, teachers={}), state.teachers
+    like = checkpoint.shapes(new)
+    jax.tree.map(lambda x: x.delete(), new)
+    return like, teachers
 
 
 def _stored(config: ConfigDict) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """From a config to all parts of a run. Nothing is written here, and nothing is left open."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from clip_jax.step import compiler_options, ema, state
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.state import TrainState
 from clip_jax.step.train_step import bind_step, with_stop
-from clip_jax.training import config_schema, profile
+from clip_jax.training import config_schema, profile, teachers
 
 
 class Parts(NamedTuple):
@@ -83,6 +84,9 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         max_pixels=config.data.max_pixels
     )
     assert model_clip.tokenizer is not None  # a run's card has one
+    taught, teacher_variables = teachers.prepare(
+        config.distillation, config.model.dtype, card, mesh, pretrained.read
+    )
     batches = pipeline.train_iterator(
         source,
         model_clip.tokenizer,
@@ -109,18 +113,22 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         shard_optimizer=config.mesh.shard_optimizer,
         average=average,
         captions_per_image=config.data.captions_per_image,
+        teachers=taught,
     )
     return Parts(
         mesh=mesh,
         step=jax.jit(with_stop(step), donate_argnums=0, compiler_options=options),
-        state=state.create(
-            model,
-            optimizer,
-            seed=config.seed,
-            mesh=mesh,
-            variables=variables,
-            shard_optimizer=config.mesh.shard_optimizer,
-            averaged=average is not None,
+        state=dataclasses.replace(
+            state.create(
+                model,
+                optimizer,
+                seed=config.seed,
+                mesh=mesh,
+                variables=variables,
+                shard_optimizer=config.mesh.shard_optimizer,
+                averaged=average is not None,
+            ),
+            teachers=teacher_variables,
         ),
         optimizer=optimizer,
         source=source,

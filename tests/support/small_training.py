@@ -1,5 +1,6 @@
 """Small models and batches to train them on, on any mesh."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from clip_jax.data import preprocess
 from clip_jax.models import clip
 from clip_jax.step import ema, state
 from clip_jax.step.optimizer import Optimizer
+from clip_jax.step.teachers import Teachers
 from clip_jax.step.train_step import bind_step
 
 SMALL = {'width': 32, 'depth': 1, 'heads': 2, 'mlp_dim': 64}
@@ -66,6 +68,8 @@ def setup(
     learning_rate: float = 3e-3,
     optimizer: dict | None = None,
     decay: float = 0.0,
+    teachers: Teachers | None = None,
+    teacher_variables: dict | None = None,
     **execution: str | bool,
 ) -> tuple[state.TrainState, Callable, Callable]:
     """A new state on a number of devices, its step, and a function that shards a batch."""
@@ -86,6 +90,7 @@ def setup(
             shard_optimizer=shard_optimizer,
             average=average,
             captions_per_image=captions,
+            teachers=teachers,
         )
     )
 
@@ -101,6 +106,13 @@ def setup(
         _initial(json.dumps(card), json.dumps(changes), decay > 0),
         shapes,
     )
+    if teachers is not None:
+        shardings = {
+            name: sharding.of_tree(x, mesh, clip.logical_axes(teachers.by_name[name].model))
+            for name, x in (teacher_variables or {}).items()
+        }
+        placed = jax.tree.map(jax.device_put, teacher_variables, shardings)
+        initial = dataclasses.replace(initial, teachers=placed)
     return initial, run, functools.partial(jax.device_put, device=sharding.over_batch(mesh))
 
 

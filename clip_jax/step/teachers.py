@@ -1,0 +1,122 @@
+"""Teachers: frozen models on the same mesh, whose embeddings a student's are brought near."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from clip_jax.data import preprocess
+from clip_jax.models import clip, layers
+
+Targets = dict[str, tuple[jax.Array, jax.Array, jax.Array]]  # image, text and scale by teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A frozen model and the loss that compares a student with it.
+
+    Attributes:
+        model: the model.
+        loss: (student_image, student_text, scale, teacher_image, teacher_text, teacher_scale) ->
+            (value, metrics), a loss of clip_jax/distillation.
+        weight: factor of the loss in the total.
+        mean: the mean that is subtracted from the pixels of red, green and blue.
+        std: the standard deviation that they are divided by.
+    """
+
+    model: clip.CLIP
+    loss: Callable
+    weight: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def embed(self, variables: Any, images: jax.Array, tokens: jax.Array) -> tuple:
+        """Embeds uint8 images [B, H, W, 3] and token ids [B, L]; returns image, text and scale.
+
+        Images of another size than the teacher's are resized as the evaluation does it, by an
+        antialiased cubic filter.
+        """
+        size = self.model.image.image_size
+        if images.shape[1:3] != (size, size):
+            shape = (len(images), size, size, images.shape[-1])
+            resized = jax.image.resize(images.astype(jnp.float32), shape, 'cubic')
+            images = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
+        params = layers.cast(variables['params'], self.model.dtype, clip.logical_axes(self.model))
+        pixels = preprocess.normalize(images, mean=self.mean, std=self.std)
+        found: Any = self.model.apply({**variables, 'params': params}, pixels, tokens)
+        return found[:3]
+
+
+@dataclasses.dataclass(frozen=True)
+class Teachers:
+    """The teachers of a run.
+
+    Attributes:
+        contrastive: factor of the contrastive loss in the total; 0: the teachers stand alone.
+        by_name: the teachers, by a name of the user's choice.
+    """
+
+    contrastive: float = 1.0
+    by_name: Mapping[str, Teacher] = dataclasses.field(default_factory=dict)
+
+    def targets(self, variables: Mapping[str, Any], batch: dict, microbatches: int) -> Targets:
+        """Embeds a batch, in as many parts as the student does.
+
+        Args:
+            variables: the variables of each teacher, by name.
+            batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L] or [B, K, L], of which the
+                first text counts}.
+            microbatches: the number of parts.
+        """
+        tokens = batch['tokens']
+        inputs = batch['image'], tokens if tokens.ndim == 2 else tokens[:, 0]
+
+        def embed(part: tuple) -> Targets:
+            return {
+                name: teacher.embed(variables[name], *part)
+                for name, teacher in self.by_name.items()
+            }
+
+        if microbatches == 1:
+            return embed(inputs)
+
+        def split(x: jax.Array) -> jax.Array:  # as grad_cache does
+            return jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
+
+        def join(x: jax.Array) -> jax.Array:
+            return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+        found = lax.map(embed, jax.tree.map(split, inputs))
+        return {name: (join(i), join(t), scale[0]) for name, (i, t, scale) in found.items()}
+
+    def distilled(self, loss: Callable, targets: Targets) -> Callable:
+        """Returns a contrastive loss to which the teachers' losses are added.
+
+        Args:
+            loss: (image, text, scale, bias, **others) -> (value, metrics); `text` is [B, D], or
+                [B, P, D], of which the first caption is compared with the teacher's.
+            targets: what `targets` returned.
+        """
+
+        def total(
+            image: jax.Array,
+            text: jax.Array,
+            scale: jax.Array,
+            bias: jax.Array | None,
+            **others: jax.Array,
+        ) -> tuple[jax.Array, dict[str, jax.Array]]:
+            contrastive, metrics = loss(image, text, scale, bias, **others)
+            value = self.contrastive * contrastive if self.contrastive else 0.0
+            metrics = {**metrics, 'contrastive': contrastive}
+            first = text if text.ndim == 2 else text[:, 0]
+            for name, (of_image, of_text, of_scale) in targets.items():
+                teacher = self.by_name[name]
+                one, _ = teacher.loss(image, first, scale, of_image, of_text, of_scale)
+                value += teacher.weight * one
+                metrics[f'teacher/{name}'] = one
+            return jnp.asarray(value), metrics
+
+        return total

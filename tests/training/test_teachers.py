@@ -1,0 +1,83 @@
+"""Runs that learn from a teacher: their metrics, resume, and what is refused."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from support.runs import train, training
+
+import clip_jax
+from clip_jax.cli import config_file
+from clip_jax.planning import abstract_step
+from clip_jax.step import rules
+
+RUN = ('total_steps=8', 'checkpoint.every=4', 'checkpoint.keep=9', 'eval_every=50', 'figures=False')
+
+
+@pytest.fixture(scope='module')
+def config(tiny_run, tiny_config, tmp_path_factory):
+    """The small config with the small run as a teacher."""
+    path = tmp_path_factory.mktemp('taught') / 'taught.py'
+    options = {'path': str(tiny_run), 'loss': 'mobileclip', 'weight': 0.5}
+    path.write_text(
+        'import sys\n'
+        f'sys.path.insert(0, {str(tiny_config.parent)!r})\n'
+        'import tiny\n'
+        'from ml_collections import ConfigDict\n'
+        'def get_config():\n'
+        '    c = tiny.get_config().unlock()\n'
+        f'    c.distillation.teachers.one = ConfigDict({options!r})\n'
+        '    return c.lock()\n'
+    )
+    return path
+
+
+@pytest.fixture(scope='module')
+def taught(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('runs') / 'taught'
+    done = train(config, workdir, *RUN)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_each_part_is_logged(taught):
+    for row in training(taught):
+        total = row['contrastive'] + 0.5 * row['teacher/one']
+        assert row['loss'] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_resumed_run_is_bit_exact_and_checkpoints_have_no_teacher(config, taught):
+    cut = taught.with_name('cut')
+    shutil.copytree(taught, cut)
+    shutil.rmtree(cut / 'checkpoints' / '8')
+    (cut / 'summary.json').unlink()
+    done = train(config, cut, *RUN)
+    assert 'resumes from step 4' in done.stdout, done.stderr
+    assert training(cut) == training(taught)
+    one, other = (rules.paths(clip_jax.load(x).variables['params']) for x in (taught, cut))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert {p.name for p in (taught / 'checkpoints' / '8').iterdir()} >= {'variables', 'training'}
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (('distillation.contrastive=-1.0',), 'contrastive is -1.0; expected a weight above 0'),
+        (('distillation.teachers.one.loss=mobilclip',), "Did you mean 'mobileclip'"),
+        (('distillation.teachers.one.path=nowhere',), 'nowhere: no such file or folder'),
+        (('model.embed_dim=24', 'distillation.teachers.one.loss=feature'), 'teachers.one: dist'),
+        (('tokenizer.context_length=9',), 'teachers.one: its tokenizer is not the one of the stud'),
+    ],
+)
+def test_wrong_settings_are_one_line(changes, message, config, tmp_path):
+    done = train(config, tmp_path / 'run', *RUN, *changes)
+    assert done.returncode != 0
+    assert message in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_a_weight_without_teachers_and_a_plan_with_one_are_refused(tiny_config, config, tmp_path):
+    done = train(tiny_config, tmp_path / 'run', *RUN, 'distillation.contrastive=0.5')
+    assert 'contrastive is 0.5, and there are no teachers; leave it at 1' in done.stderr
+    with pytest.raises(ValueError, match='a plan has no teachers; leave them out'):
+        abstract_step.step_of(config_file.read(str(config)), jax.devices()[:1], 'float32')
