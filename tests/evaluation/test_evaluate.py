@@ -103,7 +103,9 @@ class Incomplete(str):
 
 def made(report, **others):
     """An evaluation that returns a report whatever the model is."""
-    return evaluate.Evaluation({'type': 'x'}, lambda *_, **specs: report, Incomplete('tars:test'), others)
+    return evaluate.Evaluation(
+        {'type': 'x'}, lambda *_, **specs: report, Incomplete('tars:test'), others
+    )
 
 
 def test_a_report_lists_the_records_that_sources_skipped(model):
