@@ -47,6 +47,7 @@ def bind(
     what: str,
     own: int = 0,
     reserved: Iterable[str] = (),
+    passed: Mapping[str, Any] | None = None,
 ) -> Callable:
     """Binds options to a plug-in's function, checked by its signature.
 
@@ -56,18 +57,21 @@ def bind(
         what: what a message calls the plug-in.
         own: the number of its first parameters that the program passes.
         reserved: names of other parameters that the program passes.
+        passed: what the program passes to a function that has a parameter of that name.
 
     Returns:
-        The function without the parameters that `options` set.
+        The function without the parameters that `options` and `passed` set.
 
     Raises:
         ValueError: an option that the function does not have, or a required one that is not given.
     """
     parameters = list(inspect.signature(function).parameters.values())[own:]
+    passed = passed or {}
+    reserved = {*reserved, *passed}
     named = [
         p
         for p in parameters
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in {*reserved}
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in reserved
     ]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for name in options:
@@ -75,7 +79,8 @@ def bind(
     missing = [p.name for p in named if p.default is p.empty and p.name not in options]
     if missing:
         raise ValueError(f'{what}: {", ".join(missing)} must be given')
-    return functools.partial(function, **options)
+    given = {p.name: passed[p.name] for p in parameters if p.name in passed}
+    return functools.partial(function, **options, **given)
 
 
 def source(
@@ -326,16 +331,20 @@ def loss(
     choices = getattr(module, 'IMPLEMENTATIONS', None)
     if choices and 'implementation' in options:
         lookup.check(options['implementation'], choices, what=f'{what}: implementation')
-    passed = {'mesh': mesh, 'axis': mesh.axis_names}
     if (captions > 1 or hard_negatives) and 'negatives' not in parameters:
         raise ValueError(
             f'{what}: a batch has {captions} caption(s) and {hard_negatives} hard negative(s) of '
             'each image; the loss takes one caption: it has no parameter negatives. Use softmax or '
             'sigmoid, or add it (see clip_jax/losses/__init__.py)'
         )
-    reserved = ('mask', 'negatives', *passed)
-    bound = bind(module.loss, options, what=what, own=len(LOSS_INPUTS), reserved=reserved)
-    bound = functools.partial(bound, **{k: v for k, v in passed.items() if k in parameters})
+    bound = bind(
+        module.loss,
+        options,
+        what=what,
+        own=len(LOSS_INPUTS),
+        reserved=('mask', 'negatives'),
+        passed={'mesh': mesh, 'axis': mesh.axis_names},
+    )
     texts = (captions,) if captions > 1 else (), (hard_negatives,) if hard_negatives else ()
     _check_loss(bound, mesh.size, texts, initial_scale_and_bias(config['name']), what)
     return bound
@@ -411,10 +420,8 @@ def optimizer(
         given(config, *_COMMON),
         what=lookup.label('step.optimizers', name),
         own=2,
-        reserved=('schedule',),
+        passed={'schedule': schedule},
     )
-    if 'schedule' in inspect.signature(module.create).parameters:
-        bound = functools.partial(bound, schedule=schedule)
     settings = rules.resolve(
         params,
         weight_decay=config['weight_decay'],

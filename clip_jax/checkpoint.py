@@ -405,8 +405,7 @@ def read_average(path: epath.Path, variables: dict[str, Any], mesh: Mesh) -> dic
     everywhere = sharding.replicated(mesh)
 
     def like(key: tuple, found: Any) -> jax.ShapeDtypeStruct:
-        name = jax.tree_util.keystr(key, simple=True, separator='/')
-        x = known.get(name, found)
+        x = known.get(sharding.path_name(key), found)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
 
     trained = _restore(path / AVERAGE, jax.tree.map_with_path(like, tree))

@@ -182,6 +182,16 @@ def _product(place: str | tuple[str, ...] | None, sizes: dict[str, int]) -> int:
     return math.prod(sizes[name] for name in _names(place))
 
 
+def path_name(path: Sequence[Any]) -> str:
+    """Returns the path of a leaf, as `jax.tree.map_with_path` gives it, with slashes."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
+
+
+def axis_size(mesh: Mesh | None, axis: str | tuple[str, ...]) -> int:
+    """Returns the number of devices along an axis of a mesh, or along several; 1 without a mesh."""
+    return 1 if mesh is None else _product(axis, dict(mesh.shape))
+
+
 def of_tree(tree: Any, mesh: Mesh, logical_axes: LogicalAxes, *, over_data: bool = False) -> Any:
     """Returns the shardings of a tree.
 
@@ -202,8 +212,7 @@ def _specs(
     tree: Any, sizes: dict[str, int], logical_axes: LogicalAxes, over_data: bool = False
 ) -> Any:
     def one(path: tuple, x: Any) -> PartitionSpec:
-        name = jax.tree_util.keystr(path, simple=True, separator='/')
-        found = spec(logical_axes(name, len(x.shape)), x.shape, sizes)
+        found = spec(logical_axes(path_name(path), len(x.shape)), x.shape, sizes)
         return spread(found, x.shape, sizes) if over_data else found
 
     return jax.tree.map_with_path(one, tree)

@@ -6,7 +6,6 @@ each block for the gradient. The matrix is never in memory as a whole.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from clip_jax import lookup
+from clip_jax import lookup, sharding
 
 IMPLEMENTATIONS = ('dense', 'gather')
 LOWEST = jnp.finfo(jnp.float32).min
@@ -36,6 +35,11 @@ class Layout(NamedTuple):
     implementation: str | None
     block_size: int
 
+    @property
+    def devices(self) -> int:
+        """The number of devices that the batch is sharded over."""
+        return sharding.axis_size(self.mesh, self.axis)
+
 
 def side(rows: jax.Array, columns: jax.Array, scale: jax.Array) -> Side:
     """Makes a side of embeddings [B, D] and the factor of their similarities."""
@@ -51,6 +55,23 @@ def divergence(student: Side, teacher: Side, layout: Layout) -> jax.Array:
     return _rows(student, jax.tree.map(lax.stop_gradient, teacher), layout)
 
 
+def divergences(
+    student: tuple[jax.Array, jax.Array, jax.Array],
+    teacher: tuple[jax.Array, jax.Array, jax.Array],
+    layout: Layout,
+) -> dict[str, jax.Array]:
+    """Returns the mean divergence over texts and that over images, as metrics; the models are
+    given by images [B, D], texts [B, D] and the factor of their similarities; raises as
+    `divergence`.
+    """
+
+    def mean(first: int, second: int) -> jax.Array:
+        one, other = (side(x[first], x[second], x[2]) for x in (student, teacher))
+        return jnp.mean(divergence(one, other, layout))
+
+    return {'distill/image_to_text': mean(0, 1), 'distill/text_to_image': mean(1, 0)}
+
+
 def cross_entropy(student: Side, layout: Layout) -> jax.Array:
     """Returns -log softmax(row i)[i] of each row i, float32 [B]; raises as `divergence`."""
     return _rows(student, None, layout)
@@ -63,7 +84,7 @@ def _rows(student: Side, teacher: Side | None, layout: Layout) -> jax.Array:
     _check(student, teacher, layout)
     if implementation == 'dense':
         return _dense(student, teacher)
-    on_device = functools.partial(_on_device, layout=layout, devices=_devices(layout))
+    on_device = functools.partial(_on_device, layout=layout, devices=layout.devices)
     if mesh is None:
         return on_device(student, teacher)
     sharded = PartitionSpec(layout.axis)
@@ -85,16 +106,11 @@ def _check(student: Side, teacher: Side | None, layout: Layout) -> None:
                 f'{shapes[1]}; expected [B, D] for both, B = {len(student.rows)}; a student that '
                 'is compared with a teacher of another D must be projected'
             )
-    if layout.mesh is not None and len(student.rows) % _devices(layout):
+    if layout.mesh is not None and len(student.rows) % layout.devices:
         raise ValueError(
             f'distillation: a batch of {len(student.rows)} pairs is not a multiple of the '
-            f'{_devices(layout)} devices of axis {layout.axis!r}'
+            f'{layout.devices} devices of axis {layout.axis!r}'
         )
-
-
-def _devices(layout: Layout) -> int:
-    names = (layout.axis,) if isinstance(layout.axis, str) else layout.axis
-    return math.prod(layout.mesh.shape[name] for name in names) if layout.mesh is not None else 1
 
 
 def _logits(rows: jax.Array, columns: jax.Array) -> jax.Array:

@@ -1,7 +1,6 @@
 """CLIP-KD's contrastive relational distillation (CRD): the teacher's softmax of similarities."""
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clip_jax.distillation import _rows
@@ -49,17 +48,7 @@ def loss(
       contrastive relational distillation.
     """
     layout = _rows.Layout(mesh, axis, implementation, block_size)
-    image, text = student_image, student_text
-    rows = _rows.divergence(
-        _rows.side(image, text, scale),
-        _rows.side(teacher_image, teacher_text, teacher_scale),
-        layout,
-    )
-    columns = _rows.divergence(
-        _rows.side(text, image, scale),
-        _rows.side(teacher_text, teacher_image, teacher_scale),
-        layout,
-    )
-    over_texts, over_images = jnp.mean(rows), jnp.mean(columns)
-    metrics = {'distill/image_to_text': over_texts, 'distill/text_to_image': over_images}
+    student = student_image, student_text, scale
+    metrics = _rows.divergences(student, (teacher_image, teacher_text, teacher_scale), layout)
+    over_texts, over_images = metrics.values()
     return over_texts + over_images, metrics

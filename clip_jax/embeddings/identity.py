@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from clip_jax import sharding
 from clip_jax.data.embedding_store import Embeddings
 
 
@@ -28,8 +29,7 @@ def fingerprint(variables: dict[str, Any]) -> str:
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(variables):
         array = np.ascontiguousarray(leaf)
-        name = jax.tree_util.keystr(path, simple=True, separator='/')
-        digest.update(f'{name} {array.dtype} {array.shape};'.encode())
+        digest.update(f'{sharding.path_name(path)} {array.dtype} {array.shape};'.encode())
         digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
     return digest.hexdigest()[:32]
 

@@ -13,7 +13,6 @@ One rotation serves both directions of the loss.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from clip_jax import sharding
 from clip_jax.losses import _texts
 
 IMPLEMENTATIONS = ('gather', 'ring')
@@ -64,6 +64,11 @@ class Layout(NamedTuple):
     block_size: int  # texts in a block
     positives: int = 1  # P; texts of an image that are its positives, the others: hard negatives
 
+    @property
+    def devices(self) -> int:
+        """The number of devices that the batch is sharded over."""
+        return sharding.axis_size(self.mesh, self.axis)
+
 
 class Embeddings(NamedTuple):
     """Embeddings of one modality, and the index of the image that each belongs to, HARD_NEGATIVE
@@ -101,9 +106,9 @@ def contrast(
     """
     if layout.block_size < 1:
         raise ValueError(f'losses: block_size is {layout.block_size}; expected at least 1')
-    if layout.mesh is not None and len(image) % _devices(layout):
+    if layout.mesh is not None and len(image) % layout.devices:
         raise ValueError(
-            f'losses: a batch of {len(image)} pairs is not a multiple of the {_devices(layout)} '
+            f'losses: a batch of {len(image)} pairs is not a multiple of the {layout.devices} '
             f'devices of axis {layout.axis!r}'
         )
     texts, positives = _texts.join(image, text, negatives)
@@ -134,11 +139,6 @@ def _backward(loss, layout, gradients, cotangents):
 _loss.defvjp(_forward, _backward)
 
 
-def _devices(layout: Layout) -> int:
-    names = (layout.axis,) if isinstance(layout.axis, str) else layout.axis
-    return math.prod(layout.mesh.shape[name] for name in names) if layout.mesh is not None else 1
-
-
 def _on_mesh(
     loss: PairLoss,
     layout: Layout,
@@ -152,7 +152,11 @@ def _on_mesh(
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], tuple[jax.Array, ...] | None]:
     """Returns ((loss, metrics), gradients of image, texts, scale and bias or None)."""
     on_device = functools.partial(
-        _on_device, loss, layout, devices=_devices(layout), gradients=gradients
+        _on_device,
+        loss,
+        layout,
+        devices=layout.devices,
+        gradients=gradients,
     )
     if layout.mesh is None:
         return on_device(image, texts, scale, bias, pair)

@@ -54,8 +54,7 @@ def loss(
         mask: bool [B]; pairs where it is False, with their hard negatives, are neither positives
             nor negatives. None: all count.
         negatives: L2-normalized embeddings of N hard negatives of each image, such as captions with
-            swapped words, float [B, N, D]; a
-            negative of every image (NegCLIP).
+            swapped words, float [B, N, D]; a negative of every image (NegCLIP).
         dims: lengths of prefixes of the embeddings, increasing, such as (64, 128, 256); the value
             is the mean of the losses of the L2-normalized prefixes (Matryoshka). (): the embeddings
             as they are.

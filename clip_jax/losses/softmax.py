@@ -56,8 +56,8 @@ def loss(
         mask: bool [B]; pairs where it is False, with their hard negatives, are neither positives
             nor negatives. None: all count.
         negatives: L2-normalized embeddings of N hard negatives of each image, such as captions with
-            swapped words, float [B, N, D]; more
-            negatives of every image (NegCLIP). They are no rows of text -> image.
+            swapped words, float [B, N, D]; more negatives of every image (NegCLIP). They are no
+            rows of text -> image.
         dims: lengths of prefixes of the embeddings, increasing, such as (64, 128, 256); the value
             is the mean of the losses of the L2-normalized prefixes (Matryoshka). (): the embeddings
             as they are.

@@ -56,16 +56,8 @@ def value_and_grad(
         (value, (metrics, buffers)), grads = gradient(params)
         return value, metrics, buffers, constrain(grads)
 
-    def split(x: jax.Array) -> jax.Array:
-        # Micro-batch i has the examples i, i + microbatches, …: as many of every device, so that
-        # nothing is resharded.
-        return jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
-
-    def join(x: jax.Array) -> jax.Array:
-        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-
-    parts = jax.tree.map(split, batch)
-    image, text = map(join, lax.map(lambda part: embed(params, buffers, part)[0], parts))
+    parts = split(batch, microbatches)
+    image, text = join(lax.map(lambda part: embed(params, buffers, part)[0], parts))
     scalars, scalars_backward = jax.vjp(scale_and_bias, params)
     loss_gradient = jax.value_and_grad(
         lambda image, text, scalars: loss(image, text, *scalars), argnums=(0, 1, 2), has_aux=True
@@ -80,5 +72,21 @@ def value_and_grad(
         return (grads, buffers), None
 
     start = constrain(*scalars_backward(d_scalars)), buffers
-    (grads, buffers), _ = lax.scan(add, start, (parts, (split(d_image), split(d_text))))
+    (grads, buffers), _ = lax.scan(add, start, (parts, split((d_image, d_text), microbatches)))
     return value, metrics, buffers, grads
+
+
+def split(batch: Any, microbatches: int) -> Any:
+    """Splits a tree of arrays [B, ...] into micro-batches [microbatches, B / microbatches, ...].
+
+    Micro-batch i has the examples i, i + microbatches, …: as many of every device, so that nothing
+    is resharded.
+    """
+    return jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0), batch
+    )
+
+
+def join(parts: Any) -> Any:
+    """Undoes `split`."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), parts)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from clip_jax import lookup
+from clip_jax import lookup, sharding
 from clip_jax.runtime.messages import first_few
 
 # Parameters with weight decay: all but gains, biases and the logit scale (arXiv 2103.00020, section
@@ -40,7 +40,7 @@ Settings = dict[str, Setting]  # by path, with slashes
 def paths(params: Any) -> dict[str, Any]:
     """Returns the leaves of a tree of parameters by path, with slashes between names."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(p, simple=True, separator='/'): x for p, x in leaves}
+    return {sharding.path_name(path): x for path, x in leaves}
 
 
 def resolve(
@@ -163,36 +163,36 @@ def _frozen_by(name: str, names: Sequence[str]) -> list[dict[str, Any]]:
     if not colon:
         held = [n for n in names if n.startswith((f'{tower}/', f'{tower}_projection/'))]
         return [{'path': re.escape(n), 'frozen': True} for n in held]
-    depth = _depth(names, tower)
+    layers, depth = _layers(names, tower)
     if not count.isdigit() or not 1 <= int(count) <= depth:
         raise ValueError(
             f'optimizer.freeze: {name!r}; expected {short}:N, with 1 to {depth} blocks'
         )
     first = depth - int(count)
-    held = [n for n in names if n.startswith(f'{tower}/') and _layer(n, names, tower) <= first]
+    held = [name for name, layer in layers.items() if layer <= first]
     return [{'path': re.escape(n), 'frozen': True} for n in held]
 
 
-def _blocks(names: Iterable[str], tower: str) -> list[tuple[int, ...]]:
-    """The numbers of a tower's blocks, in order."""
-    return sorted({_block(n) for n in names if n.startswith(f'{tower}/')} - {()})
+def _layers(names: Iterable[str], tower: str) -> tuple[dict[str, int], int]:
+    """The layer of each parameter of an encoder, and the number of its blocks.
+
+    A layer is 0 for what is before the blocks, 1 for the first block, and one more than there are
+    blocks for what follows them.
+    """
+    inside = {name: _block(name) for name in names if name.startswith(f'{tower}/')}
+    places = {block: i for i, block in enumerate(sorted({*inside.values()} - {()}), start=1)}
+
+    def layer(name: str, block: tuple[int, ...]) -> int:
+        if block:
+            return places[block]
+        return 0 if {*name.split('/')[1:2]} & {*_BEFORE} else len(places) + 1
+
+    return {name: layer(name, block) for name, block in inside.items()}, len(places)
 
 
 def _block(name: str) -> tuple[int, ...]:
     """The numbers in a path, such as (stage, block); () outside of the blocks."""
     return tuple(map(int, _NUMBER.findall(name)))
-
-
-def _depth(names: Iterable[str], tower: str) -> int:
-    return len(_blocks(names, tower))
-
-
-def _layer(name: str, names: Iterable[str], tower: str) -> int:
-    """0 for what is before the blocks, 1 for the first block, depth + 1 for what follows them."""
-    blocks = _blocks(names, tower)
-    if block := _block(name):
-        return 1 + blocks.index(block)
-    return 0 if {*name.split('/')[1:2]} & {*_BEFORE} else len(blocks) + 1
 
 
 def _layer_factors(names: Sequence[str], layer_decay: Mapping[str, float]) -> dict[str, float]:
@@ -203,10 +203,8 @@ def _layer_factors(names: Sequence[str], layer_decay: Mapping[str, float]) -> di
             raise ValueError(
                 f'optimizer.layer_decay.{tower} is {decay}; expected more than 0, at most 1'
             )
-        inside = [n for n in names if n.startswith(f'{tower}/')]
-        last = _depth(inside, tower) + 1
-        for name in inside if decay < 1 else ():
-            factors[name] = decay ** (last - _layer(name, inside, tower))
+        layers, depth = _layers(names, tower)
+        factors |= {name: decay ** (depth + 1 - layer) for name, layer in layers.items()}
     return factors
 
 

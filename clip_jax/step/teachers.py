@@ -10,6 +10,7 @@ from jax import lax
 
 from clip_jax.data import preprocess
 from clip_jax.models import clip, layers
+from clip_jax.step import grad_cache
 
 Targets = dict[str, tuple[jax.Array, jax.Array, jax.Array]]  # image, text and scale by teacher
 
@@ -83,14 +84,11 @@ class Teachers:
         if microbatches == 1:
             return embed(inputs)
 
-        def split(x: jax.Array) -> jax.Array:  # as grad_cache does
-            return jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
-
-        def join(x: jax.Array) -> jax.Array:
-            return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
-
-        found = lax.map(embed, jax.tree.map(split, inputs))
-        return {name: (join(i), join(t), scale[0]) for name, (i, t, scale) in found.items()}
+        found = lax.map(embed, grad_cache.split(inputs, microbatches))
+        return {
+            name: (*grad_cache.join((image, text)), scale[0])
+            for name, (image, text, scale) in found.items()
+        }
 
     def distilled(self, loss: Callable, targets: Targets) -> Callable:
         """Returns a contrastive loss to which the teachers' losses are added.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from clip_jax import sharding
 from clip_jax.step.rules import Settings
 
 MAX_LOGIT_SCALE = math.log(100)  # updates are clipped to it (arXiv 2103.00020, section 2.5)
@@ -91,7 +92,7 @@ def hold_back(updates: Any, settings: Settings, step: jax.Array) -> Any:
 
 
 def _setting(settings: Settings, path: Any) -> Any:
-    return settings[jax.tree_util.keystr(path, simple=True, separator='/')]
+    return settings[sharding.path_name(path)]
 
 
 def bound_logit_scale(maximum: float = MAX_LOGIT_SCALE) -> optax.GradientTransformation:

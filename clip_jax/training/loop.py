@@ -318,8 +318,8 @@ def _started(
             f'{error}; init_state all needs the optimizer, the rules and the average of init_from, '
             'or set init_state to weights'
         ) from None
-    input = 'its data from their start'
-    if all(about['config'].get(k) == _stored(config).get(k) for k in ('data', 'seed')):
+    input, now = 'its data from their start', _stored(config)
+    if all(about['config'].get(k) == now.get(k) for k in ('data', 'seed')):
         parts.batches.set_state(_position(about['input'], config.batch_size))
         input = 'its data from where that run was'
     _say(f'begins at step {step:,} with the state of {folder}, and reads {input}')

@@ -1,7 +1,5 @@
 """The teachers of a run: from a config to models, losses and variables."""
 
-import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -78,12 +76,13 @@ def _loss(
 ) -> Callable:
     """The loss of a teacher, traced once so that wrong options raise here."""
     module = lookup.module('distillation', options['loss'], 'loss')
-    parameters = inspect.signature(module.loss).parameters
-    passed = {k: v for k, v in {'mesh': mesh, 'axis': mesh.axis_names}.items() if k in parameters}
     bound = build.bind(
-        module.loss, build.given(options, *OWN), what=what, own=INPUTS, reserved=passed
+        module.loss,
+        build.given(options, *OWN),
+        what=what,
+        own=INPUTS,
+        passed={'mesh': mesh, 'axis': mesh.axis_names},
     )
-    bound = functools.partial(bound, **passed)
 
     def embeddings(size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((mesh.size, size), jnp.float32)

@@ -7,6 +7,8 @@ import jax
 import optax
 from optax import contrib
 
+from clip_jax import sharding
+
 # The matrices in a block: name -> the axes that are summed over, and those of the output. Queries,
 # keys and values, on axis 1 of theirs, are three matrices.
 _MATRICES = {
@@ -63,7 +65,7 @@ def create(
 def _dimensions(path: tuple, x: Any) -> Any:
     """The axes of a block's matrix, None for other parameters."""
     del x
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    name = sharding.path_name(path)
     block, _, inside = name.rpartition('/kernel')[0].rpartition('block_')
     return _MATRICES.get(inside.partition('/')[2]) if block else None
 
