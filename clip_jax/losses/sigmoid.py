@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from clip_jax import lookup
-from clip_jax.losses import _blockwise, _dense, _texts
+from clip_jax.losses import _blockwise, _contrast, _dense
 
-IMPLEMENTATIONS = ('dense', *_blockwise.IMPLEMENTATIONS)
+IMPLEMENTATIONS = _contrast.IMPLEMENTATIONS
 INIT = {'init_logit_scale': math.log(10), 'init_logit_bias': -10.0}  # section 3.2
 
 
@@ -80,19 +79,22 @@ def loss(
       (arXiv 2210.01936): hard negatives.
       Kusupati et al., Matryoshka Representation Learning, 2022 (arXiv 2205.13147).
     """
-    if implementation is None:
-        implementation = 'dense' if mesh is None else 'gather'
-    lookup.check(implementation, IMPLEMENTATIONS, what='losses/sigmoid: implementation')
-    layout = _blockwise.Layout(implementation, mesh, axis, block_size)
-
-    def one(
-        image: jax.Array, text: jax.Array, negatives: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        if implementation == 'dense':
-            return _from_matrix(_dense.matrix(image, text, negatives, scale, bias, mask))
-        return _blockwise.contrast(_PAIRS, layout, image, text, negatives, scale, bias, mask)
-
-    return _texts.over_dims(one, dims, image, text, negatives)
+    return _contrast.contrast(
+        _PAIRS,
+        _from_matrix,
+        image,
+        text,
+        negatives,
+        scale,
+        bias,
+        mask=mask,
+        dims=dims,
+        mesh=mesh,
+        axis=axis,
+        implementation=implementation,
+        block_size=block_size,
+        what='losses/sigmoid',
+    )
 
 
 def _from_matrix(matrix: _dense.Matrix) -> tuple[jax.Array, dict[str, jax.Array]]:

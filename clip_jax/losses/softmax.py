@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from clip_jax import lookup
-from clip_jax.losses import _blockwise, _dense, _texts
+from clip_jax.losses import _blockwise, _contrast, _dense
 from clip_jax.models.clip import INIT_LOGIT_SCALE
 
-IMPLEMENTATIONS = ('dense', *_blockwise.IMPLEMENTATIONS)
+IMPLEMENTATIONS = _contrast.IMPLEMENTATIONS
 INIT = {'init_logit_scale': INIT_LOGIT_SCALE, 'init_logit_bias': None}
 
 
@@ -87,19 +86,22 @@ def loss(
         raise ValueError(
             'losses/softmax: a bias cancels out of the softmax; use the loss "sigmoid"'
         )
-    if implementation is None:
-        implementation = 'dense' if mesh is None else 'gather'
-    lookup.check(implementation, IMPLEMENTATIONS, what='losses/softmax: implementation')
-    layout = _blockwise.Layout(implementation, mesh, axis, block_size)
-
-    def one(
-        image: jax.Array, text: jax.Array, negatives: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        if implementation == 'dense':
-            return _from_matrix(_dense.matrix(image, text, negatives, scale, None, mask))
-        return _blockwise.contrast(_PAIRS, layout, image, text, negatives, scale, None, mask)
-
-    return _texts.over_dims(one, dims, image, text, negatives)
+    return _contrast.contrast(
+        _PAIRS,
+        _from_matrix,
+        image,
+        text,
+        negatives,
+        scale,
+        None,
+        mask=mask,
+        dims=dims,
+        mesh=mesh,
+        axis=axis,
+        implementation=implementation,
+        block_size=block_size,
+        what='losses/softmax',
+    )
 
 
 def _from_matrix(matrix: _dense.Matrix) -> tuple[jax.Array, dict[str, jax.Array]]:

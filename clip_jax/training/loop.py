@@ -17,7 +17,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from clip_jax import build, checkpoint, metrics, pretrained
+from clip_jax import build, checkpoint, metrics
 from clip_jax.evaluation import evaluate
 from clip_jax.models import attention_choice
 from clip_jax.runtime import environment, lock, messages, multihost
@@ -300,9 +300,8 @@ def _started(
     """The state of a new run, its step, and what Outputs needs to know of it."""
     if config.init_state == 'weights':
         return parts.state, 0, {}
-    folder = pretrained.find(config.init_from)[0]
-    about = checkpoint.read_about(epath.Path(folder))
-    step = int(epath.Path(folder).name)
+    folder = epath.Path(parts.start)
+    about, step = checkpoint.read_about(folder), int(folder.name)
     if step >= config.total_steps:
         raise ValueError(
             f'total_steps is {config.total_steps:,}, and init_from is at step {step:,}; with '
@@ -311,7 +310,7 @@ def _started(
     watchdog.begin(f'reading step {step:,} of {config.init_from}')
     like, teachers = _emptied(parts.state)
     try:
-        state = checkpoint.restore(epath.Path(folder), like)
+        state = checkpoint.restore(folder, like)
         state = dataclasses.replace(state, teachers=teachers)
     except ValueError as error:
         raise ValueError(

@@ -38,6 +38,7 @@ class Parts(NamedTuple):
     evals: dict[str, Evaluation]  # by name, with its data open
     writers: list[Callable]  # (workdir, *, resume_step, config) -> metric writer
     resumes: bool  # whether the run directory has a checkpoint
+    start: str  # what a new run starts from: a checkpoint, '' for nothing
 
 
 def prepare(config: ConfigDict, workdir: Any) -> Parts:
@@ -72,10 +73,11 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     captions = build.captions(config.data)
     source, evals = multihost.primary_first(lambda: _open_data(config))
     # Not from card.json, which has no checksum.
-    card, variables = checkpoint.newest_card(workdir), None
+    card, variables, start = checkpoint.newest_card(workdir), None, ''
     resumes = card is not None
     if card is None:
-        card, variables = initial_variables(config, source, mesh)
+        start = _start(config)
+        card, variables = initial_variables(config, start, source, mesh)
     execution = build.execution(config.model)
     model = build.model(card['model'], config.model.dtype, **execution)
     optimizer = build.optimizer(config.optimizer, clip.shapes(model)['params'], config.total_steps)
@@ -137,20 +139,20 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         evals=evals,
         writers=writers,
         resumes=resumes,
+        start=start,
     )
 
 
 def initial_variables(
-    config: ConfigDict, source: Source, mesh: Mesh
+    config: ConfigDict, start: str, source: Source, mesh: Mesh
 ) -> tuple[dict[str, Any], dict | None]:
-    """Returns the card of a new run, and the variables of `config.init_from` on the devices, or
+    """Returns the card of a new run, and the variables of the checkpoint `start` on the devices, or
     None for random ones.
     """
-    _check_init(config)
-    if not config.init_from:
+    if not start:
         # A vocabulary is trained once.
         return multihost.run_on_primary(lambda: _card(config, source, {})), None
-    init_card, variables = pretrained.read(config.init_from, mesh)
+    init_card, variables = pretrained.read(start, mesh)
     card = _card(config, source, init_card)
     size = card['model']['image']['image_size']
     _, variables = clip.with_image_size(init_card['model'], variables, size)
@@ -164,16 +166,22 @@ def initial_variables(
     return card, pretrained.on_devices(variables, mesh)
 
 
-def _check_init(config: ConfigDict) -> None:
+def _start(config: ConfigDict) -> str:
+    """The checkpoint that a new run starts from, '' for none. For the whole state of a run it is
+    that of one step: a run that still trains writes others meanwhile.
+    """
     lookup.check(config.init_state, ('weights', 'all'), what='init_state')
-    if config.init_state == 'all':
-        if not config.init_from:
-            raise ValueError('init_state is all, which needs init_from, a run or its checkpoint')
-        if pretrained.averaged(config.init_from) or pretrained.find(config.init_from)[1]:
-            raise ValueError(
-                f'init_state is all, and init_from {config.init_from} has only weights; expected a '
-                'run of clip_jax or its checkpoint'
-            )
+    if config.init_state == 'weights':
+        return config.init_from or ''
+    if not config.init_from:
+        raise ValueError('init_state is all, which needs init_from, a run or its checkpoint')
+    folder, layout = pretrained.find(config.init_from)
+    if layout or pretrained.averaged(config.init_from):
+        raise ValueError(
+            f'init_state is all, and init_from {config.init_from} has only weights; expected a '
+            'run of clip_jax or its checkpoint'
+        )
+    return str(folder)
 
 
 def _card(config: ConfigDict, source: Source, init: dict[str, Any]) -> dict[str, Any]:
