@@ -44,7 +44,7 @@ class TensorBoardWriter(Writer):
         if atomic.is_remote(folder):
             self._temporary = local = Path(tempfile.mkdtemp(prefix='clip_jax-tensorboard-'))
         local.mkdir(parents=True, exist_ok=True)
-        suffix = f'.{os.getpid()}.{next(_NUMBERS)}'
+        suffix = f'.{os.getpid()}.{next(_NUMBERS):06}'
         self._file = events.EventsWriter(str(local / 'events'), suffix)
         self._uploaded = time.monotonic()
         if resume_step is not None:
