@@ -42,7 +42,7 @@ def train_step(
     Args:
         state: the training state.
         batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}; or tokens int32 [B, K, L] of
-            K texts of each image, first `captions_per_image` captions, then hard negatives.
+            K texts of each image, captions, then hard negatives. 'stored': see Teachers.targets.
         model: the model.
         loss: (image, text, scale, bias) -> (value, metrics), as build.loss makes it; with hard
             negatives it also takes `negatives`.
@@ -68,7 +68,8 @@ def train_step(
     loss = _with_texts(loss, batch['tokens'].shape, captions_per_image)
     logical_axes = clip.logical_axes(model)
     trained, frozen = optimizer.split(state.params)
-    batch = {**batch, 'example_index': jnp.arange(len(batch['image']), dtype=jnp.int32)}
+    batch = {'image': batch['image'], 'tokens': batch['tokens']}
+    batch['example_index'] = jnp.arange(len(batch['image']), dtype=jnp.int32)
     value, metrics, buffers, grads = grad_cache.value_and_grad(
         _embedder(state, frozen, model, optimizer, normalize),
         _scale_and_bias(model, frozen),

@@ -86,9 +86,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         max_pixels=config.data.max_pixels
     )
     assert model_clip.tokenizer is not None  # a run's card has one
-    taught, teacher_variables = teachers.prepare(
-        config.distillation, config.model.dtype, card, mesh, pretrained.read
-    )
+    taught = teachers.prepare(config.distillation, config.model.dtype, card, mesh, pretrained.read)
     batches = pipeline.train_iterator(
         source,
         model_clip.tokenizer,
@@ -98,6 +96,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         augment=augment,
         filter=filter,
         captions=captions,
+        stored=taught.stored,
         max_pixels=config.data.max_pixels,
         num_threads=config.data.num_threads,
         num_workers=config.data.num_workers,
@@ -115,7 +114,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         shard_optimizer=config.mesh.shard_optimizer,
         average=average,
         captions_per_image=config.data.captions_per_image,
-        teachers=taught,
+        teachers=taught.teachers,
     )
     return Parts(
         mesh=mesh,
@@ -130,7 +129,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
                 shard_optimizer=config.mesh.shard_optimizer,
                 averaged=average is not None,
             ),
-            teachers=teacher_variables,
+            teachers=taught.variables,
         ),
         optimizer=optimizer,
         source=source,

@@ -1,18 +1,28 @@
 """The teachers of a run: from a config to models, losses and variables."""
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from clip_jax import build, lookup, sharding
+from clip_jax.data.stored_embeddings import StoredEmbeddings
 from clip_jax.models import clip
-from clip_jax.step.teachers import Teacher, Teachers
+from clip_jax.step.teachers import StoredTeacher, Teacher, Teachers
 
-OWN = ('path', 'loss', 'weight')  # keys of a teacher that are not options of its loss
+OWN = ('path', 'embeddings', 'loss', 'weight')  # keys of a teacher that are not options of its loss
 INPUTS = 6  # the first parameters of a loss; see distillation/__init__.py
+
+
+class Prepared(NamedTuple):
+    """The teachers of a run, and what they need."""
+
+    teachers: Teachers | None  # None: there are none
+    variables: dict[str, Any]  # of those that embed, by name, sharded over the mesh
+    stored: dict[str, StoredEmbeddings]  # the folders of the others, by name
 
 
 def prepare(
@@ -21,23 +31,20 @@ def prepare(
     card: Mapping[str, Any],
     mesh: Mesh,
     read: Callable[[str, Mesh], tuple[dict, dict]],
-) -> tuple[Teachers | None, dict[str, Any]]:
+) -> Prepared:
     """Loads the teachers of a config.
 
     Args:
-        config: `contrastive`, the weight of the contrastive loss, and `teachers`: by name `path`,
-            `loss`, `weight` and options of that loss.
+        config: `contrastive`, the weight of the contrastive loss, and `teachers`: by name `path` or
+            `embeddings`, `loss`, `weight` and options of that loss.
         dtype: the compute dtype, as for build.model.
         card: the card of the student.
         mesh: the device mesh.
         read: pretrained.read.
 
-    Returns:
-        The teachers, None if there are none, and their variables by name, sharded over the mesh.
-
     Raises:
-        ValueError: a checkpoint, a loss or an option is not usable, or a teacher has another
-            tokenizer than the student.
+        ValueError: a checkpoint, a folder, a loss or an option is not usable, or a teacher has
+            another tokenizer than the student.
     """
     weight = config['contrastive']
     if weight < 0 or (not weight and not config['teachers']):
@@ -49,26 +56,42 @@ def prepare(
             raise ValueError(
                 f'distillation.contrastive is {weight}, and there are no teachers; leave it at 1'
             )
-        return None, {}
-    found, variables = {}, {}
+        return Prepared(None, {}, {})
+    found, variables, stored = {}, {}, {}
     for name, options in config['teachers'].items():
         what = f'distillation.teachers.{name}'
-        for key in ('path', 'loss'):
-            if not options.get(key):
-                raise ValueError(f'{what}: {key} must be given')
+        _check_keys(what, options)
+        of_loss = functools.partial(_loss, what, options, mesh, card['model']['embed_dim'])
+        share = options.get('weight', 1.0)
+        if options.get('embeddings'):
+            stored[name] = StoredEmbeddings(options['embeddings'], what)
+            found[name] = StoredTeacher(of_loss(stored[name].width), share, stored[name].scale)
+            continue
         of_teacher, arrays = read(options['path'], mesh)
         _check_tokenizer(what, of_teacher, card)
         model = build.model(of_teacher['model'], dtype)
         found[name] = Teacher(
             model=model,
-            loss=_loss(what, options, mesh, card['model']['embed_dim'], model.embed_dim),
-            weight=options.get('weight', 1.0),
+            loss=of_loss(model.embed_dim),
+            weight=share,
             mean=tuple(of_teacher['preprocess']['mean']),
             std=tuple(of_teacher['preprocess']['std']),
         )
         shardings = sharding.of_tree(arrays, mesh, clip.logical_axes(model))
         variables[name] = jax.tree.map(jax.device_put, arrays, shardings)
-    return Teachers(contrastive=weight, by_name=found), variables
+    return Prepared(Teachers(contrastive=weight, by_name=found), variables, stored)
+
+
+def _check_keys(what: str, options: Mapping[str, Any]) -> None:
+    if not options.get('loss'):
+        raise ValueError(f'{what}: loss must be given')
+    sources = [key for key in ('path', 'embeddings') if options.get(key)]
+    if len(sources) != 1:
+        raise ValueError(
+            f'{what}: has {" and ".join(sources) or "neither path nor embeddings"}; expected one: '
+            'path, a checkpoint, or embeddings, a folder that clip-jax embed wrote over the '
+            'training data'
+        )
 
 
 def _loss(
