@@ -5,6 +5,7 @@ Either they are on the same mesh and embed each batch, or their embeddings come 
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -120,6 +121,10 @@ class Teachers:
             loss: (image, text, scale, bias, **others) -> (value, metrics); `text` is [B, D], or
                 [B, P, D], of which the first caption is compared with the teacher's.
             targets: what `targets` returned.
+
+        Returns:
+            Such a loss that also takes, after `bias`, the projections of the student's embeddings,
+            by teacher.
         """
 
         def total(
@@ -127,6 +132,7 @@ class Teachers:
             text: jax.Array,
             scale: jax.Array,
             bias: jax.Array | None,
+            projections: Mapping[str, Any] = MappingProxyType({}),
             **others: jax.Array,
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
             contrastive, metrics = loss(image, text, scale, bias, **others)
@@ -134,10 +140,19 @@ class Teachers:
             metrics = {**metrics, 'contrastive': contrastive}
             first = text if text.ndim == 2 else text[:, 0]
             for name, teacher in self.by_name.items():
+                student = {'image': image, 'text': first}
+                for side, projection in projections.get(name, {}).items():
+                    student[side] = project(student[side], projection['kernel'])
                 of_image, of_text, of_scale = targets[name]
-                one, _ = teacher.loss(image, first, scale, of_image, of_text, of_scale)
+                one, _ = teacher.loss(*student.values(), scale, of_image, of_text, of_scale)
                 value += teacher.weight * one
                 metrics[f'teacher/{name}'] = one
             return jnp.asarray(value), metrics
 
         return total
+
+
+def project(embeddings: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Projects embeddings [B, D] by a matrix [D, E], L2-normalized again: float32 [B, E]."""
+    embeddings = embeddings.astype(jnp.float32)
+    return clip.l2_normalize(jnp.matmul(embeddings, kernel, precision=lax.Precision.HIGHEST))

@@ -1,6 +1,5 @@
 """The teachers of a run: from a config to models, losses and variables."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ class Prepared(NamedTuple):
     teachers: Teachers | None  # None: there are none
     variables: dict[str, Any]  # of those that embed, by name, sharded over the mesh
     stored: dict[str, StoredEmbeddings]  # the folders of the others, by name
+    projected: dict[str, tuple[int, int]]  # to whose embeddings the student's are projected
 
 
 def prepare(
@@ -56,30 +56,30 @@ def prepare(
             raise ValueError(
                 f'distillation.contrastive is {weight}, and there are no teachers; leave it at 1'
             )
-        return Prepared(None, {}, {})
-    found, variables, stored = {}, {}, {}
+        return Prepared(None, {}, {}, {})
+    own = card['model']['embed_dim']
+    found, variables, stored, projected = {}, {}, {}, {}
     for name, options in config['teachers'].items():
         what = f'distillation.teachers.{name}'
         _check_keys(what, options)
-        of_loss = functools.partial(_loss, what, options, mesh, card['model']['embed_dim'])
-        share = options.get('weight', 1.0)
+        weight = options.get('weight', 1.0)
         if options.get('embeddings'):
-            stored[name] = StoredEmbeddings(options['embeddings'], what)
-            found[name] = StoredTeacher(of_loss(stored[name].width), share, stored[name].scale)
-            continue
-        of_teacher, arrays = read(options['path'], mesh)
-        _check_tokenizer(what, of_teacher, card)
-        model = build.model(of_teacher['model'], dtype)
-        found[name] = Teacher(
-            model=model,
-            loss=of_loss(model.embed_dim),
-            weight=share,
-            mean=tuple(of_teacher['preprocess']['mean']),
-            std=tuple(of_teacher['preprocess']['std']),
-        )
-        shardings = sharding.of_tree(arrays, mesh, clip.logical_axes(model))
-        variables[name] = jax.tree.map(jax.device_put, arrays, shardings)
-    return Prepared(Teachers(contrastive=weight, by_name=found), variables, stored)
+            one = stored[name] = StoredEmbeddings(options['embeddings'], what)
+            size = one.width
+            found[name] = StoredTeacher(_loss(what, options, mesh, own, size), weight, one.scale)
+        else:
+            of_teacher, arrays = read(options['path'], mesh)
+            _check_tokenizer(what, of_teacher, card)
+            model = build.model(of_teacher['model'], dtype)
+            size = model.embed_dim
+            loss = _loss(what, options, mesh, own, size)
+            statistics = (tuple(of_teacher['preprocess'][x]) for x in ('mean', 'std'))
+            found[name] = Teacher(model, loss, weight, *statistics)
+            shardings = sharding.of_tree(arrays, mesh, clip.logical_axes(model))
+            variables[name] = jax.tree.map(jax.device_put, arrays, shardings)
+        if _needs_same_size(options) and size != own:
+            projected[name] = own, size
+    return Prepared(Teachers(config['contrastive'], found), variables, stored, projected)
 
 
 def _check_keys(what: str, options: Mapping[str, Any]) -> None:
@@ -97,7 +97,9 @@ def _check_keys(what: str, options: Mapping[str, Any]) -> None:
 def _loss(
     what: str, options: Mapping[str, Any], mesh: Mesh, of_student: int, of_teacher: int
 ) -> Callable:
-    """The loss of a teacher, traced once so that wrong options raise here."""
+    """The loss of a teacher, traced once so that wrong options raise here; where it needs
+    embeddings of the same size, the student's will be projected.
+    """
     module = lookup.module('distillation', options['loss'], 'loss')
     bound = build.bind(
         module.loss,
@@ -110,13 +112,18 @@ def _loss(
     def embeddings(size: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((mesh.size, size), jnp.float32)
 
-    student, teacher = embeddings(of_student), embeddings(of_teacher)
+    teacher = embeddings(of_teacher)
+    student = teacher if _needs_same_size(options) else embeddings(of_student)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     try:
         jax.eval_shape(bound, student, student, number, teacher, teacher, number)
     except ValueError as error:
         raise ValueError(f'{what}: {error}') from error
     return bound
+
+
+def _needs_same_size(options: Mapping[str, Any]) -> bool:
+    return getattr(lookup.module('distillation', options['loss'], 'loss'), 'SAME_SIZE', False)
 
 
 def _check_tokenizer(what: str, teacher: Mapping[str, Any], student: Mapping[str, Any]) -> None:
