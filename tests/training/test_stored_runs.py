@@ -11,6 +11,8 @@ from PIL import Image
 from support.runs import command, train, training
 
 import clip_jax
+from clip_jax.cli import config_file
+from clip_jax.planning import abstract_step
 from clip_jax.step import rules
 
 RUN = 'total_steps=20', 'checkpoint.every=10', 'checkpoint.keep=9', 'ema.decay=0.9'
@@ -119,6 +121,20 @@ def test_wrong_settings_are_one_line(changes, message, config, tmp_path):
     done = train(config, tmp_path / 'run', *RUN, f'distillation.teachers.one.{changes}')
     assert done.returncode != 0
     assert message in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_a_plan_has_stored_teachers_and_projections(config):
+    read = config_file.read(str(config), ['--config.model.embed_dim=24'])
+    with read.unlocked():
+        read.tokenizer.vocab_size = 40
+        del read.distillation.teachers['two']
+        read.distillation.teachers.one.loss = 'interactive'
+    step = abstract_step.step_of(read, jax.devices()[:1], 'float32')
+    sizes = jax.tree.map(lambda x: x.shape, (step.batch['stored'], step.state.params))
+    assert sizes[0] == {'one': {'image': (16, 16), 'text': (16, 16)}}
+    assert sizes[1]['distillation']['one']['text'] == {'kernel': (24, 16)}
+    state, numbers = jax.eval_shape(step.function, step.state, step.batch)
+    assert 'teacher/one' in numbers and state.params.keys() == step.state.params.keys()
 
 
 def test_other_data_is_one_line(config, tiny_tars, tmp_path):
