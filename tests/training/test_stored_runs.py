@@ -2,12 +2,14 @@
 
 import io
 import shutil
+import subprocess
 import tarfile
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from support.process import clip_jax_command, environment, free_port
 from support.runs import command, train, training
 
 import clip_jax
@@ -104,6 +106,31 @@ def test_projections_are_in_checkpoints_and_in_no_model(taught, config):
         )
         assert all(np.array_equal(one[name], other[name]) for name in one)
         assert not any('distillation' in name for name in one)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_a_mixture_as_one_does(
+    config, square, tiny_tars, tiny_run, tmp_path
+):
+    data, folder = f'3 * {square} + 1 * {tiny_tars}', tmp_path / 'mixture'
+    embed = 'embed', f'--model={tiny_run}', f'--data={data}', f'--out={folder}', '--shard-size=50'
+    assert not command(*embed).returncode
+    changes = [f'distillation.teachers.{name}.embeddings={folder}' for name in ('one', 'two')]
+    changes += [f'data.train={data}', 'total_steps=4', 'data.num_workers=1']
+    done = train(config, tmp_path / 'alone', *changes)
+    assert done.returncode == 0, done.stderr
+    flags = [f'--config.{change}' for change in changes]
+    flags += [f'--config={config}', f'--workdir={tmp_path / "both"}', '--num-processes=2']
+    flags += [f'--coordinator=localhost:{free_port()}']
+    running = [
+        subprocess.Popen(
+            clip_jax_command('train', *flags, f'--process-id={i}'), env=environment(1, alone=False)
+        )
+        for i in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    for row, other in zip(training(tmp_path / 'both'), training(tmp_path / 'alone'), strict=True):
+        assert row == pytest.approx(other, rel=1e-5)
 
 
 @pytest.mark.parametrize(
