@@ -1,5 +1,8 @@
 """Embeddings that another model gave the training data: rows of a folder, by record and caption."""
 
+import math
+import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,8 @@ from clip_jax.data.sources import Source, with_fields
 from clip_jax.runtime import atomic, checksums, foreign_arrays
 from clip_jax.runtime.messages import shown
 
+File = Callable[[epath.Path, int], epath.Path]  # (folder, shard) -> a file of a shard
+_INT64 = np.dtype(np.int64)
 SAMPLED = 16  # records that are compared with the training data before a run
 NEAR_ONE = 1e-2  # how much the length of an embedding, also in half precision, may differ from 1
 SAME = 'expected a folder that clip-jax embed wrote over the training data, or over a copy of it'
@@ -42,7 +47,8 @@ class StoredEmbeddings:
         except ValueError as error:
             raise ValueError(f'{what}: {error}') from error
         self.description = self._stored.description
-        self._begins: dict[str, int] = {}  # where the numbers begin in each file
+        self._dtype = np.dtype(self.description.save_dtype)
+        self._files: dict[tuple[File, int], tuple[str, int]] = {}  # with where their numbers begin
         if atomic.is_remote(self._stored.folder):
             raise self._error('is at an address; copy it to a local folder', '')
         if self.description.features != 'embedding':
@@ -103,65 +109,76 @@ class StoredEmbeddings:
             BadRecord: 'no_embedding': the record was bad when the data was embedded.
             ValueError: image or caption are not those that were embedded, or a file is damaged.
         """
-        size = self.description.shard_size
+        size, fields = self.description.shard_size, embedding_index.FIELDS
         shard, place = divmod(record, size)
         span = min(size, self.description.source_records - shard * size)
         images, texts = self.description.shards[shard]
-        folder, fields = self._stored.folder, embedding_index.FIELDS
-        index, shape = index_file(folder, shard), (fields * span + texts,)
-        row, image_hash, first, count = self._read(index, shape, np.int64, fields * place, fields)
+        index = index_file, shard, (fields * span + texts,), _INT64
+        row, image_hash, first, count = self._read(*index, fields * place, fields).tolist()
         if row == embedding_index.NONE:
             raise BadRecord('no_embedding', f'{self._what}: it was a bad record there')
         if not (0 <= row < images and 0 <= first <= first + count <= texts):
-            raise self._error(f'{index.name} is damaged', AGAIN)
+            raise self._error(f'the index of shard {shard} is damaged', AGAIN)
         if image_hash != embedding_index.hash_of(image):
             raise self._error(f'the image of record {record:,} is not the one that was embedded')
-        hashes = self._read(index, shape, np.int64, fields * span + first, count)
-        (found,) = np.nonzero(hashes == embedding_index.hash_of(caption))
-        if not len(found):
+        hashes = self._read(*index, fields * span + first, count).tolist()
+        try:
+            row_of_text = first + hashes.index(embedding_index.hash_of(caption))
+        except ValueError:
             raise self._error(
                 f'record {record:,} has the caption {shown(caption)}, which is not among the '
                 f'{count} that were embedded'
-            )
+            ) from None
         return {
-            'image': self._row(image_file(folder, shard), images, row),
-            'text': self._row(text_file(folder, shard), texts, first + found[0]),
+            'image': self._row(image_file, shard, images, row),
+            'text': self._row(text_file, shard, texts, row_of_text),
         }
 
-    def _row(self, path: epath.Path, rows: int, row: int) -> np.ndarray:
+    def _row(self, file: File, shard: int, rows: int, row: int) -> np.ndarray:
         """One embedding; half precision has changed its length."""
-        width, dtype = self.width, np.dtype(self.description.save_dtype)
-        found = self._read(path, (rows, width), dtype, row * width, width).astype(np.float32)
-        length = np.linalg.norm(found)
+        width = self.width
+        found = self._read(file, shard, (rows, width), self._dtype, row * width, width)
+        found = found.astype(np.float32)
+        length = math.sqrt(found @ found)
         if not abs(length - 1) < NEAR_ONE:
-            raise self._error(f'row {row:,} of {path.name} has length {length:.3g}, not 1', AGAIN)
-        return found if dtype == np.float32 else found / length
+            name = file(self._stored.folder, shard).name
+            raise self._error(f'row {row:,} of {name} has length {length:.3g}, not 1', AGAIN)
+        return found if self._dtype == np.float32 else found / length
 
     def _read(
-        self, path: epath.Path, shape: tuple[int, ...], dtype: Any, start: int, count: int
+        self,
+        file: File,
+        shard: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        start: int,
+        count: int,
     ) -> np.ndarray:
-        """`count` numbers of an array in a file."""
-        dtype = np.dtype(dtype)
+        """`count` numbers of an array in a file of a shard."""
         try:
-            with foreign_arrays.whole(path):
-                if path.name not in self._begins:
-                    self._begins[path.name] = _begin(path, shape, dtype)
-                offset = self._begins[path.name] + start * dtype.itemsize
-                found = np.fromfile(path, dtype, count, offset=offset)
-                if len(found) < count:
-                    raise ValueError('it ends early')
+            if (file, shard) not in self._files:
+                self._files[file, shard] = _begin(file(self._stored.folder, shard), shape, dtype)
+            path, begin = self._files[file, shard]
+            # Not mapped: a file that shrinks then is an error, where a map would end the process.
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                data = os.pread(handle, count * dtype.itemsize, begin + start * dtype.itemsize)
+            finally:
+                os.close(handle)
+            if len(data) < count * dtype.itemsize:
+                raise ValueError(f'{path}: ends early')
         except (OSError, ValueError) as error:
             raise self._error(f'{error}', MISSING) from error
-        return found
+        return np.frombuffer(data, dtype)
 
     def _error(self, found: str, remedy: str = SAME) -> ValueError:
         return ValueError('; '.join(filter(None, (f'{self._what}: {found}', remedy))))
 
 
-def _begin(path: epath.Path, shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Where the numbers of an array begin in its file; ValueError if it is another array."""
-    with path.open('rb') as file:
+def _begin(path: epath.Path, shape: tuple[int, ...], dtype: np.dtype) -> tuple[str, int]:
+    """A file and where its numbers begin; ValueError if it holds another array."""
+    with foreign_arrays.whole(path), path.open('rb') as file:
         found = foreign_arrays.header(file, checksums.stat(path).bytes)
         if found != (shape, dtype):
             raise ValueError(f'it holds {found[1]} {found[0]}; expected {dtype} {shape}')
-        return file.tell()
+        return str(path), file.tell()
