@@ -31,7 +31,6 @@ def tokenize(texts):
 
 def take(source, folder, count=6, **options):
     options = {'batch_size': 4, 'seed': 3, 'image_size': 4, 'num_threads': 2, **options}
-    options |= {'captions': Captions(rule='longest')}
     stored = {'one': StoredEmbeddings(str(folder), 'teacher one')}
     with contextlib.closing(
         pipeline.train_iterator(source, tokenize, stored=stored, **options)
@@ -46,7 +45,7 @@ def rows(batches):
         np.concatenate([one[side].argmax(axis=1) for one in stored]).tolist()
         for side in ('image', 'text')
     )
-    return image, text, np.concatenate([batch['tokens'][:, 0] for batch in batches]).tolist()
+    return image, text, np.concatenate([batch['tokens'][..., 0] for batch in batches]).tolist()
 
 
 def listed():
@@ -64,6 +63,12 @@ def listed():
 def test_rows_are_those_of_the_record(folder, options):
     image, text, tokens = rows(take(listed(), folder, **options))
     assert image == text == tokens and {*tokens} == {*range(6)}
+
+
+def test_of_several_texts_the_first_counts(folder):
+    source = Listed([{**x, 'texts': [*x['texts'], f'another {i}']} for i, x in enumerate(listed())])
+    image, text, tokens = rows(take(source, folder, captions=Captions(rule='first', count=2)))
+    assert image == text == [first for first, _ in tokens]
 
 
 def test_hosts_have_their_parts(folder):
