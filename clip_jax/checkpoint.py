@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from clip_jax import sharding
 from clip_jax.runtime import atomic, checksums, multihost
 from clip_jax.runtime.messages import Failures, first_few
-from clip_jax.step import rules
+from clip_jax.step import projections, rules
 from clip_jax.step.state import TrainState
 
 FOLDER = 'checkpoints'
@@ -214,7 +214,7 @@ def restore(folder: epath.Path, like: TrainState) -> TrainState:
     """Reads the state in the folder of a step; see Checkpoints.restore."""
     variables = _restore(folder / 'variables', shapes(like.variables))
     training = _restore(folder / 'training', shapes(_training(like)))
-    params = variables.pop('params')
+    params = {**variables.pop('params'), **training.pop('beside', {})}
     ema = _restore(folder / AVERAGE, shapes(like.ema)) if like.ema else {}
     return TrainState(params=params, buffers=variables, ema=ema, **training)
 
@@ -450,11 +450,14 @@ def _restore(path: epath.Path, shapes: Any) -> Any:
 
 
 def _training(state: TrainState) -> dict[str, Any]:
+    _, found = projections.split(state.params)
     return {
         'step': state.step,
         'opt_state': state.opt_state,
         'rng': state.rng,
         'skip_state': state.skip_state,
+        # What is trained beside the model.
+        **({'beside': {projections.NAME: found}} if found else {}),
     }
 
 

@@ -224,9 +224,10 @@ def get_config() -> ConfigDict:
     # Matryoshka: also train the first coordinates of embeddings; lengths, as (64, 128, 256, 512).
     c.loss.dims = placeholder(tuple)
 
-    # Distillation from frozen models, which embed each batch too. NAME -> path (a checkpoint with
-    # the same tokenizer), loss (a file of distillation/ or an import path), weight (default: 1) and
-    # options of that loss.
+    # Distillation from frozen models. NAME -> path (a checkpoint with the same tokenizer, which
+    # embeds each batch too) or embeddings (a folder that clip-jax embed wrote over the training
+    # data), loss (a file of distillation/ or an import path), weight (default: 1) and options of
+    # that loss.
     c.distillation = ConfigDict()
     c.distillation.teachers = ConfigDict()
     c.distillation.contrastive = 1.0  # weight of the contrastive loss beside them; 0: without it

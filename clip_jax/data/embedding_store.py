@@ -4,6 +4,7 @@
     images-00000.npy        embeddings [n, D] of a shard's images, in the order of the records
     texts-00000.npy         embeddings [m, D] of all their captions, if these are embedded
     records-00000.parquet   a row per image: its index and place in the data, labels, captions
+    index-00000.npy         the rows of each record and caption; see embedding_index.py
     shard-00000.json        a note that the shard is complete, with its bad records
     bad_records.jsonl       all bad records; they have no embeddings
     summary.json            seconds and versions; all other files are the same in every run
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from clip_jax.data import sharded_job
+from clip_jax.data import embedding_index, sharded_job
 from clip_jax.data.errors import DataNotFound, Skipped
 from clip_jax.data.sources import option_key
 from clip_jax.runtime import atomic, checksums, foreign_arrays, foreign_json
@@ -58,6 +59,7 @@ class Description:
         batch_size: images per device and batch.
         image_options: `gray16` and `max_pixels` of `Preprocess`.
         card: the card of the model.
+        scale: the factor of the model's cosine similarities.
         images: how many images have embeddings.
         texts: how many captions have embeddings.
         width: the dimension D of the embeddings.
@@ -81,6 +83,7 @@ class Description:
     batch_size: int
     image_options: dict
     card: dict
+    scale: float
     images: int = 0
     texts: int = 0
     width: int = 0
@@ -163,6 +166,11 @@ def record_file(folder: epath.Path, shard: int) -> epath.Path:
     return folder / f'records-{shard:05}.parquet'
 
 
+def index_file(folder: epath.Path, shard: int) -> epath.Path:
+    """The index of a shard."""
+    return folder / f'index-{shard:05}.npy'
+
+
 def note_file(folder: epath.Path, shard: int) -> epath.Path:
     """The note that a shard is complete."""
     return folder / f'shard-{shard:05}.json'
@@ -176,6 +184,7 @@ def write_shard(
     texts: np.ndarray,
     records: Sequence[Mapping[str, Any]],
     bad: Sequence[Mapping[str, Any]],
+    span: range,
 ) -> None:
     """Writes the files of a shard, then the note that it is complete.
 
@@ -184,12 +193,17 @@ def write_shard(
         shard: the number of the shard.
         images: embeddings [n, D] of its images.
         texts: embeddings [m, D] of all their captions; [0, D] if these are not embedded.
-        records: for each image its 'record', 'where', and what it has of label, labels and texts.
+        records: for each image its 'record', 'where', 'image_hash' (see embedding_index.hash_of),
+            and what it has of label, labels and texts.
         bad: for each bad record its 'record', 'kind', 'where' and 'message'.
+        span: the records of the data that the shard is of.
     """
     files = {
         image_file(folder, shard): _as_npy(images),
         record_file(folder, shard): _table(records),
+        index_file(folder, shard): _as_npy(
+            embedding_index.build(records, span, texts=bool(len(texts)))
+        ),
     }
     if len(texts):
         files[text_file(folder, shard)] = _as_npy(texts)

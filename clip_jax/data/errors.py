@@ -15,6 +15,7 @@ BAD_RECORD_KINDS = (
     'no_caption',
     'not_utf8',  # the caption is not UTF-8 text
     'no_negative',  # no hard-negative caption, where config.data asks for some
+    'no_embedding',  # a stored teacher has none: the record was bad when the data was embedded
     'small_side',  # this and the following: excluded by config.data.filter, not bad
     'long_aspect',
     'caption_length',

@@ -14,7 +14,9 @@ from clip_jax.data.errors import BAD_RECORD_KINDS, FILTERED, BadRecord
 from clip_jax.data.image import upright
 from clip_jax.data.image.opening import MAX_PIXELS
 from clip_jax.data.sources import Source, with_fields
+from clip_jax.data.stored_embeddings import StoredEmbeddings
 
+Embeddings = Mapping[str, Mapping[str, np.ndarray]]  # by name, then 'image' and 'text'
 _OF_THREAD = threading.local()
 TRIES = 32  # consecutive records that may be bad or filtered out before a run stops
 
@@ -74,6 +76,7 @@ class ExampleMaker:
         captions: how captions are chosen.
         parts: first record and end of each part of the source.
         max_pixels: images with more are bad records.
+        stored: embeddings that other models gave the data, by name.
     """
 
     source: Source
@@ -83,8 +86,16 @@ class ExampleMaker:
     captions: Captions
     parts: tuple[tuple[int, int], ...]
     max_pixels: int = MAX_PIXELS
+    stored: Mapping[str, StoredEmbeddings] = dataclasses.field(default_factory=dict)
 
-    def __call__(self, epoch: int, record: int, image: np.ndarray, bad: np.ndarray) -> list[str]:
+    def __call__(
+        self,
+        epoch: int,
+        record: int,
+        image: np.ndarray,
+        bad: np.ndarray,
+        embeddings: Embeddings | None = None,
+    ) -> list[str]:
         """Makes one example.
 
         Args:
@@ -93,6 +104,8 @@ class ExampleMaker:
             image: uint8 [size, size, 3], overwritten with the augmented image.
             bad: int64 [TRIES], -1 everywhere, overwritten with the records that were replaced (see
                 `bad_records`).
+            embeddings: by name, 'image' and 'text', float32 [D] each, overwritten with the stored
+                embeddings of the image and of the first caption.
 
         Returns:
             The captions, then the hard negatives.
@@ -107,7 +120,7 @@ class ExampleMaker:
                 start, stop = next(part for part in self.parts if record < part[1])
                 record = int(rng.integers(start, stop))
             try:
-                return self._example(record, rng, image)
+                return self._example(record, rng, image, embeddings or {})
             except BadRecord as error:
                 bad[i] = record * len(BAD_RECORD_KINDS) + BAD_RECORD_KINDS.index(error.kind)
                 reason = str(error)  # the error itself would keep all that its traceback holds
@@ -120,13 +133,22 @@ class ExampleMaker:
             'or relax data.filter'
         )
 
-    def _example(self, record: int, rng: np.random.Generator, image: np.ndarray) -> list[str]:
+    def _example(
+        self,
+        record: int,
+        rng: np.random.Generator,
+        image: np.ndarray,
+        embeddings: Embeddings,
+    ) -> list[str]:
         example = with_fields(self.source, self.source[record])
         texts = self.captions.choose(example, rng, self.filter.captions)
         data = example.get('image', b'')
         shape = upright.measure(data, max_pixels=self.max_pixels)
         self.filter.image(*shape)
         self.augment(data, shape, rng, image, max_pixels=self.max_pixels)
+        for name, stored in self.stored.items():
+            for side, found in stored.find(record, data, texts[0]).items():
+                embeddings[name][side][:] = found
         return texts
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,6 +24,7 @@ from clip_jax.data.examples import TRIES, ExampleMaker, Filter, bad_records
 from clip_jax.data.image.opening import MAX_PIXELS, check_max_pixels
 from clip_jax.data.shuffle import GlobalShuffle
 from clip_jax.data.sources import Source, parts_of
+from clip_jax.data.stored_embeddings import StoredEmbeddings
 
 
 def train_iterator(
@@ -36,6 +37,7 @@ def train_iterator(
     augment: Augment = Augment(),
     filter: Filter = Filter(),
     captions: Captions = Captions(),
+    stored: Mapping[str, StoredEmbeddings] | None = None,
     max_pixels: int = MAX_PIXELS,
     num_threads: int = 2,
     num_workers: int = 0,
@@ -58,6 +60,7 @@ def train_iterator(
         augment: augmentation of images.
         filter: which records are used.
         captions: how captions are chosen.
+        stored: embeddings that other models gave the data, by name.
         max_pixels: images with more are bad records.
         num_threads: threads, each of which makes one batch at a time; 0 makes batches on demand.
         num_workers: processes that make the batches instead, with num_threads each; 0 for none.
@@ -68,19 +71,23 @@ def train_iterator(
     Returns:
         An iterator of {'image': uint8 [b, size, size, 3], 'tokens': int32 [b, length],
         'bad': int64 [b, examples.TRIES]} with b = batch_size / shard_count. If an example has
-        several texts, tokens are [b, texts, length]: captions, then hard negatives. Its
-        `get_state()` is {'global_next_index': n}, the same on all hosts; `set_state` resumes from
-        it.
+        several texts, tokens are [b, texts, length]: captions, then hard negatives. With `stored`
+        also 'stored', by name the embeddings 'image' and 'text' (of the first caption), float32
+        [b, D] each. Its `get_state()` is {'global_next_index': n}, the same on all hosts;
+        `set_state` resumes from it.
 
     Raises:
         ValueError: if batch_size is not a multiple of the number of hosts, or larger than the data;
-            or a field of captions does not exist.
+            a field of captions does not exist; or `stored` is of other data.
     """
     if batch_size % shard_count:
         raise ValueError(
             f'batch_size {batch_size} must be a multiple of the number of hosts, {shard_count}.'
         )
     captions.check(source)
+    stored = stored or {}
+    for one in stored.values():
+        one.check(source, captions)
     # Each thread has an image of its own; OpenCV's threads would compete with these.
     cv2.setNumThreads(0)
     parts, local = parts_of(source), batch_size // shard_count
@@ -92,6 +99,7 @@ def train_iterator(
         captions=captions,
         parts=tuple((part.start, part.stop) for part in parts),
         max_pixels=check_max_pixels(max_pixels),
+        stored=stored,
     )
     return TrainIterator(
         _Batches(
@@ -164,11 +172,17 @@ class _Batches(grain.MapDataset):
         count, size = len(places[0]), self._image_size
         image = np.empty((count, size, size, 3), np.uint8)
         bad = np.full((count, TRIES), -1, np.int64)
-        texts = [text for own in map(self._make, *places, image, bad) for text in own]
+        stored = {
+            name: {side: np.empty((count, one.width), np.float32) for side in ('image', 'text')}
+            for name, one in self._make.stored.items()
+        }
+        rows = [jax.tree.map(lambda x, i=i: x[i], stored) for i in range(count)]
+        texts = [text for own in map(self._make, *places, image, bad, rows) for text in own]
         tokens = self._tokenizer(texts)
         if len(texts) > count:
             tokens = tokens.reshape(count, -1, tokens.shape[-1])
-        return {'image': image, 'tokens': tokens, 'bad': bad}
+        batch = {'image': image, 'tokens': tokens, 'bad': bad}
+        return {**batch, 'stored': stored} if stored else batch
 
 
 class TrainIterator(Iterator):

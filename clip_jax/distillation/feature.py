@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+SAME_SIZE = True
+
 
 def loss(
     student_image: jax.Array,

@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from clip_jax.distillation import _rows
 
 IMPLEMENTATIONS = _rows.IMPLEMENTATIONS
+SAME_SIZE = True
 
 
 def loss(

@@ -1,4 +1,4 @@
-"""MobileCLIP's distillation from one teacher; `distillation.mix` averages over several."""
+"""MobileCLIP's distillation: the teacher's softmax of similarities, the mean of both directions."""
 
 import jax
 from jax.sharding import Mesh

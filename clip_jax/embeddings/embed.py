@@ -23,6 +23,7 @@ from etils import epath
 from clip_jax import build, lookup, pretrained, sharding
 from clip_jax.data import embedding_store
 from clip_jax.data.bad_record_log import MIN_BAD
+from clip_jax.data.embedding_index import hash_of
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.examples import describe_counts
 from clip_jax.data.image import opening
@@ -239,6 +240,7 @@ def _settings(
         'batch_size': options.batch_size,
         'image_options': {k: getattr(clip.preprocess, k) for k in ('gray16', 'max_pixels')},
         'card': clip.card,
+        'scale': float(np.exp(np.asarray(clip.variables['params']['logit_scale'], np.float32))),
     }
     return json.loads(json.dumps(settings))
 
@@ -288,6 +290,7 @@ def write_shards(job: EmbedJob, shards: Sequence[int]) -> None:
                 **files,
                 records=shard.records,
                 bad=shard.bad,
+                span=job.range(shard.number),
             )
         if written:
             written.result()
@@ -353,13 +356,15 @@ def _read(job: EmbedJob, i: int) -> tuple[dict[str, Any], np.ndarray | None]:
     """
     try:
         example = dict(job.source[i])
-        image = job.clip.preprocess(example.pop('image', b''))
+        encoded = example.pop('image', b'')
+        image = job.clip.preprocess(encoded)
     except BadRecord as error:
         where = job.source.where(i)
         return {'record': i, 'kind': error.kind, 'where': where, 'message': str(error)}, None
     except ERRORS as error:
         raise ValueError(error_message(job.source, i, error)) from error
-    return {'record': i, 'where': job.source.where(i), **example}, image
+    about = {'record': i, 'where': job.source.where(i), 'image_hash': hash_of(encoded)}
+    return {**about, **example}, image
 
 
 def _check_bad(job: EmbedJob, bad: Mapping[str, int], usable: int) -> None:

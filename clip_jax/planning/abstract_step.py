@@ -15,9 +15,9 @@ from clip_jax import build, sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip
 from clip_jax.planning import hlo
-from clip_jax.step import compiler_options, ema, state, train_step
+from clip_jax.step import compiler_options, ema, projections, state, train_step
 from clip_jax.step.optimizer import Optimizer
-from clip_jax.training import config_schema
+from clip_jax.training import config_schema, teachers
 
 
 @dataclasses.dataclass
@@ -52,7 +52,9 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
     sharding.check_batch(config.batch_size, config.microbatches, mesh)
     card = _architecture(config)
     model = build.model(card, dtype, **build.execution(config.model))
-    optimizer = build.optimizer(config.optimizer, clip.shapes(model)['params'], config.total_steps)
+    taught = teachers.prepare(config.distillation, dtype, {'model': card}, mesh, _refuse)
+    params = clip.shapes(model)['params'] | projections.shapes(taught.projected)
+    optimizer = build.optimizer(config.optimizer, params, config.total_steps)
     average = ema.make(**config.ema)
     function = train_step.bind_step(
         model,
@@ -70,6 +72,7 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
         shard_optimizer=config.mesh.shard_optimizer,
         average=average,
         captions_per_image=config.data.captions_per_image,
+        teachers=taught.teachers,
     )
     shapes = state.abstract_state(
         model,
@@ -77,14 +80,21 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
         mesh,
         shard_optimizer=config.mesh.shard_optimizer,
         averaged=average is not None,
+        projected=taught.projected,
     )
+    batch = _batch(config, card, mesh, {k: x.width for k, x in taught.stored.items()})
     options = compiler_options.parse(config.compiler_options, mesh.devices.flat[0], mesh.size)
-    return Step(function, model, optimizer, mesh, shapes, _batch(config, card, mesh), options)
+    return Step(function, model, optimizer, mesh, shapes, batch, options)
+
+
+def _refuse(path: str, mesh: Mesh) -> tuple[dict, dict]:
+    raise ValueError(
+        f'distillation: a plan has no teachers that embed each batch ({path}); leave them out, or '
+        'plan with their stored embeddings'
+    )
 
 
 def _architecture(config: ConfigDict) -> dict[str, Any]:
-    if config.distillation.teachers:
-        raise ValueError('distillation: a plan has no teachers; leave them out')
     if config.init_from:
         raise ValueError('init_from: a plan is of the architecture that config.model describes')
     tokens = config.tokenizer
@@ -98,15 +108,23 @@ def _architecture(config: ConfigDict) -> dict[str, Any]:
     return build.architecture(config.model, tokenizer, loss=config.loss.name)
 
 
-def _batch(config: ConfigDict, card: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+def _batch(
+    config: ConfigDict, card: dict[str, Any], mesh: Mesh, stored: dict[str, int]
+) -> dict[str, Any]:
+    """The shapes of a batch; `stored` are the dimensions of stored embeddings by teacher."""
     size, length = card['image']['image_size'], card['text']['context_length']
     rows = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.over_batch(mesh))
     total = build.captions(config.data).total
     several = (total,) if total > 1 else ()
-    return {
+    batch = {
         'image': rows((config.batch_size, size, size, 3), jnp.uint8),
         'tokens': rows((config.batch_size, *several, length), jnp.int32),
     }
+    embeddings = {
+        name: {side: rows((config.batch_size, width), jnp.float32) for side in projections.SIDES}
+        for name, width in stored.items()
+    }
+    return {**batch, 'stored': embeddings} if embeddings else batch
 
 
 def local_mib(tree: Any) -> float:

@@ -17,7 +17,7 @@ Embed = Callable[[Any, Any, Any], tuple[tuple[jax.Array, jax.Array], Any]]
 
 def value_and_grad(
     embed: Embed,
-    scale_and_bias: Callable[[Any], tuple],
+    scalars: Callable[[Any], tuple],
     loss: Callable,
     constrain: Callable[[Any], Any],
     params: Any,
@@ -34,8 +34,8 @@ def value_and_grad(
     Args:
         embed: (params, buffers, batch) -> ((image, text), buffers), embeddings [B, …, D]. It is
             called twice for each micro-batch and must draw the same random numbers both times.
-        scale_and_bias: params -> (scale, bias), the other inputs of the loss.
-        loss: (image, text, scale, bias) -> (value, metrics).
+        scalars: params -> (scale, bias), the other inputs of the loss; and projections, if any.
+        loss: (image, text, *scalars) -> (value, metrics).
         constrain: constrains the sharding of gradients.
         params: the parameters.
         buffers: the other variables of the model.
@@ -49,7 +49,7 @@ def value_and_grad(
 
         def objective(params: Any) -> tuple[jax.Array, tuple]:
             (image, text), new = embed(params, buffers, batch)
-            value, metrics = loss(image, text, *scale_and_bias(params))
+            value, metrics = loss(image, text, *scalars(params))
             return value, (metrics, new)
 
         gradient = jax.value_and_grad(objective, has_aux=True)
@@ -58,11 +58,11 @@ def value_and_grad(
 
     parts = split(batch, microbatches)
     image, text = join(lax.map(lambda part: embed(params, buffers, part)[0], parts))
-    scalars, scalars_backward = jax.vjp(scale_and_bias, params)
+    others, others_backward = jax.vjp(scalars, params)
     loss_gradient = jax.value_and_grad(
-        lambda image, text, scalars: loss(image, text, *scalars), argnums=(0, 1, 2), has_aux=True
+        lambda image, text, others: loss(image, text, *others), argnums=(0, 1, 2), has_aux=True
     )
-    (value, metrics), (d_image, d_text, d_scalars) = loss_gradient(image, text, scalars)
+    (value, metrics), (d_image, d_text, d_others) = loss_gradient(image, text, others)
 
     def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
         grads, buffers = carry
@@ -71,7 +71,7 @@ def value_and_grad(
         grads = constrain(jax.tree.map(jnp.add, grads, *backward(d_embeddings)))
         return (grads, buffers), None
 
-    start = constrain(*scalars_backward(d_scalars)), buffers
+    start = constrain(*others_backward(d_others)), buffers
     (grads, buffers), _ = lax.scan(add, start, (parts, split((d_image, d_text), microbatches)))
     return value, metrics, buffers, grads
 

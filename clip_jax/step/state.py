@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from clip_jax import sharding
 from clip_jax.models import clip
-from clip_jax.step import skip_updates
+from clip_jax.step import projections, skip_updates
 from clip_jax.step.optimizer import Optimizer
 
 
@@ -21,7 +21,7 @@ class TrainState:
 
     Attributes:
         step: int32 []; batches seen, including those whose update was skipped.
-        params: float32 parameters.
+        params: float32 parameters: those of the model, and projections (see projections.py).
         buffers: the other collections of variables; `batch_stats` of a ResNet, none of a ViT.
         opt_state: the optimizer's state.
         ema: the moving average of the trained parameters; {} without one.
@@ -42,8 +42,8 @@ class TrainState:
 
     @property
     def variables(self) -> dict:
-        """The variables of `model.apply`: `params` and the buffers."""
-        return {'params': self.params, **self.buffers}
+        """The variables of `model.apply`: its own `params` and the buffers."""
+        return {'params': projections.split(self.params)[0], **self.buffers}
 
 
 def create(
@@ -55,6 +55,7 @@ def create(
     variables: dict | None = None,
     shard_optimizer: bool = False,
     averaged: bool = False,
+    projected: projections.Sizes | None = None,
 ) -> TrainState:
     """Initializes model and optimizer under jit, so that every array is created sharded.
 
@@ -66,11 +67,14 @@ def create(
         variables: the model's initial variables (donated); None: random ones.
         shard_optimizer: whether the optimizer's state is sharded over `data` too.
         averaged: whether the state has a moving average of the parameters.
+        projected: the teachers to which embeddings are projected, with sizes.
 
     Returns:
         The state at step 0, sharded over the mesh.
     """
-    init, key, shardings = _init(model, optimizer, seed, mesh, variables, shard_optimizer, averaged)
+    init, key, shardings = _init(
+        model, optimizer, seed, mesh, variables, shard_optimizer, averaged, projected or {}
+    )
     return jax.jit(init, out_shardings=shardings, donate_argnums=1)(key, variables)
 
 
@@ -82,13 +86,14 @@ def _init(
     variables: dict | None,
     shard_optimizer: bool,
     averaged: bool,
+    projected: projections.Sizes,
 ) -> tuple[Callable[[jax.Array, dict | None], TrainState], jax.Array, TrainState]:
     """Returns the function that makes a state, its random key, and the state's shardings."""
 
     def init(key: jax.Array, variables: dict | None) -> TrainState:
         params_key, step_key = jax.random.split(key)
         buffers = clip.init(model, params_key) if variables is None else dict(variables)
-        params = buffers.pop('params')
+        params = buffers.pop('params') | projections.init(projected, params_key)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -101,7 +106,10 @@ def _init(
         )
 
     key = jax.random.key(seed)
-    shapes, axes = jax.eval_shape(init, key, variables), clip.logical_axes(model)
+    shapes, axes = (
+        jax.eval_shape(init, key, variables),
+        projections.logical_axes(clip.logical_axes(model)),
+    )
     opt_state = sharding.of_tree(
         shapes.opt_state, mesh, optimizer_axes(axes), over_data=shard_optimizer
     )
@@ -129,9 +137,12 @@ def abstract_state(
     *,
     shard_optimizer: bool = False,
     averaged: bool = False,
+    projected: projections.Sizes | None = None,
 ) -> TrainState:
     """Returns the shapes, dtypes and shardings that `create` gives a new state."""
-    init, key, shardings = _init(model, optimizer, 0, mesh, None, shard_optimizer, averaged)
+    init, key, shardings = _init(
+        model, optimizer, 0, mesh, None, shard_optimizer, averaged, projected or {}
+    )
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         jax.eval_shape(init, key, None),

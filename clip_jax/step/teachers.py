@@ -1,7 +1,11 @@
-"""Teachers: frozen models on the same mesh, whose embeddings a student's are brought near."""
+"""Teachers: frozen models, whose embeddings of a batch a student's are brought near.
+
+Either they are on the same mesh and embed each batch, or their embeddings come with it.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -52,6 +56,21 @@ class Teacher:
 
 
 @dataclasses.dataclass(frozen=True)
+class StoredTeacher:
+    """A model whose embeddings of the data are stored, and the loss that compares a student.
+
+    Attributes:
+        loss: see Teacher.
+        weight: factor of the loss in the total.
+        scale: factor of the model's cosine similarities.
+    """
+
+    loss: Callable
+    weight: float
+    scale: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Teachers:
     """The teachers of a run.
 
@@ -61,31 +80,36 @@ class Teachers:
     """
 
     contrastive: float = 1.0
-    by_name: Mapping[str, Teacher] = dataclasses.field(default_factory=dict)
+    by_name: Mapping[str, Teacher | StoredTeacher] = dataclasses.field(default_factory=dict)
 
     def targets(self, variables: Mapping[str, Any], batch: dict, microbatches: int) -> Targets:
-        """Embeds a batch, in as many parts as the student does.
+        """Returns the teachers' embeddings of a batch, computed in as many parts as the student's.
 
         Args:
-            variables: the variables of each teacher, by name.
+            variables: the variables of each teacher that embeds, by name.
             batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L] or [B, K, L], of which the
-                first text counts}.
+                first text counts}; 'stored' has the embeddings of the others by name.
             microbatches: the number of parts.
         """
         tokens = batch['tokens']
         inputs = batch['image'], tokens if tokens.ndim == 2 else tokens[:, 0]
+        embedding = {k: x for k, x in self.by_name.items() if isinstance(x, Teacher)}
+        targets = {
+            name: (*(batch['stored'][name][x] for x in ('image', 'text')), jnp.float32(one.scale))
+            for name, one in self.by_name.items()
+            if isinstance(one, StoredTeacher)
+        }
+        if not embedding:
+            return targets
 
         def embed(part: tuple) -> Targets:
-            return {
-                name: teacher.embed(variables[name], *part)
-                for name, teacher in self.by_name.items()
-            }
+            return {name: x.embed(variables[name], *part) for name, x in embedding.items()}
 
         if microbatches == 1:
-            return embed(inputs)
+            return targets | embed(inputs)
 
         found = lax.map(embed, grad_cache.split(inputs, microbatches))
-        return {
+        return targets | {
             name: (*grad_cache.join((image, text)), scale[0])
             for name, (image, text, scale) in found.items()
         }
@@ -97,6 +121,10 @@ class Teachers:
             loss: (image, text, scale, bias, **others) -> (value, metrics); `text` is [B, D], or
                 [B, P, D], of which the first caption is compared with the teacher's.
             targets: what `targets` returned.
+
+        Returns:
+            Such a loss that also takes, after `bias`, the projections of the student's embeddings,
+            by teacher.
         """
 
         def total(
@@ -104,17 +132,27 @@ class Teachers:
             text: jax.Array,
             scale: jax.Array,
             bias: jax.Array | None,
+            projections: Mapping[str, Any] = MappingProxyType({}),
             **others: jax.Array,
         ) -> tuple[jax.Array, dict[str, jax.Array]]:
             contrastive, metrics = loss(image, text, scale, bias, **others)
             value = self.contrastive * contrastive if self.contrastive else 0.0
             metrics = {**metrics, 'contrastive': contrastive}
             first = text if text.ndim == 2 else text[:, 0]
-            for name, (of_image, of_text, of_scale) in targets.items():
-                teacher = self.by_name[name]
-                one, _ = teacher.loss(image, first, scale, of_image, of_text, of_scale)
+            for name, teacher in self.by_name.items():
+                student = {'image': image, 'text': first}
+                for side, projection in projections.get(name, {}).items():
+                    student[side] = project(student[side], projection['kernel'])
+                of_image, of_text, of_scale = targets[name]
+                one, _ = teacher.loss(*student.values(), scale, of_image, of_text, of_scale)
                 value += teacher.weight * one
                 metrics[f'teacher/{name}'] = one
             return jnp.asarray(value), metrics
 
         return total
+
+
+def project(embeddings: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Projects embeddings [B, D] by a matrix [D, E], L2-normalized again: float32 [B, E]."""
+    embeddings = embeddings.astype(jnp.float32)
+    return clip.l2_normalize(jnp.matmul(embeddings, kernel, precision=lax.Precision.HIGHEST))

@@ -12,7 +12,7 @@ import optax
 from clip_jax import sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip, layers
-from clip_jax.step import ema, grad_cache, rules, skip_updates
+from clip_jax.step import ema, grad_cache, projections, rules, skip_updates
 from clip_jax.step.ema import Average
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.state import TrainState, optimizer_axes
@@ -42,7 +42,7 @@ def train_step(
     Args:
         state: the training state.
         batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}; or tokens int32 [B, K, L] of
-            K texts of each image, first `captions_per_image` captions, then hard negatives.
+            K texts of each image, captions, then hard negatives. 'stored': see Teachers.targets.
         model: the model.
         loss: (image, text, scale, bias) -> (value, metrics), as build.loss makes it; with hard
             negatives it also takes `negatives`.
@@ -63,15 +63,15 @@ def train_step(
     Raises:
         ValueError: while it is traced, if the batch has fewer texts than `captions_per_image`.
     """
-    if teachers is not None:
-        loss = _taught(loss, teachers, state, batch, microbatches)
+    loss = _taught(loss, teachers, state, batch, microbatches)
     loss = _with_texts(loss, batch['tokens'].shape, captions_per_image)
-    logical_axes = clip.logical_axes(model)
+    logical_axes = projections.logical_axes(clip.logical_axes(model))
     trained, frozen = optimizer.split(state.params)
-    batch = {**batch, 'example_index': jnp.arange(len(batch['image']), dtype=jnp.int32)}
+    batch = {'image': batch['image'], 'tokens': batch['tokens']}
+    batch['example_index'] = jnp.arange(len(batch['image']), dtype=jnp.int32)
     value, metrics, buffers, grads = grad_cache.value_and_grad(
         _embedder(state, frozen, model, optimizer, normalize),
-        _scale_and_bias(model, frozen),
+        _scalars(model, frozen),
         jax.named_scope('loss')(loss),
         lambda grads: sharding.constrain_tree(grads, logical_axes, over_data=shard_optimizer),
         trained,
@@ -137,7 +137,8 @@ def _embedder(
     locked = tuple(tower for tower in rules.TOWERS if optimizer.locked(tower))
 
     def embed(params: dict, buffers: dict, part: dict) -> tuple[tuple, Any]:
-        every = layers.cast(rules.merge(params, frozen), model.dtype, clip.logical_axes(model))
+        every, _ = projections.split(rules.merge(params, frozen))
+        every = layers.cast(every, model.dtype, clip.logical_axes(model))
         (image, text, _, _), updated = model.apply(
             {'params': every, **buffers},
             jax.named_scope('normalize')(normalize)(part['image']),
@@ -153,17 +154,25 @@ def _embedder(
     return embed
 
 
-def _scale_and_bias(model: clip.CLIP, frozen: dict) -> Callable:
-    """Returns the function from trained parameters to the factor and the bias of similarities."""
-    return lambda params: model.apply(
-        {'params': rules.merge(params, frozen)}, method='scale_and_bias'
-    )
+def _scalars(model: clip.CLIP, frozen: dict) -> Callable[[dict], tuple]:
+    """Returns the function from trained parameters to what a loss takes besides embeddings: the
+    factor and the bias of similarities, and the projections to teachers if there are some.
+    """
+
+    def scalars(params: dict) -> tuple:
+        own, projected = projections.split(rules.merge(params, frozen))
+        found: Any = model.apply({'params': own}, method='scale_and_bias')
+        return (*found, projected) if projected else found
+
+    return scalars
 
 
 def _taught(
-    loss: Callable, teachers: Teachers, state: TrainState, batch: dict, microbatches: int
+    loss: Callable, teachers: Teachers | None, state: TrainState, batch: dict, microbatches: int
 ) -> Callable:
-    """Returns the loss with the teachers' losses of this batch added."""
+    """Returns the loss with the teachers' losses of this batch added, if there are teachers."""
+    if teachers is None:
+        return loss
     with jax.named_scope('teachers'):
         targets = teachers.targets(state.teachers, batch, microbatches)
     return teachers.distilled(loss, targets)
@@ -181,11 +190,11 @@ def _with_texts(loss: Callable, tokens: tuple[int, ...], captions: int) -> Calla
         return loss
 
     def split(
-        image: jax.Array, text: jax.Array, scale: jax.Array, bias: jax.Array | None
+        image: jax.Array, text: jax.Array, *scalars: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         positives = text[:, :captions] if captions > 1 else text[:, 0]
         negatives = {'negatives': text[:, captions:]} if texts > captions else {}
-        return loss(image, positives, scale, bias, **negatives)
+        return loss(image, positives, *scalars, **negatives)
 
     return split
 

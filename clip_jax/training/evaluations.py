@@ -54,7 +54,7 @@ class Evaluations:
         average = optimizer.averaged(state.params, state.opt_state, state.ema)
         if average is not None:
             params = rules.merge(average, optimizer.split(state.params)[1])
-            variables[AVERAGE] = {**state.variables, 'params': params}
+            variables[AVERAGE] = dataclasses.replace(state, params=params).variables
         reports = {}
         for name, evaluation in self._evals.items():
             for suffix, of in variables.items():

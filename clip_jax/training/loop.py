@@ -383,7 +383,7 @@ def _summarize(
         'loss': loss if math.isfinite(loss) else None,
         'step': config.total_steps,
         'pairs': config.total_steps * config.batch_size,
-        'parameters': count_parameters(loop.state.params),
+        'parameters': count_parameters(loop.state.variables['params']),
         'seconds': round(time.monotonic() - outputs.began, 1),
         'pairs_per_second': round(statistics.median(rates), 1),
         'devices': f'{loop.mesh.size} x {jax.devices()[0].device_kind}',

@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 from clip_jax import build, checkpoint, lookup, pretrained, sharding, tokenizers
 from clip_jax.data import examples, pipeline, sources
 from clip_jax.data.sources import Source
+from clip_jax.data.stored_embeddings import StoredEmbeddings
 from clip_jax.evaluation import evaluate
 from clip_jax.evaluation.evaluate import Evaluation
 from clip_jax.models import clip
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import multihost
 from clip_jax.runtime.messages import Failures
-from clip_jax.step import compiler_options, ema, state
+from clip_jax.step import compiler_options, ema, projections, state
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.state import TrainState
 from clip_jax.step.train_step import bind_step, with_stop
@@ -68,9 +69,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         captions=config.data.captions_per_image,
         hard_negatives=config.data.hard_negatives,
     )
-    augment = examples.Augment(**config.data.augment)
-    filter = examples.Filter(**config.data.filter)
-    captions = build.captions(config.data)
+    how = _how(config)
     source, evals = multihost.primary_first(lambda: _open_data(config))
     # Not from card.json, which has no checksum.
     card, variables, start = checkpoint.newest_card(workdir), None, ''
@@ -80,30 +79,14 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         card, variables = initial_variables(config, start, source, mesh)
     execution = build.execution(config.model)
     model = build.model(card['model'], config.model.dtype, **execution)
-    optimizer = build.optimizer(config.optimizer, clip.shapes(model)['params'], config.total_steps)
+    taught = teachers.prepare(config.distillation, config.model.dtype, card, mesh, pretrained.read)
+    params = (variables or clip.shapes(model))['params'] | projections.shapes(taught.projected)
+    optimizer = build.optimizer(config.optimizer, params, config.total_steps)
     # Without variables: they change, and a second copy would stay on the devices.
     model_clip = pretrained.from_card(card, {}, model, mesh).with_preprocess(
         max_pixels=config.data.max_pixels
     )
-    assert model_clip.tokenizer is not None  # a run's card has one
-    taught, teacher_variables = teachers.prepare(
-        config.distillation, config.model.dtype, card, mesh, pretrained.read
-    )
-    batches = pipeline.train_iterator(
-        source,
-        model_clip.tokenizer,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        image_size=model_clip.preprocess.size,
-        augment=augment,
-        filter=filter,
-        captions=captions,
-        max_pixels=config.data.max_pixels,
-        num_threads=config.data.num_threads,
-        num_workers=config.data.num_workers,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
-    )
+    batches = _batches(config, source, model_clip, taught.stored, how)
     step = bind_step(
         model,
         loss,
@@ -115,7 +98,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         shard_optimizer=config.mesh.shard_optimizer,
         average=average,
         captions_per_image=config.data.captions_per_image,
-        teachers=taught,
+        teachers=taught.teachers,
     )
     return Parts(
         mesh=mesh,
@@ -129,8 +112,9 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
                 variables=variables,
                 shard_optimizer=config.mesh.shard_optimizer,
                 averaged=average is not None,
+                projected=taught.projected,
             ),
-            teachers=teacher_variables,
+            teachers=taught.variables,
         ),
         optimizer=optimizer,
         source=source,
@@ -140,6 +124,40 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         writers=writers,
         resumes=resumes,
         start=start,
+    )
+
+
+def _how(config: ConfigDict) -> dict[str, Any]:
+    """How examples are made; a ValueError before anything is opened."""
+    return {
+        'augment': examples.Augment(**config.data.augment),
+        'filter': examples.Filter(**config.data.filter),
+        'captions': build.captions(config.data),
+    }
+
+
+def _batches(
+    config: ConfigDict,
+    source: Source,
+    clip: Clip,
+    stored: dict[str, StoredEmbeddings],
+    how: dict[str, Any],
+) -> pipeline.TrainIterator:
+    """This host's batches of the training data."""
+    assert clip.tokenizer is not None  # a run's card has one
+    return pipeline.train_iterator(
+        source,
+        clip.tokenizer,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        image_size=clip.preprocess.size,
+        stored=stored,
+        max_pixels=config.data.max_pixels,
+        num_threads=config.data.num_threads,
+        num_workers=config.data.num_workers,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        **how,
     )
 
 

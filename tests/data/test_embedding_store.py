@@ -88,7 +88,10 @@ def test_a_shard_whose_note_is_damaged_is_not_complete(folder, text):
 
 def test_places_may_be_names_in_any_bytes(folder):
     place = os.fsdecode(b'/set/caf\xe9/1.jpg')
-    records = [{'record': k, 'where': f'{place}{k}', 'texts': ['x']} for k in range(4)]
+    about = {'image_hash': 0, 'texts': ['x']}
+    records = [{'record': k, 'where': f'{place}{k}', **about} for k in range(4)]
     rows = np.zeros((4, 8), np.float32)
-    embedding_store.write_shard(folder, 0, images=rows, texts=rows, records=records, bad=[])
+    embedding_store.write_shard(
+        folder, 0, images=rows, texts=rows, records=records, bad=[], span=range(4)
+    )
     assert embedding_store.Embeddings(str(folder)).where(3) == f'{place}3'

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax import distillation, lookup, sharding
+from clip_jax import lookup, sharding
 from clip_jax.models.clip import l2_normalize
 
 NAMES = lookup.names('distillation')
@@ -163,11 +163,3 @@ def test_wrong_arguments_are_refused(name):
         loss(*teacher, SCALES[1], block_size=0)
     with pytest.raises(ValueError, match=r'6 pairs is not a multiple of the 8 devices'):
         loss(*teacher, SCALES[1], mesh=sharding.make_mesh(jax.devices()))
-
-
-def test_the_mix_weighs_the_mean_of_the_teachers():
-    contrastive, *teachers = map(jnp.float32, (2, 4, 8))
-    assert distillation.mix(contrastive, teachers, 0.75) == 0.25 * 2 + 0.75 * 6
-    for given, weight in (([], 0.5), (teachers, 1.5), (teachers, float('nan'))):
-        with pytest.raises(ValueError, match='expected at least one teacher and a weight from 0'):
-            distillation.mix(contrastive, given, weight)

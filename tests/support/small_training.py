@@ -12,7 +12,7 @@ import numpy as np
 from clip_jax import build, lookup, sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip
-from clip_jax.step import ema, state
+from clip_jax.step import ema, projections, state
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.teachers import Teachers
 from clip_jax.step.train_step import bind_step
@@ -70,6 +70,7 @@ def setup(
     decay: float = 0.0,
     teachers: Teachers | None = None,
     teacher_variables: dict | None = None,
+    projected: dict | None = None,
     **execution: str | bool,
 ) -> tuple[state.TrainState, Callable, Callable]:
     """A new state on a number of devices, its step, and a function that shards a batch."""
@@ -77,7 +78,7 @@ def setup(
     loss = {'name': 'softmax', 'implementation': 'gather', 'block_size': 8, **(loss or {})}
     card = {**lookup.module('losses', loss['name']).INIT, **card}
     model, changes = build.model(card, **execution), optimizer or {}
-    made = make_optimizer(model, learning_rate=learning_rate, **changes)
+    made = make_optimizer(model, projected, learning_rate=learning_rate, **changes)
     average = ema.make(decay, True)
     step = jax.jit(
         bind_step(
@@ -99,35 +100,44 @@ def setup(
             return step(state, batch)
 
     shapes = state.abstract_state(
-        model, made, mesh, shard_optimizer=shard_optimizer, averaged=decay > 0
+        model,
+        made,
+        mesh,
+        shard_optimizer=shard_optimizer,
+        averaged=decay > 0,
+        projected=projected,
     )
     initial = jax.tree.map(
         lambda x, shape: jax.device_put(x, shape.sharding),
-        _initial(json.dumps(card), json.dumps(changes), decay > 0),
+        _initial(json.dumps(card), json.dumps(changes), decay > 0, json.dumps(projected)),
         shapes,
     )
-    if teachers is not None:
+    if teacher_variables:
         shardings = {
             name: sharding.of_tree(x, mesh, clip.logical_axes(teachers.by_name[name].model))
-            for name, x in (teacher_variables or {}).items()
+            for name, x in teacher_variables.items()
         }
         placed = jax.tree.map(jax.device_put, teacher_variables, shardings)
         initial = dataclasses.replace(initial, teachers=placed)
     return initial, run, functools.partial(jax.device_put, device=sharding.over_batch(mesh))
 
 
-def make_optimizer(model: clip.CLIP, **changes: Any) -> Optimizer:
+def make_optimizer(model: clip.CLIP, projected: dict | None = None, **changes: Any) -> Optimizer:
     """The optimizer of small runs, with some keys of its config changed."""
-    return build.optimizer({**OPTIMIZER, **changes}, clip.shapes(model)['params'], 200)
+    params = clip.shapes(model)['params'] | projections.shapes(projected or {})
+    return build.optimizer({**OPTIMIZER, **changes}, params, 200)
 
 
 @functools.cache
-def _initial(card: str, optimizer: str, averaged: bool) -> state.TrainState:
+def _initial(card: str, optimizer: str, averaged: bool, projected: str) -> state.TrainState:
     """A new state, made once in a process: compiling the initialization takes long."""
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     model = clip.from_card(json.loads(card))
-    made = make_optimizer(model, **json.loads(optimizer))
-    return jax.device_get(state.create(model, made, seed=0, mesh=mesh, averaged=averaged))
+    sizes = json.loads(projected)
+    made = make_optimizer(model, sizes, **json.loads(optimizer))
+    return jax.device_get(
+        state.create(model, made, seed=0, mesh=mesh, averaged=averaged, projected=sizes)
+    )
 
 
 def steps(devices: int, encoder: str, *, count: int = 20, **options: Any) -> tuple:

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
-from clip_jax.data import embedding_store
+from clip_jax.data import embedding_index, embedding_store
 from clip_jax.runtime import atomic
 
 CAPTIONS = [f'picture {i}' for i in range(6)]
@@ -89,15 +89,23 @@ def make_embeddings(path, captions) -> str:
             images=np.stack([row(i) for i in own]),
             texts=np.stack([row(i) for i in own]),
             records=[
-                {'record': i, 'where': f'p/{i}', 'label': i % 2, 'texts': [captions[i].decode()]}
+                {
+                    'record': i,
+                    'where': f'p/{i}',
+                    'image_hash': embedding_index.hash_of(png(i)),
+                    'label': i % 2,
+                    'texts': [captions[i].decode()],
+                }
                 for i in own
             ],
             bad=[],
+            span=range(shard * 4, min(shard * 4 + 4, len(captions))),
         )
     values = {
         'complete': True,
         'model': '/no/model',
         'card': {},
+        'scale': 10.0,
         'compute_dtype': 'float32',
         'captions': 'embedded',
         'source_records': len(captions),

@@ -20,6 +20,7 @@ def config(tiny_run, tiny_config, tmp_path_factory):
     """The small config with the small run as a teacher."""
     path = tmp_path_factory.mktemp('taught') / 'taught.py'
     options = {'path': str(tiny_run), 'loss': 'mobileclip', 'weight': 0.5}
+    options |= {'implementation': 'gather'}
     path.write_text(
         'import sys\n'
         f'sys.path.insert(0, {str(tiny_config.parent)!r})\n'
@@ -66,7 +67,7 @@ def test_a_resumed_run_is_bit_exact_and_checkpoints_have_no_teacher(config, taug
         (('distillation.contrastive=-1.0',), 'contrastive is -1.0; expected a weight above 0'),
         (('distillation.teachers.one.loss=mobilclip',), "Did you mean 'mobileclip'"),
         (('distillation.teachers.one.path=nowhere',), 'nowhere: no such file or folder'),
-        (('model.embed_dim=24', 'distillation.teachers.one.loss=feature'), 'teachers.one: dist'),
+        (('distillation.teachers.one.implementation=ring',), 'one: distillation: implementation: '),
         (('tokenizer.context_length=9',), 'teachers.one: its tokenizer is not the one of the stud'),
     ],
 )
@@ -79,5 +80,5 @@ def test_wrong_settings_are_one_line(changes, message, config, tmp_path):
 def test_a_weight_without_teachers_and_a_plan_with_one_are_refused(tiny_config, config, tmp_path):
     done = train(tiny_config, tmp_path / 'run', *RUN, 'distillation.contrastive=0.5')
     assert 'contrastive is 0.5, and there are no teachers; leave it at 1' in done.stderr
-    with pytest.raises(ValueError, match='a plan has no teachers; leave them out'):
+    with pytest.raises(ValueError, match='a plan has no teachers that embed each batch'):
         abstract_step.step_of(config_file.read(str(config)), jax.devices()[:1], 'float32')
