@@ -400,16 +400,33 @@ def read_average(path: epath.Path, variables: dict[str, Any], mesh: Mesh) -> dic
         )
     if errors := checksums.verify(path, only=(AVERAGE,)):
         raise Failures(f'{path}: the average of the weights is corrupt', errors)
-    known = rules.paths(variables['params'])
-    tree = ocp.StandardCheckpointHandler().metadata(path / AVERAGE).tree
-    everywhere = sharding.replicated(mesh)
+    return {**variables, 'params': _updated(path / AVERAGE, variables['params'], mesh)}
+
+
+def read_trained(path: epath.Path, variables: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Reads the variables of a checkpoint that has only those that are trained.
+
+    Args:
+        path: the folder of the checkpoint.
+        variables: all variables; what the checkpoint does not have stays as it is there.
+        mesh: the device mesh, on every device of which they are replicated.
+
+    Raises:
+        ValueError: the arrays have other shapes or dtypes.
+    """
+    return _updated(path / 'variables', variables, mesh)
+
+
+def _updated(path: epath.Path, whole: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """A tree with the arrays that one item of a checkpoint has of it."""
+    known, everywhere = rules.paths(whole), sharding.replicated(mesh)
+    tree = ocp.StandardCheckpointHandler().metadata(path).tree
 
     def like(key: tuple, found: Any) -> jax.ShapeDtypeStruct:
         x = known.get(sharding.path_name(key), found)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
 
-    trained = _restore(path / AVERAGE, jax.tree.map_with_path(like, tree))
-    return {**variables, 'params': rules.update(variables['params'], trained)}
+    return rules.update(whole, _restore(path, jax.tree.map_with_path(like, tree)))
 
 
 def differences(found: Any, expected: Any) -> list[str]:
