@@ -12,7 +12,7 @@ import numpy as np
 from clip_jax import build, lookup, sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip
-from clip_jax.step import ema, state
+from clip_jax.step import ema, lora, rules, state
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.teachers import Teachers
 from clip_jax.step.train_step import bind_step
@@ -70,6 +70,7 @@ def setup(
     decay: float = 0.0,
     teachers: Teachers | None = None,
     teacher_variables: dict | None = None,
+    adapters: dict | None = None,
     **execution: str | bool,
 ) -> tuple[state.TrainState, Callable, Callable]:
     """A new state on a number of devices, its step, and a function that shards a batch."""
@@ -77,7 +78,9 @@ def setup(
     loss = {'name': 'softmax', 'implementation': 'gather', 'block_size': 8, **(loss or {})}
     card = {**lookup.module('losses', loss['name']).INIT, **card}
     model, changes = build.model(card, **execution), optimizer or {}
-    made = make_optimizer(model, learning_rate=learning_rate, **changes)
+    variables = with_adapters(model, adapters or {})
+    of_run = (adapters or {}, {'learning_rate': learning_rate, **changes})
+    made = make_optimizer(model, variables, **of_run[1])
     average = ema.make(decay, True)
     step = jax.jit(
         bind_step(
@@ -91,6 +94,7 @@ def setup(
             average=average,
             captions_per_image=captions,
             teachers=teachers,
+            lora_scales=lora.scales(adapters or {}),
         )
     )
 
@@ -99,11 +103,11 @@ def setup(
             return step(state, batch)
 
     shapes = state.abstract_state(
-        model, made, mesh, shard_optimizer=shard_optimizer, averaged=decay > 0
+        model, made, mesh, variables=variables, shard_optimizer=shard_optimizer, averaged=decay > 0
     )
     initial = jax.tree.map(
         lambda x, shape: jax.device_put(x, shape.sharding),
-        _initial(json.dumps(card), json.dumps(changes), decay > 0),
+        _initial(json.dumps(card), json.dumps(of_run), decay > 0),
         shapes,
     )
     if teachers is not None:
@@ -116,18 +120,37 @@ def setup(
     return initial, run, functools.partial(jax.device_put, device=sharding.over_batch(mesh))
 
 
-def make_optimizer(model: clip.CLIP, **changes: Any) -> Optimizer:
+def of_model(model: clip.CLIP, adapters: dict) -> lora.Adapters | None:
+    """The adapters of a model, None if the config has none."""
+    return lora.resolve(adapters, clip.shapes(model)['params'], clip.logical_axes(model))
+
+
+def with_adapters(model: clip.CLIP, adapters: dict) -> dict:
+    """The shapes of all variables."""
+    shapes, found = clip.shapes(model), of_model(model, adapters)
+    more = {rules.LORA: found.abstract()} if found else {}
+    return {**shapes, 'params': {**shapes['params'], **more}}
+
+
+def make_optimizer(model: clip.CLIP, variables: dict | None = None, **changes: Any) -> Optimizer:
     """The optimizer of small runs, with some keys of its config changed."""
-    return build.optimizer({**OPTIMIZER, **changes}, clip.shapes(model)['params'], 200)
+    params = (variables or clip.shapes(model))['params']
+    return build.optimizer({**OPTIMIZER, **changes}, params, 200)
 
 
 @functools.cache
-def _initial(card: str, optimizer: str, averaged: bool) -> state.TrainState:
+def _initial(card: str, of_run: str, averaged: bool) -> state.TrainState:
     """A new state, made once in a process: compiling the initialization takes long."""
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     model = clip.from_card(json.loads(card))
-    made = make_optimizer(model, **json.loads(optimizer))
-    return jax.device_get(state.create(model, made, seed=0, mesh=mesh, averaged=averaged))
+    adapters, changes = json.loads(of_run)
+    made = make_optimizer(model, with_adapters(model, adapters), **changes)
+    if not adapters:
+        return jax.device_get(state.create(model, made, seed=0, mesh=mesh, averaged=averaged))
+    whole = clip.init(model, jax.random.key(0))
+    whole['params'][rules.LORA] = of_model(model, adapters).init(1)
+    made = state.create(model, made, seed=0, mesh=mesh, averaged=averaged, variables=whole)
+    return jax.device_get(made)
 
 
 def steps(devices: int, encoder: str, *, count: int = 20, **options: Any) -> tuple:
