@@ -79,8 +79,8 @@ def setup(
     card = {**lookup.module('losses', loss['name']).INIT, **card}
     model, changes = build.model(card, **execution), optimizer or {}
     variables = with_adapters(model, adapters or {})
-    of_run = (adapters or {}, {'learning_rate': learning_rate, **changes})
-    made = make_optimizer(model, variables, **of_run[1])
+    of_run = (adapters or {}, changes)
+    made = make_optimizer(model, variables, learning_rate=learning_rate, **changes)
     average = ema.make(decay, True)
     step = jax.jit(
         bind_step(
