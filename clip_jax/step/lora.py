@@ -115,11 +115,11 @@ def resolve(
         known = rules.paths(params[tower])
         matched = [name for name in known if re.fullmatch(options['targets'], name)]
         if not matched:
-            usual = [f'{tower}/{x}' for x in known if _matrix(x, known[x].shape, axes, 1)]
-            shown = rules.shown(x.removeprefix(f'{tower}/') for x in usual)
+            shape = {x: value.shape for x, value in known.items()}
+            usual = [x for x in known if _matrix(f'{tower}/{x}', shape[x], axes, 1)]
             raise ValueError(
                 f'lora.{tower}: targets {options["targets"]!r} matches no parameter; paths below '
-                f'the tower are such as {first_few(shown, 6)}'
+                f'the tower are such as {first_few(rules.shown(usual), 6)}'
             )
         for name in matched:
             path = f'{tower}/{name}'
