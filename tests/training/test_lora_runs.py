@@ -160,7 +160,10 @@ def test_another_base_is_refused(adapted, tiny_config, tmp_path):
         (('lora.text.rank=2', 'init_from={run}'), 'has adapters of another model itself'),
         (('init_from={run}', 'init_state=all'), 'has the state of adapters only; resume its run'),
         (('init_from={mixed}', 'init_state=all'), 'has no state of training, as a model that'),
-        (('init_from={bad}', 'init_state=all'), 'this checkpoint is corrupt: training/'),
+        (
+            ('init_from={bad}', 'init_state=all'),
+            'checkpoint is corrupt: the content of training/',
+        ),
         (('lora.image.rank=99', 'init_from={base}'), 'is a matrix of 32 x 32; expected at most'),
     ],
 )
