@@ -11,7 +11,6 @@ them, where this module falls back to the newest valid step and quarantines the 
 """
 
 import contextlib
-import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from clip_jax import sharding
-from clip_jax.runtime import atomic, checksums, multihost
+from clip_jax.runtime import atomic, checksums, multihost, retention
 from clip_jax.runtime.messages import Failures, first_few
 from clip_jax.step import projections, rules
 from clip_jax.step.state import TrainState
@@ -165,7 +164,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         saved = [step for step in steps(self.folder) if (self.folder / str(step)).is_dir()]
-        for step in sorted({*saved} - kept(saved, self.scores, **self._retention)):
+        for step in sorted({*saved} - retention.kept(saved, self.scores, **self._retention)):
             _delete(self.folder / str(step))
 
     def check(self) -> None:
@@ -217,28 +216,6 @@ def restore(folder: epath.Path, like: TrainState) -> TrainState:
     params = {**variables.pop('params'), **training.pop('beside', {})}
     ema = _restore(folder / AVERAGE, shapes(like.ema)) if like.ema else {}
     return TrainState(params=params, buffers=variables, ema=ema, **training)
-
-
-def kept(
-    found: Sequence[int],
-    scores: Mapping[int, float],
-    *,
-    last: int,
-    every: int,
-    best: int,
-) -> set[int]:
-    """Returns the steps to keep: the `last` ones, the first at or after each multiple of `every`,
-    and the `best` ones by score, where higher is better, of equals the newer, and NaN is no score.
-    """
-    scored = [step for step in found if not math.isnan(scores.get(step, math.nan))]
-    scored.sort(key=lambda step: (scores[step], step))
-    # A save may be late.
-    first = {step // every: step for step in sorted(found, reverse=True) if step >= every > 0}
-    return {
-        *sorted(found)[-last:],
-        *first.values(),
-        *(scored[-best:] if best else ()),
-    }
 
 
 def _delete(path: epath.Path) -> None:
@@ -400,16 +377,33 @@ def read_average(path: epath.Path, variables: dict[str, Any], mesh: Mesh) -> dic
         )
     if errors := checksums.verify(path, only=(AVERAGE,)):
         raise Failures(f'{path}: the average of the weights is corrupt', errors)
-    known = rules.paths(variables['params'])
-    tree = ocp.StandardCheckpointHandler().metadata(path / AVERAGE).tree
-    everywhere = sharding.replicated(mesh)
+    return {**variables, 'params': _updated(path / AVERAGE, variables['params'], mesh)}
+
+
+def read_trained(path: epath.Path, variables: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Reads the variables of a checkpoint that has only those that are trained.
+
+    Args:
+        path: the folder of the checkpoint.
+        variables: all variables; what the checkpoint does not have stays as it is there.
+        mesh: the device mesh, on every device of which they are replicated.
+
+    Raises:
+        ValueError: the arrays have other shapes or dtypes.
+    """
+    return _updated(path / 'variables', variables, mesh)
+
+
+def _updated(path: epath.Path, whole: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """A tree with the arrays that one item of a checkpoint has of it."""
+    known, everywhere = rules.paths(whole), sharding.replicated(mesh)
+    tree = ocp.StandardCheckpointHandler().metadata(path).tree
 
     def like(key: tuple, found: Any) -> jax.ShapeDtypeStruct:
         x = known.get(sharding.path_name(key), found)
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
 
-    trained = _restore(path / AVERAGE, jax.tree.map_with_path(like, tree))
-    return {**variables, 'params': rules.update(variables['params'], trained)}
+    return rules.update(whole, _restore(path, jax.tree.map_with_path(like, tree)))
 
 
 def differences(found: Any, expected: Any) -> list[str]:

@@ -11,7 +11,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,14 +19,17 @@ from jax.sharding import Mesh
 
 from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, tokenizers
 from clip_jax.data import inputs
-from clip_jax.data.preprocess import Preprocess, normalize
+from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.tools.scan import in_order
-from clip_jax.models import clip, matryoshka
-from clip_jax.models.clip import CLIP, l2_normalize, shapes
+from clip_jax.models import clip, inference, matryoshka
+from clip_jax.models.clip import CLIP, shapes
+from clip_jax.models.fingerprint import fingerprint
+from clip_jax.step import lora
+from clip_jax.step.rules import LORA
 
 FEATURES = ('embedding', 'pre_projection')
 AVERAGE = '#average'  # after a path: the average of the weights
-ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
+BASE = '#base='  # after that, and before a path: where the model is that has the run's adapters
 THREADS = min(32, (os.cpu_count() or 1) + 4)  # more than cores, since they also wait for I/O
 KNOWN_CLASSES = 64  # size of the cache of class embeddings, in lists of classes
 AHEAD = 2  # batches of images that are prefetched while the devices compute
@@ -143,7 +146,7 @@ class Clip:
         matryoshka.check(dim, self.model.embed_dim)
         texts = inputs.texts(texts)
         where = sharding.replicated(self.mesh)
-        forward = functools.partial(_text_embeddings, model=self.model, where=where)
+        forward = functools.partial(inference.text_embeddings, model=self.model, where=where)
         if isinstance(texts, np.ndarray):
             tokenizer = functools.partial(np.asarray, dtype=np.int32)
         elif self.tokenizer is None:
@@ -194,9 +197,9 @@ class Clip:
         Source: Radford et al. 2021, section 3.1; Zhai et al. 2023, section 3.2.
         """
         params = self.variables['params']
-        sigmoid = _is_sigmoid(activation, params)
+        sigmoid = inference.is_sigmoid(activation, params)
         classes = self._class_embeddings(inputs.names(labels), prompts.templates(templates))
-        return _probabilities(self.encode_image(images), classes, params, sigmoid=sigmoid)
+        return inference.probabilities(self.encode_image(images), classes, params, sigmoid=sigmoid)
 
     def _class_embeddings(
         self, labels: tuple[str, ...], templates: prompts.Templates
@@ -223,7 +226,7 @@ class Clip:
         for batch in batches:
             if self.on_batch:
                 self.on_batch()
-            embedded = forward(self.variables, _sharded(batch, self.batch_size, self.mesh))
+            embedded = forward(self.variables, inference.sharded(batch, self.batch_size, self.mesh))
             inputs.check_concrete(embedded, method)
             waiting.append((embedded, len(batch)))
             if len(waiting) > 1:
@@ -236,7 +239,7 @@ class Clip:
 def _forward(clip: Clip, features: str) -> Callable:
     """The compiled function of variables and images that gives these features."""
     return functools.partial(
-        _image_features,
+        inference.image_features,
         model=clip.model,
         mean=tuple(clip.preprocess.mean),
         std=tuple(clip.preprocess.std),
@@ -249,75 +252,6 @@ def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Yields lists of `size` items; the last one may be shorter."""
     items = iter(items)
     return iter(lambda: list(itertools.islice(items, size)), [])
-
-
-def _sharded(batch: np.ndarray, batch_size: int, mesh: Mesh) -> jax.Array:
-    """Pads a batch and shards it over the devices."""
-    padding = _bucket(len(batch), batch_size, mesh.size) - len(batch)
-    if padding:
-        batch = np.pad(batch, [(0, padding)] + [(0, 0)] * (batch.ndim - 1))
-    # Every process has the full batch and passes its devices their shards.
-    return jax.make_array_from_callback(batch.shape, sharding.over_batch(mesh), batch.__getitem__)
-
-
-def _bucket(n: int, most: int, devices: int) -> int:
-    """Returns the size to pad n examples to: the devices times a power of two, up to `most`."""
-    size = devices
-    while size < n:
-        size *= 2
-    return min(size, -(-max(n, most) // devices) * devices)
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'mean', 'std', 'features', 'where'))
-def _image_features(
-    variables,
-    images,
-    *,
-    model: CLIP,
-    mean: tuple,
-    std: tuple,
-    features: str,
-    where: jax.sharding.Sharding,
-) -> jax.Array:
-    images = normalize(images, mean, std)
-    if features == 'pre_projection':
-        found = cast(jax.Array, model.apply(variables, images, method=_pre_projection))
-        found = found.astype(np.float32)
-    else:
-        found = cast(jax.Array, model.apply(variables, images, method='encode_image'))
-        found = l2_normalize(found)
-    return jax.lax.with_sharding_constraint(found, where)
-
-
-def _pre_projection(model: CLIP, images: jax.Array) -> jax.Array:
-    return model.image(images)
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'where'))
-def _text_embeddings(variables, tokens, *, model: CLIP, where: jax.sharding.Sharding) -> jax.Array:
-    embeddings = cast(jax.Array, model.apply(variables, tokens, method='encode_text'))
-    return jax.lax.with_sharding_constraint(l2_normalize(embeddings), where)
-
-
-def _is_sigmoid(activation: str, params: Mapping[str, Any]) -> bool:
-    """Whether `classify` applies a sigmoid to the logits of a model; ValueError if it cannot."""
-    lookup.check(activation, ACTIVATIONS, what='activation')
-    if activation == 'sigmoid' and 'logit_bias' not in params:
-        raise ValueError(
-            "activation is 'sigmoid', but this model has no logit bias, since its loss was a "
-            "softmax; expected 'softmax' or 'auto'"
-        )
-    return activation != 'softmax' and 'logit_bias' in params
-
-
-def _probabilities(
-    images: np.ndarray, classes: np.ndarray, params: Mapping[str, Any], *, sigmoid: bool
-) -> np.ndarray:
-    """The softmax or sigmoid of the scaled cosine similarities, float32 [N, classes]."""
-    logits = np.exp(np.asarray(params['logit_scale'], np.float32)) * images @ classes.T
-    if sigmoid:
-        return np.asarray(jax.nn.sigmoid(logits + np.asarray(params['logit_bias'], np.float32)))
-    return np.asarray(jax.nn.softmax(logits, axis=-1))
 
 
 def _check_tokenizer(tokenizer: Any, text: Any) -> None:
@@ -378,11 +312,13 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
     """
     if str(path).startswith(('http://', 'https://', 'hf://')):
         raise ValueError(f'{path}: nothing is downloaded; get the file and give its path')
-    average, path = averaged(path), str(path).removesuffix(AVERAGE)
+    path, average, base = _parts(path)
     place = pathlib.Path(path).expanduser()
     if place.exists() and (layout := convert.layout_of(place)):
         if average:
             raise ValueError(f'{path}{AVERAGE}: a published checkpoint has no average')
+        if base:
+            raise ValueError(f'{path}{BASE}{base}: a published checkpoint has no adapters')
         return place, layout
     try:
         return checkpoint.find(path), ''
@@ -396,17 +332,24 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
 
 def averaged(path: str | pathlib.Path) -> bool:
     """Whether a path names the average of a run's weights (`config.ema`)."""
-    return str(path).endswith(AVERAGE)
+    return _parts(path)[1]
+
+
+def _parts(path: str | pathlib.Path) -> tuple[str, bool, str]:
+    """A path alone, whether it names an average, and the base that it names, '' for none."""
+    path, _, base = str(path).partition(BASE)
+    return path.removesuffix(AVERAGE), path.endswith(AVERAGE), base
 
 
 def read(
-    path: str | pathlib.Path, mesh: Mesh | None = None
+    path: str | pathlib.Path, mesh: Mesh | None = None, *, adapters: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads the card and the variables of a checkpoint.
+    """Reads the card and the variables of a checkpoint; adapters are merged (config.lora).
 
     Args:
         path: as for `load`; the layout is detected by content.
         mesh: the devices that our own checkpoints are restored to, the first device by default.
+        adapters: whether it may be a run with adapters.
 
     Returns:
         The model card, and the variables: on the mesh for our own checkpoints, NumPy arrays for
@@ -414,7 +357,8 @@ def read(
 
     Raises:
         ValueError: there is no checkpoint at `path`, it is incomplete or corrupt, or its card names
-            a module that cannot be imported.
+            a module that cannot be imported; or the base of its adapters is not where it was, or
+            is another model.
     """
     folder, layout = find(path)
     if layout:
@@ -422,10 +366,63 @@ def read(
     mesh = mesh or sharding.make_mesh(jax.devices()[:1])
     card = checkpoint.read_about(folder)['card']
     build.check_importable(folder, card)
-    variables = checkpoint.read_variables(folder, shapes(clip.from_card(card['model'])), mesh)
-    if averaged(path):
+    _, average, base = _parts(path)
+    of_run = card.pop(LORA, None)
+    if of_run and not adapters:
+        raise ValueError(
+            f'{path}: has adapters of another model itself; expected a whole model, as '
+            'clip-jax convert writes it of this run'
+        )
+    if base and not of_run:
+        raise ValueError(f'{path}: has no adapters, so that it has no base')
+    model = clip.from_card(card['model'])
+    if not of_run:
+        variables = checkpoint.read_variables(folder, shapes(model), mesh)
+    else:
+        places = [base] if base else lora.bases(of_run, folder.parent.parent)
+        variables = read_base(card, of_run, str(path), places, mesh)
+        adapted = lora.resolve(of_run, variables['params'], clip.logical_axes(model))
+        assert adapted  # a card has `lora` only if there are some
+        variables['params'][LORA] = adapted.zeros()
+        variables = checkpoint.read_trained(folder, variables, mesh)
+    if average:
         variables = checkpoint.read_average(folder, variables, mesh)
-    return card, variables
+    return card, lora.merged(variables, of_run or {})
+
+
+def read_base(
+    card: Mapping[str, Any], of_run: Mapping[str, Any], what: str, places: list[str], mesh: Mesh
+) -> dict[str, Any]:
+    """Reads the variables of the model that has the adapters of a run.
+
+    Args:
+        card: the card of the run.
+        of_run: its `lora`.
+        what: what a message calls the run.
+        places: where the model may be.
+        mesh: the device mesh, on every device of which they are replicated.
+
+    Raises:
+        ValueError: it is at none of these places, or it is another model there.
+    """
+    expected = f'{of_run["base"]} (fingerprint {of_run["fingerprint"][:8]})'
+    name = f'name where it is now: {_parts(what)[0]}{BASE}PATH'
+    place = next((x for x in places if checkpoint.absolute(_parts(x)[0]).exists()), None)
+    if place is None:
+        raise ValueError(
+            f'{what}: has adapters of {expected}, which is not at {" or ".join(places)}; put it '
+            f'there, or {name}'
+        )
+    of_base, variables = read(place, mesh, adapters=False)
+    found = fingerprint(variables)
+    if found != of_run['fingerprint']:
+        raise ValueError(
+            f'{what}: has adapters of {expected}; {place} is another model (fingerprint '
+            f'{found[:8]}). Put that model back, or {name}'
+        )
+    size = card['model']['image']['image_size']
+    _, variables = clip.with_image_size(of_base['model'], variables, size)
+    return on_devices(variables, mesh)
 
 
 def load(
@@ -440,7 +437,9 @@ def load(
     Args:
         path: a run directory (its newest checkpoint is loaded), one checkpoint of a run, or a file
             or folder as OpenAI, open_clip, Hugging Face or big_vision publish them. `#average`
-            after a run or its checkpoint loads the average of its weights (`config.ema`).
+            after a run or its checkpoint loads the average of its weights (`config.ema`). Adapters
+            are merged into their base (`config.lora`); `#base=PATH` at the end says where that is,
+            if it was moved.
         dtype: the compute dtype: 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators).
             Parameters stay float32.
         image_size: another image size in pixels; position embeddings are interpolated.

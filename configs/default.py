@@ -212,6 +212,19 @@ def get_config() -> ConfigDict:
     # run), the random key and, for the same data, the input position of a run of clip_jax.
     c.init_state = 'weights'
 
+    # Low-rank adaptation of init_from (LoRA): matrices of a tower get adapters, and nothing else is
+    # trained but what optimizer.rules un-freezes. Checkpoints have only what is trained.
+    c.lora = ConfigDict()
+    c.lora.image = ConfigDict()
+    c.lora.image.rank = 0  # of the adapters; 0: none in this tower
+    c.lora.image.alpha = 0.0  # alpha / rank is the factor of an adapter; 0: that of the rank
+    # A regular expression for whole paths below the tower; default: the kernels of attention.
+    c.lora.image.targets = placeholder(str)
+    c.lora.text = ConfigDict()
+    c.lora.text.rank = 0  # as for the image encoder
+    c.lora.text.alpha = 0.0  # as for the image encoder
+    c.lora.text.targets = placeholder(str)  # as for the image encoder
+
     # ---- Loss and optimizer ----------------------------------------------------------------------
     c.loss = ConfigDict()
     # softmax (CLIP), sigmoid (SigLIP), or an import path, as my_package.my_loss. All other keys are

@@ -17,7 +17,7 @@ from etils import epath
 from support.small_training import batch, setup
 
 from clip_jax import checkpoint, sharding
-from clip_jax.runtime import atomic, checksums
+from clip_jax.runtime import atomic, checksums, retention
 from clip_jax.step import skip_updates
 from clip_jax.step.state import TrainState
 from clip_jax.training import listing
@@ -284,7 +284,7 @@ def test_what_stays_is_new_or_due_or_good():
     def stay(last=1, every=0, best=0):
         scores = {10: 0.5, 20: 0.9, 30: 0.1, 40: 0.9}
         there = [50, 10, 40, 30, 20]
-        return checkpoint.kept(there, scores, last=last, every=every, best=best)
+        return retention.kept(there, scores, last=last, every=every, best=best)
 
     assert stay() == {50}
     assert stay(last=3) == {30, 40, 50}
@@ -294,7 +294,7 @@ def test_what_stays_is_new_or_due_or_good():
     assert stay(best=9) == {10, 20, 30, 40, 50}
     assert stay(every=25) == {30, 50}  # saved later than due
     scores = {1: 0.9, 2: math.nan, 3: 0.1}
-    assert checkpoint.kept([1, 2, 3, 4], scores, last=1, every=0, best=1) == {1, 4}
+    assert retention.kept([1, 2, 3, 4], scores, last=1, every=0, best=1) == {1, 4}
 
 
 def test_the_best_and_every_so_manieth_stay_on_disk(opened, tmp_path):

@@ -30,8 +30,8 @@ from clip_jax.data.image import opening
 from clip_jax.data.sharded_job import ShardedJob, check_settings
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, error_message, in_order
-from clip_jax.embeddings.identity import fingerprint
 from clip_jax.models import matryoshka
+from clip_jax.models.fingerprint import fingerprint
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import atomic, environment, lock, multihost
 from clip_jax.runtime.messages import first_few

@@ -1,15 +1,12 @@
-"""Which model made embeddings: fingerprints of weights, hashes of cards, and checks of both."""
+"""Which model made embeddings: hashes of cards, and checks of these and of fingerprints."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import jax
-import numpy as np
-
-from clip_jax import sharding
 from clip_jax.data.embedding_store import Embeddings
+from clip_jax.models.fingerprint import fingerprint
 
 
 class Model(Protocol):
@@ -22,16 +19,6 @@ class Model(Protocol):
     @property
     def card(self) -> dict[str, Any]:
         """Architecture, preprocessing and tokenizer."""
-
-
-def fingerprint(variables: dict[str, Any]) -> str:
-    """Returns a hash of variables (names, dtypes, shapes, bytes) as 32 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(variables):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f'{sharding.path_name(path)} {array.dtype} {array.shape};'.encode())
-        digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
-    return digest.hexdigest()[:32]
 
 
 def check_source_model(clip: Model, source: Embeddings, path: str = '') -> None:

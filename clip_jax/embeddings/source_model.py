@@ -4,7 +4,8 @@ import functools
 
 from clip_jax import pretrained
 from clip_jax.data.embedding_store import Embeddings
-from clip_jax.embeddings.identity import card_hash, fingerprint
+from clip_jax.embeddings.identity import card_hash
+from clip_jax.models.fingerprint import fingerprint
 from clip_jax.pretrained import Clip
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from clip_jax import build, lookup, pretrained, prompts
 from clip_jax.data.errors import DataNotFound
-from clip_jax.embeddings.identity import card_hash, fingerprint
+from clip_jax.embeddings.identity import card_hash
 from clip_jax.evaluation import encoders, evaluate
+from clip_jax.models.fingerprint import fingerprint
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import atomic, environment, foreign_json
 from clip_jax.runtime.messages import one_line

@@ -49,9 +49,11 @@ class Optimizer:
         return jax.jit(self.average)(state, self.split(params)[0])
 
     def locked(self, tower: str) -> bool:
-        """Whether all parameters of an encoder are frozen."""
+        """Whether all parameters of an encoder, and its adapters, are frozen."""
         return not any(
-            x.trained for name, x in self.settings.items() if name.startswith(f'{tower}/')
+            x.trained
+            for name, x in self.settings.items()
+            if rules.adapted(name).startswith(f'{tower}/')
         )
 
     def active(self, gradients: Any, step: jax.Array) -> Any:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import sharding
+from clip_jax.step.rules import DISTILLATION as NAME
 
-NAME = 'distillation'  # of the sub-tree
 SIDES = ('image', 'text')
 Sizes = Mapping[
     str, tuple[int, int]

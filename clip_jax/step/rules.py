@@ -16,6 +16,8 @@ from clip_jax.runtime.messages import first_few
 DECAYED = ('kernel', 'embedding', 'class_embedding', 'position_embedding', 'probe')
 KEYS = ('path', 'frozen', 'lr_mult', 'weight_decay', 'schedule', 'unfreeze_at')
 TOWERS = ('image', 'text')
+LORA = 'lora'  # the adapters among the parameters, under the path of their matrix; see lora.py
+DISTILLATION = 'distillation'  # projections to teachers among them; see projections.py
 FREEZE = ('lock_image', 'lock_text', 'lit', 'projections_only')
 # The names in a path that number the blocks of an encoder. What is before the blocks in the
 # computation has the names of _BEFORE; the last norm, pooling and the projection come after them.
@@ -37,6 +39,11 @@ class Setting(NamedTuple):
 Settings = dict[str, Setting]  # by path, with slashes
 
 
+def adapted(path: str) -> str:
+    """Returns the path of the matrix that an adapter belongs to; another path as it is."""
+    return path.removeprefix(f'{LORA}/').rpartition('/')[0] if path.startswith(f'{LORA}/') else path
+
+
 def paths(params: Any) -> dict[str, Any]:
     """Returns the leaves of a tree of parameters by path, with slashes between names."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -54,9 +61,13 @@ def resolve(
 ) -> Settings:
     """Decides how each parameter is trained.
 
+    If there are adapters (LORA), all other parameters of the model are frozen before any rule
+    applies.
+
     Args:
         params: the parameters, or their shapes.
-        weight_decay: of parameters whose name is in DECAYED; others have none.
+        weight_decay: of parameters whose name is in DECAYED, and of their adapters; others have
+            none.
         rules: mappings with `path`, a regular expression for whole paths, and any of the other
             KEYS. All rules that match a parameter apply; what a later one sets wins.
         freeze: short names for the usual rules, which apply first: 'lock_image' and 'lock_text'
@@ -79,19 +90,22 @@ def resolve(
         name: {
             'frozen': False,
             'lr_mult': 1.0,
-            'weight_decay': weight_decay if name.split('/')[-1] in DECAYED else 0.0,
+            'weight_decay': weight_decay if adapted(name).split('/')[-1] in DECAYED else 0.0,
             'schedule': None,
             'unfreeze_at': 0,
         }
         for name in names
     }
-    expanded = [rule for name in freeze for rule in _frozen_by(name, names)]
+    expanded: list[dict[str, Any]] = []
+    if LORA in params:
+        expanded.append({'path': f'(?!{LORA}/|{DISTILLATION}/).*', 'frozen': True})
+    expanded += [rule for name in freeze for rule in _frozen_by(name, names)]
     for rule in [*expanded, *(_checked(i, dict(rule)) for i, rule in enumerate(rules))]:
         matched = [name for name in names if re.fullmatch(rule['path'], name)]
         if not matched:
             raise ValueError(
                 f'optimizer.rules: {rule["path"]!r} matches no parameter; paths are such as '
-                f'{first_few(_shown(names), 6)}'
+                f'{first_few(shown(names), 6)}'
             )
         for name in matched:
             found[name] |= {k: v for k, v in rule.items() if k != 'path'}
@@ -117,8 +131,8 @@ def resolve(
     return settings
 
 
-def _shown(names: Iterable[str]) -> list[str]:
-    """One path of each block is enough for a message."""
+def shown(names: Iterable[str]) -> list[str]:
+    """Returns the paths of one block instead of all, which is enough for a message."""
     return [name for name in names if not re.search(r'block_(?!0/)\d+/', name)]
 
 
@@ -158,10 +172,11 @@ def _frozen_by(name: str, names: Sequence[str]) -> list[dict[str, Any]]:
     if short == 'projections_only':
         if colon:
             raise ValueError(f'optimizer.freeze: {name!r}; projections_only takes no number')
-        return [{'path': '(image|text)/.*', 'frozen': True}]
+        return [{'path': f'({LORA}/)?(image|text)/.*', 'frozen': True}]
     tower = 'text' if short == 'lock_text' else 'image'
     if not colon:
-        held = [n for n in names if n.startswith((f'{tower}/', f'{tower}_projection/'))]
+        of_tower = (f'{tower}/', f'{tower}_projection/')
+        held = [name for name in names if adapted(name).startswith(of_tower)]
         return [{'path': re.escape(n), 'frozen': True} for n in held]
     layers, depth = _layers(names, tower)
     if not count.isdigit() or not 1 <= int(count) <= depth:
@@ -179,13 +194,13 @@ def _layers(names: Iterable[str], tower: str) -> tuple[dict[str, int], int]:
     A layer is 0 for what is before the blocks, 1 for the first block, and one more than there are
     blocks for what follows them.
     """
-    inside = {name: _block(name) for name in names if name.startswith(f'{tower}/')}
+    inside = {name: _block(name) for name in names if adapted(name).startswith(f'{tower}/')}
     places = {block: i for i, block in enumerate(sorted({*inside.values()} - {()}), start=1)}
 
     def layer(name: str, block: tuple[int, ...]) -> int:
         if block:
             return places[block]
-        return 0 if {*name.split('/')[1:2]} & {*_BEFORE} else len(places) + 1
+        return 0 if {*adapted(name).split('/')[1:2]} & {*_BEFORE} else len(places) + 1
 
     return {name: layer(name, block) for name, block in inside.items()}, len(places)
 
@@ -262,8 +277,9 @@ def table(params: Any, settings: Settings, schedule: optax.Schedule, peak_at: in
         one = settings[name]
         found = (one.schedule or schedule)(max(peak_at, one.unfreeze_at))
         rate = float(np.asarray(found)) * one.lr_mult
-        place = re.sub(r'^((?:image|text)/(?:.*(?:block|stage)_\d+|[^/]*)).*', r'\1', name)
-        place = place if one.lr_mult != 1 else name.split('/')[0]
+        form = rf'^((?:{LORA}/)?(?:image|text)/(?:.*(?:block|stage)_\d+|[^/]*)).*'
+        form = form if one.lr_mult != 1 else f'^((?:{LORA}/)?[^/]*).*'
+        place = re.sub(form, r'\1', name)
         key = (place, rate, one.weight_decay, one.unfreeze_at) if one.trained else (place,)
         groups.setdefault(key, []).append(int(np.prod(x.shape)))
     rows: list[tuple[str, ...]] = [

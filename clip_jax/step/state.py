@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from clip_jax import sharding
 from clip_jax.models import clip
-from clip_jax.step import projections, skip_updates
+from clip_jax.step import lora, projections, skip_updates
 from clip_jax.step.optimizer import Optimizer
 
 
@@ -64,7 +64,8 @@ def create(
         optimizer: the optimizer.
         seed: of the initialization and of dropout.
         mesh: the device mesh.
-        variables: the model's initial variables (donated); None: random ones.
+        variables: the model's initial variables, and adapters as `lora` among the parameters
+            (donated); None: random ones without adapters.
         shard_optimizer: whether the optimizer's state is sharded over `data` too.
         averaged: whether the state has a moving average of the parameters.
         projected: the teachers to which embeddings are projected, with sizes.
@@ -106,10 +107,8 @@ def _init(
         )
 
     key = jax.random.key(seed)
-    shapes, axes = (
-        jax.eval_shape(init, key, variables),
-        projections.logical_axes(clip.logical_axes(model)),
-    )
+    axes = lora.logical_axes(projections.logical_axes(clip.logical_axes(model)))
+    shapes = jax.eval_shape(init, key, variables)
     opt_state = sharding.of_tree(
         shapes.opt_state, mesh, optimizer_axes(axes), over_data=shard_optimizer
     )
@@ -135,17 +134,20 @@ def abstract_state(
     optimizer: Optimizer,
     mesh: Mesh,
     *,
+    variables: dict | None = None,
     shard_optimizer: bool = False,
     averaged: bool = False,
     projected: projections.Sizes | None = None,
 ) -> TrainState:
-    """Returns the shapes, dtypes and shardings that `create` gives a new state."""
+    """Returns the shapes, dtypes and shardings that `create` gives a new state; `variables` are
+    shapes too.
+    """
     init, key, shardings = _init(
-        model, optimizer, 0, mesh, None, shard_optimizer, averaged, projected or {}
+        model, optimizer, 0, mesh, variables, shard_optimizer, averaged, projected or {}
     )
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        jax.eval_shape(init, key, None),
+        jax.eval_shape(init, key, variables),
         shardings,
     )
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import optax
 from clip_jax import sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip, layers
-from clip_jax.step import ema, grad_cache, projections, rules, skip_updates
+from clip_jax.step import ema, grad_cache, lora, projections, rules, skip_updates
 from clip_jax.step.ema import Average
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.state import TrainState, optimizer_axes
@@ -36,6 +36,7 @@ def train_step(
     average: Average | None = None,
     captions_per_image: int = 1,
     teachers: Teachers | None = None,
+    lora_scales: Mapping[str, float] | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one update on a global batch.
 
@@ -56,6 +57,7 @@ def train_step(
         average: how the moving average of the parameters is updated; None: there is none.
         captions_per_image: the number of texts of an image that are its positives.
         teachers: models that the student learns from; their variables are `state.teachers`.
+        lora_scales: the factors of adapters by tower (lora.scales); None: there are none.
 
     Returns:
         The next state, and scalar metrics.
@@ -65,12 +67,12 @@ def train_step(
     """
     loss = _taught(loss, teachers, state, batch, microbatches)
     loss = _with_texts(loss, batch['tokens'].shape, captions_per_image)
-    logical_axes = projections.logical_axes(clip.logical_axes(model))
+    logical_axes = lora.logical_axes(projections.logical_axes(clip.logical_axes(model)))
     trained, frozen = optimizer.split(state.params)
     batch = {'image': batch['image'], 'tokens': batch['tokens']}
     batch['example_index'] = jnp.arange(len(batch['image']), dtype=jnp.int32)
     value, metrics, buffers, grads = grad_cache.value_and_grad(
-        _embedder(state, frozen, model, optimizer, normalize),
+        _embedder(state, frozen, model, optimizer, normalize, lora_scales),
         _scalars(model, frozen),
         jax.named_scope('loss')(loss),
         lambda grads: sharding.constrain_tree(grads, logical_axes, over_data=shard_optimizer),
@@ -104,14 +106,8 @@ def train_step(
             ok, update, (trained, state.buffers, state.opt_state, state.ema)
         )
     params = rules.merge(trained, frozen)
-    metrics = {
-        'loss': value,
-        **metrics,
-        'logit_scale': params['logit_scale'],
-        'grad_norm': grad_norm,
-        **{f'skipped/{kind}': skip_state[kind] for kind in skip_updates.REASONS},
-        CONSECUTIVE_SKIPS: skip_state['consecutive'],
-    }
+    metrics = {'loss': value, **metrics, 'grad_norm': grad_norm}
+    metrics |= _of_state(params, skip_state)
     state = dataclasses.replace(
         state,
         step=state.step + 1,
@@ -124,12 +120,22 @@ def train_step(
     return state, metrics
 
 
+def _of_state(params: dict, skip_state: skip_updates.SkipState) -> dict[str, jax.Array]:
+    """Metrics of the state after a step."""
+    return {
+        'logit_scale': params['logit_scale'],
+        **{f'skipped/{kind}': skip_state[kind] for kind in skip_updates.REASONS},
+        CONSECUTIVE_SKIPS: skip_state['consecutive'],
+    }
+
+
 def _embedder(
     state: TrainState,
     frozen: dict,
     model: clip.CLIP,
     optimizer: Optimizer,
     normalize: Callable[[jax.Array], jax.Array],
+    lora_scales: Mapping[str, float] | None,
 ) -> grad_cache.Embed:
     """Returns the function (trained parameters, buffers, batch) -> (embeddings, buffers)."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -138,6 +144,7 @@ def _embedder(
 
     def embed(params: dict, buffers: dict, part: dict) -> tuple[tuple, Any]:
         every, _ = projections.split(rules.merge(params, frozen))
+        every = lora.merge(every, lora_scales or {})
         every = layers.cast(every, model.dtype, clip.logical_axes(model))
         (image, text, _, _), updated = model.apply(
             {'params': every, **buffers},
@@ -212,6 +219,7 @@ def bind_step(
     average: Average | None = None,
     captions_per_image: int = 1,
     teachers: Teachers | None = None,
+    lora_scales: Mapping[str, float] | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Binds the arguments of `train_step` other than state and batch.
 
@@ -219,7 +227,7 @@ def bind_step(
         mean: the mean that is subtracted from the pixels of red, green and blue.
         std: the standard deviation that they are divided by.
         model, loss, optimizer, microbatches, spike, shard_optimizer, average,
-            captions_per_image, teachers: see `train_step`.
+            captions_per_image, teachers, lora_scales: see `train_step`.
     """
     return functools.partial(
         train_step,
@@ -233,6 +241,7 @@ def bind_step(
         average=average,
         captions_per_image=captions_per_image,
         teachers=teachers,
+        lora_scales=lora_scales,
     )
 
 

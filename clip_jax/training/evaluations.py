@@ -16,7 +16,7 @@ from clip_jax.pretrained import Clip
 from clip_jax.runtime import multihost
 from clip_jax.runtime.preemption import Preempted, StopSignals
 from clip_jax.runtime.watchdog import Watchdog
-from clip_jax.step import rules
+from clip_jax.step import lora, rules
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.state import TrainState
 from clip_jax.training import run_directory
@@ -55,6 +55,8 @@ class Evaluations:
         if average is not None:
             params = rules.merge(average, optimizer.split(state.params)[1])
             variables[AVERAGE] = dataclasses.replace(state, params=params).variables
+        if adapters := self._clip.card.get(rules.LORA):
+            variables = {suffix: lora.merged(of, adapters) for suffix, of in variables.items()}
         reports = {}
         for name, evaluation in self._evals.items():
             for suffix, of in variables.items():

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,13 +20,13 @@ from ml_collections import ConfigDict
 from clip_jax import build, checkpoint, metrics
 from clip_jax.evaluation import evaluate
 from clip_jax.models import attention_choice
-from clip_jax.runtime import environment, lock, messages, multihost
+from clip_jax.runtime import checksums, environment, lock, messages, multihost
 from clip_jax.runtime.preemption import Preempted, StopSignals
 from clip_jax.runtime.watchdog import Watchdog
 from clip_jax.step import rules, skip_updates
 from clip_jax.step.state import TrainState, count_parameters
 from clip_jax.step.train_step import CONSECUTIVE_SKIPS, STOP
-from clip_jax.training import profile, run_directory, setup
+from clip_jax.training import adapters, profile, run_directory, setup
 from clip_jax.training.evaluations import Evaluations
 from clip_jax.training.outputs import Outputs
 from clip_jax.training.setup import Parts
@@ -221,7 +221,8 @@ class Loop:
         self._note_finished(step)
         state = self.state
         average = self._optimizer.averaged(state.params, state.opt_state, state.ema)
-        self.outputs.save(step, state, self._evals.best, average)
+        stored = adapters.stored(state, self._optimizer)
+        self.outputs.save(step, stored, self._evals.best, average)
 
     def _stop_flags(self) -> jax.Array:
         """The request to stop of this host, int32, 0 for none, once for each of its devices."""
@@ -286,8 +287,8 @@ def _restored(
             f'total_steps is {config.total_steps:,}, and {workdir} is at step {step:,} already'
         )
     watchdog.begin(f'reading step {step:,}')
-    like, teachers = _emptied(parts.state)
-    state = dataclasses.replace(checkpoints.restore(step, like), teachers=teachers)
+    like, complete = _emptied(parts)
+    state = complete(checkpoints.restore(step, like))
     about = checkpoint.read_about(checkpoints.folder / str(step))
     parts.batches.set_state(_position(about['input'], config.batch_size))
     _say(f'{workdir}: resumes from step {step:,} of {config.total_steps:,}')
@@ -301,6 +302,7 @@ def _started(
     if config.init_state == 'weights':
         return parts.state, 0, {}
     folder = epath.Path(parts.start)
+    _check_state(folder)
     about, step = checkpoint.read_about(folder), int(folder.name)
     if step >= config.total_steps:
         raise ValueError(
@@ -308,10 +310,9 @@ def _started(
             f'init_state all expected more than {step:,}'
         )
     watchdog.begin(f'reading step {step:,} of {config.init_from}')
-    like, teachers = _emptied(parts.state)
+    like, complete = _emptied(parts)
     try:
-        state = checkpoint.restore(folder, like)
-        state = dataclasses.replace(state, teachers=teachers)
+        state = complete(checkpoint.restore(folder, like))
     except ValueError as error:
         raise ValueError(
             f'{error}; init_state all needs the optimizer, the rules and the average of init_from, '
@@ -325,14 +326,31 @@ def _started(
     return state, step, {'start': step, 'bad': {}, 'seconds': 0.0}
 
 
-def _emptied(state: TrainState) -> tuple[TrainState, dict]:
-    """Deletes the arrays of a new state, since the devices may not have room for two; returns their
-    shapes, and the teachers, which a checkpoint does not have.
+def _check_state(folder: epath.Path) -> None:
+    """ValueError if a checkpoint does not have the whole state of a run, or not intact."""
+    if not (folder / 'training').exists() or not folder.name.isdecimal():
+        raise ValueError(
+            f'init_state is all, and {folder} has no state of training, as a model that '
+            'clip-jax interpolate wrote; expected the checkpoint of a run, or init_state weights'
+        )
+    if errors := checksums.verify(folder, only=('training', checkpoint.AVERAGE)):
+        raise messages.Failures(f'{folder}: this checkpoint is corrupt', errors)
+    if rules.LORA in checkpoint.read_about(folder)['card']:
+        raise ValueError(
+            f'init_state is all, and {folder} has the state of adapters only; resume its run with '
+            '--allow-change=total_steps, or set init_state to weights'
+        )
+
+
+def _emptied(parts: Parts) -> tuple[TrainState, Callable[[TrainState], TrainState]]:
+    """Deletes the arrays of a new state that a checkpoint has, since the devices may not have room
+    for two; returns their shapes, and the function that adds the others to what is restored.
     """
-    new, teachers = dataclasses.replace(state, teachers={}), state.teachers
+    complete = adapters.completed(parts.state, parts.optimizer)
+    new = dataclasses.replace(adapters.stored(parts.state, parts.optimizer), teachers={})
     like = checkpoint.shapes(new)
     jax.tree.map(lambda x: x.delete(), new)
-    return like, teachers
+    return like, complete
 
 
 def _stored(config: ConfigDict) -> dict[str, Any]:

@@ -19,11 +19,12 @@ from clip_jax.models import clip
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import multihost
 from clip_jax.runtime.messages import Failures
-from clip_jax.step import compiler_options, ema, projections, state
+from clip_jax.step import compiler_options, ema, lora, projections, state
 from clip_jax.step.optimizer import Optimizer
+from clip_jax.step.rules import LORA
 from clip_jax.step.state import TrainState
 from clip_jax.step.train_step import bind_step, with_stop
-from clip_jax.training import config_schema, profile, teachers
+from clip_jax.training import adapters, config_schema, profile, teachers
 
 
 class Parts(NamedTuple):
@@ -71,21 +72,21 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     )
     how = _how(config)
     source, evals = multihost.primary_first(lambda: _open_data(config))
-    # Not from card.json, which has no checksum.
-    card, variables, start = checkpoint.newest_card(workdir), None, ''
-    resumes = card is not None
-    if card is None:
+    card = checkpoint.newest_card(workdir)  # not from card.json, which has no checksum
+    resumes, start = card is not None, ''
+    if card:
+        variables = _base_again(config, card, workdir, mesh)
+    else:
         start = _start(config)
-        card, variables = initial_variables(config, start, source, mesh)
-    execution = build.execution(config.model)
-    model = build.model(card['model'], config.model.dtype, **execution)
+        card, variables = initial_variables(config, start, source, mesh, workdir)
+    model = build.model(card['model'], config.model.dtype, **build.execution(config.model))
+    card, variables, params = adapters.added(config, card, variables, model, mesh)
     taught = teachers.prepare(config.distillation, config.model.dtype, card, mesh, pretrained.read)
-    params = (variables or clip.shapes(model))['params'] | projections.shapes(taught.projected)
+    params = params | projections.shapes(taught.projected)
     optimizer = build.optimizer(config.optimizer, params, config.total_steps)
     # Without variables: they change, and a second copy would stay on the devices.
-    model_clip = pretrained.from_card(card, {}, model, mesh).with_preprocess(
-        max_pixels=config.data.max_pixels
-    )
+    model_clip = pretrained.from_card(card, {}, model, mesh)
+    model_clip = model_clip.with_preprocess(max_pixels=config.data.max_pixels)
     batches = _batches(config, source, model_clip, taught.stored, how)
     step = bind_step(
         model,
@@ -99,6 +100,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         average=average,
         captions_per_image=config.data.captions_per_image,
         teachers=taught.teachers,
+        lora_scales=lora.scales(card.get(LORA, {})),
     )
     return Parts(
         mesh=mesh,
@@ -162,7 +164,7 @@ def _batches(
 
 
 def initial_variables(
-    config: ConfigDict, start: str, source: Source, mesh: Mesh
+    config: ConfigDict, start: str, source: Source, mesh: Mesh, workdir: Any
 ) -> tuple[dict[str, Any], dict | None]:
     """Returns the card of a new run, and the variables of the checkpoint `start` on the devices, or
     None for random ones.
@@ -170,8 +172,11 @@ def initial_variables(
     if not start:
         # A vocabulary is trained once.
         return multihost.run_on_primary(lambda: _card(config, source, {})), None
-    init_card, variables = pretrained.read(start, mesh)
+    adapted = adapters.wanted(config)
+    init_card, variables = pretrained.read(start, mesh, adapters=not adapted)
     card = _card(config, source, init_card)
+    if adapted:
+        card[LORA] = adapters.base(start, variables, workdir)
     size = card['model']['image']['image_size']
     _, variables = clip.with_image_size(init_card['model'], variables, size)
     wrong = checkpoint.differences(variables, clip.shapes(clip.from_card(card['model'])))
@@ -189,6 +194,10 @@ def _start(config: ConfigDict) -> str:
     that of one step: a run that still trains writes others meanwhile.
     """
     lookup.check(config.init_state, ('weights', 'all'), what='init_state')
+    if adapters.wanted(config):
+        folder, _ = pretrained.find(config.init_from)
+        average = pretrained.AVERAGE if pretrained.averaged(config.init_from) else ''
+        return f'{checkpoint.absolute(folder)}{average}'
     if config.init_state == 'weights':
         return config.init_from or ''
     if not config.init_from:
@@ -200,6 +209,16 @@ def _start(config: ConfigDict) -> str:
             'run of clip_jax or its checkpoint'
         )
     return str(folder)
+
+
+def _base_again(
+    config: ConfigDict, card: dict[str, Any], workdir: Any, mesh: Mesh
+) -> dict[str, Any] | None:
+    """The variables of the model that has the adapters of a run that resumes, None without any."""
+    if LORA not in card:
+        return None
+    places = [*lora.bases(card[LORA], workdir), config.init_from]
+    return pretrained.read_base(card, card[LORA], str(workdir), places, mesh)
 
 
 def _card(config: ConfigDict, source: Source, init: dict[str, Any]) -> dict[str, Any]:

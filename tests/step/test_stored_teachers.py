@@ -136,7 +136,7 @@ def test_projections_are_trained_as_an_oracle_does_it(name, how):
         **how,
     )
     model = build.model(CARDS[16])
-    schedule = make_optimizer(model, {'one': (16, 24)}, **only).schedule
+    schedule = make_optimizer(model, projected={'one': (16, 24)}, **only).schedule
 
     @jax.jit
     def embed(images, tokens):

@@ -12,7 +12,7 @@ import numpy as np
 from clip_jax import build, lookup, sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip
-from clip_jax.step import ema, projections, state
+from clip_jax.step import ema, lora, projections, rules, state
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.teachers import Teachers
 from clip_jax.step.train_step import bind_step
@@ -71,6 +71,7 @@ def setup(
     teachers: Teachers | None = None,
     teacher_variables: dict | None = None,
     projected: dict | None = None,
+    adapters: dict | None = None,
     **execution: str | bool,
 ) -> tuple[state.TrainState, Callable, Callable]:
     """A new state on a number of devices, its step, and a function that shards a batch."""
@@ -78,7 +79,9 @@ def setup(
     loss = {'name': 'softmax', 'implementation': 'gather', 'block_size': 8, **(loss or {})}
     card = {**lookup.module('losses', loss['name']).INIT, **card}
     model, changes = build.model(card, **execution), optimizer or {}
-    made = make_optimizer(model, projected, learning_rate=learning_rate, **changes)
+    variables = with_adapters(model, adapters or {})
+    of_run = (adapters or {}, projected or {}, changes)
+    made = make_optimizer(model, variables, projected, learning_rate=learning_rate, **changes)
     average = ema.make(decay, True)
     step = jax.jit(
         bind_step(
@@ -92,6 +95,7 @@ def setup(
             average=average,
             captions_per_image=captions,
             teachers=teachers,
+            lora_scales=lora.scales(adapters or {}),
         )
     )
 
@@ -103,13 +107,14 @@ def setup(
         model,
         made,
         mesh,
+        variables=variables,
         shard_optimizer=shard_optimizer,
         averaged=decay > 0,
         projected=projected,
     )
     initial = jax.tree.map(
         lambda x, shape: jax.device_put(x, shape.sharding),
-        _initial(json.dumps(card), json.dumps(changes), decay > 0, json.dumps(projected)),
+        _initial(json.dumps(card), json.dumps(of_run), decay > 0),
         shapes,
     )
     if teacher_variables:
@@ -122,22 +127,47 @@ def setup(
     return initial, run, functools.partial(jax.device_put, device=sharding.over_batch(mesh))
 
 
-def make_optimizer(model: clip.CLIP, projected: dict | None = None, **changes: Any) -> Optimizer:
+def of_model(model: clip.CLIP, adapters: dict) -> lora.Adapters | None:
+    """The adapters of a model, None if the config has none."""
+    return lora.resolve(adapters, clip.shapes(model)['params'], clip.logical_axes(model))
+
+
+def with_adapters(model: clip.CLIP, adapters: dict) -> dict:
+    """The shapes of all variables."""
+    shapes, found = clip.shapes(model), of_model(model, adapters)
+    more = {rules.LORA: found.abstract()} if found else {}
+    return {**shapes, 'params': {**shapes['params'], **more}}
+
+
+def make_optimizer(
+    model: clip.CLIP, variables: dict | None = None, projected: dict | None = None, **changes: Any
+) -> Optimizer:
     """The optimizer of small runs, with some keys of its config changed."""
-    params = clip.shapes(model)['params'] | projections.shapes(projected or {})
+    params = (variables or clip.shapes(model))['params'] | projections.shapes(projected or {})
     return build.optimizer({**OPTIMIZER, **changes}, params, 200)
 
 
 @functools.cache
-def _initial(card: str, optimizer: str, averaged: bool, projected: str) -> state.TrainState:
+def _initial(card: str, of_run: str, averaged: bool) -> state.TrainState:
     """A new state, made once in a process: compiling the initialization takes long."""
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     model = clip.from_card(json.loads(card))
-    sizes = json.loads(projected)
-    made = make_optimizer(model, sizes, **json.loads(optimizer))
-    return jax.device_get(
-        state.create(model, made, seed=0, mesh=mesh, averaged=averaged, projected=sizes)
+    adapters, projected, changes = json.loads(of_run)
+    made = make_optimizer(model, with_adapters(model, adapters), projected, **changes)
+    whole = None
+    if adapters:
+        whole = clip.init(model, jax.random.key(0))
+        whole['params'][rules.LORA] = of_model(model, adapters).init(1)
+    made = state.create(
+        model,
+        made,
+        seed=0,
+        mesh=mesh,
+        averaged=averaged,
+        variables=whole,
+        projected=projected,
     )
+    return jax.device_get(made)
 
 
 def steps(devices: int, encoder: str, *, count: int = 20, **options: Any) -> tuple:

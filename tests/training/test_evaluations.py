@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
-from clip_jax import checkpoint, evals
+from clip_jax import evals
 from clip_jax.metrics import MultiWriter
 from clip_jax.training.evaluations import Evaluations
 
@@ -24,7 +24,7 @@ def test_the_direction_of_the_best_is_what_the_evaluation_declares(better, best,
         report = {'scores': {'gap': evals.score(value, better=better)}}
         scores = of_run.write(step, {'gap': report}, MultiWriter([]))
         lines.append(f'{{"step": {step}, "gap/gap": {scores["gap/gap"]}}}\n')
-    kept = checkpoint.kept([10, 20, 30], of_run.best, last=1, every=0, best=1)
+    kept = retention.kept([10, 20, 30], of_run.best, last=1, every=0, best=1)
     assert kept == {best, 30}
 
     (tmp_path / 'metrics.jsonl').write_text(''.join(lines))
