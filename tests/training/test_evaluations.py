@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from clip_jax import evals
 from clip_jax.metrics import MultiWriter
+from clip_jax.runtime import retention
 from clip_jax.training.evaluations import Evaluations
 
 CONFIG = ConfigDict(
