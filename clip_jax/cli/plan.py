@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import os
 import tempfile
 from collections.abc import Sequence
@@ -103,8 +104,21 @@ def _plan(args: argparse.Namespace, rest: Sequence[str], folder: str | None) -> 
     from clip_jax.planning import fit, tables
     from clip_jax.runtime import atomic
 
-    report, fits = fit.run(config, args.topology, largest=args.search, schedules=folder, say=print)
+    report, fits = fit.run(
+        config, args.topology, largest=args.search, schedules=folder, read=shapes, say=print
+    )
     if out:
         atomic.write(out, tables.as_json(report))
         print(f'plan: {out}')
     return 0 if fits else 1
+
+
+@functools.cache
+def shapes(path: str) -> tuple[dict, dict]:
+    """Returns the card of a checkpoint and the shapes of its variables."""
+    import jax
+
+    from clip_jax import pretrained, sharding
+
+    card, variables = pretrained.read(path, sharding.make_mesh(jax.local_devices()[:1]))
+    return card, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)

@@ -45,14 +45,33 @@ class Step(NamedTuple):
         return jax.jit(self.function, donate_argnums=0, compiler_options=self.compiler_options)
 
 
-def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
-    """Builds the train step of a config for devices, real or not; no array is created."""
+def step_of(
+    config: ConfigDict,
+    devices: list,
+    dtype: str,
+    *,
+    read: Callable[[str], tuple[dict, dict]] | None = None,
+) -> Step:
+    """Builds the train step of a config for devices, real or not; no array is created.
+
+    Args:
+        config: the training config.
+        devices: the devices.
+        dtype: the compute dtype.
+        read: path -> the card of a checkpoint and the shapes of its variables, for teachers that
+            embed each batch.
+
+    Raises:
+        ValueError: a value of the config is not usable, or there is no `read` where it is needed.
+    """
     config_schema.check(config)
     mesh = sharding.make_mesh(devices, **build.given(config.mesh, 'shard_optimizer'))
     sharding.check_batch(config.batch_size, config.microbatches, mesh)
     card = _architecture(config)
     model = build.model(card, dtype, **build.execution(config.model))
-    taught = teachers.prepare(config.distillation, dtype, {'model': card}, mesh, _refuse)
+    taught = teachers.prepare(
+        config.distillation, dtype, {'model': card}, mesh, lambda path, _: (read or _refuse)(path)
+    )
     params = clip.shapes(model)['params'] | projections.shapes(taught.projected)
     optimizer = build.optimizer(config.optimizer, params, config.total_steps)
     average = ema.make(**config.ema)
@@ -82,15 +101,15 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
         averaged=average is not None,
         projected=taught.projected,
     )
+    shapes = dataclasses.replace(shapes, teachers=taught.variables)
     batch = _batch(config, card, mesh, {k: x.width for k, x in taught.stored.items()})
     options = compiler_options.parse(config.compiler_options, mesh.devices.flat[0], mesh.size)
     return Step(function, model, optimizer, mesh, shapes, batch, options)
 
 
-def _refuse(path: str, mesh: Mesh) -> tuple[dict, dict]:
+def _refuse(path: str) -> tuple[dict, dict]:
     raise ValueError(
-        f'distillation: a plan has no teachers that embed each batch ({path}); leave them out, or '
-        'plan with their stored embeddings'
+        f'distillation: this step has no teachers that embed each batch ({path}); leave them out'
     )
 
 

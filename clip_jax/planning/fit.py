@@ -86,8 +86,9 @@ def _parameters_fit(config: ConfigDict, planned: Planned) -> bool:
     """Whether parameters, gradients and optimizer state alone fit; known without compiling."""
     if not planned.chip:
         return True
-    state = abstract_step.step_of(config, planned.devices, 'bfloat16').state
-    needs = sum(map(abstract_step.local_mib, (state.params, state.params, state.opt_state)))
+    state = abstract_step.step_of(config, planned.devices, 'bfloat16', read=planned.read).state
+    held = state.params, state.params, state.opt_state, state.teachers
+    needs = sum(map(abstract_step.local_mib, held))
     return needs < planned.chip.hbm_gib * 1024
 
 
@@ -109,17 +110,19 @@ def run(
     largest: bool,
     say: Callable[[str], None],
     schedules: str | None = None,
+    read: Callable[[str], tuple[dict, dict]] | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Plans a config for a topology and prints the result with `say`.
 
     Args:
         largest: whether to search for the largest batch that fits.
         schedules: the folder into which libtpu writes schedules; they are estimated with, if given.
+        read: path -> the card of a checkpoint and the shapes of its variables, for teachers.
 
     Returns:
         The report, and whether it fits.
     """
-    planned = topologies.topology(name, config.mesh.slices or 1)
+    planned = topologies.topology(name, config.mesh.slices or 1)._replace(read=read)
     if schedules:
         planned = planned._replace(schedules=Path(schedules))
     if largest and not planned.chip:

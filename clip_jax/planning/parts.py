@@ -13,6 +13,7 @@ LAYERS = ('attention', 'MLP', 'norms', 'embedding', 'copies', 'rest')
 TOWER_PARTS = tuple(f'{tower} {layer}' for tower in TOWERS for layer in LAYERS)
 PARTS = (
     *TOWER_PARTS,
+    'teachers',
     'loss',
     'optimizer',
     'copies',
@@ -57,6 +58,8 @@ def _inner(compiled: Program, one: Instruction) -> list[Instruction]:
 def of_name(name: str) -> str:
     """The part of an operation by its name, as JAX gives it; one of PARTS."""
     modules = name.split('/')[1:-1]
+    if 'teachers' in modules:
+        return 'teachers'
     tower = next((x for x in TOWERS if f'CLIP.encode_{x}' in modules), '')
     if tower:
         return f'{tower} {_layer(modules)}'

@@ -30,7 +30,10 @@ def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
     # On this machine, 'auto' would be float32.
     on_chip = planned.chip and config.model.dtype == 'auto'
     step = abstract_step.step_of(
-        config, planned.devices, 'bfloat16' if on_chip else config.model.dtype
+        config,
+        planned.devices,
+        'bfloat16' if on_chip else config.model.dtype,
+        read=planned.read,
     )
     began = time.monotonic()
     with jax.set_mesh(step.mesh):
@@ -61,6 +64,7 @@ def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
         'memory_mib': {
             'parameters': local_mib(step.state.params),
             'optimizer': local_mib(step.state.opt_state),
+            **({'teachers': local_mib(step.state.teachers)} if step.state.teachers else {}),
             'batch': local_mib(step.batch),
         },
         'model_tflop': model_flops / 1e12,

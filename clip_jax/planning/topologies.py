@@ -1,6 +1,7 @@
 """The devices that a plan can be made for, and what their makers say of them."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ class Planned(NamedTuple):
     devices: list
     chip: Chip | None  # None: the local backend
     schedules: Path | None = None  # where libtpu writes the schedules of what it compiles
+    read: Callable[[str], tuple[dict, dict]] | None = None  # a checkpoint's card and shapes
 
 
 def topology(name: str, slices: int = 1) -> Planned:

@@ -38,9 +38,9 @@ def prepare(
         config: `contrastive`, the weight of the contrastive loss, and `teachers`: by name `path` or
             `embeddings`, `loss`, `weight` and options of that loss.
         dtype: the compute dtype, as for build.model.
-        card: the card of the student.
+        card: the card of the student; without `tokenizer`, that of a teacher is not checked.
         mesh: the device mesh.
-        read: pretrained.read.
+        read: pretrained.read; for a plan, a function that returns shapes in place of variables.
 
     Raises:
         ValueError: a checkpoint, a folder, a loss or an option is not usable, or a teacher has
@@ -69,17 +69,25 @@ def prepare(
             found[name] = StoredTeacher(_loss(what, options, mesh, own, size), weight, one.scale)
         else:
             of_teacher, arrays = read(options['path'], mesh)
-            _check_tokenizer(what, of_teacher, card)
+            if 'tokenizer' in card:
+                _check_tokenizer(what, of_teacher, card)
             model = build.model(of_teacher['model'], dtype)
             size = model.embed_dim
             loss = _loss(what, options, mesh, own, size)
             statistics = (tuple(of_teacher['preprocess'][x]) for x in ('mean', 'std'))
             found[name] = Teacher(model, loss, weight, *statistics)
             shardings = sharding.of_tree(arrays, mesh, clip.logical_axes(model))
-            variables[name] = jax.tree.map(jax.device_put, arrays, shardings)
+            variables[name] = jax.tree.map(_placed, arrays, shardings)
         if _needs_same_size(options) and size != own:
             projected[name] = own, size
     return Prepared(Teachers(config['contrastive'], found), variables, stored, projected)
+
+
+def _placed(x: Any, where: jax.sharding.Sharding) -> Any:
+    """An array, or its shape in a plan, with its sharding."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return jax.device_put(x, where)
 
 
 def _check_keys(what: str, options: Mapping[str, Any]) -> None:

@@ -1,15 +1,17 @@
 """Runs that learn from a teacher: their metrics, resume, and what is refused."""
 
+import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.runs import train, training
+from support.runs import command, train, training
 
 import clip_jax
-from clip_jax.cli import config_file
-from clip_jax.planning import abstract_step
+from clip_jax.cli import config_file, plan
+from clip_jax.planning import abstract_step, hlo
 from clip_jax.step import rules
 
 RUN = ('total_steps=8', 'checkpoint.every=4', 'checkpoint.keep=9', 'eval_every=50', 'figures=False')
@@ -77,8 +79,46 @@ def test_wrong_settings_are_one_line(changes, message, config, tmp_path):
     assert message in done.stderr and 'Traceback' not in done.stderr
 
 
-def test_a_weight_without_teachers_and_a_plan_with_one_are_refused(tiny_config, config, tmp_path):
+def test_a_weight_without_teachers_is_refused(tiny_config, tmp_path):
     done = train(tiny_config, tmp_path / 'run', *RUN, 'distillation.contrastive=0.5')
     assert 'contrastive is 0.5, and there are no teachers; leave it at 1' in done.stderr
-    with pytest.raises(ValueError, match='a plan has no teachers that embed each batch'):
+
+
+@pytest.fixture(scope='module')
+def of_teacher(tiny_run):
+    """MiB and FLOPs of the forward pass of the teacher, for a batch of 16."""
+    clip = clip_jax.load(tiny_run)
+    inputs = jnp.zeros((16, 16, 16, 3)), jnp.zeros((16, 12), jnp.int32)
+    jaxpr = jax.make_jaxpr(clip.model.apply)(clip.variables, *inputs).jaxpr
+    size = sum(x.nbytes for x in jax.tree.leaves(clip.variables)) / 2**20
+    return size, sum(hlo.flops(jaxpr).values())
+
+
+def test_the_step_of_a_plan_has_the_teacher(config, tiny_config, of_teacher):
+    found = []
+    for page in config, tiny_config:
+        read = config_file.read(str(page), ['--config.tokenizer.vocab_size=40'])
+        step = abstract_step.step_of(read, jax.devices()[:1], 'float32', read=plan.shapes)
+        with jax.set_mesh(step.mesh):
+            jaxpr = jax.make_jaxpr(step.function)(step.state, step.batch).jaxpr
+        found.append((abstract_step.local_mib(step.state.teachers), sum(hlo.flops(jaxpr).values())))
+    (size, flops), (none, alone) = found
+    assert (size, none) == (pytest.approx(of_teacher[0]), 0)
+    assert of_teacher[1] < flops - alone < 1.1 * of_teacher[1]  # and the loss
+    with pytest.raises(ValueError, match='this step has no teachers that embed each batch'):
         abstract_step.step_of(config_file.read(str(config)), jax.devices()[:1], 'float32')
+
+
+@pytest.mark.slow
+def test_a_plan_counts_the_memory_of_the_teacher(config, tiny_config, of_teacher, tmp_path):
+    plans = []
+    for page in config, tiny_config:
+        out = tmp_path / f'{page.stem}.json'
+        flags = '--topology=local:1', '--config.tokenizer.vocab_size=40', f'--out={out}'
+        done = command('plan', f'--config={page}', *flags)
+        assert done.returncode == 0, done.stderr
+        plans.append(json.loads(out.read_text()))
+    taught, alone = plans
+    assert taught['memory_mib']['teachers'] == pytest.approx(of_teacher[0])
+    assert 'teachers' not in alone['memory_mib']
+    assert taught['needs_mib'] > alone['needs_mib'] + of_teacher[0]
