@@ -15,7 +15,7 @@ from clip_jax import build, sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip
 from clip_jax.planning import hlo
-from clip_jax.step import compiler_options, ema, state, train_step
+from clip_jax.step import compiler_options, ema, lora, rules, state, train_step
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.training import config_schema
 
@@ -52,7 +52,8 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
     sharding.check_batch(config.batch_size, config.microbatches, mesh)
     card = _architecture(config)
     model = build.model(card, dtype, **build.execution(config.model))
-    optimizer = build.optimizer(config.optimizer, clip.shapes(model)['params'], config.total_steps)
+    variables, scales = _with_adapters(config, model)
+    optimizer = build.optimizer(config.optimizer, variables['params'], config.total_steps)
     average = ema.make(**config.ema)
     function = train_step.bind_step(
         model,
@@ -70,16 +71,28 @@ def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
         shard_optimizer=config.mesh.shard_optimizer,
         average=average,
         captions_per_image=config.data.captions_per_image,
+        lora_scales=scales,
     )
     shapes = state.abstract_state(
         model,
         optimizer,
         mesh,
+        variables=variables,
         shard_optimizer=config.mesh.shard_optimizer,
         averaged=average is not None,
     )
     options = compiler_options.parse(config.compiler_options, mesh.devices.flat[0], mesh.size)
     return Step(function, model, optimizer, mesh, shapes, _batch(config, card, mesh), options)
+
+
+def _with_adapters(config: ConfigDict, model: clip.CLIP) -> tuple[dict[str, Any], dict[str, float]]:
+    """The shapes of all variables, and the factors of adapters."""
+    shapes = clip.shapes(model)
+    found = lora.resolve(config.lora, shapes['params'], clip.logical_axes(model))
+    if found is None:
+        return shapes, {}
+    params = {**shapes['params'], rules.LORA: found.abstract()}
+    return {**shapes, 'params': params}, lora.scales(found.towers)
 
 
 def _architecture(config: ConfigDict) -> dict[str, Any]:
