@@ -367,7 +367,7 @@ def read(
     card = checkpoint.read_about(folder)['card']
     build.check_importable(folder, card)
     _, average, base = _parts(path)
-    of_run = card.pop(LORA, None)
+    of_run = lora.of_card(card.pop(LORA, None), f'{folder}: lora of its card')
     if of_run and not adapters:
         raise ValueError(
             f'{path}: has adapters of another model itself; expected a whole model, as '
