@@ -37,10 +37,10 @@ AVERAGE = 'average'
 class Checkpoints:
     """The checkpoints of a training run; every process calls each method at the same step.
 
-    A step has three items: `variables`, enough to use the model; `training`, the step number,
-    optimizer state, random key and state of the skip rule; and `about`, JSON with the card, the
-    config and the input position. A run with an average of its weights has `average` too, that of
-    the parameters that are trained.
+    A step has three items: `variables`, the model's, with adapters only those that are trained;
+    `training`, the step number, optimizer state, random key and state of the skip rule; and
+    `about`, JSON with the card, the config and the input position. A run with an average of its
+    weights has `average` too, that of the parameters that are trained.
 
     Args:
         workdir: the run directory.

@@ -367,7 +367,7 @@ def read(
     card = checkpoint.read_about(folder)['card']
     build.check_importable(folder, card)
     _, average, base = _parts(path)
-    of_run = card.pop(LORA, None)
+    of_run = lora.of_card(card.pop(LORA, None), f'{folder}: lora of its card')
     if of_run and not adapters:
         raise ValueError(
             f'{path}: has adapters of another model itself; expected a whole model, as '
@@ -380,7 +380,8 @@ def read(
         variables = checkpoint.read_variables(folder, shapes(model), mesh)
     else:
         places = [base] if base else lora.bases(of_run, folder.parent.parent)
-        variables = read_base(card, of_run, str(path), places, mesh)
+        hint = f'{_parts(path)[0]}{AVERAGE if average else ""}{BASE}PATH'
+        variables = read_base(card, of_run, places, mesh, hint)
         adapted = lora.resolve(of_run, variables['params'], clip.logical_axes(model))
         assert adapted  # a card has `lora` only if there are some
         variables['params'][LORA] = adapted.zeros()
@@ -391,38 +392,36 @@ def read(
 
 
 def read_base(
-    card: Mapping[str, Any], of_run: Mapping[str, Any], what: str, places: list[str], mesh: Mesh
+    card: Mapping[str, Any], of_run: Mapping[str, Any], places: list[str], mesh: Mesh, hint: str
 ) -> dict[str, Any]:
     """Reads the variables of the model that has the adapters of a run.
 
     Args:
         card: the card of the run.
         of_run: its `lora`.
-        what: what a message calls the run.
         places: where the model may be.
         mesh: the device mesh, on every device of which they are replicated.
+        hint: how a user names another place.
 
     Raises:
         ValueError: it is at none of these places, or it is another model there.
     """
-    expected = f'{of_run["base"]} (fingerprint {of_run["fingerprint"][:8]})'
-    name = f'name where it is now: {_parts(what)[0]}{BASE}PATH'
-    place = next((x for x in places if checkpoint.absolute(_parts(x)[0]).exists()), None)
-    if place is None:
-        raise ValueError(
-            f'{what}: has adapters of {expected}, which is not at {" or ".join(places)}; put it '
-            f'there, or {name}'
-        )
-    of_base, variables = read(place, mesh, adapters=False)
-    found = fingerprint(variables)
-    if found != of_run['fingerprint']:
-        raise ValueError(
-            f'{what}: has adapters of {expected}; {place} is another model (fingerprint '
-            f'{found[:8]}). Put that model back, or {name}'
-        )
-    size = card['model']['image']['image_size']
-    _, variables = clip.with_image_size(of_base['model'], variables, size)
-    return on_devices(variables, mesh)
+    others = []
+    for place in dict.fromkeys(places):
+        if not checkpoint.absolute(_parts(place)[0]).exists():
+            continue
+        of_base, variables = read(place, mesh, adapters=False)
+        found = fingerprint(variables)
+        if found == of_run['fingerprint']:
+            size = card['model']['image']['image_size']
+            _, variables = clip.with_image_size(of_base['model'], variables, size)
+            return on_devices(variables, mesh)
+        others.append(f'{place} is another model (fingerprint {found[:8]})')
+    raise ValueError(
+        f'the base of the adapters, {of_run["base"]} (fingerprint {of_run["fingerprint"][:8]}), is '
+        f'not at {" or ".join(dict.fromkeys(places))}{"; " if others else ""}{"; ".join(others)}. '
+        f'Put it back, or name where it is: {hint}'
+    )
 
 
 def load(

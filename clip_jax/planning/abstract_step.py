@@ -15,7 +15,7 @@ from clip_jax import build, sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip
 from clip_jax.planning import hlo
-from clip_jax.step import compiler_options, ema, projections, state, train_step
+from clip_jax.step import compiler_options, ema, lora, projections, rules, state, train_step
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.training import config_schema, teachers
 
@@ -72,7 +72,8 @@ def step_of(
     taught = teachers.prepare(
         config.distillation, dtype, {'model': card}, mesh, lambda path, _: (read or _refuse)(path)
     )
-    params = clip.shapes(model)['params'] | projections.shapes(taught.projected)
+    variables, scales = _with_adapters(config, model)
+    params = variables['params'] | projections.shapes(taught.projected)
     optimizer = build.optimizer(config.optimizer, params, config.total_steps)
     average = ema.make(**config.ema)
     function = train_step.bind_step(
@@ -92,11 +93,13 @@ def step_of(
         average=average,
         captions_per_image=config.data.captions_per_image,
         teachers=taught.teachers,
+        lora_scales=scales,
     )
     shapes = state.abstract_state(
         model,
         optimizer,
         mesh,
+        variables=variables,
         shard_optimizer=config.mesh.shard_optimizer,
         averaged=average is not None,
         projected=taught.projected,
@@ -111,6 +114,16 @@ def _refuse(path: str) -> tuple[dict, dict]:
     raise ValueError(
         f'distillation: this step has no teachers that embed each batch ({path}); leave them out'
     )
+
+
+def _with_adapters(config: ConfigDict, model: clip.CLIP) -> tuple[dict[str, Any], dict[str, float]]:
+    """The shapes of all variables, and the factors of adapters."""
+    shapes = clip.shapes(model)
+    found = lora.resolve(config.lora, shapes['params'], clip.logical_axes(model))
+    if found is None:
+        return shapes, {}
+    params = {**shapes['params'], rules.LORA: found.abstract()}
+    return {**shapes, 'params': params}, lora.scales(found.towers)
 
 
 def _architecture(config: ConfigDict) -> dict[str, Any]:

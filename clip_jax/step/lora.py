@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from clip_jax import lookup
+from clip_jax.runtime import foreign_json
 from clip_jax.runtime.messages import first_few
 from clip_jax.sharding import LogicalAxes
 from clip_jax.step import rules
@@ -25,7 +26,10 @@ from clip_jax.step.rules import LORA
 
 # Queries, keys, values and output of attention, also of the pools of SigLIP and ResNets.
 TARGETS = r'(.*/)?attention(_pool)?/(qkv|query|key|value|out)/kernel'
-KEYS = ('rank', 'alpha', 'targets')
+OPTIONS = {'rank': int, 'alpha': float, 'targets': str}
+# The `lora` of a card: the model that has the adapters, its path from the run directory, '' where
+# there is none, and its fingerprint; and the options of each tower that has adapters.
+CARD = {'base': str, 'relative': str, 'fingerprint': str, 'image': OPTIONS, 'text': OPTIONS}
 Shape = tuple[int, ...]
 
 
@@ -131,7 +135,7 @@ def resolve(
 def _checked(what: str, given: Mapping[str, Any]) -> dict[str, Any] | None:
     """The options of a tower with their defaults, None if it has no adapters."""
     for key in given:
-        lookup.check(key, KEYS, what=what)
+        lookup.check(key, OPTIONS, what=what)
     rank, alpha, targets = given['rank'], given.get('alpha', 0), given.get('targets')
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
         raise ValueError(f'{what}: rank is {rank!r}; expected an integer, 0 for no adapters')
@@ -253,6 +257,17 @@ def merged(variables: Mapping[str, Any], towers: Mapping[str, Any]) -> dict[str,
         towers: as for `scales`.
     """
     return {**variables, 'params': merge(variables['params'], scales(towers))}
+
+
+def of_card(found: Any, what: str) -> dict[str, Any] | None:
+    """Checks the `lora` of a card, None if it has none; ValueError if it is not one of ours."""
+    if found is None:
+        return None
+    missing = [key for key in [*CARD][:3] if key not in foreign_json.check(found, CARD, what)]
+    if missing or not {*found} & {*rules.TOWERS}:
+        missing = missing or rules.TOWERS
+        raise ValueError(f'{what} lacks {missing[0]}; expected that of a run with adapters')
+    return found
 
 
 def bases(of_run: Mapping[str, Any], workdir: Any) -> list[str]:

@@ -72,7 +72,11 @@ def is_complete(
     except ValueError as error:
         raise ValueError(f'{error}; each checkpoint has the config, in `about`') from None
     changed = _changes(saved, resolved)
-    if wrong := [key for key in changed if not _is_below(key, (*FREE, *allow_changes))]:
+    free = (*FREE, *allow_changes)
+    flat = traverse_util.flatten_dict(resolved, sep='.')
+    if any(flat.get(f'lora.{tower}.rank') for tower in ('image', 'text')):
+        free = (*free, 'init_from')  # where the base of adapters is, whose fingerprint is known
+    if wrong := [key for key in changed if not _is_below(key, free)]:
         shown = [f'{k} is {changed[k][0]} there, {changed[k][1]} now' for k in wrong]
         allow = ''
         if all(_is_below(key, ALLOWABLE) for key in wrong):

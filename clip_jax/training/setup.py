@@ -218,7 +218,7 @@ def _base_again(
     if LORA not in card:
         return None
     places = [*lora.bases(card[LORA], workdir), config.init_from]
-    return pretrained.read_base(card, card[LORA], str(workdir), places, mesh)
+    return pretrained.read_base(card, card[LORA], places, mesh, '--config.init_from=PATH')
 
 
 def _card(config: ConfigDict, source: Source, init: dict[str, Any]) -> dict[str, Any]:

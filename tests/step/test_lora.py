@@ -277,3 +277,17 @@ def test_wrong_options_are_one_line(options, message):
     with pytest.raises(ValueError, match=message) as error:
         settings({'image': options})
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('card', 'message'),
+    [
+        ({'base': 3}, 'it: base is 3; expected'),
+        ({'base': 'x', 'relative': ''}, 'it lacks fingerprint; expected that of a run'),
+        ({'base': 'x', 'relative': '', 'fingerprint': 'y'}, 'it lacks image'),
+        ([], r'it is \[\]; expected'),
+    ],
+)
+def test_a_card_of_somebody_else_is_checked(card, message):
+    with pytest.raises(ValueError, match=message):
+        lora.of_card(card, 'it')

@@ -104,15 +104,22 @@ def test_evaluations_during_training_see_the_merged_model(adapted):
         np.testing.assert_allclose(seen[0][name], x, rtol=0, atol=1e-7)
 
 
-def test_a_resumed_run_is_bit_exact(adapted, tiny_config, tmp_path):
+def test_a_resumed_run_is_bit_exact_with_a_base_that_was_moved(adapted, tiny_config):
     workdir, _ = adapted
-    cut = workdir.with_name('cut')
+    base, cut, aside = (workdir.with_name(name) for name in ('base', 'cut', 'aside'))
     shutil.copytree(workdir, cut)
     for step in ('8', '12'):
         shutil.rmtree(cut / 'checkpoints' / step)
     (cut / 'summary.json').unlink()
-    done = train(tiny_config, cut, *CHANGES, f'init_from={workdir.with_name("base")}')
-    assert 'resumes from step 4' in done.stdout, done.stderr
+    base.rename(aside)
+    try:
+        done = train(tiny_config, cut, *CHANGES, f'init_from={base}')
+        assert 'name where it is: --config.init_from=PATH' in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        done = train(tiny_config, cut, *CHANGES, f'init_from={aside}')
+        assert 'resumes from step 4' in done.stdout, done.stderr
+    finally:
+        aside.rename(base)
     assert training(cut) == training(workdir)
     for suffix in ('', '#average'):
         one, other = params(f'{workdir}{suffix}'), params(f'{cut}{suffix}')
@@ -130,11 +137,12 @@ def test_a_base_that_moves_with_the_run_or_is_named_is_found(adapted, tmp_path):
         for path in (both / 'run', f'{workdir}#base={both}/base'):
             found = params(path)
             assert all(np.array_equal(found[name], x) for name, x in expected.items())
-        with pytest.raises(ValueError, match=r'which is not at .*put it there, or name'):
-            clip_jax.load(workdir)
-        other = f'{workdir}#average#base={workdir}'
+        with pytest.raises(ValueError, match=r'is not at .*/base/.*PATH') as error:
+            clip_jax.load(f'{workdir}#average')
+        assert f'name where it is: {workdir}#average#base=PATH' in str(error.value)
+        assert '\n' not in str(error.value)
         with pytest.raises(ValueError, match='has adapters of another model itself'):
-            clip_jax.load(other)
+            clip_jax.load(f'{workdir}#average#base={workdir}')
     finally:
         aside.rename(base)
 
@@ -144,7 +152,8 @@ def test_another_base_is_refused(adapted, tiny_config, tmp_path):
     with pytest.raises(ValueError) as error:
         clip_jax.load(f'{workdir}#base={workdir.with_name("base")}/checkpoints/8')
     assert 'checkpoints/8 is another model (fingerprint' in str(error.value)
-    assert f'{workdir}#base=PATH' in str(error.value) and '\n' not in str(error.value)
+    assert f'name where it is: {workdir}#base=PATH' in str(error.value)
+    assert '\n' not in str(error.value)
     with pytest.raises(ValueError, match='has no adapters, so that it has no base'):
         clip_jax.load(f'{workdir.with_name("base")}#base={workdir}')
 
