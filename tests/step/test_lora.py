@@ -285,7 +285,7 @@ def test_wrong_options_are_one_line(options, message):
         ({'base': 3}, 'it: base is 3; expected'),
         ({'base': 'x', 'relative': ''}, 'it lacks fingerprint; expected that of a run'),
         ({'base': 'x', 'relative': '', 'fingerprint': 'y'}, 'it lacks image'),
-        ([], r'it is \[\]; expected'),
+        ([], 'it is a list of 0; expected an object'),
     ],
 )
 def test_a_card_of_somebody_else_is_checked(card, message):
