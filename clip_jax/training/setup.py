@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -22,7 +23,14 @@ from clip_jax.step import compiler_options, ema, state
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.state import TrainState
 from clip_jax.step.train_step import bind_step, with_stop
-from clip_jax.training import config_schema, profile, teachers
+from clip_jax.training import config_schema, profile, stages, teachers
+
+
+class Saved(NamedTuple):
+    """A model and the shapes of its state, as a checkpoint has them."""
+
+    model: clip.CLIP
+    state: TrainState
 
 
 class Parts(NamedTuple):
@@ -39,13 +47,15 @@ class Parts(NamedTuple):
     writers: list[Callable]  # (workdir, *, resume_step, config) -> metric writer
     resumes: bool  # whether the run directory has a checkpoint
     start: str  # what a new run starts from: a checkpoint, '' for nothing
+    saved: Saved | None  # the state to restore, if it is of another image size
 
 
-def prepare(config: ConfigDict, workdir: Any) -> Parts:
+def prepare(config: ConfigDict, workdir: Any, stage: stages.Stage | None = None) -> Parts:
     """Builds all parts of a run.
 
     Args:
-        config: the training config, as configs/default.py describes it.
+        config: the training config, as configs/default.py describes it, without stages.
+        stage: the stage that it is of.
         workdir: the run directory, an absolute epath.Path. Its newest valid checkpoint, if there is
             one, provides the card; otherwise `config.init_from` or the config itself does.
 
@@ -55,6 +65,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     Raises:
         ValueError: a value of the config, the data or a checkpoint is not usable.
     """
+    stages.check_none(config)
     config_schema.check(config)
     _check_counts(config)
     writers = build.writers(config.writers)
@@ -73,11 +84,16 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     captions = build.captions(config.data)
     source, evals = multihost.primary_first(lambda: _open_data(config))
     # Not from card.json, which has no checksum.
-    card, variables, start = checkpoint.newest_card(workdir), None, ''
-    resumes = card is not None
-    if card is None:
-        start = _start(config)
+    newest, variables, start = checkpoint.newest_about(workdir), None, ''
+    resumes, before = newest is not None, None  # the card of the state that is restored
+    if newest:
+        card = before = newest[1]['card']
+    else:
+        start = find_start(config)
         card, variables = initial_variables(config, start, source, mesh)
+        if config.init_state == 'all':
+            before = checkpoint.read_about(epath.Path(start))['card']
+    card = stage.adapted(card) if stage else card
     execution = build.execution(config.model)
     model = build.model(card['model'], config.model.dtype, **execution)
     optimizer = build.optimizer(config.optimizer, clip.shapes(model)['params'], config.total_steps)
@@ -117,19 +133,20 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         captions_per_image=config.data.captions_per_image,
         teachers=taught,
     )
+    create = {
+        'mesh': mesh,
+        'shard_optimizer': config.mesh.shard_optimizer,
+        'averaged': average is not None,
+    }
+    saved = None
+    if before and before['model']['image']['image_size'] != card['model']['image']['image_size']:
+        old = build.model(before['model'], config.model.dtype, **execution)
+        saved = Saved(old, state.abstract_state(old, optimizer, **create))
     return Parts(
         mesh=mesh,
         step=jax.jit(with_stop(step), donate_argnums=0, compiler_options=options),
         state=dataclasses.replace(
-            state.create(
-                model,
-                optimizer,
-                seed=config.seed,
-                mesh=mesh,
-                variables=variables,
-                shard_optimizer=config.mesh.shard_optimizer,
-                averaged=average is not None,
-            ),
+            state.create(model, optimizer, seed=config.seed, variables=variables, **create),
             teachers=teacher_variables,
         ),
         optimizer=optimizer,
@@ -140,6 +157,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         writers=writers,
         resumes=resumes,
         start=start,
+        saved=saved,
     )
 
 
@@ -166,7 +184,7 @@ def initial_variables(
     return card, pretrained.on_devices(variables, mesh)
 
 
-def _start(config: ConfigDict) -> str:
+def find_start(config: ConfigDict) -> str:
     """The checkpoint that a new run starts from, '' for none. For the whole state of a run it is
     that of one step: a run that still trains writes others meanwhile.
     """
