@@ -321,15 +321,15 @@ def is_checkpoint(path: epath.Path) -> bool:
     return any((path / name).exists() for name in (checksums.NAME, *USED))
 
 
-def newest_card(workdir: epath.Path) -> dict[str, Any] | None:
-    """Returns the card of the newest checkpoint whose JSON item is valid, None without checkpoints.
+def newest_about(workdir: epath.Path) -> tuple[int, dict[str, Any]] | None:
+    """Returns the newest step whose JSON item is valid, and that item; None without checkpoints.
 
     Raises:
         ValueError: if there are checkpoints but none is valid.
     """
     folder = workdir / FOLDER
     step = multihost.run_on_primary(lambda: _newest_with(folder, ('about',))[0])
-    return None if step is None else read_about(folder / str(step))['card']
+    return None if step is None else (step, read_about(folder / str(step)))
 
 
 def read_about(path: epath.Path) -> dict[str, Any]:

@@ -19,6 +19,10 @@ def get_config() -> ConfigDict:
     c.batch_size = 1024  # pairs per step over all devices; each pair's negatives are all others
     c.microbatches = 1  # GradCache: parts of a batch that are embedded one by one, to save memory
     c.total_steps = 100_000  # updates; the learning rate reaches 0 at the last
+    # Stages: mappings with steps, which add up to total_steps, and values that other stages have
+    # from the config: model.image.image_size, model.image.patch_dropout, batch_size, microbatches,
+    # optimizer.learning_rate, data.train and data.augment.NAME. See docs/fine-tune.md.
+    c.stages = ()
     c.log_every = 50  # steps between lines of metrics
     c.eval_every = 5_000  # steps between evaluations; also at the start and at the end
     c.figures = True  # draw curves and examples into plots/ at the end of the run

@@ -568,7 +568,7 @@ def test_on_object_storage_what_has_no_manifest_is_no_step(opened, three, monkey
     for step in 4, 8, 12:
         (three / f'checkpoints/{step}/manifest.json').unlink()
     assert checkpoint.steps(three / 'checkpoints') == []
-    assert checkpoint.newest_card(epath.Path(three)) is None
+    assert checkpoint.newest_about(epath.Path(three)) is None
     assert opened().newest() == (None, {})
     assert '12: without manifest.json, kept as *.damaged' in caplog.text
     assert {path.name for path in (three / 'checkpoints').iterdir()} == {
@@ -581,14 +581,14 @@ def test_on_object_storage_what_has_no_manifest_is_no_step(opened, three, monkey
 
 def test_the_card_comes_from_the_newest_checkpoint_with_a_whole_one(opened, three):
     workdir = epath.Path(three)
-    assert checkpoint.newest_card(workdir / 'none') is None
-    assert checkpoint.newest_card(workdir) == ABOUT['card']
+    assert checkpoint.newest_about(workdir / 'none') is None
+    assert checkpoint.newest_about(workdir)[1]['card'] == ABOUT['card']
     flip_a_bit(three / 'checkpoints/12/about/metadata')
-    assert checkpoint.newest_card(workdir) == ABOUT['card']
+    assert checkpoint.newest_about(workdir)[1]['card'] == ABOUT['card']
     for step in 4, 8:
         flip_a_bit(three / f'checkpoints/{step}/about/metadata')
     with pytest.raises(ValueError, match='no valid checkpoint: step 12'):
-        checkpoint.newest_card(workdir)
+        checkpoint.newest_about(workdir)
 
 
 def test_what_cannot_be_deleted_stops_nothing(opened, tmp_path, monkeypatch, caplog):

@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from clip_jax.runtime.watchdog import Watchdog
 from clip_jax.step import rules, skip_updates
 from clip_jax.step.state import TrainState, count_parameters
 from clip_jax.step.train_step import CONSECUTIVE_SKIPS, STOP
-from clip_jax.training import adapters, profile, run_directory, setup
+from clip_jax.training import adapters, continued, profile, run_directory, setup, stages
 from clip_jax.training.evaluations import Evaluations
 from clip_jax.training.outputs import Outputs
 from clip_jax.training.setup import Parts
@@ -75,23 +75,44 @@ def train(
         watchdog = Watchdog(config.step_timeout)
         stack.callback(watchdog.stop)
         with _explained(workdir):
-            with contextlib.ExitStack() as opened:
-                _run(config, resolved, workdir, signals, watchdog, opened)
+            again = False
+            while True:
+                with contextlib.ExitStack() as opened:
+                    run = Run(config, resolved, workdir, allow_changes, signals, watchdog, again)
+                    if _run(run, opened):
+                        break
+                again = True
             return _summary(workdir)  # signals are still heard: the processes talk once more
 
 
-def _run(
-    config: ConfigDict,
-    resolved: dict[str, Any],
-    workdir: epath.Path,
-    signals: StopSignals,
-    watchdog: Watchdog,
-    stack: contextlib.ExitStack,
-) -> None:
-    """Sets a run up, trains, and finishes it; `stack` closes what is opened."""
-    parts = setup.prepare(config, workdir)
+class Run(NamedTuple):
+    """What holds for all stages of a run in this process."""
+
+    config: ConfigDict
+    resolved: dict[str, Any]  # the config, as it is stored
+    workdir: epath.Path
+    allow_changes: Sequence[str]
+    signals: StopSignals
+    watchdog: Watchdog
+    again: bool  # whether a stage has ended in this process
+
+
+def _run(run: Run, stack: contextlib.ExitStack) -> bool:
+    """Sets up the stage that comes next, trains it, and finishes it; returns whether it was the
+    last. `stack` closes what is opened.
+    """
+    resolved, workdir, watchdog, signals = run.resolved, run.workdir, run.watchdog, run.signals
+    stage, about = continued.begin(run.config, workdir, resolved)
+    config = stage.config
+    parts = setup.prepare(config, workdir, stage)
     stack.callback(parts.batches.close)
-    _describe(config, parts)
+    stages.check_later(stages.of(run.config), stage, parts.clip.card)
+    data = continued.identity(config, parts.source)
+    continued.check(run.config, workdir, about, data, run.allow_changes)
+    if not run.again:
+        _describe(config, parts)
+    if stage.count > 1:
+        _say(str(stage))
     evals = Evaluations(
         config, parts.clip, parts.evals, workdir, signals, watchdog, parts.optimizer
     )
@@ -105,7 +126,9 @@ def _run(
     options = {k: v for k, v in config.checkpoint.items() if k not in ('every', 'best_metric')}
     checkpoints = checkpoint.Checkpoints(workdir, **options)
     stack.callback(checkpoints.close)
-    state, start, about = _restored(config, parts, workdir, checkpoints, watchdog)
+    state, start, about = _restored(config, parts, workdir, checkpoints, watchdog, data)
+    if not stage.first <= start <= stage.last:
+        return False  # a newer checkpoint, of another stage, was corrupt
     if start and config.checkpoint.keep_best:
         multihost.run_on_primary(lambda: evals.recall(start))
     outputs = Outputs(
@@ -119,12 +142,14 @@ def _run(
         schedule=parts.optimizer.schedule,
         card=parts.clip.card,
         writers=parts.writers,
+        stage=stage,
+        data=data,
         **about,
     )
     stack.callback(outputs.close)
     window = profile.Window(config.profile, workdir)
     stack.callback(window.close)
-    loop = Loop(config, parts, state, start, evals, outputs, watchdog, signals, window)
+    loop = Loop(stage, parts, state, start, evals, outputs, watchdog, signals, window)
     signals.graceful = True
     try:
         if start == 0 or reports:
@@ -133,6 +158,9 @@ def _run(
         elif evals.due(start):
             loop.evaluate(start)
         loop.steps()
+        if stage.number < stage.count:
+            loop.end_stage()
+            return False
         scores = loop.evaluate(config.total_steps)
         watchdog.begin('the last save')
         checkpoints.wait()
@@ -148,7 +176,8 @@ def _run(
             'resumes from there'
         )
         raise
-    multihost.run_on_primary(lambda: _summarize(config, workdir, loop, scores))
+    multihost.run_on_primary(lambda: _summarize(stage, workdir, loop, scores))
+    return True
 
 
 class Loop:
@@ -160,7 +189,7 @@ class Loop:
 
     def __init__(
         self,
-        config: ConfigDict,
+        stage: stages.Stage,
         parts: Parts,
         state: TrainState,
         start: int,
@@ -172,18 +201,18 @@ class Loop:
     ):
         self.state, self.at = state, start
         self.outputs = outputs
-        self.mesh, self._config, self._step = parts.mesh, config, parts.step
+        self.mesh, self._config, self._step = parts.mesh, stage.config, parts.step
         self._optimizer = parts.optimizer
         self._evals, self._watchdog, self._signals = evals, watchdog, signals
-        self._window = window
+        self._window, self._stage = window, stage
         self._finished = start  # the newest step that all hosts finished
         self._flags: tuple[int, Any] = (-1, None)
 
     def steps(self) -> None:
-        """Trains to the last step; raises Preempted, with all saved, if the run should stop."""
+        """Trains to the last step of the stage; Preempted, with all saved, if it should stop."""
         config, previous, due = self._config, None, False
         self._watchdog.begin('the first step')
-        for step in range(self.at + 1, config.total_steps + 1):
+        for step in range(self.at + 1, self._stage.last + 1):
             self._watchdog.doing = f'step {step:,}'
             with self._window.step(step, self.state):
                 batch = next(self.outputs.batches)
@@ -192,7 +221,7 @@ class Loop:
             self._window.end(step, numbers)
             stop = self._wait_for(step - 1, previous)
             previous, self.at = numbers, step
-            last = step == config.total_steps
+            last = step == self._stage.last
             if last or step % config.log_every == 0:
                 self.outputs.log(step, numbers)
                 self._note_finished(step)
@@ -201,10 +230,22 @@ class Loop:
             if last or stop or (due and not numbers[CONSECUTIVE_SKIPS]):
                 self._save(step)
                 due = False
-            if stop and not last:
+            if stop and step < config.total_steps:
                 raise Preempted(stop)
+            # The next stage evaluates its model at its first step.
             if not last and step % config.eval_every == 0:
                 self.evaluate(step)
+
+    def end_stage(self) -> None:
+        """Waits for the last save of the stage, and frees the devices for the next one; Preempted
+        if the run should stop.
+        """
+        self._watchdog.begin('the last save of a stage')
+        self.outputs.wait()
+        multihost.barrier('stage')  # process 0 writes the checksums; no process goes on before that
+        if stop := multihost.all_reduce_max(self._signals.stop):
+            raise Preempted(stop)
+        jax.tree.map(lambda x: x.delete(), self.state)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Runs every evaluation of the config; returns the scores."""
@@ -272,6 +313,7 @@ def _restored(
     workdir: epath.Path,
     checkpoints: checkpoint.Checkpoints,
     watchdog: Watchdog,
+    data: dict[str, str],
 ) -> tuple[TrainState, int, dict[str, Any]]:
     """The state to begin with, its step, and what a checkpoint says besides; the input position is
     restored too. Without a valid checkpoint these are the new state and step 0.
@@ -281,22 +323,24 @@ def _restored(
         text = '; '.join(checkpoint.described(corrupt))
         _say(f'{workdir}: corrupt, kept as *{checkpoint.QUARANTINED}: {text}')
     if step is None:
-        return _started(config, parts, watchdog)
+        return _started(config, parts, watchdog, data)
     if step > config.total_steps:
         raise ValueError(
             f'total_steps is {config.total_steps:,}, and {workdir} is at step {step:,} already'
         )
     watchdog.begin(f'reading step {step:,}')
     like, complete = _emptied(parts)
-    state = complete(checkpoints.restore(step, like))
     about = checkpoint.read_about(checkpoints.folder / str(step))
-    parts.batches.set_state(_position(about['input'], config.batch_size))
+    state = continued.restore(lambda like: checkpoints.restore(step, like), like, parts)
+    state = complete(state)
+    if position := continued.position(about, data, config.batch_size):
+        parts.batches.set_state(position)
     _say(f'{workdir}: resumes from step {step:,} of {config.total_steps:,}')
     return state, step, {'start': step, 'bad': about['bad'], 'seconds': about['seconds']}
 
 
 def _started(
-    config: ConfigDict, parts: Parts, watchdog: Watchdog
+    config: ConfigDict, parts: Parts, watchdog: Watchdog, data: dict[str, str]
 ) -> tuple[TrainState, int, dict[str, Any]]:
     """The state of a new run, its step, and what Outputs needs to know of it."""
     if config.init_state == 'weights':
@@ -312,15 +356,17 @@ def _started(
     watchdog.begin(f'reading step {step:,} of {config.init_from}')
     like, complete = _emptied(parts)
     try:
-        state = complete(checkpoint.restore(folder, like))
+        state = continued.restore(lambda like: checkpoint.restore(folder, like), like, parts)
+        state = complete(state)
     except ValueError as error:
         raise ValueError(
             f'{error}; init_state all needs the optimizer, the rules and the average of init_from, '
             'or set init_state to weights'
         ) from None
     input, now = 'its data from their start', _stored(config)
-    if all(about['config'].get(k) == now.get(k) for k in ('data', 'seed')):
-        parts.batches.set_state(_position(about['input'], config.batch_size))
+    position = continued.position(about, data, config.batch_size)
+    if position and about['config']['seed'] == now['seed']:
+        parts.batches.set_state(position)
         input = 'its data from where that run was'
     _say(f'begins at step {step:,} with the state of {folder}, and reads {input}')
     return state, step, {'start': step, 'bad': {}, 'seconds': 0.0}
@@ -358,13 +404,6 @@ def _stored(config: ConfigDict) -> dict[str, Any]:
     return json.loads(config.to_json_best_effort())
 
 
-def _position(position: dict[str, int], batch_size: int) -> dict[str, int]:
-    """Where the input resumes: at the first batch that has no example twice, which matters only if
-    the batch size has changed.
-    """
-    return {k: -(-v // batch_size) * batch_size for k, v in position.items()}
-
-
 def _describe(config: ConfigDict, parts: Parts) -> None:
     with jax.set_mesh(parts.mesh):
         pairs = config.batch_size // config.microbatches
@@ -386,9 +425,10 @@ def _trained(config: ConfigDict, parts: Parts) -> str:
 
 
 def _summarize(
-    config: ConfigDict, workdir: epath.Path, loop: Loop, scores: dict[str, float]
+    stage: stages.Stage, workdir: epath.Path, loop: Loop, scores: dict[str, float]
 ) -> None:
     """Draws the figures and writes `summary.json`: the run is complete."""
+    config = stage.config
     outputs = loop.outputs
     outputs.writer.flush()
     drawn = _draw(config, workdir) if config.figures else []
@@ -400,7 +440,7 @@ def _summarize(
         **scores,
         'loss': loss if math.isfinite(loss) else None,
         'step': config.total_steps,
-        'pairs': config.total_steps * config.batch_size,
+        'pairs': stage.seen(config.total_steps),
         'parameters': count_parameters(loop.state.variables['params']),
         'seconds': round(time.monotonic() - outputs.began, 1),
         'pairs_per_second': round(statistics.median(rates), 1),

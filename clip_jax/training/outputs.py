@@ -20,6 +20,7 @@ from clip_jax.runtime import environment, multihost
 from clip_jax.step import skip_updates
 from clip_jax.step.state import TrainState
 from clip_jax.step.train_step import CONSECUTIVE_SKIPS, STOP
+from clip_jax.training.stages import Stage
 
 
 class Outputs:
@@ -32,6 +33,8 @@ class Outputs:
         schedule: the learning rate of each step.
         card: the model's, saved with every checkpoint.
         writers: (workdir, *, resume_step, config) -> metric writer.
+        stage: the stage that they are of.
+        data: the identity of the training data, saved with every checkpoint.
         start: the step that the run resumes from, 0 for a new one.
         bad: counts of bad records until then, by kind.
         seconds: how long the run has trained until then.
@@ -50,6 +53,8 @@ class Outputs:
         schedule: optax.Schedule,
         card: dict[str, Any],
         writers: Sequence[Callable],
+        stage: Stage,
+        data: dict[str, str],
         start: int = 0,
         bad: dict[str, int] | None = None,
         seconds: float = 0.0,
@@ -59,6 +64,7 @@ class Outputs:
         self.began = time.monotonic() - seconds
         self._config, self._resolved = config, resolved
         self._schedule, self._card = schedule, card
+        self._stage, self._data = stage, data
         self._checkpoints = checkpoints
         self._logged = (start, 0.0)  # step of the last line, seconds waited for input until then
         self.bad_records = BadRecordLog(
@@ -99,6 +105,8 @@ class Outputs:
         seconds = (step - last_step) * self._config.batch_size / rate
         scalars |= {'pairs_per_second': rate, 'input_wait': (waited - last_waited) / seconds}
         scalars |= {f'bad_records/{kind}': n for kind, n in self.count_bad(step).items()}
+        if self._stage.count > 1:
+            scalars['stage'] = self._stage.number
         self.writer.write_scalars(step, scalars)
         self._logged = (step, waited)
 
@@ -107,7 +115,7 @@ class Outputs:
         `data.max_bad_fraction` are bad.
         """
         new, self.batches.bad = self.batches.bad, []
-        self.bad_records.add(step, new, seen=step * self._config.batch_size)
+        self.bad_records.add(step, new, seen=self._stage.seen(step))
         return dict(self.bad_records.counts)
 
     def save(
@@ -124,6 +132,7 @@ class Outputs:
                 'bad': self.count_bad(step),
                 'card': self._card,
                 'config': self._resolved,
+                'data': self._data,
                 'input': self.batches.get_state(),
                 'seconds': time.monotonic() - self.began,
                 'versions': environment.versions(),

@@ -36,7 +36,8 @@ FREE = (
     'loss.block_size',
 )
 # Keys that may change too if the user says so: a run is extended, or is continued in another way.
-ALLOWABLE = ('total_steps', 'batch_size', 'data', 'loss', 'optimizer')
+ALLOWABLE = ('total_steps', 'batch_size', 'data', 'loss', 'optimizer', 'stages')
+DATA = 'data.train'
 
 
 def is_complete(
@@ -54,7 +55,7 @@ def is_complete(
             change.
     """
     for key in allow_changes:
-        if not _is_below(key, ALLOWABLE):
+        if not is_below(key, ALLOWABLE):
             raise ValueError(
                 f'--allow-change: {key} cannot change in a run; expected '
                 f'{", ".join(ALLOWABLE)}, or keys below them'
@@ -76,23 +77,29 @@ def is_complete(
     flat = traverse_util.flatten_dict(resolved, sep='.')
     if any(flat.get(f'lora.{tower}.rank') for tower in ('image', 'text')):
         free = (*free, 'init_from')  # where the base of adapters is, whose fingerprint is known
-    if wrong := [key for key in changed if not _is_below(key, free)]:
+    summary = workdir / 'summary.json'
+    # A run that is extended is complete again when it has a summary of its new last step.
+    complete = summary.exists() and read_json(summary).get('step') == resolved.get('total_steps')
+    # Data that have moved are known by their records, which are read later.
+    later = () if complete or is_below(DATA, free) else (DATA,)
+    if wrong := [key for key in changed if not is_below(key, (*free, *later))]:
         shown = [f'{k} is {changed[k][0]} there, {changed[k][1]} now' for k in wrong]
         allow = ''
-        if all(_is_below(key, ALLOWABLE) for key in wrong):
+        if all(is_below(key, ALLOWABLE) for key in wrong):
             allow = f', or --allow-change={",".join(wrong)} to resume with the new value'
         raise ValueError(
             f'{workdir}: holds a run of another config ({first_few(shown, 3, separator="; ")}); '
             f'expected the same config, or another --workdir{allow}'
         )
     for key, (old, new) in changed.items():
+        if key in later:
+            continue
         print(f'{workdir}: resumes with {key} {new}, which was {old}', flush=True)
-    summary = workdir / 'summary.json'
-    # A run that is extended is complete again when it has a summary of its new last step.
-    return summary.exists() and read_json(summary).get('step') == resolved.get('total_steps')
+    return complete
 
 
-def _is_below(key: str, trees: Sequence[str]) -> bool:
+def is_below(key: str, trees: Sequence[str]) -> bool:
+    """Whether a key of the config is one of some keys, or below one of them."""
     return any(key == tree or key.startswith(f'{tree}.') for tree in trees)
 
 

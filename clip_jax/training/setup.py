@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -24,7 +25,14 @@ from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.rules import LORA
 from clip_jax.step.state import TrainState
 from clip_jax.step.train_step import bind_step, with_stop
-from clip_jax.training import adapters, config_schema, profile, teachers
+from clip_jax.training import adapters, config_schema, profile, stages, teachers
+
+
+class Saved(NamedTuple):
+    """A model and the shapes of its state, as a checkpoint has them."""
+
+    model: clip.CLIP
+    state: TrainState
 
 
 class Parts(NamedTuple):
@@ -41,13 +49,15 @@ class Parts(NamedTuple):
     writers: list[Callable]  # (workdir, *, resume_step, config) -> metric writer
     resumes: bool  # whether the run directory has a checkpoint
     start: str  # what a new run starts from: a checkpoint, '' for nothing
+    saved: Saved | None  # the state to restore, if it is of another image size
 
 
-def prepare(config: ConfigDict, workdir: Any) -> Parts:
+def prepare(config: ConfigDict, workdir: Any, stage: stages.Stage | None = None) -> Parts:
     """Builds all parts of a run.
 
     Args:
-        config: the training config, as configs/default.py describes it.
+        config: the training config, as configs/default.py describes it, without stages.
+        stage: the stage that it is of.
         workdir: the run directory, an absolute epath.Path. Its newest valid checkpoint, if there is
             one, provides the card; otherwise `config.init_from` or the config itself does.
 
@@ -57,6 +67,7 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     Raises:
         ValueError: a value of the config, the data or a checkpoint is not usable.
     """
+    stages.check_none(config)
     config_schema.check(config)
     _check_counts(config)
     writers = build.writers(config.writers)
@@ -72,15 +83,10 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
     )
     how = _how(config)
     source, evals = multihost.primary_first(lambda: _open_data(config))
-    card = checkpoint.newest_card(workdir)  # not from card.json, which has no checksum
-    resumes, start = card is not None, ''
-    if card:
-        variables = _base_again(config, card, workdir, mesh)
-    else:
-        start = _start(config)
-        card, variables = initial_variables(config, start, source, mesh, workdir)
-    model = build.model(card['model'], config.model.dtype, **build.execution(config.model))
-    card, variables, params = adapters.added(config, card, variables, model, mesh)
+    begun = _begun(config, workdir, source, mesh, stage)
+    execution = build.execution(config.model)
+    model = build.model(begun.card['model'], config.model.dtype, **execution)
+    card, variables, params = adapters.added(config, begun.card, begun.variables, model, mesh)
     taught = teachers.prepare(config.distillation, config.model.dtype, card, mesh, pretrained.read)
     params = params | projections.shapes(taught.projected)
     optimizer = build.optimizer(config.optimizer, params, config.total_steps)
@@ -102,20 +108,21 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         teachers=taught.teachers,
         lora_scales=lora.scales(card.get(LORA, {})),
     )
+    create = {
+        'mesh': mesh,
+        'shard_optimizer': config.mesh.shard_optimizer,
+        'averaged': average is not None,
+        'projected': taught.projected,
+    }
+    saved = None
+    if old_card := _of_other_size(begun.before, card, optimizer):
+        old = build.model(old_card['model'], config.model.dtype, **execution)
+        saved = Saved(old, state.abstract_state(old, optimizer, **create))
     return Parts(
         mesh=mesh,
         step=jax.jit(with_stop(step), donate_argnums=0, compiler_options=options),
         state=dataclasses.replace(
-            state.create(
-                model,
-                optimizer,
-                seed=config.seed,
-                mesh=mesh,
-                variables=variables,
-                shard_optimizer=config.mesh.shard_optimizer,
-                averaged=average is not None,
-                projected=taught.projected,
-            ),
+            state.create(model, optimizer, seed=config.seed, variables=variables, **create),
             teachers=taught.variables,
         ),
         optimizer=optimizer,
@@ -124,9 +131,57 @@ def prepare(config: ConfigDict, workdir: Any) -> Parts:
         clip=model_clip,
         evals=evals,
         writers=writers,
-        resumes=resumes,
-        start=start,
+        resumes=begun.resumes,
+        start=begun.start,
+        saved=saved,
     )
+
+
+class _Begun(NamedTuple):
+    """What a run begins or resumes with."""
+
+    card: dict[str, Any]
+    variables: dict[str, Any] | None  # None: random ones, or those of the checkpoint
+    start: str  # see Parts
+    resumes: bool
+    before: dict[str, Any] | None  # the card of the state that is restored, None for a new state
+
+
+def _begun(
+    config: ConfigDict, workdir: Any, source: Source, mesh: Mesh, stage: stages.Stage | None
+) -> _Begun:
+    newest = checkpoint.newest_about(workdir)  # not from card.json, which has no checksum
+    if newest:
+        before = newest[1]['card']
+        card = stage.adapted(before) if stage else before
+        return _Begun(card, _base_again(config, card, workdir, mesh), '', True, before)
+    start, before = find_start(config), None
+    card, variables = initial_variables(config, start, source, mesh, workdir)
+    if config.init_state == 'all':
+        before = checkpoint.read_about(epath.Path(start))['card']
+    card = stage.adapted(card) if stage else card
+    return _Begun(card, variables, start, False, before)
+
+
+def _of_other_size(
+    before: dict[str, Any] | None, card: dict[str, Any], optimizer: Optimizer
+) -> dict[str, Any] | None:
+    """Returns the card of the state that is restored if positions in it are interpolated."""
+    if before is None:
+        return None
+    old, new = (x['model']['image']['image_size'] for x in (before, card))
+    if old == new:
+        return None
+    if LORA not in card:
+        return before
+    # The checkpoint has only what is trained; the base is interpolated as it is read.
+    trained = [x for x, how in optimizer.settings.items() if how.trained and 'position' in x]
+    if trained:
+        raise ValueError(
+            f'stages: image_size changes from {old} to {new}, and {trained[0]} is trained beside '
+            'adapters; expected it frozen, or one image_size'
+        )
+    return None
 
 
 def _how(config: ConfigDict) -> dict[str, Any]:
@@ -189,7 +244,7 @@ def initial_variables(
     return card, pretrained.on_devices(variables, mesh)
 
 
-def _start(config: ConfigDict) -> str:
+def find_start(config: ConfigDict) -> str:
     """The checkpoint that a new run starts from, '' for none. For the whole state of a run it is
     that of one step: a run that still trains writes others meanwhile.
     """

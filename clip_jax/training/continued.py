@@ -1,0 +1,124 @@
+"""What a run continues from a checkpoint: its stage, and the position in its data."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from clip_jax import checkpoint
+from clip_jax.data.fingerprint import fingerprint
+from clip_jax.data.sources import Source
+from clip_jax.models import clip
+from clip_jax.runtime import multihost
+from clip_jax.step import image_size
+from clip_jax.step.state import TrainState
+from clip_jax.training import run_directory, setup, stages
+from clip_jax.training.stages import Stage
+
+About = Mapping[str, Any]  # the JSON item of a checkpoint
+
+
+def begin(
+    config: ConfigDict, workdir: epath.Path, resolved: Mapping[str, Any]
+) -> tuple[Stage, About | None]:
+    """Returns the stage that a run goes on with, and what its newest checkpoint says.
+
+    Args:
+        config: the config of the run.
+        workdir: the run directory.
+        resolved: the config as JSON.
+
+    Returns:
+        The stage, and the JSON item of the newest checkpoint in `workdir`, None without one.
+
+    Raises:
+        ValueError: a stage is wrong, or one that is over has changed.
+    """
+    found = stages.of(config)
+    stages.check(found)
+    newest, step = checkpoint.newest_about(workdir), 0
+    if newest:
+        step, about = newest
+        if 'config' in about:
+            stages.check_past(about['config'].get('stages', ()), resolved['stages'], step)
+        return stages.after(found, step), about
+    if config.init_state == 'all':
+        step = int(epath.Path(setup.find_start(config)).name)
+    return stages.after(found, step), None
+
+
+def identity(config: ConfigDict, source: Source) -> dict[str, str]:
+    """Returns the SPEC of the training data, and their fingerprint."""
+    found = multihost.run_on_primary(lambda: fingerprint(source))
+    return {'train': config.data.train, 'fingerprint': found}
+
+
+def check(
+    config: ConfigDict,
+    workdir: epath.Path,
+    about: About | None,
+    data: Mapping[str, str],
+    allow_changes: Sequence[str],
+) -> None:
+    """Checks that data whose path has changed have the same records.
+
+    Args:
+        config: the config of the run.
+        workdir: the run directory.
+        about: the JSON item of its newest checkpoint, None without one.
+        data: the identity of its training data.
+        allow_changes: keys of the config that may differ.
+
+    Raises:
+        ValueError: the path is another one, and the records are not the same.
+    """
+
+    def stored() -> str | None:
+        path = workdir / 'config.json'
+        return run_directory.read_json(path)['data']['train'] if path.exists() else None
+
+    before, now = multihost.run_on_primary(stored), config.data.train
+    if before in (None, now) or run_directory.is_below('data.train', allow_changes):
+        return
+    if about is None or about['data']['fingerprint'] != data['fingerprint']:
+        raise ValueError(
+            f'{workdir}: holds a run of other data (data.train is {before} there, {now} now, and '
+            'its records are not the same); expected the same data, another --workdir, or '
+            '--allow-change=data.train to resume with the new value'
+        )
+    if multihost.is_primary():
+        print(f'{workdir}: resumes with data.train {now}, which was {before}: the same records')
+
+
+def position(about: About, data: Mapping[str, str], batch_size: int) -> dict[str, int] | None:
+    """Returns where the input resumes, None for other data, which start at their beginning.
+
+    It is the first batch that has no example twice, which matters only if the batch size has
+    changed.
+    """
+    if not same_data(about, data):
+        return None
+    return {k: -(-v // batch_size) * batch_size for k, v in about['input'].items()}
+
+
+def same_data(about: About, data: Mapping[str, str]) -> bool:
+    """Whether the data of a checkpoint are those of the run, by their SPEC or fingerprint."""
+    return any(about['data'][key] == data[key] for key in data)
+
+
+def restore(
+    read: Callable[[TrainState], TrainState], like: TrainState, parts: setup.Parts
+) -> TrainState:
+    """Reads the state of a checkpoint, and interpolates positions if its images had another size.
+
+    Args:
+        read: the shapes of a state -> that state.
+        like: the shapes of the state to return.
+        parts: the parts of the run.
+    """
+    if parts.saved is None:
+        return read(like)
+    model: clip.CLIP = parts.saved.model
+    size = parts.clip.model.image.image_size
+    return image_size.resized(read(parts.saved.state), like, model, parts.optimizer, size)
