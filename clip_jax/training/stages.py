@@ -125,10 +125,11 @@ def _checked(number: int, entry: Any, config: ConfigDict) -> dict[str, Any]:
         raise ValueError(f"{what} is {entry!r}; expected keys and values, as {{'steps': 100}}")
     entry = dict(entry)
     types = {'steps': int, **KEYS}
+    wider: dict[Any, Any] = {float: int | float, tuple: list | tuple}
     types |= {f'{AUGMENT}{name}': type(x) for name, x in config.data.augment.items()}
     for key, value in entry.items():
         expected = types[lookup.check(key, types, what=what)]
-        allowed: Any = {float: int | float, tuple: list | tuple}.get(expected, expected)  # pyrefly: ignore[no-matching-overload]
+        allowed = wider.get(expected, expected)
         wrong = isinstance(value, bool) and expected is not bool
         if wrong or not isinstance(value, allowed):
             names = {int: 'an integer', float: 'a number', str: 'a text', tuple: 'a tuple'}

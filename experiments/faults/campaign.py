@@ -130,8 +130,9 @@ def moments(
     attempt: Attempt,
     count: int,
 ) -> Callable[[], bool]:
-    """Returns what to wait for: one after the other a moment in a step, a save, an evaluation, and
-    anywhere in the first seconds, the start of the program included. All lie spread over the run.
+    """Returns what to wait for: one after the other a moment in a step, a save, an evaluation, the
+    end of a stage, if there are any, and anywhere in the first seconds, the start of the program
+    included. All lie spread over the run.
     """
     folder = attempt.workdir / 'checkpoints'
     first = max(1, 0.9 * settings['total_steps'] * (count + rng.random()) / args.times)
@@ -142,7 +143,14 @@ def moments(
     def evaluating() -> bool:
         return attempt.step() % settings['eval_every'] == 0
 
-    kind = ('step', 'save', 'evaluation', 'anywhere')[count % 4]
+    def next_stage() -> bool:
+        """Whether a stage of this attempt has ended; the last one has no end of that kind."""
+        begun = [x for x in attempt.said().splitlines() if x.startswith('stage ')]
+        return len(begun) > 1 or (bool(begun) and begun[0].split()[1] == begun[0].split()[3][:-1])
+
+    kinds = ('step', 'save', 'evaluation', 'anywhere')
+    kinds = ('stage', *kinds) if settings.get('stages') else kinds
+    kind = kinds[count % len(kinds)]
     attempt.kind = kind
     if kind == 'anywhere':
         end = time.monotonic() + rng.uniform(0, args.start + 4)
@@ -151,6 +159,7 @@ def moments(
         'step': (lambda: True, 2.0),
         'save': (saving, 0.1),
         'evaluation': (evaluating, 0.5),
+        'stage': (next_stage, 8.0),
     }[kind]
     delay = rng.uniform(0, longest)
 
