@@ -68,8 +68,8 @@ def negatives(tmp_path_factory):
 def shorten(config, start, data, embedded):
     """The same for a few steps of small images."""
     c = config.unlock()
-    small = {'steps': 2, 'model.image.image_size': 24, 'batch_size': 8}
-    c.stages = tuple({k: small.get(k, v) for k, v in stage.items()} for stage in c.stages)
+    small = {224: 16, 336: 24, 1600: 2, 400: 2, 128: 8}
+    c.stages = tuple({k: small[v] for k, v in stage.items()} for stage in c.stages)
     c.init_from, c.data.train, c.evals.retrieval.data = start, data, data
     c.batch_size, c.total_steps, c.optimizer.warmup_steps = 8, 4, 1
     c.checkpoint.every = c.eval_every = 2
