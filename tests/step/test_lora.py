@@ -121,14 +121,15 @@ def test_training_is_that_of_a_float64_oracle_and_the_base_stays():
     assert not [name for name in moments if '/mu/' in name and '/lora/' not in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'mesh',
     [
+        {},
+        {'fsdp': 4},
         {'fsdp': 2, 'tensor': 2, 'shard_optimizer': True},
-        pytest.param({}, marks=pytest.mark.slow),
-        pytest.param({'fsdp': 4}, marks=pytest.mark.slow),
-        pytest.param({'microbatches': 2}, marks=pytest.mark.slow),
-        pytest.param({'scan': True}, marks=pytest.mark.slow),
+        {'microbatches': 2},
+        {'scan': True},
     ],
     ids=str,
 )

@@ -74,6 +74,7 @@ def embedded(path) -> tuple[np.ndarray, np.ndarray, tuple]:
     return images, tokens, jax.jit(model.model.apply)(model.variables, images, tokens)[:2]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_adapters_is_small(runs):
     base, run = runs
     whole, adapters = size(base / 'checkpoints/0'), size(run / 'checkpoints/2')
