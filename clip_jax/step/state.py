@@ -106,10 +106,8 @@ def _init(
         )
 
     key = jax.random.key(seed)
-    shapes, axes = (
-        jax.eval_shape(init, key, variables),
-        projections.logical_axes(clip.logical_axes(model)),
-    )
+    shapes = jax.eval_shape(init, key, variables)
+    axes = projections.logical_axes(clip.logical_axes(model))
     opt_state = sharding.of_tree(
         shapes.opt_state, mesh, optimizer_axes(axes), over_data=shard_optimizer
     )
