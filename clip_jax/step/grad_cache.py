@@ -17,7 +17,7 @@ Embed = Callable[[Any, Any, Any], tuple[tuple[jax.Array, jax.Array], Any]]
 
 def value_and_grad(
     embed: Embed,
-    scalars: Callable[[Any], tuple],
+    others: Callable[[Any], tuple],
     loss: Callable,
     constrain: Callable[[Any], Any],
     params: Any,
@@ -34,8 +34,8 @@ def value_and_grad(
     Args:
         embed: (params, buffers, batch) -> ((image, text), buffers), embeddings [B, …, D]. It is
             called twice for each micro-batch and must draw the same random numbers both times.
-        scalars: params -> (scale, bias), the other inputs of the loss; and projections, if any.
-        loss: (image, text, *scalars) -> (value, metrics).
+        others: params -> (scale, bias), the other inputs of the loss; and projections, if any.
+        loss: (image, text, *others) -> (value, metrics).
         constrain: constrains the sharding of gradients.
         params: the parameters.
         buffers: the other variables of the model.
@@ -49,7 +49,7 @@ def value_and_grad(
 
         def objective(params: Any) -> tuple[jax.Array, tuple]:
             (image, text), new = embed(params, buffers, batch)
-            value, metrics = loss(image, text, *scalars(params))
+            value, metrics = loss(image, text, *others(params))
             return value, (metrics, new)
 
         gradient = jax.value_and_grad(objective, has_aux=True)
@@ -58,11 +58,11 @@ def value_and_grad(
 
     parts = split(batch, microbatches)
     image, text = join(lax.map(lambda part: embed(params, buffers, part)[0], parts))
-    others, others_backward = jax.vjp(scalars, params)
+    inputs, inputs_backward = jax.vjp(others, params)
     loss_gradient = jax.value_and_grad(
-        lambda image, text, others: loss(image, text, *others), argnums=(0, 1, 2), has_aux=True
+        lambda image, text, inputs: loss(image, text, *inputs), argnums=(0, 1, 2), has_aux=True
     )
-    (value, metrics), (d_image, d_text, d_others) = loss_gradient(image, text, others)
+    (value, metrics), (d_image, d_text, d_inputs) = loss_gradient(image, text, inputs)
 
     def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
         grads, buffers = carry
@@ -71,7 +71,7 @@ def value_and_grad(
         grads = constrain(jax.tree.map(jnp.add, grads, *backward(d_embeddings)))
         return (grads, buffers), None
 
-    start = constrain(*others_backward(d_others)), buffers
+    start = constrain(*inputs_backward(d_inputs)), buffers
     (grads, buffers), _ = lax.scan(add, start, (parts, split((d_image, d_text), microbatches)))
     return value, metrics, buffers, grads
 

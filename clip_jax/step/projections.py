@@ -14,9 +14,7 @@ from clip_jax import sharding
 from clip_jax.step.rules import DISTILLATION as NAME
 
 SIDES = ('image', 'text')
-Sizes = Mapping[
-    str, tuple[int, int]
-]  # teacher -> embedding sizes of the student and of the teacher
+Sizes = Mapping[str, tuple[int, int]]  # teacher -> sizes of the student's and its embeddings
 
 
 def init(sizes: Sizes, key: jax.Array) -> dict[str, Any]:

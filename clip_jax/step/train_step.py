@@ -73,7 +73,7 @@ def train_step(
     batch['example_index'] = jnp.arange(len(batch['image']), dtype=jnp.int32)
     value, metrics, buffers, grads = grad_cache.value_and_grad(
         _embedder(state, frozen, model, optimizer, normalize, lora_scales),
-        _scalars(model, frozen),
+        _others(model, frozen),
         jax.named_scope('loss')(loss),
         lambda grads: sharding.constrain_tree(grads, logical_axes, over_data=shard_optimizer),
         trained,
@@ -161,17 +161,17 @@ def _embedder(
     return embed
 
 
-def _scalars(model: clip.CLIP, frozen: dict) -> Callable[[dict], tuple]:
+def _others(model: clip.CLIP, frozen: dict) -> Callable[[dict], tuple]:
     """Returns the function from trained parameters to what a loss takes besides embeddings: the
     factor and the bias of similarities, and the projections to teachers if there are some.
     """
 
-    def scalars(params: dict) -> tuple:
+    def others(params: dict) -> tuple:
         own, projected = projections.split(rules.merge(params, frozen))
         found: Any = model.apply({'params': own}, method='scale_and_bias')
         return (*found, projected) if projected else found
 
-    return scalars
+    return others
 
 
 def _taught(
@@ -197,11 +197,11 @@ def _with_texts(loss: Callable, tokens: tuple[int, ...], captions: int) -> Calla
         return loss
 
     def split(
-        image: jax.Array, text: jax.Array, *scalars: Any
+        image: jax.Array, text: jax.Array, *others: Any
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         positives = text[:, :captions] if captions > 1 else text[:, 0]
         negatives = {'negatives': text[:, captions:]} if texts > captions else {}
-        return loss(image, positives, *scalars, **negatives)
+        return loss(image, positives, *others, **negatives)
 
     return split
 
