@@ -17,7 +17,7 @@ from clip_jax.models import clip
 from clip_jax.planning import hlo
 from clip_jax.step import compiler_options, ema, state, train_step
 from clip_jax.step.optimizer import Optimizer
-from clip_jax.training import config_schema
+from clip_jax.training import config_schema, stages
 
 
 @dataclasses.dataclass
@@ -47,6 +47,7 @@ class Step(NamedTuple):
 
 def step_of(config: ConfigDict, devices: list, dtype: str) -> Step:
     """Builds the train step of a config for devices, real or not; no array is created."""
+    stages.check_none(config)
     config_schema.check(config)
     mesh = sharding.make_mesh(devices, **build.given(config.mesh, 'shard_optimizer'))
     sharding.check_batch(config.batch_size, config.microbatches, mesh)
