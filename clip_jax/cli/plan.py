@@ -34,6 +34,9 @@ def add_parser(commands: Any) -> None:
         help='such as v5e:16x16, v6e:16x16, v5p:4x4x4, h100:8, a100:16 (two hosts), h200:8, '
         'b200:8, or local[:N] for N simulated CPU devices',
     )
+    parser.add_argument(
+        '--stage', type=int, metavar='N', help='the stage to plan, from 1, of a config with stages'
+    )
     parser.add_argument('--search', action='store_true', help='find the largest batch that fits')
     parser.add_argument(
         '--schedules',
@@ -67,7 +70,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
     others = [
-        name for name in ('config', 'topology', 'search', 'schedules', 'out') if vars(args)[name]
+        name
+        for name in ('config', 'topology', 'stage', 'search', 'schedules', 'out')
+        if vars(args)[name]
     ]
     if others or rest:
         found = f'--{others[0]}' if others else rest[0]
@@ -103,7 +108,10 @@ def _plan(args: argparse.Namespace, rest: Sequence[str], folder: str | None) -> 
     config = config_file.read(args.config, rest)
     from clip_jax.planning import fit, tables
     from clip_jax.runtime import atomic
+    from clip_jax.training import stages
 
+    if args.stage is not None:
+        config = stages.numbered(config, args.stage)
     report, fits = fit.run(
         config, args.topology, largest=args.search, schedules=folder, read=shapes, say=print
     )

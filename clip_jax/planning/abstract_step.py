@@ -17,7 +17,7 @@ from clip_jax.models import clip
 from clip_jax.planning import hlo
 from clip_jax.step import compiler_options, ema, lora, projections, rules, state, train_step
 from clip_jax.step.optimizer import Optimizer
-from clip_jax.training import config_schema, teachers
+from clip_jax.training import config_schema, stages, teachers
 
 
 @dataclasses.dataclass
@@ -64,6 +64,7 @@ def step_of(
     Raises:
         ValueError: a value of the config is not usable, or there is no `read` where it is needed.
     """
+    stages.check_none(config)
     config_schema.check(config)
     mesh = sharding.make_mesh(devices, **build.given(config.mesh, 'shard_optimizer'))
     sharding.check_batch(config.batch_size, config.microbatches, mesh)

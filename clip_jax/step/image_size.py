@@ -1,6 +1,7 @@
 """The state of a run for images of another size: only what belongs to positions changes."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +57,10 @@ def resized(
             skip_state={**state.skip_state, 'losses': losses},
         )
 
-    return jax.jit(convert, out_shardings=shardings, donate_argnums=0)(state)
+    with warnings.catch_warnings():
+        # Of course no array of the other size can take the place of an old one.
+        warnings.filterwarnings('ignore', 'Some donated buffers were not usable')
+        return jax.jit(convert, out_shardings=shardings, donate_argnums=0)(state)
 
 
 def _resizer(params: dict, model: clip.CLIP, image_size: int) -> Resize:

@@ -17,12 +17,13 @@ from clip_jax.training import run_directory, setup, stages
 from clip_jax.training.stages import Stage
 
 About = Mapping[str, Any]  # the JSON item of a checkpoint
+Newest = tuple[int, About]
 
 
 def begin(
     config: ConfigDict, workdir: epath.Path, resolved: Mapping[str, Any]
-) -> tuple[Stage, About | None]:
-    """Returns the stage that a run goes on with, and what its newest checkpoint says.
+) -> tuple[Stage, Newest | None]:
+    """Returns the stage that a run goes on with, and its newest checkpoint.
 
     Args:
         config: the config of the run.
@@ -30,7 +31,7 @@ def begin(
         resolved: the config as JSON.
 
     Returns:
-        The stage, and the JSON item of the newest checkpoint in `workdir`, None without one.
+        The stage; and step and JSON item of the newest checkpoint in `workdir`, None without one.
 
     Raises:
         ValueError: a stage is wrong, or one that is over has changed.
@@ -42,7 +43,7 @@ def begin(
         step, about = newest
         if 'config' in about:
             stages.check_past(about['config'].get('stages', ()), resolved['stages'], step)
-        return stages.after(found, step), about
+        return stages.after(found, step), newest
     if config.init_state == 'all':
         step = int(epath.Path(setup.find_start(config)).name)
     return stages.after(found, step), None
@@ -57,7 +58,7 @@ def identity(config: ConfigDict, source: Source) -> dict[str, str]:
 def check(
     config: ConfigDict,
     workdir: epath.Path,
-    about: About | None,
+    newest: Newest | None,
     data: Mapping[str, str],
     allow_changes: Sequence[str],
 ) -> None:
@@ -66,7 +67,7 @@ def check(
     Args:
         config: the config of the run.
         workdir: the run directory.
-        about: the JSON item of its newest checkpoint, None without one.
+        newest: its newest checkpoint, None without one.
         data: the identity of its training data.
         allow_changes: keys of the config that may differ.
 
@@ -81,7 +82,7 @@ def check(
     before, now = multihost.run_on_primary(stored), config.data.train
     if before in (None, now) or run_directory.is_below('data.train', allow_changes):
         return
-    if about is None or about['data']['fingerprint'] != data['fingerprint']:
+    if newest is None or newest[1]['data']['fingerprint'] != data['fingerprint']:
         raise ValueError(
             f'{workdir}: holds a run of other data (data.train is {before} there, {now} now, and '
             'its records are not the same); expected the same data, another --workdir, or '

@@ -102,13 +102,13 @@ def _run(run: Run, stack: contextlib.ExitStack) -> bool:
     last. `stack` closes what is opened.
     """
     resolved, workdir, watchdog, signals = run.resolved, run.workdir, run.watchdog, run.signals
-    stage, about = continued.begin(run.config, workdir, resolved)
+    stage, newest = continued.begin(run.config, workdir, resolved)
     config = stage.config
     parts = setup.prepare(config, workdir, stage)
     stack.callback(parts.batches.close)
     stages.check_later(stages.of(run.config), stage, parts.clip.card)
     data = continued.identity(config, parts.source)
-    continued.check(run.config, workdir, about, data, run.allow_changes)
+    continued.check(run.config, workdir, newest, data, run.allow_changes)
     if not run.again:
         _describe(config, parts)
     if stage.count > 1:
@@ -126,9 +126,10 @@ def _run(run: Run, stack: contextlib.ExitStack) -> bool:
     options = {k: v for k, v in config.checkpoint.items() if k not in ('every', 'best_metric')}
     checkpoints = checkpoint.Checkpoints(workdir, **options)
     stack.callback(checkpoints.close)
-    state, start, about = _restored(config, parts, workdir, checkpoints, watchdog, data)
-    if not stage.first <= start <= stage.last:
-        return False  # a newer checkpoint, of another stage, was corrupt
+    step = _newest(workdir, checkpoints)
+    if stage.count > 1 and newest and newest[0] != step:
+        return False  # it is corrupt, and the one before it may be of another stage
+    state, start, about = _restored(config, parts, workdir, checkpoints, watchdog, data, step)
     if start and config.checkpoint.keep_best:
         multihost.run_on_primary(lambda: evals.recall(start))
     outputs = Outputs(
@@ -307,6 +308,15 @@ def _on_all_devices(number: int, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_process_local_data(over_all, local)
 
 
+def _newest(workdir: epath.Path, checkpoints: checkpoint.Checkpoints) -> int | None:
+    """The step of the newest valid checkpoint, None without one; says which are corrupt."""
+    step, corrupt = checkpoints.newest()
+    if corrupt:
+        text = '; '.join(checkpoint.described(corrupt))
+        _say(f'{workdir}: corrupt, kept as *{checkpoint.QUARANTINED}: {text}')
+    return step
+
+
 def _restored(
     config: ConfigDict,
     parts: Parts,
@@ -314,14 +324,11 @@ def _restored(
     checkpoints: checkpoint.Checkpoints,
     watchdog: Watchdog,
     data: dict[str, str],
+    step: int | None,
 ) -> tuple[TrainState, int, dict[str, Any]]:
     """The state to begin with, its step, and what a checkpoint says besides; the input position is
     restored too. Without a valid checkpoint these are the new state and step 0.
     """
-    step, corrupt = checkpoints.newest()
-    if corrupt:
-        text = '; '.join(checkpoint.described(corrupt))
-        _say(f'{workdir}: corrupt, kept as *{checkpoint.QUARANTINED}: {text}')
     if step is None:
         return _started(config, parts, watchdog, data)
     if step > config.total_steps:

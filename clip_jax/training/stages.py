@@ -109,6 +109,18 @@ def of(config: ConfigDict) -> list[Stage]:
     return stages
 
 
+def numbered(config: ConfigDict, number: int) -> ConfigDict:
+    """Returns the config of a stage by its number, from 1; ValueError if there is none."""
+    found = of(config)
+    if not config.stages or not 1 <= number <= len(found):
+        raise ValueError(
+            f'--stage is {number}; expected 1 to {len(config.stages)}, the stages of the config'
+            if config.stages
+            else f'--stage is {number}, and the config has no stages; leave it out'
+        )
+    return found[number - 1].config
+
+
 def check_none(config: ConfigDict) -> None:
     """Raises ValueError if a config has stages: what reads it takes that of one stage."""
     if config.get('stages'):
@@ -125,11 +137,10 @@ def _checked(number: int, entry: Any, config: ConfigDict) -> dict[str, Any]:
         raise ValueError(f"{what} is {entry!r}; expected keys and values, as {{'steps': 100}}")
     entry = dict(entry)
     types = {'steps': int, **KEYS}
-    wider: dict[Any, Any] = {float: int | float, tuple: list | tuple}
     types |= {f'{AUGMENT}{name}': type(x) for name, x in config.data.augment.items()}
     for key, value in entry.items():
         expected = types[lookup.check(key, types, what=what)]
-        allowed = wider.get(expected, expected)
+        allowed = {float: (int, float), tuple: (list, tuple)}.get(expected, (expected,))
         wrong = isinstance(value, bool) and expected is not bool
         if wrong or not isinstance(value, allowed):
             names = {int: 'an integer', float: 'a number', str: 'a text', tuple: 'a tuple'}
