@@ -29,6 +29,9 @@ KEYS: dict[str, type] = {
 }
 IMAGE, AUGMENT = 'model.image.', 'data.augment.'
 
+# What else than its own type a value may be.
+_WIDER: dict[Any, tuple[type, ...]] = {float: (int, float), tuple: (list, tuple)}
+
 
 class Stage(NamedTuple):
     """The steps from `first` + 1 to `last` of a run.
@@ -140,7 +143,7 @@ def _checked(number: int, entry: Any, config: ConfigDict) -> dict[str, Any]:
     types |= {f'{AUGMENT}{name}': type(x) for name, x in config.data.augment.items()}
     for key, value in entry.items():
         expected = types[lookup.check(key, types, what=what)]
-        allowed = {float: (int, float), tuple: (list, tuple)}.get(expected, (expected,))
+        allowed = _WIDER.get(expected, (expected,))
         wrong = isinstance(value, bool) and expected is not bool
         if wrong or not isinstance(value, allowed):
             names = {int: 'an integer', float: 'a number', str: 'a text', tuple: 'a tuple'}
