@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, tokenizers
+from clip_jax import build, checkpoint, convert, lookup, places, prompts, sharding, tokenizers
 from clip_jax.data import inputs
 from clip_jax.data.preprocess import Preprocess, normalize
 from clip_jax.data.tools.scan import in_order
@@ -376,9 +376,9 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
     Raises:
         ValueError: there is no checkpoint at `path`.
     """
-    if str(path).startswith(('http://', 'https://', 'hf://')):
-        raise ValueError(f'{path}: nothing is downloaded; get the file and give its path')
     average, path = averaged(path), str(path).removesuffix(AVERAGE)
+    if places.is_address(path):
+        path = str(places.local(path).path)
     place = pathlib.Path(path).expanduser()
     if place.exists() and (layout := convert.layout_of(place)):
         if average:
@@ -390,7 +390,7 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
         if place.exists() and (hint := convert.hint(place)):
             raise ValueError(f'{place}: no checkpoint; {hint}') from None
         raise ValueError(
-            f'{error}. Published checkpoints are {convert.EXPECTED}. Nothing is downloaded by name'
+            f'{error}. Published checkpoints are {convert.EXPECTED}; hf://OWNER/NAME is downloaded'
         ) from None
 
 

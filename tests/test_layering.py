@@ -27,6 +27,7 @@ LAYERS = {
         'data',
         'tokenizers',
         'convert',
+        'places',
         'prompts',
     ),
     'ground': ('metrics', 'sharding', 'lookup'),

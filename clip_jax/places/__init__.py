@@ -1,0 +1,45 @@
+"""Checkpoints at an address: what they need is downloaded into the user's cache, and verified.
+
+`local` takes an address and returns a local path; each kind of address has a file here.
+"""
+
+import pathlib
+from typing import NamedTuple
+
+
+class Place(NamedTuple):
+    """Where a checkpoint is.
+
+    Attributes:
+        path: the local file or folder.
+        address: where it came from, with its revision if it has one.
+    """
+
+    path: pathlib.Path
+    address: str
+
+
+def is_address(path: str | pathlib.Path) -> bool:
+    """Whether a path names a place from which `local` downloads."""
+    return str(path).startswith(('hf://', 'https://', 'http://'))
+
+
+def local(address: str) -> Place:
+    """Downloads a checkpoint, unless it is cached already.
+
+    Args:
+        address: hf://OWNER/NAME[@REVISION][/PATH], or https://… of one file.
+
+    Returns:
+        The local path, and the address with the revision that was found.
+
+    Raises:
+        ValueError: there is nothing at the address, it cannot be reached, or what came is damaged.
+    """
+    if address.startswith('hf://'):
+        from clip_jax.places import hub
+
+        return hub.fetch(address)
+    from clip_jax.places import web
+
+    return web.fetch(address)
