@@ -377,8 +377,8 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
         ValueError: there is no checkpoint at `path`.
     """
     average, path = averaged(path), str(path).removesuffix(AVERAGE)
-    if places.is_address(path):
-        path = str(places.local(path).path)
+    if remote := places.found(path):
+        path = str(remote.path)
     place = pathlib.Path(path).expanduser()
     if place.exists() and (layout := convert.layout_of(place)):
         if average:
@@ -390,7 +390,7 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
         if place.exists() and (hint := convert.hint(place)):
             raise ValueError(f'{place}: no checkpoint; {hint}') from None
         raise ValueError(
-            f'{error}. Published checkpoints are {convert.EXPECTED}; hf://OWNER/NAME is downloaded'
+            f'{error}. Published checkpoints are {convert.EXPECTED}; hf://OWNER/NAME and the names of `clip-jax models` are downloaded{places.hint(path)}'
         ) from None
 
 

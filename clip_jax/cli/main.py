@@ -32,6 +32,7 @@ COMMANDS = {
         'convert',
         'interpolate',
         'checkpoint',
+        'models',
         'data',
         'plan',
         'plot',

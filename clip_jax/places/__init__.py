@@ -24,6 +24,30 @@ def is_address(path: str | pathlib.Path) -> bool:
     return str(path).startswith(('hf://', 'https://', 'http://'))
 
 
+def found(path: str | pathlib.Path) -> Place | None:
+    """Returns the local path of an address or of a published name; None if `path` is neither.
+
+    Raises:
+        ValueError: as `local`; or the name is known, but clip_jax cannot load it.
+    """
+    if is_address(path):
+        return local(str(path))
+    if pathlib.Path(path).expanduser().exists():
+        return None
+    from clip_jax.places import names
+
+    row = names.find(str(path))
+    return local(names.address(row)) if row else None
+
+
+def hint(path: str | pathlib.Path) -> str:
+    """Returns what to say of a path that does not exist: published names that are similar."""
+    from clip_jax.places import names
+
+    close = names.near(str(path))
+    return f'. Did you mean {", ".join(close)}?' if close else ''
+
+
 def local(address: str) -> Place:
     """Downloads a checkpoint, unless it is cached already.
 
