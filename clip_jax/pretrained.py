@@ -390,7 +390,8 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
         if place.exists() and (hint := convert.hint(place)):
             raise ValueError(f'{place}: no checkpoint; {hint}') from None
         raise ValueError(
-            f'{error}. Published checkpoints are {convert.EXPECTED}; hf://OWNER/NAME and the names of `clip-jax models` are downloaded{places.hint(path)}'
+            f'{error}. Published checkpoints are {convert.EXPECTED}; those that `clip-jax models` '
+            f'lists are downloaded by name, and others as hf://OWNER/NAME{places.hint(path)}'
         ) from None
 
 

@@ -7,6 +7,7 @@ environment have the meaning that huggingface_hub gives them.
 import hashlib
 import pathlib
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,8 +23,10 @@ from clip_jax.runtime.messages import brief, first_few
 # What a checkpoint may need beside its weights: configs, tokenizers, our own manifest.
 SMALL = ('.json', '.txt', '.model')
 _INDEX = '.index.json'
-_OURS = 'manifest.json'  # of a checkpoint of our own layout
-_TRAINING = 'training/'  # its optimizer state
+# A checkpoint of a run: what it needs but its optimizer's state. Not at the root, where the hub
+# has files of its own, which the checksums of a checkpoint do not know.
+_OURS = re.compile(r'checkpoints/(\d+)/manifest\.json')
+_TRAINING = 'training/'
 _CHUNK = 1 << 20
 
 
@@ -140,8 +143,13 @@ def _weights(address: str, path: str, root: pathlib.Path, names: Sequence[str]) 
     if not inside:
         shown = first_few([name for name in names if not name.startswith('.')], 8)
         raise ValueError(f'{address}: the repository has no {path}; it has {shown}')
-    if _OURS in inside:
-        return [x for short, x in inside.items() if not short.startswith(_TRAINING)]
+    if steps := {int(m[1]) for m in map(_OURS.fullmatch, inside) if m}:
+        folder = f'checkpoints/{max(steps)}/'
+        return [
+            name
+            for short, name in inside.items()
+            if short.startswith(folder) and not short.startswith(f'{folder}{_TRAINING}')
+        ]
     for name in lookup.names('convert'):
         layout = lookup.module('convert', name)
         config = getattr(layout, 'CONFIG', '')

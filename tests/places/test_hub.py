@@ -40,7 +40,7 @@ def test_only_the_needed_files_come_and_once(layout, hub):  # noqa: F811
     sha = hub.add('me/model', {**exported(layout, 'clip'), **unneeded})
     place = places.local('hf://me/model')
     assert place.address == f'hf://me/model@{sha}'
-    assert {p.name for p in place.path.iterdir()} == {*exported(layout, 'clip')}
+    assert {p.name for p in place.path.iterdir()} == {'.gitattributes', *exported(layout, 'clip')}
     assert same('hf://me/model')
     count = len(transfers(hub))
     assert same('hf://me/model') and len(transfers(hub)) == count
@@ -221,12 +221,14 @@ def test_wrong_addresses_are_one_line(address, line, hub):  # noqa: F811
 
 
 def test_our_own_layout_comes_from_the_hub_too(hub, tiny_run):  # noqa: F811
-    (step,) = [p for p in (tiny_run / 'checkpoints').iterdir() if p.name == '12']
     files = {
-        str(p.relative_to(step)): p.read_bytes() for p in sorted(step.rglob('*')) if p.is_file()
+        str(path.relative_to(tiny_run)): path.read_bytes()
+        for path in sorted((tiny_run / 'checkpoints').rglob('*'))
+        if path.is_file()
     }
     hub.add('me/run', files)
     assert equal(
         *({'params': clip_jax.load(x).variables['params']} for x in ('hf://me/run', tiny_run))
     )
-    assert not any('/training/' in path for path in transfers(hub))
+    assert any('checkpoints/12/variables/' in path for path in transfers(hub))
+    assert not any('/training/' in x or 'checkpoints/8/' in x for x in transfers(hub))

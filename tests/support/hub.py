@@ -62,7 +62,7 @@ class Hub:
         """Adds a repository, or a commit to it; returns the hash of the commit."""
         repository = self.repositories.setdefault(name, Repository())
         repository.token = token
-        return repository.commit(files)
+        return repository.commit({'.gitattributes': b'*.bin filter=lfs', **files})
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
