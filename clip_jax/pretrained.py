@@ -17,12 +17,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax import build, checkpoint, convert, lookup, places, prompts, sharding, tokenizers
+from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, tokenizers
 from clip_jax.data import inputs
 from clip_jax.data.preprocess import Preprocess, normalize
 from clip_jax.data.tools.scan import in_order
 from clip_jax.models import clip, matryoshka
 from clip_jax.models.clip import CLIP, l2_normalize, shapes
+from clip_jax.places import resolve
 
 FEATURES = ('embedding', 'pre_projection')
 AVERAGE = '#average'  # after a path: the average of the weights
@@ -377,7 +378,7 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
         ValueError: there is no checkpoint at `path`.
     """
     average, path = averaged(path), str(path).removesuffix(AVERAGE)
-    if remote := places.found(path):
+    if remote := resolve.found(path):
         path = str(remote.path)
     place = pathlib.Path(path).expanduser()
     if place.exists() and (layout := convert.layout_of(place)):
@@ -391,7 +392,7 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
             raise ValueError(f'{place}: no checkpoint; {hint}') from None
         raise ValueError(
             f'{error}. Published checkpoints are {convert.EXPECTED}; those that `clip-jax models` '
-            f'lists are downloaded by name, and others as hf://OWNER/NAME{places.hint(path)}'
+            f'lists are downloaded by name, and others as hf://OWNER/NAME{resolve.hint(path)}'
         ) from None
 
 

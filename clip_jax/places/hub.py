@@ -16,7 +16,7 @@ from huggingface_hub import RepoFile, constants, errors
 from huggingface_hub.utils import HfUri, parse_hf_uri
 
 from clip_jax import lookup
-from clip_jax.places import Place
+from clip_jax.places.place import Place
 from clip_jax.runtime import foreign_json
 from clip_jax.runtime.messages import brief, first_few
 

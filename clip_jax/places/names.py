@@ -9,6 +9,7 @@ import csv
 import difflib
 import functools
 import importlib.resources
+from collections.abc import Mapping
 from typing import NamedTuple
 
 TABLE = 'published.tsv'
@@ -41,15 +42,18 @@ class Published(NamedTuple):
 def published() -> tuple[Published, ...]:
     """Returns the table."""
     text = importlib.resources.files('clip_jax.places').joinpath(TABLE).read_text()
-    return tuple(
-        Published(
-            **{
-                **row,
-                'loads': row['loads'] == 'yes',
-                'imagenet': float(row['imagenet']) if row['imagenet'] else None,
-            }
-        )
-        for row in csv.DictReader(text.splitlines(), delimiter='\t')
+    return tuple(map(_row, csv.DictReader(text.splitlines(), delimiter='\t')))
+
+
+def _row(cells: Mapping[str, str]) -> Published:
+    return Published(
+        name=cells['name'],
+        repository=cells['repository'],
+        loads=cells['loads'] == 'yes',
+        missing=cells['missing'],
+        trained_on=cells['trained_on'],
+        imagenet=float(cells['imagenet']) if cells['imagenet'] else None,
+        license=cells['license'],
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import filelock
 from absl import logging
 
-from clip_jax.places import Place
+from clip_jax.places.place import Place
 from clip_jax.runtime import atomic, environment
 from clip_jax.runtime.messages import brief
 from clip_jax.runtime.progress import Progress

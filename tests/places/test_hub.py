@@ -14,7 +14,8 @@ from support.process import ROOT
 from support.small_models import made
 
 import clip_jax
-from clip_jax import places, pretrained
+from clip_jax import pretrained
+from clip_jax.places import resolve
 
 WEIGHTS = {'open_clip': 'open_clip_model.safetensors', 'huggingface': 'model.safetensors'}
 pytestmark = pytest.mark.usefixtures('hub')
@@ -38,7 +39,7 @@ def same(address, name='clip'):
 def test_only_the_needed_files_come_and_once(layout, hub):  # noqa: F811
     unneeded = {'pytorch_model.bin': b'x' * 9000, 'images/a.png': b'x', 'README.md': b'# x'}
     sha = hub.add('me/model', {**exported(layout, 'clip'), **unneeded})
-    place = places.local('hf://me/model')
+    place = resolve.local('hf://me/model')
     assert place.address == f'hf://me/model@{sha}'
     assert {p.name for p in place.path.iterdir()} == {'.gitattributes', *exported(layout, 'clip')}
     assert same('hf://me/model')
@@ -63,7 +64,7 @@ def test_a_revision_is_a_branch_or_a_commit(hub):  # noqa: F811
     second = hub.add('me/model', exported('huggingface', 'eot'))
     hub.repositories['me/model'].names['v1'] = first
     for revision, expected, name in (('v1', first, 'clip'), (second, second, 'eot')):
-        assert places.local(f'hf://me/model@{revision}').address.endswith(expected)
+        assert resolve.local(f'hf://me/model@{revision}').address.endswith(expected)
         assert same(f'hf://me/model@{revision}', name)
     with pytest.raises(ValueError, match='hf://me/model@v9: the repository has no revision v9'):
         pretrained.read('hf://me/model@v9')
@@ -144,7 +145,7 @@ def test_a_damaged_file_is_refused_and_not_kept(file, hub):  # noqa: F811
 
 def test_a_file_damaged_in_the_cache_is_noticed(hub):  # noqa: F811
     hub.add('me/model', exported('huggingface', 'clip'))
-    path = places.local('hf://me/model').path / WEIGHTS['huggingface']
+    path = resolve.local('hf://me/model').path / WEIGHTS['huggingface']
     content = path.read_bytes()
     path.resolve().write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ValueError, match='wrong checksum'):
@@ -161,7 +162,7 @@ def test_a_busy_hub_is_asked_again(hub):  # noqa: F811
 def test_offline_loads_what_is_cached_with_all_that_it_needs(hub, offline):  # noqa: F811
     sha = hub.add('me/model', exported('huggingface', 'clip'))
     hub.add('me/absent', exported('huggingface', 'clip'))
-    path = places.local('hf://me/model').path
+    path = resolve.local('hf://me/model').path
     count = len(hub.asked)
     offline()
     assert same('hf://me/model') and same(f'hf://me/model@{sha}') and len(hub.asked) == count
@@ -178,8 +179,8 @@ def test_offline_loads_what_is_cached_with_all_that_it_needs(hub, offline):  # n
 def test_two_processes_at_once(hub):  # noqa: F811
     hub.add('me/model', exported('huggingface', 'clip'))
     code = (
-        'import sys; sys.path.insert(0, sys.argv[1]); from clip_jax import places;'
-        "print(places.local('hf://me/model').address)"
+        'import sys; sys.path.insert(0, sys.argv[1]); from clip_jax.places import resolve;'
+        "print(resolve.local('hf://me/model').address)"
     )
     env = os.environ | {'HF_ENDPOINT': hub.url, 'HF_HUB_CACHE': constants.HF_HUB_CACHE}
     processes = [
