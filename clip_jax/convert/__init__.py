@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax import lookup
-from clip_jax.convert import _bare, _cards, _files, _table
+from clip_jax.convert import _cards, _files, _table
 from clip_jax.convert._table import Row
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.runtime import atomic
@@ -73,10 +73,8 @@ def read(path: pathlib.Path, layout: str | None = None) -> tuple[dict[str, Any],
 
 
 def read_as(path: pathlib.Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads weights without a settings file as those of a named architecture; see _bare.read."""
-    if not path.is_file():
-        raise ValueError(f'{path}: no file; expected one file of weights of {name}')
-    card, variables = _bare.read(path, name)
+    """Reads weights without a settings file as those of a named architecture; see bare.read."""
+    card, variables = lookup.module('convert', 'bare').read(path, name)
     return {**card, 'preprocess': Preprocess.from_card(card['preprocess']).card}, variables
 
 

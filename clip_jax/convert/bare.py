@@ -18,7 +18,13 @@ _BESIDE = ('ema.', 'ema_model.', 'model_ema.', 'state_dict_ema.', 'optimizer.', 
 _COUNTS = ('epoch', 'step', 'global_step', 'n_averaged', 'num_updates', 'loss')
 
 
-def read(path: pathlib.Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def sniff(path: pathlib.Path) -> bool:
+    """Returns False: the content does not say which architecture it is."""
+    del path
+    return False
+
+
+def read(path: pathlib.Path, name: str = '') -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a state dict with the names of OpenAI and open_clip.
 
     Args:
@@ -32,6 +38,8 @@ def read(path: pathlib.Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]
     Raises:
         ValueError: there is no such architecture, or the weights are not of it.
     """
+    if not path.is_file():
+        raise ValueError(f'{path}: no file; expected one file of weights of {name}')
     fields = presets.architecture(name)
     theirs = _without_training(_files.arrays(path))
     if not any(key.startswith('visual.') for key in theirs):
