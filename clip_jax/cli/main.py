@@ -33,6 +33,7 @@ COMMANDS = {
         'interpolate',
         'checkpoint',
         'models',
+        'push',
         'data',
         'plan',
         'plot',

@@ -57,6 +57,40 @@ def fetch(address: str) -> Place:
     return Place(root / path, f'hf://{uri.id}@{commit}/{path}'.rstrip('/'))
 
 
+def repository(address: str) -> str:
+    """Returns OWNER/NAME of an address that names a whole repository; ValueError for others."""
+    uri = _parsed(address)
+    if uri.path_in_repo or uri.revision:
+        raise ValueError(f'{address}: expected a repository alone, hf://OWNER/NAME')
+    return uri.id
+
+
+def upload(folder: pathlib.Path, address: str, *, private: bool) -> str:
+    """Uploads a folder as one commit; the repository is created if there is none.
+
+    Args:
+        folder: the files.
+        address: hf://OWNER/NAME.
+        private: whether a new repository is private.
+
+    Returns:
+        The address with the commit.
+
+    Raises:
+        ValueError: it is not allowed, or the hub cannot be reached.
+    """
+    uri, api = _parsed(address), huggingface_hub.HfApi(library_name='clip_jax')
+
+    def send() -> str:
+        api.create_repo(uri.id, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=uri.id, folder_path=folder, commit_message='Upload by clip-jax push'
+        )
+        return done.oid
+
+    return f'hf://{uri.id}@{_explained(address, uri, send)}'
+
+
 def _parsed(address: str) -> HfUri:
     try:
         uri = parse_hf_uri(address)

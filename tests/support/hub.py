@@ -1,5 +1,6 @@
 """A local server that speaks the protocol of the Hugging Face hub, and serves plain files."""
 
+import base64
 import dataclasses
 import hashlib
 import http.server
@@ -47,6 +48,8 @@ class Hub:
         busy: by the end of a path, how many times it answers 429.
         damaged: ends of paths whose content has a flipped bit.
         asked: method and path of each request.
+        uploaded: large files by their SHA-256.
+        token: who may upload; '': all.
     """
 
     url: str = ''
@@ -57,6 +60,8 @@ class Hub:
     busy: dict[str, int] = dataclasses.field(default_factory=dict)
     damaged: list[str] = dataclasses.field(default_factory=list)
     asked: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    uploaded: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    token: str = ''
 
     def add(self, name: str, files: dict[str, bytes], *, token: str = '') -> str:
         """Adds a repository, or a commit to it; returns the hash of the commit."""
@@ -94,6 +99,69 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if found := re.fullmatch(r'/([^/]+/[^/]+)/resolve/([^/]+)/(.*)', path):
             return self._resolve(found[1], found[2], found[3])
         return self._answer(404, b'')
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers['Content-Length']))
+        self.hub.uploaded[hashlib.sha256(content).hexdigest()] = content
+        self._answer(200, b'')
+
+    def do_POST(self) -> None:
+        path = urllib.parse.unquote(self.path.partition('?')[0])
+        self.hub.asked.append(('POST', path))
+        body = self._body()
+        if path == '/api/validate-yaml':
+            return self._json({'errors': [], 'warnings': []})
+        if self.hub.token and self.headers.get('Authorization') != f'Bearer {self.hub.token}':
+            return self._answer(401, b'')
+        if path == '/api/repos/create':
+            asked = json.loads(body)
+            name = f'{asked["organization"]}/{asked["name"]}'
+            if name not in self.hub.repositories:
+                self.hub.add(name, {}, token=self.hub.token if asked.get('private') else '')
+            return self._json({'url': f'{self.hub.url}/{name}', 'name': name})
+        if found := re.fullmatch(r'/api/models/(.+)/preupload/main', path):
+            modes = [
+                {
+                    'path': x['path'],
+                    'uploadMode': 'lfs' if x['size'] >= LFS_FROM else 'regular',
+                    'shouldIgnore': False,
+                }
+                for x in json.loads(body)['files']
+            ]
+            return self._json({'files': modes})
+        if path.endswith('.git/info/lfs/objects/batch'):
+            objects = [
+                {**x, 'actions': {'upload': {'href': f'{self.hub.url}/put/{x["oid"]}'}}}
+                for x in json.loads(body)['objects']
+            ]
+            return self._json({'transfer': 'basic', 'objects': objects})
+        found = re.fullmatch(r'/api/models/(.+)/commit/main', path)
+        assert found, path
+        return self._committed(found[1], body)
+
+    def _body(self) -> bytes:
+        if self.headers.get('Transfer-Encoding') != 'chunked':
+            return self.rfile.read(int(self.headers.get('Content-Length', 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b''.join(parts)
+
+    def _committed(self, name: str, body: bytes) -> None:
+        """Adds the files of a commit to those of the one before."""
+        repository = self.hub.repositories[name]
+        files = dict(repository.commits[repository.names['main']])
+        for line in map(json.loads, body.splitlines()):
+            value = line['value']
+            if line['key'] == 'file':
+                files[value['path']] = base64.b64decode(value['content'])
+            elif line['key'] == 'lfsFile':
+                files[value['path']] = self.hub.uploaded[value['oid']]
+        sha = repository.commit(files)
+        url = f'{self.hub.url}/{name}/commit/{sha}'
+        self._json({'success': True, 'commitOid': sha, 'commitUrl': url, 'hookOutput': ''})
 
     def _due(self, counts: dict[str, int], path: str) -> bool:
         for end in counts:
@@ -205,6 +273,7 @@ def hub(monkeypatch, tmp_path) -> Iterator[Hub]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     hub.url = f'http://localhost:{server.server_port}'
     monkeypatch.setattr(constants, 'ENDPOINT', hub.url)
+    monkeypatch.setattr(constants, 'HF_HUB_DISABLE_XET', True)
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'hf'))
     monkeypatch.setattr(
         constants,
