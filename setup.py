@@ -13,6 +13,7 @@ setup(
     package_dir={'clip_jax.configs': 'configs', 'clip_jax.configs.suites': 'configs/suites'},
     package_data={
         'clip_jax': ['py.typed', 'reports/*.j2', 'reports/*.css'],
+        'clip_jax.places': ['*.tsv'],
         'clip_jax.prompts.templates': ['*.txt'],
     },
 )

@@ -24,11 +24,13 @@ from clip_jax.data.tools.scan import in_order
 from clip_jax.models import clip, inference, matryoshka
 from clip_jax.models.clip import CLIP, shapes
 from clip_jax.models.fingerprint import fingerprint
+from clip_jax.places import resolve
 from clip_jax.step import lora
 from clip_jax.step.rules import LORA
 
 FEATURES = ('embedding', 'pre_projection')
 AVERAGE = '#average'  # after a path: the average of the weights
+MODEL = '#model='  # after the path of bare weights: the name of their architecture
 BASE = '#base='  # after that, and before a path: where the model is that has the run's adapters
 THREADS = min(32, (os.cpu_count() or 1) + 4)  # more than cores, since they also wait for I/O
 KNOWN_CLASSES = 64  # size of the cache of class embeddings, in lists of classes
@@ -310,11 +312,13 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
     Raises:
         ValueError: there is no checkpoint at `path`.
     """
-    if str(path).startswith(('http://', 'https://', 'hf://')):
-        raise ValueError(f'{path}: nothing is downloaded; get the file and give its path')
     path, average, base = _parts(path)
+    path, _, name = path.partition(MODEL)
+    if remote := resolve.found(path):
+        path = str(remote.path)
     place = pathlib.Path(path).expanduser()
-    if place.exists() and (layout := convert.layout_of(place)):
+    if name or (place.exists() and (layout := convert.layout_of(place))):
+        layout = f'{convert.BARE}{name}' if name else layout
         if average:
             raise ValueError(f'{path}{AVERAGE}: a published checkpoint has no average')
         if base:
@@ -326,8 +330,19 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
         if place.exists() and (hint := convert.hint(place)):
             raise ValueError(f'{place}: no checkpoint; {hint}') from None
         raise ValueError(
-            f'{error}. Published checkpoints are {convert.EXPECTED}. Nothing is downloaded by name'
+            f'{error}. Published checkpoints are {convert.EXPECTED}; those that `clip-jax models` '
+            f'lists are downloaded by name, and others as hf://OWNER/NAME{resolve.hint(path)}'
         ) from None
+
+
+def located(path: str | pathlib.Path) -> str:
+    """Returns a name for a checkpoint that holds anywhere: its absolute path, or its address with
+    the revision.
+    """
+    alone, average, _ = _parts(path)
+    remote = resolve.found(alone)
+    place = remote.address if remote else checkpoint.absolute(find(path)[0])
+    return f'{place}{AVERAGE if average else ""}'
 
 
 def averaged(path: str | pathlib.Path) -> bool:
@@ -408,7 +423,8 @@ def read_base(
     """
     others = []
     for place in dict.fromkeys(places):
-        if not checkpoint.absolute(_parts(place)[0]).exists():
+        alone = _parts(place)[0]
+        if not (resolve.is_address(alone) or checkpoint.absolute(alone).exists()):
             continue
         of_base, variables = read(place, mesh, adapters=False)
         found = fingerprint(variables)
@@ -427,6 +443,7 @@ def read_base(
 def load(
     path: str | pathlib.Path,
     *,
+    model: str = '',
     dtype: str = 'float32',
     image_size: int | None = None,
     mesh: Mesh | None = None,
@@ -435,10 +452,12 @@ def load(
 
     Args:
         path: a run directory (its newest checkpoint is loaded), one checkpoint of a run, or a file
-            or folder as OpenAI, open_clip, Hugging Face or big_vision publish them. `#average`
-            after a run or its checkpoint loads the average of its weights (`config.ema`). Adapters
-            are merged into their base (`config.lora`); `#base=PATH` at the end says where that is,
-            if it was moved.
+            or folder as OpenAI, open_clip, Hugging Face or big_vision publish them; or a published
+            name or an address, see `clip_jax.places`. `#average` after a run or its checkpoint
+            loads the average of its weights (`config.ema`). Adapters are merged into their base
+            (`config.lora`); `#base=PATH` at the end says where that is, if it was moved.
+        model: the architecture of a file of weights without settings, as open_clip names it
+            ('ViT-L-14'); the same as `#model=ViT-L-14` after the path.
         dtype: the compute dtype: 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators).
             Parameters stay float32.
         image_size: another image size in pixels; position embeddings are interpolated.
@@ -452,12 +471,12 @@ def load(
             its card names a module (an encoder, a tokenizer) that cannot be imported.
     """
     mesh = mesh or sharding.make_mesh()
-    card, variables = read(path, mesh)
+    card, variables = read(f'{path}{MODEL}{model}' if model else path, mesh)
     if image_size is not None:
         card, variables = with_image_size(card, variables, image_size)
-    model = build.model(card['model'], dtype)
+    built = build.model(card['model'], dtype)
     try:
-        return from_card(card, on_devices(variables, mesh), model, mesh)
+        return from_card(card, on_devices(variables, mesh), built, mesh)
     except ValueError as error:  # of the tokenizer, which knows no path
         raise ValueError(f'{path}: {error}') from error
 

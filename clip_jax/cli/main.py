@@ -32,6 +32,8 @@ COMMANDS = {
         'convert',
         'interpolate',
         'checkpoint',
+        'models',
+        'push',
         'data',
         'plan',
         'plot',

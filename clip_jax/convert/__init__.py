@@ -72,6 +72,12 @@ def read(path: pathlib.Path, layout: str | None = None) -> tuple[dict[str, Any],
     return {**card, 'preprocess': Preprocess.from_card(card['preprocess']).card}, variables
 
 
+def read_as(path: pathlib.Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads weights without a settings file as those of a named architecture; see bare.read."""
+    card, variables = lookup.module('convert', 'bare').read(path, name)
+    return {**card, 'preprocess': Preprocess.from_card(card['preprocess']).card}, variables
+
+
 def hint(path: pathlib.Path) -> str:
     """Says what weights of no known layout lack.
 

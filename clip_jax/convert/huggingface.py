@@ -78,10 +78,15 @@ LEGACY_EOS = 2
 _ONLY = {'num_channels': 3, 'attention_dropout': 0.0, 'vision_use_head': True}
 
 
+def describes(config: pathlib.Path) -> bool:
+    """Returns whether a file named `CONFIG` is this layout's: `WEIGHTS` are then beside it."""
+    return config.is_file() and 'model_type' in _files.json_of(config)
+
+
 def sniff(path: pathlib.Path) -> bool:
     """Returns whether a path is a transformers folder, or a weight file in one."""
     config = _files.folder_of(path) / CONFIG
-    if not config.is_file() or 'model_type' not in _files.json_of(config):
+    if not describes(config):
         return False
     if path.is_file():
         return any(name.startswith('vision_model.') for name in _files.names_of(path))

@@ -112,9 +112,14 @@ IMAGE_POOLS = {'tok': 'cls', 'avg': 'mean'}
 TEXT_POOLS = {'argmax': 'argmax', 'last': 'last', 'eos': 'eot'}
 
 
+def describes(config: pathlib.Path) -> bool:
+    """Returns whether a file named `CONFIG` is this layout's: `WEIGHTS` are then beside it."""
+    return config.is_file()
+
+
 def sniff(path: pathlib.Path) -> bool:
     """Returns whether a path is an open_clip folder, or a weight file in one."""
-    if not (_files.folder_of(path) / CONFIG).is_file():
+    if not describes(_files.folder_of(path) / CONFIG):
         return False
     if path.is_file():
         return any(name.startswith('visual.') for name in _files.names_of(path))

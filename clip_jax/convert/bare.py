@@ -1,0 +1,81 @@
+"""Weights without a settings file: the architecture is named by the user."""
+
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from clip_jax import lookup
+from clip_jax.convert import _cards, _files, _resblocks, _tokenizer_files, _trunk
+from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD
+from clip_jax.models import presets
+from clip_jax.runtime.foreign_arrays import Array
+from clip_jax.runtime.messages import first_few
+
+# Arrays beside the weights in files of training: moving averages, which are another model, and
+# counts. A wrapper of the whole model is removed before.
+_BESIDE = ('ema.', 'ema_model.', 'model_ema.', 'state_dict_ema.', 'optimizer.', 'scaler.')
+_COUNTS = ('epoch', 'step', 'global_step', 'n_averaged', 'num_updates', 'loss')
+
+
+def sniff(path: pathlib.Path) -> bool:
+    """Returns False: the content does not say which architecture it is."""
+    del path
+    return False
+
+
+def read(path: pathlib.Path, name: str = '') -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads a state dict with the names of OpenAI and open_clip.
+
+    Args:
+        path: a torch or safetensors file.
+        name: the architecture, as open_clip names it ('ViT-L-14'); it also decides preprocessing
+            and tokenizer.
+
+    Returns:
+        The model card, and the variables.
+
+    Raises:
+        ValueError: there is no such architecture, or the weights are not of it.
+    """
+    if not path.is_file():
+        raise ValueError(f'{path}: no file; expected one file of weights of {name}')
+    fields = presets.architecture(name)
+    theirs = _without_training(_files.arrays(path))
+    if not any(key.startswith('visual.') for key in theirs):
+        shown = first_few(sorted(theirs), 3)
+        raise ValueError(
+            f'{path}: its weights are named {shown}; with the name of an architecture, expected '
+            "those of OpenAI and open_clip, as 'visual.conv1.weight'"
+        )
+    siglip = fields['image'].get('pool') == 'map'
+    if siglip:
+        fields['image'] |= _trunk.fields(name.lower(), fields['image']['width'])
+    text = 'text.' if any(key.startswith('text.') for key in theirs) else ''
+    model, variables = _cards.complete(
+        fields,
+        functools.partial(lookup.module('convert', 'open_clip').rows, text=text),
+        theirs,
+        what=f'{path} as {name}',
+        ignored=_resblocks.ignored,
+    )
+    statistics = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'resize': 'squash'} if siglip else {}
+    preprocess = {
+        'size': model['image']['image_size'],
+        'mean': list(CLIP_MEAN),
+        'std': list(CLIP_STD),
+        **statistics,
+    }
+    tokenizer = None if siglip else _tokenizer_files.openai(model['text'])
+    return {'model': model, 'preprocess': preprocess, 'tokenizer': tokenizer}, variables
+
+
+def _without_training(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The weights alone, without the prefixes of wrappers."""
+    return _files.unprefixed(
+        {
+            name: array
+            for name, array in arrays.items()
+            if not name.startswith(_BESIDE) and name not in _COUNTS
+        }
+    )

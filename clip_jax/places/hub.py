@@ -1,0 +1,237 @@
+"""Repositories of the Hugging Face hub, through huggingface_hub and in its cache.
+
+`HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN` and the proxies of the
+environment have the meaning that huggingface_hub gives them.
+"""
+
+import hashlib
+import pathlib
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import RepoFile, constants, errors
+from huggingface_hub.utils import HfUri, parse_hf_uri
+
+from clip_jax import lookup
+from clip_jax.places.place import Place
+from clip_jax.runtime import foreign_json
+from clip_jax.runtime.messages import brief, first_few
+
+# What a checkpoint may need beside its weights: configs, tokenizers, our own manifest.
+SMALL = ('.json', '.txt', '.model')
+_INDEX = '.index.json'
+# A checkpoint of a run: what it needs but its optimizer's state. Not at the root, where the hub
+# has files of its own, which the checksums of a checkpoint do not know.
+_OURS = re.compile(r'checkpoints/(\d+)/manifest\.json')
+_TRAINING = 'training/'
+_CHUNK = 1 << 20
+
+
+def fetch(address: str) -> Place:
+    """Downloads the files of a repository that a checkpoint needs, and verifies their checksums.
+
+    Args:
+        address: hf://OWNER/NAME[@REVISION][/PATH]; PATH is a folder or a file of weights.
+
+    Returns:
+        The path in huggingface_hub's cache, and the address with the revision as a commit.
+
+    Raises:
+        ValueError: there is no such repository, revision or file, it is not accessible, the hub
+            cannot be reached, or a file is damaged.
+    """
+    uri = _parsed(address)
+    # Little more than the commit that the revision stands for, and the list of its files.
+    root = pathlib.Path(_download(address, uri, uri.revision, ['.gitattributes']))
+    commit, path = root.name, uri.path_in_repo.strip('/')
+    tree = _tree(address, uri, commit)
+    folder = posixpath.dirname(path) if path in tree else path
+    small = [x for x in tree if posixpath.dirname(x) == folder and x.endswith(SMALL)]
+    for choose in (lambda: small, lambda: _weights(address, path, root, [*tree])):
+        names = choose()
+        _download(address, uri, commit, names)
+        _verify(address, root, [tree[name] for name in names])
+    return Place(root / path, f'hf://{uri.id}@{commit}/{path}'.rstrip('/'))
+
+
+def repository(address: str) -> str:
+    """Returns OWNER/NAME of an address that names a whole repository; ValueError for others."""
+    uri = _parsed(address)
+    if uri.path_in_repo or uri.revision:
+        raise ValueError(f'{address}: expected a repository alone, hf://OWNER/NAME')
+    return uri.id
+
+
+def upload(folder: pathlib.Path, address: str, *, private: bool) -> str:
+    """Uploads a folder as one commit; the repository is created if there is none.
+
+    Args:
+        folder: the files.
+        address: hf://OWNER/NAME.
+        private: whether a new repository is private.
+
+    Returns:
+        The address with the commit.
+
+    Raises:
+        ValueError: it is not allowed, or the hub cannot be reached.
+    """
+    uri, api = _parsed(address), huggingface_hub.HfApi(library_name='clip_jax')
+
+    def send() -> str:
+        api.create_repo(uri.id, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=uri.id, folder_path=folder, commit_message='Upload by clip-jax push'
+        )
+        return done.oid
+
+    return f'hf://{uri.id}@{_explained(address, uri, send)}'
+
+
+def _parsed(address: str) -> HfUri:
+    try:
+        uri = parse_hf_uri(address)
+    except errors.HfUriError as error:
+        raise ValueError(
+            f'{address}: {brief(error)}; expected hf://OWNER/NAME[@REVISION][/PATH]'
+        ) from None
+    if uri.type != 'model':
+        raise ValueError(f'{address}: is a {uri.type}; expected a model, hf://OWNER/NAME')
+    return uri
+
+
+def _download(address: str, uri: HfUri, revision: str | None, patterns: Sequence[str]) -> str:
+    def download() -> str:
+        return huggingface_hub.snapshot_download(
+            uri.id, revision=revision, allow_patterns=[*patterns], library_name='clip_jax'
+        )
+
+    return _explained(address, uri, download)
+
+
+def _tree(address: str, uri: HfUri, commit: str) -> dict[str, RepoFile]:
+    """The files of a repository by name, from the cache."""
+
+    def read() -> list[RepoFile]:
+        return huggingface_hub.get_cached_repo_tree(uri.id, revision=commit)
+
+    return {file.path: file for file in _explained(address, uri, read)}
+
+
+def _explained(address: str, uri: HfUri, call: Callable[[], Any]) -> Any:
+    """Calls huggingface_hub; its errors become a ValueError in one line."""
+    try:
+        return call()
+    except errors.GatedRepoError:
+        why = f'access is restricted; ask for it at {_web(uri)}, then log in'
+    except errors.RepositoryNotFoundError:
+        why = 'there is no such repository, or it is private; for a private one, log in'
+    except errors.RevisionNotFoundError:
+        why = f'the repository has no revision {uri.revision or "main"}'
+    except errors.CachedRepoTreeNotFoundError:
+        why = 'offline, and the list of its files is not cached, so that nothing says what it needs'
+    except errors.LocalEntryNotFoundError as error:
+        why = f'not all of it is cached, and the hub cannot be reached ({_cause(error)})'
+    except errors.HfHubHTTPError as error:
+        why = _status(error)
+    except (errors.OfflineModeIsEnabled, OSError, RuntimeError) as error:
+        why = brief(error)
+    hint = '`hf auth login` or HF_TOKEN' if 'log in' in why else ''
+    raise ValueError(f'{address}: {why}{f" with {hint}" if hint else ""}') from None
+
+
+def _cause(error: BaseException) -> str:
+    cause = error.__cause__
+    if isinstance(cause, errors.OfflineModeIsEnabled):
+        return 'HF_HUB_OFFLINE is set'
+    if isinstance(cause, errors.HfHubHTTPError):
+        return _status(cause)
+    return brief(cause) if cause else 'offline'
+
+
+def _status(error: errors.HfHubHTTPError) -> str:
+    code = error.response.status_code
+    meaning = {401: 'log in', 403: 'forbidden', 404: 'not found', 429: 'too many requests; wait'}
+    return f'the hub answered {code} ({meaning.get(code, "try again later")})'
+
+
+def _web(uri: HfUri) -> str:
+    return f'{constants.ENDPOINT}/{uri.id}'
+
+
+def _weights(address: str, path: str, root: pathlib.Path, names: Sequence[str]) -> list[str]:
+    """The files of weights that a path means.
+
+    Args:
+        address: for messages.
+        path: a file or folder of the repository, '' for its root.
+        root: the local snapshot, which has the configs.
+        names: all files of the repository.
+    """
+    if path in names:
+        return _with_shards(address, path, root, names)
+    inside = {x.removeprefix(f'{path}/'): x for x in names if x.startswith(f'{path}/') or not path}
+    if not inside:
+        shown = first_few([name for name in names if not name.startswith('.')], 8)
+        raise ValueError(f'{address}: the repository has no {path}; it has {shown}')
+    if steps := {int(m[1]) for m in map(_OURS.fullmatch, inside) if m}:
+        folder = f'checkpoints/{max(steps)}/'
+        return [
+            name
+            for short, name in inside.items()
+            if short.startswith(folder) and not short.startswith(f'{folder}{_TRAINING}')
+        ]
+    for name in lookup.names('convert'):
+        layout = lookup.module('convert', name)
+        config = getattr(layout, 'CONFIG', '')
+        if config in inside and layout.describes(root / inside[config]):
+            for weights in layout.WEIGHTS:
+                if weights in inside:
+                    return _with_shards(address, inside[weights], root, names)
+    found = [x for x in names if x.endswith(('.safetensors', '.bin', '.pt', '.npz'))]
+    hint = f'; name one of its files: {first_few(found)}' if found else ''
+    raise ValueError(
+        f'{address}: no checkpoint of a layout that is found by its names, as '
+        f'open_clip_config.json or config.json with model.safetensors{hint}'
+    )
+
+
+def _with_shards(address: str, file: str, root: pathlib.Path, names: Sequence[str]) -> list[str]:
+    """A file of weights; for an index also all that it names."""
+    if not file.endswith(_INDEX):
+        return [file]
+    schema = {'weight_map': {foreign_json.ANY: str}}
+    index = foreign_json.read(root / file, schema).get('weight_map', {})
+    found = [posixpath.join(posixpath.dirname(file), x) for x in sorted({*index.values()})]
+    if missing := [name for name in found if name not in names]:
+        raise ValueError(f'{address}: {file} names {missing[0]}, which is not in the repository')
+    return [file, *found]
+
+
+def _verify(address: str, folder: pathlib.Path, files: Iterable[RepoFile]) -> None:
+    """Compares files with the checksums of the repository; a damaged one is deleted."""
+    wrong = [file for file in files if not _is_right(folder / file.path, file)]
+    for file in wrong:
+        path = folder / file.path
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+    if wrong:
+        raise ValueError(
+            f'{address}: {first_few([x.path for x in wrong])} came with a wrong checksum and was '
+            'deleted from the cache; the same command downloads it again'
+        )
+
+
+def _is_right(path: pathlib.Path, file: RepoFile) -> bool:
+    size = path.stat().st_size
+    if file.lfs:
+        digest, expected = hashlib.sha256(), file.lfs.sha256
+    else:  # as Git names its objects
+        digest, expected = hashlib.sha1(f'blob {size}\0'.encode()), file.blob_id
+    with path.open('rb') as opened:
+        while chunk := opened.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest() == expected

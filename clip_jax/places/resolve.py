@@ -1,0 +1,48 @@
+"""From an address or a published name to a local path."""
+
+import pathlib
+
+from clip_jax.places import hub, names, web
+from clip_jax.places.place import Place
+
+
+def is_address(path: str | pathlib.Path) -> bool:
+    """Whether a path names a place from which `local` downloads."""
+    return str(path).startswith(('hf://', 'https://', 'http://'))
+
+
+def found(path: str | pathlib.Path) -> Place | None:
+    """Returns the local path of an address or of a published name; None if `path` is neither.
+
+    Raises:
+        ValueError: as `local`; or the name is known, but clip_jax cannot load it.
+    """
+    if is_address(path):
+        return local(str(path))
+    if pathlib.Path(path).expanduser().exists():
+        return None
+    row = names.find(str(path))
+    return local(names.address(row)) if row else None
+
+
+def hint(path: str | pathlib.Path) -> str:
+    """Returns what to say of a path that does not exist: published names that are similar."""
+    close = names.near(str(path))
+    return f'. Did you mean {", ".join(close)}?' if close else ''
+
+
+def local(address: str) -> Place:
+    """Downloads a checkpoint, unless it is cached already.
+
+    Args:
+        address: hf://OWNER/NAME[@REVISION][/PATH], or https://… of one file.
+
+    Returns:
+        The local path, and the address with the revision that was found.
+
+    Raises:
+        ValueError: there is nothing at the address, it cannot be reached, or what came is damaged.
+    """
+    if address.startswith('hf://'):
+        return hub.fetch(address)
+    return web.fetch(address)
