@@ -317,8 +317,8 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
     if remote := resolve.found(path):
         path = str(remote.path)
     place = pathlib.Path(path).expanduser()
-    if name or (place.exists() and (layout := convert.layout_of(place))):
-        layout = f'{convert.BARE}{name}' if name else layout
+    layout = f'{convert.BARE}{name}' if name else place.exists() and convert.layout_of(place)
+    if layout:
         if average:
             raise ValueError(f'{path}{AVERAGE}: a published checkpoint has no average')
         if base:

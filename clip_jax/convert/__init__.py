@@ -30,6 +30,7 @@ _CONFIGS = (
 )
 _WEIGHTS = ('.safetensors', '.bin', '.pt', '.pth')
 _NUMBER = re.compile(r'(?<=block_)\d+|(?<=\.)\d+(?=\.)')  # the index of a block
+BARE = 'bare:'  # before the name of an architecture
 EXPECTED = (
     "OpenAI's .pt; open_clip's open_clip_config.json with its weights; transformers' config.json "
     "with its weights (CLIP, SigLIP); big_vision's .npz (SigLIP)"
@@ -55,7 +56,8 @@ def read(path: pathlib.Path, layout: str | None = None) -> tuple[dict[str, Any],
 
     Args:
         path: a file or folder.
-        layout: the name of the layout; by default it is detected.
+        layout: the name of the layout, by default it is detected; or BARE and the name of an
+            architecture, for weights without settings.
 
     Returns:
         The complete model card, and the variables, float32 NumPy arrays.
@@ -68,13 +70,10 @@ def read(path: pathlib.Path, layout: str | None = None) -> tuple[dict[str, Any],
         raise ValueError(
             f'{path}: no checkpoint of a known layout; {hint(path) or f"expected {EXPECTED}"}'
         )
-    card, variables = lookup.module('convert', layout).read(path)
-    return {**card, 'preprocess': Preprocess.from_card(card['preprocess']).card}, variables
-
-
-def read_as(path: pathlib.Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads weights without a settings file as those of a named architecture; see bare.read."""
-    card, variables = lookup.module('convert', 'bare').read(path, name)
+    if layout.startswith(BARE):
+        card, variables = lookup.module('convert', 'bare').read(path, layout.removeprefix(BARE))
+    else:
+        card, variables = lookup.module('convert', layout).read(path)
     return {**card, 'preprocess': Preprocess.from_card(card['preprocess']).card}, variables
 
 

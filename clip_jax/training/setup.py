@@ -250,9 +250,7 @@ def find_start(config: ConfigDict) -> str:
     """
     lookup.check(config.init_state, ('weights', 'all'), what='init_state')
     if adapters.wanted(config):
-        folder, _ = pretrained.find(config.init_from)
-        average = pretrained.AVERAGE if pretrained.averaged(config.init_from) else ''
-        return f'{checkpoint.absolute(folder)}{average}'
+        return pretrained.located(config.init_from)
     if config.init_state == 'weights':
         return config.init_from or ''
     if not config.init_from:

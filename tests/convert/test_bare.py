@@ -9,7 +9,7 @@ from support import torch_writer
 from support.layouts import equal, exported
 from support.small_models import made
 
-from clip_jax import convert
+from clip_jax import pretrained
 from clip_jax.models import presets
 
 NAME = 'ViT-L-14'
@@ -44,25 +44,26 @@ def test_prefixes_averages_and_counts_are_left_out(kind, prefix, arrays, tmp_pat
     else:
         storages = torch_writer.Storages()
         torch_writer.write_zip(path, torch_writer.state_dict(content, storages), storages)
-    card, variables = convert.read_as(path, NAME)
+    card, variables = pretrained.read(f'{path}#model={NAME}')
     assert equal(variables, made('clip')[1])
     assert card['preprocess']['size'] == card['model']['image']['image_size']
+    assert equal(pretrained.load(path, model=NAME).variables, variables)
 
 
 def test_weights_of_another_kind_are_one_line(arrays, tmp_path):
     path = tmp_path / 'x.safetensors'
     save_file({'vision_model.a': np.zeros(2, np.float32)}, path)
     with pytest.raises(ValueError, match=r"are named vision_model\.a; .*'visual\.conv1\.weight'"):
-        convert.read_as(path, NAME)
+        pretrained.read(f'{path}#model={NAME}')
     save_file({k: x for k, x in arrays.items() if k != 'ln_final.weight'}, path)
     with pytest.raises(ValueError, match=rf'as {NAME}: .*ln_final\.weight'):
-        convert.read_as(path, NAME)
+        pretrained.read(f'{path}#model={NAME}')
     with pytest.raises(ValueError, match='no file; expected one file of weights'):
-        convert.read_as(tmp_path, NAME)
+        pretrained.read(f'{tmp_path}#model={NAME}')
 
 
 def test_an_unknown_architecture_suggests_the_nearest(tmp_path):
     path = tmp_path / 'x.safetensors'
     save_file({'visual.a': np.zeros(2, np.float32)}, path)
     with pytest.raises(ValueError, match="Did you mean 'ViT-L-14'"):
-        convert.read_as(path, 'ViT-L14')
+        pretrained.read(f'{path}#model=ViT-L14')
