@@ -140,7 +140,8 @@ def _checked(number: int, entry: Any, config: ConfigDict) -> dict[str, Any]:
     types |= {f'{AUGMENT}{name}': type(x) for name, x in config.data.augment.items()}
     for key, value in entry.items():
         expected = types[lookup.check(key, types, what=what)]
-        allowed = {float: (int, float), tuple: (list, tuple)}.get(expected, (expected,))
+        others: dict[type, type] = {float: int, tuple: list}
+        allowed = expected, others.get(expected, expected)
         wrong = isinstance(value, bool) and expected is not bool
         if wrong or not isinstance(value, allowed):
             names = {int: 'an integer', float: 'a number', str: 'a text', tuple: 'a tuple'}
