@@ -69,11 +69,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _compare(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    others = [
-        name
-        for name in ('config', 'topology', 'stage', 'search', 'schedules', 'out')
-        if vars(args)[name]
-    ]
+    alone = ('config', 'topology', 'stage', 'search', 'schedules', 'out')
+    others = [name for name in alone if vars(args)[name]]
     if others or rest:
         found = f'--{others[0]}' if others else rest[0]
         raise ValueError(f'{found} has no effect with --compare; expected two plans only')
