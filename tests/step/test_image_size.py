@@ -78,10 +78,7 @@ def through_a_boundary(oracle: bool = False, **mesh: int) -> TrainState:
     state, step, put = small.setup(devices, card=card(OLD, patch_dropout=0.0), **options)
     state = trained(state, step, put, OLD, 10)
     like, step, put = small.setup(devices, card=card(NEW, patch_dropout=0.5), **options)
-    if oracle:
-        state = by_hand(state, like)
-    else:
-        state = resized(state, **mesh)
+    state = by_hand(state, like) if oracle else resized(state, **mesh)
     return trained(state, step, put, NEW, 10, first=10)
 
 

@@ -159,7 +159,7 @@ def test_stages_are_checked_before_anything_is_written(tiny_config, tmp_path):
     flag = '--config.stages=({"steps": 4}, {"steps": 8, "model.image.image_size": 20})'
     workdir = tmp_path / 'run'
     done = command('train', f'--config={tiny_config}', f'--workdir={workdir}', flag)
-    (line,) = done.stderr.splitlines()
+    *_, line = done.stderr.splitlines()
     assert done.returncode == 1 and 'stages[1]: ' in line and 'image_size' in line
     assert not workdir.exists()
     plan = command('plan', f'--config={tiny_config}', '--topology=local', flag)
