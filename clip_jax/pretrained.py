@@ -24,14 +24,11 @@ from clip_jax.data.tools.scan import in_order
 from clip_jax.models import clip, inference, matryoshka
 from clip_jax.models.clip import CLIP, shapes
 from clip_jax.models.fingerprint import fingerprint
-from clip_jax.places import resolve
+from clip_jax.places import naming, resolve
 from clip_jax.step import lora
 from clip_jax.step.rules import LORA
 
 FEATURES = ('embedding', 'pre_projection')
-AVERAGE = '#average'  # after a path: the average of the weights
-MODEL = '#model='  # after the path of bare weights: the name of their architecture
-BASE = '#base='  # after that, and before a path: where the model is that has the run's adapters
 THREADS = min(32, (os.cpu_count() or 1) + 4)  # more than cores, since they also wait for I/O
 KNOWN_CLASSES = 64  # size of the cache of class embeddings, in lists of classes
 AHEAD = 2  # batches of images that are prefetched while the devices compute
@@ -312,17 +309,17 @@ def find(path: str | pathlib.Path) -> tuple[Any, str]:
     Raises:
         ValueError: there is no checkpoint at `path`.
     """
-    path, average, base = _parts(path)
-    path, _, name = path.partition(MODEL)
+    path, average, base = naming.parts(path)
+    path, name = naming.bare(path)
     if remote := resolve.found(path):
         path = str(remote.path)
     place = pathlib.Path(path).expanduser()
     layout = f'{convert.BARE}{name}' if name else place.exists() and convert.layout_of(place)
     if layout:
         if average:
-            raise ValueError(f'{path}{AVERAGE}: a published checkpoint has no average')
+            raise ValueError(f'{path}{naming.AVERAGE}: a published checkpoint has no average')
         if base:
-            raise ValueError(f'{path}{BASE}{base}: a published checkpoint has no adapters')
+            raise ValueError(f'{path}{naming.BASE}{base}: a published checkpoint has no adapters')
         return place, layout
     try:
         return checkpoint.find(path), ''
@@ -339,21 +336,10 @@ def located(path: str | pathlib.Path) -> str:
     """Returns a name for a checkpoint that holds anywhere: its absolute path, or its address with
     the revision.
     """
-    alone, average, _ = _parts(path)
+    alone, average, _ = naming.parts(path)
     remote = resolve.found(alone)
     place = remote.address if remote else checkpoint.absolute(find(path)[0])
-    return f'{place}{AVERAGE if average else ""}'
-
-
-def averaged(path: str | pathlib.Path) -> bool:
-    """Whether a path names the average of a run's weights (`config.ema`)."""
-    return _parts(path)[1]
-
-
-def _parts(path: str | pathlib.Path) -> tuple[str, bool, str]:
-    """A path alone, whether it names an average, and the base that it names, '' for none."""
-    path, _, base = str(path).partition(BASE)
-    return path.removesuffix(AVERAGE), path.endswith(AVERAGE), base
+    return f'{place}{naming.AVERAGE if average else ""}'
 
 
 def read(
@@ -381,7 +367,7 @@ def read(
     mesh = mesh or sharding.make_mesh(jax.devices()[:1])
     card = checkpoint.read_about(folder)['card']
     build.check_importable(folder, card)
-    _, average, base = _parts(path)
+    _, average, base = naming.parts(path)
     of_run = lora.of_card(card.pop(LORA, None), f'{folder}: lora of its card')
     if of_run and not adapters:
         raise ValueError(
@@ -395,7 +381,7 @@ def read(
         variables = checkpoint.read_variables(folder, shapes(model), mesh)
     else:
         places = [base] if base else lora.bases(of_run, folder.parent.parent)
-        hint = f'{_parts(path)[0]}{AVERAGE if average else ""}{BASE}PATH'
+        hint = f'{naming.parts(path)[0]}{naming.AVERAGE if average else ""}{naming.BASE}PATH'
         variables = read_base(card, of_run, places, mesh, hint)
         adapted = lora.resolve(of_run, variables['params'], clip.logical_axes(model))
         assert adapted  # a card has `lora` only if there are some
@@ -423,7 +409,7 @@ def read_base(
     """
     others = []
     for place in dict.fromkeys(places):
-        alone = _parts(place)[0]
+        alone = naming.parts(place)[0]
         if not (resolve.is_address(alone) or checkpoint.absolute(alone).exists()):
             continue
         of_base, variables = read(place, mesh, adapters=False)
@@ -471,7 +457,7 @@ def load(
             its card names a module (an encoder, a tokenizer) that cannot be imported.
     """
     mesh = mesh or sharding.make_mesh()
-    card, variables = read(f'{path}{MODEL}{model}' if model else path, mesh)
+    card, variables = read(f'{path}{naming.MODEL}{model}' if model else path, mesh)
     if image_size is not None:
         card, variables = with_image_size(card, variables, image_size)
     built = build.model(card['model'], dtype)

@@ -1,5 +1,6 @@
 """TrainState and its sharded initialization."""
 
+import dataclasses
 from collections.abc import Callable
 
 import flax
@@ -112,7 +113,9 @@ def _init(
     opt_state = sharding.of_tree(
         shapes.opt_state, mesh, optimizer_axes(axes), over_data=shard_optimizer
     )
-    shardings = sharding.of_tree(shapes, mesh, axes).replace(opt_state=opt_state)
+    # Without the optimizer's state: factored moments have fewer axes than their parameters.
+    others = sharding.of_tree(dataclasses.replace(shapes, opt_state=()), mesh, axes)
+    shardings = dataclasses.replace(others, opt_state=opt_state)
     return init, key, shardings
 
 

@@ -10,10 +10,12 @@ from clip_jax import checkpoint
 from clip_jax.data.fingerprint import fingerprint
 from clip_jax.data.sources import Source
 from clip_jax.models import clip
-from clip_jax.runtime import multihost
-from clip_jax.step import image_size
+from clip_jax.runtime import checksums, multihost
+from clip_jax.runtime.messages import Failures
+from clip_jax.step import image_size, rules
+from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.state import TrainState
-from clip_jax.training import run_directory, setup, stages
+from clip_jax.training import run_directory, stages
 from clip_jax.training.stages import Stage
 
 About = Mapping[str, Any]  # the JSON item of a checkpoint
@@ -21,7 +23,10 @@ Newest = tuple[int, About]
 
 
 def begin(
-    config: ConfigDict, workdir: epath.Path, resolved: Mapping[str, Any]
+    config: ConfigDict,
+    workdir: epath.Path,
+    resolved: Mapping[str, Any],
+    find_start: Callable[[ConfigDict], str],
 ) -> tuple[Stage, Newest | None]:
     """Returns the stage that a run goes on with, and its newest checkpoint.
 
@@ -29,6 +34,7 @@ def begin(
         config: the config of the run.
         workdir: the run directory.
         resolved: the config as JSON.
+        find_start: the config -> the checkpoint that a new run starts from (setup.find_start).
 
     Returns:
         The stage; and step and JSON item of the newest checkpoint in `workdir`, None without one.
@@ -45,7 +51,7 @@ def begin(
             stages.check_past(about['config'].get('stages', ()), resolved['stages'], step)
         return stages.after(found, step), newest
     if config.init_state == 'all':
-        step = int(epath.Path(setup.find_start(config)).name)
+        step = int(epath.Path(find_start(config)).name)
     return stages.after(found, step), None
 
 
@@ -109,17 +115,38 @@ def same_data(about: About, data: Mapping[str, str]) -> bool:
 
 
 def restore(
-    read: Callable[[TrainState], TrainState], like: TrainState, parts: setup.Parts
+    read: Callable[[TrainState], TrainState],
+    like: TrainState,
+    saved: tuple[clip.CLIP, TrainState] | None,
+    optimizer: Optimizer,
+    size: int,
 ) -> TrainState:
     """Reads the state of a checkpoint, and interpolates positions if its images had another size.
 
     Args:
         read: the shapes of a state -> that state.
         like: the shapes of the state to return.
-        parts: the parts of the run.
+        saved: for images of another size, the model and the shapes of the state there.
+        optimizer: the optimizer.
+        size: the height and width of images now.
     """
-    if parts.saved is None:
+    if saved is None:
         return read(like)
-    model: clip.CLIP = parts.saved.model
-    size = parts.clip.model.image.image_size
-    return image_size.resized(read(parts.saved.state), like, model, parts.optimizer, size)
+    model, state = saved
+    return image_size.resized(read(state), like, model, optimizer, size)
+
+
+def check_state(folder: epath.Path) -> None:
+    """Raises ValueError if a checkpoint has not the whole state of a run, or is corrupt."""
+    if not (folder / 'training').exists() or not folder.name.isdecimal():
+        raise ValueError(
+            f'init_state is all, and {folder} has no state of training, as a model that '
+            'clip-jax interpolate wrote; expected the checkpoint of a run, or init_state weights'
+        )
+    if errors := checksums.verify(folder, only=('training', checkpoint.AVERAGE)):
+        raise Failures(f'{folder}: this checkpoint is corrupt', errors)
+    if rules.LORA in checkpoint.read_about(folder)['card']:
+        raise ValueError(
+            f'init_state is all, and {folder} has the state of adapters only; resume its run with '
+            '--allow-change=total_steps, or set init_state to weights'
+        )

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from clip_jax import build, checkpoint, metrics
 from clip_jax.evaluation import evaluate
 from clip_jax.models import attention_choice
-from clip_jax.runtime import checksums, environment, lock, messages, multihost
+from clip_jax.runtime import environment, lock, messages, multihost
 from clip_jax.runtime.preemption import Preempted, StopSignals
 from clip_jax.runtime.watchdog import Watchdog
 from clip_jax.step import rules, skip_updates
@@ -102,7 +102,7 @@ def _run(run: Run, stack: contextlib.ExitStack) -> bool:
     last. `stack` closes what is opened.
     """
     resolved, workdir, watchdog, signals = run.resolved, run.workdir, run.watchdog, run.signals
-    stage, newest = continued.begin(run.config, workdir, resolved)
+    stage, newest = continued.begin(run.config, workdir, resolved, setup.find_start)
     config = stage.config
     parts = setup.prepare(config, workdir, stage)
     stack.callback(parts.batches.close)
@@ -336,10 +336,9 @@ def _restored(
             f'total_steps is {config.total_steps:,}, and {workdir} is at step {step:,} already'
         )
     watchdog.begin(f'reading step {step:,}')
-    like, complete = _emptied(parts)
+    restore = _emptied(parts)
     about = checkpoint.read_about(checkpoints.folder / str(step))
-    state = continued.restore(lambda like: checkpoints.restore(step, like), like, parts)
-    state = complete(state)
+    state = restore(lambda like: checkpoints.restore(step, like))
     if position := continued.position(about, data, config.batch_size):
         parts.batches.set_state(position)
     _say(f'{workdir}: resumes from step {step:,} of {config.total_steps:,}')
@@ -353,7 +352,7 @@ def _started(
     if config.init_state == 'weights':
         return parts.state, 0, {}
     folder = epath.Path(parts.start)
-    _check_state(folder)
+    continued.check_state(folder)
     about, step = checkpoint.read_about(folder), int(folder.name)
     if step >= config.total_steps:
         raise ValueError(
@@ -361,10 +360,9 @@ def _started(
             f'init_state all expected more than {step:,}'
         )
     watchdog.begin(f'reading step {step:,} of {config.init_from}')
-    like, complete = _emptied(parts)
+    restore = _emptied(parts)
     try:
-        state = continued.restore(lambda like: checkpoint.restore(folder, like), like, parts)
-        state = complete(state)
+        state = restore(lambda like: checkpoint.restore(folder, like))
     except ValueError as error:
         raise ValueError(
             f'{error}; init_state all needs the optimizer, the rules and the average of init_from, '
@@ -379,31 +377,20 @@ def _started(
     return state, step, {'start': step, 'bad': {}, 'seconds': 0.0}
 
 
-def _check_state(folder: epath.Path) -> None:
-    """ValueError if a checkpoint does not have the whole state of a run, or not intact."""
-    if not (folder / 'training').exists() or not folder.name.isdecimal():
-        raise ValueError(
-            f'init_state is all, and {folder} has no state of training, as a model that '
-            'clip-jax interpolate wrote; expected the checkpoint of a run, or init_state weights'
-        )
-    if errors := checksums.verify(folder, only=('training', checkpoint.AVERAGE)):
-        raise messages.Failures(f'{folder}: this checkpoint is corrupt', errors)
-    if rules.LORA in checkpoint.read_about(folder)['card']:
-        raise ValueError(
-            f'init_state is all, and {folder} has the state of adapters only; resume its run with '
-            '--allow-change=total_steps, or set init_state to weights'
-        )
-
-
-def _emptied(parts: Parts) -> tuple[TrainState, Callable[[TrainState], TrainState]]:
+def _emptied(parts: Parts) -> Callable[[Callable[[TrainState], TrainState]], TrainState]:
     """Deletes the arrays of a new state that a checkpoint has, since the devices may not have room
-    for two; returns their shapes, and the function that adds the others to what is restored.
+    for two. Returns the function that restores a state; it is given how one is read by its shapes.
     """
     complete = adapters.completed(parts.state, parts.optimizer)
     new = dataclasses.replace(adapters.stored(parts.state, parts.optimizer), teachers={})
     like = checkpoint.shapes(new)
     jax.tree.map(lambda x: x.delete(), new)
-    return like, complete
+    size = parts.clip.preprocess.size
+
+    def restore(read: Callable[[TrainState], TrainState]) -> TrainState:
+        return complete(continued.restore(read, like, parts.saved, parts.optimizer, size))
+
+    return restore
 
 
 def _stored(config: ConfigDict) -> dict[str, Any]:

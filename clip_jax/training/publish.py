@@ -10,6 +10,7 @@ import jinja2
 from etils import epath
 
 from clip_jax import checkpoint, convert, pretrained
+from clip_jax.places import naming
 from clip_jax.runtime import environment, foreign_json
 
 OURS = 'clip_jax'  # the layout of our own checkpoints
@@ -43,11 +44,11 @@ def write(
     """
     if layout != OURS:
         convert.check_layout(layout)
-    place = pathlib.Path(str(run).removesuffix(pretrained.AVERAGE)).expanduser()
+    place = pathlib.Path(str(run).removesuffix(naming.AVERAGE)).expanduser()
     if not (place / 'config.json').is_file():
         raise ValueError(f'{run}: no run directory; expected one that `clip-jax train` wrote')
     if layout == OURS:
-        if pretrained.averaged(run):
+        if naming.averaged(run):
             raise ValueError(f'{run}: layout {OURS} has both; name the run alone')
         step = checkpoint.find(place)
         shutil.copytree(

@@ -17,6 +17,7 @@ from clip_jax.data.stored_embeddings import StoredEmbeddings
 from clip_jax.evaluation import evaluate
 from clip_jax.evaluation.evaluate import Evaluation
 from clip_jax.models import clip
+from clip_jax.places import naming
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import multihost
 from clip_jax.runtime.messages import Failures
@@ -256,7 +257,7 @@ def find_start(config: ConfigDict) -> str:
     if not config.init_from:
         raise ValueError('init_state is all, which needs init_from, a run or its checkpoint')
     folder, layout = pretrained.find(config.init_from)
-    if layout or pretrained.averaged(config.init_from):
+    if layout or naming.averaged(config.init_from):
         raise ValueError(
             f'init_state is all, and init_from {config.init_from} has only weights; expected a '
             'run of clip_jax or its checkpoint'

@@ -78,10 +78,7 @@ def through_a_boundary(oracle: bool = False, **mesh: int) -> TrainState:
     state, step, put = small.setup(devices, card=card(OLD, patch_dropout=0.0), **options)
     state = trained(state, step, put, OLD, 10)
     like, step, put = small.setup(devices, card=card(NEW, patch_dropout=0.5), **options)
-    if oracle:
-        state = by_hand(state, like)
-    else:
-        state = resized(state, **mesh)
+    state = by_hand(state, like) if oracle else resized(state, **mesh)
     return trained(state, step, put, NEW, 10, first=10)
 
 
@@ -91,11 +88,14 @@ def on_one() -> TrainState:
 
 
 def assert_close(one: TrainState, other: TrainState, tolerance: float) -> None:
-    for name in 'params', 'ema', 'step':
-        jax.tree.map(
-            lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=tolerance),
-            *(jax.device_get(getattr(x, name)) for x in (one, other)),
-        )
+    assert one.step == other.step
+    for name in 'params', 'ema':
+        found, wanted = (rules.paths(jax.device_get(getattr(x, name))) for x in (one, other))
+        for path, x in found.items():
+            y = wanted[path]
+            if path.endswith('qkv/bias'):  # the gradient of the keys' is 0 but for rounding
+                x, y = x[::2], y[::2]
+            np.testing.assert_allclose(x, y, rtol=0, atol=tolerance, err_msg=path)
 
 
 def test_a_boundary_is_the_interpolation_written_out(on_one):
@@ -184,11 +184,7 @@ def assert_second_moments(before, after) -> None:
     wanted = interpolated(second_moment(before), bounded=True)
     found = second_moment(after)
     assert found.shape == wanted.shape
-    if (
-        rules.paths(after)[
-            next(n for n in rules.paths(after) if n.endswith(f'/v/{POSITIONS}'))
-        ].ndim
-        == 1
-    ):
+    whole = next(x for name, x in rules.paths(after).items() if name.endswith(f'/v/{POSITIONS}'))
+    if whole.ndim == 1:
         wanted = wanted.mean(1, keepdims=True) * wanted.mean(0) / wanted.mean()
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)

@@ -8,11 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from support.runs import rows, summary, train, training
+from ml_collections import ConfigDict
+from support.runs import command, rows, summary, train, training
 
 import clip_jax
 from clip_jax import checkpoint
-from clip_jax.training import loop
+from clip_jax.training import config_schema, loop, stages
 
 STAGES = """(
     {'steps': 4, 'model.image.image_size': 16, 'batch_size': 32, 'data.augment.flip': 0.0},
@@ -91,6 +92,7 @@ def stop_after(monkeypatch, step: int) -> None:
     monkeypatch.setattr(loop.Loop, '_stop_flags', flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('step', [3, 4, 5])
 def test_stopping_around_a_boundary_changes_nothing(step, staged, whole, tmp_path, monkeypatch):
     workdir = tmp_path / 'run'
@@ -116,6 +118,7 @@ def test_a_kill_at_a_boundary_changes_nothing(staged, whole, tmp_path):
     assert_same(workdir, whole[0])
 
 
+@pytest.mark.slow
 def test_a_corrupt_checkpoint_of_a_stage_leads_back_to_the_stage_before(staged, whole, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(whole[0], workdir)
@@ -126,3 +129,63 @@ def test_a_corrupt_checkpoint_of_a_stage_leads_back_to_the_stage_before(staged, 
     done = train(staged, workdir)
     assert 'resumes from step 4 of 12' in done.stdout, done.stderr
     assert_same(workdir, whole[0])
+
+
+@pytest.mark.parametrize(
+    ('entries', 'message'),
+    [
+        (({'steps': 4},), r'stages: their steps add up to 4; expected total_steps, 12'),
+        (({'step': 12},), r"stages\[0\]: there is no 'step'. Did you mean 'steps'"),
+        (({'steps': 12, 'model.text.width': 8},), r"stages\[0\]: there is no 'model.text.width'"),
+        (({'steps': 12, 'batch_size': 1.5},), r'batch_size is 1.5; expected an integer'),
+        (({'steps': 0},), r'stages\[0\]: steps is 0; expected at least 1'),
+        (({'batch_size': 8},), r'stages\[0\] has no steps'),
+        ((12,), r'stages\[0\] is 12; expected keys and values'),
+        (
+            ({'steps': 4, 'model.image.image_size': 32}, {'steps': 8}),
+            r'stages\[1\]: without model.image.image_size, which another stage sets',
+        ),
+    ],
+)
+def test_wrong_stages_are_one_line(entries, message):
+    config = ConfigDict(config_schema.defaults().to_dict()).unlock()
+    config.total_steps, config.stages = 12, entries
+    with pytest.raises(ValueError, match=message) as error:
+        stages.of(config)
+    assert '\n' not in str(error.value)
+
+
+def test_stages_are_checked_before_anything_is_written(tiny_config, tmp_path):
+    flag = '--config.stages=({"steps": 4}, {"steps": 8, "model.image.image_size": 20})'
+    workdir = tmp_path / 'run'
+    done = command('train', f'--config={tiny_config}', f'--workdir={workdir}', flag)
+    *_, line = done.stderr.splitlines()
+    assert done.returncode == 1 and 'stages[1]: ' in line and 'image_size' in line
+    assert not workdir.exists()
+    plan = command('plan', f'--config={tiny_config}', '--topology=local', flag)
+    assert plan.returncode == 1 and 'clip-jax plan takes one with --stage=N' in plan.stderr
+
+
+def test_only_later_stages_can_change():
+    two = ({'steps': 4, 'batch_size': 8}, {'steps': 8})
+    stages.check_past(two, ({'steps': 6, 'batch_size': 8}, {'steps': 9}), 4)
+    stages.check_past((), ({'steps': 4}, {'steps': 8, 'batch_size': 2}), 4)
+    with pytest.raises(ValueError, match='step 6 was made with other ones'):
+        stages.check_past(two, ({'steps': 6, 'batch_size': 8}, {'steps': 6}), 6)
+
+
+def test_data_that_have_moved_are_known_by_their_records(tiny_run, tiny_config, tmp_path):
+    data = json.loads((tiny_run / 'config.json').read_text())['data']['train']
+    moved, other = tmp_path / 'moved.tar', tmp_path / 'other.tar'
+    shutil.copyfile(data.removeprefix('tars:'), moved)
+    other.write_bytes(moved.read_bytes().replace(b'picture', b'drawing'))
+    workdir = tmp_path / 'run'
+    shutil.copytree(tiny_run, workdir)
+    shutil.rmtree(workdir / 'checkpoints/12')
+    (workdir / 'summary.json').unlink()
+    refused = train(tiny_config, workdir, f'data.train=tars:{other}')
+    (line,) = refused.stderr.splitlines()
+    assert refused.returncode == 1 and 'its records are not the same' in line
+    done = train(tiny_config, workdir, f'data.train=tars:{moved}')
+    assert done.returncode == 0 and 'the same records' in done.stdout, done.stderr
+    assert training(workdir) == training(tiny_run)

@@ -1,0 +1,24 @@
+"""What may follow the path or the name of a checkpoint."""
+
+import pathlib
+
+AVERAGE = '#average'  # the average of the weights (config.ema)
+BASE = '#base='  # after that, and before a path: where the model is that has the run's adapters
+MODEL = '#model='  # after the path of bare weights: the name of their architecture
+
+
+def parts(path: str | pathlib.Path) -> tuple[str, bool, str]:
+    """Returns a path alone, whether it names an average, and the base that it names, '' for none."""
+    path, _, base = str(path).partition(BASE)
+    return path.removesuffix(AVERAGE), path.endswith(AVERAGE), base
+
+
+def averaged(path: str | pathlib.Path) -> bool:
+    """Whether a path names the average of a run's weights."""
+    return parts(path)[1]
+
+
+def bare(path: str) -> tuple[str, str]:
+    """Returns the path of bare weights, and the architecture that it names, '' for none."""
+    path, _, name = path.partition(MODEL)
+    return path, name
