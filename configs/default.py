@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.total_steps = 100_000  # updates; the learning rate reaches 0 at the last
     # Stages: mappings with steps, which add up to total_steps, and values that other stages have
     # from the config: model.image.image_size, model.image.patch_dropout, batch_size, microbatches,
-    # optimizer.learning_rate, data.train and data.augment.NAME. See docs/fine-tune.md.
+    # optimizer.learning_rate, data.train and data.augment.NAME. See docs/finetune.md.
     c.stages = ()
     c.log_every = 50  # steps between lines of metrics
     c.eval_every = 5_000  # steps between evaluations; also at the start and at the end
@@ -277,7 +277,7 @@ def get_config() -> ConfigDict:
     c.optimizer.freeze = ()
     # Rules for parameters by path; of those that match, a later one wins. path: a regular
     # expression for the whole path; then any of frozen, lr_mult, weight_decay, schedule,
-    # unfreeze_at, as in {'path': 'text/.*', 'lr_mult': 0.1}. See docs/fine-tune.md.
+    # unfreeze_at, as in {'path': 'text/.*', 'lr_mult': 0.1}. See docs/finetune.md.
     c.optimizer.rules = ()
     # Layer-wise learning rates: the factor from a block to the one before it.
     c.optimizer.layer_decay = ConfigDict({'image': 1.0, 'text': 1.0})

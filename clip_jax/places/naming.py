@@ -8,7 +8,7 @@ MODEL = '#model='  # after the path of bare weights: the name of their architect
 
 
 def parts(path: str | pathlib.Path) -> tuple[str, bool, str]:
-    """Returns a path alone, whether it names an average, and the base that it names, '' for none."""
+    """Returns a path alone, whether it names an average, and the base that it names."""
     path, _, base = str(path).partition(BASE)
     return path.removesuffix(AVERAGE), path.endswith(AVERAGE), base
 

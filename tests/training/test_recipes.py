@@ -18,7 +18,7 @@ from clip_jax.cli import config_file
 from clip_jax.models import clip
 from clip_jax.training import interpolation, loop
 
-PAGE = ROOT / 'docs/fine-tune.md'
+PAGE = ROOT / 'docs/finetune.md'
 _BLOCK = re.compile(r'^```python title="(?P<file>[^"]+)"\n(?P<text>.*?)^```$', re.DOTALL | re.M)
 RECIPES = {x['file']: x['text'] for x in _BLOCK.finditer(PAGE.read_text().partition('# Ten ')[2])}
 LONGEST = 25  # lines
