@@ -13,7 +13,7 @@ from clip_jax.models import clip
 from clip_jax.runtime import multihost
 from clip_jax.step import image_size
 from clip_jax.step.state import TrainState
-from clip_jax.training import run_directory, setup, stages
+from clip_jax.training import run_directory, stages
 from clip_jax.training.stages import Stage
 
 About = Mapping[str, Any]  # the JSON item of a checkpoint
@@ -21,7 +21,10 @@ Newest = tuple[int, About]
 
 
 def begin(
-    config: ConfigDict, workdir: epath.Path, resolved: Mapping[str, Any]
+    config: ConfigDict,
+    workdir: epath.Path,
+    resolved: Mapping[str, Any],
+    find_start: Callable[[ConfigDict], str],
 ) -> tuple[Stage, Newest | None]:
     """Returns the stage that a run goes on with, and its newest checkpoint.
 
@@ -29,6 +32,7 @@ def begin(
         config: the config of the run.
         workdir: the run directory.
         resolved: the config as JSON.
+        find_start: finds the checkpoint that a new run starts from.
 
     Returns:
         The stage; and step and JSON item of the newest checkpoint in `workdir`, None without one.
@@ -45,7 +49,7 @@ def begin(
             stages.check_past(about['config'].get('stages', ()), resolved['stages'], step)
         return stages.after(found, step), newest
     if config.init_state == 'all':
-        step = int(epath.Path(setup.find_start(config)).name)
+        step = int(epath.Path(find_start(config)).name)
     return stages.after(found, step), None
 
 
@@ -108,15 +112,13 @@ def same_data(about: About, data: Mapping[str, str]) -> bool:
     return any(about['data'][key] == data[key] for key in data)
 
 
-def restore(
-    read: Callable[[TrainState], TrainState], like: TrainState, parts: setup.Parts
-) -> TrainState:
+def restore(read: Callable[[TrainState], TrainState], like: TrainState, parts: Any) -> TrainState:
     """Reads the state of a checkpoint, and interpolates positions if its images had another size.
 
     Args:
         read: the shapes of a state -> that state.
         like: the shapes of the state to return.
-        parts: the parts of the run.
+        parts: the parts of the run, as setup.Parts.
     """
     if parts.saved is None:
         return read(like)

@@ -102,7 +102,7 @@ def _run(run: Run, stack: contextlib.ExitStack) -> bool:
     last. `stack` closes what is opened.
     """
     resolved, workdir, watchdog, signals = run.resolved, run.workdir, run.watchdog, run.signals
-    stage, newest = continued.begin(run.config, workdir, resolved)
+    stage, newest = continued.begin(run.config, workdir, resolved, setup.find_start)
     config = stage.config
     parts = setup.prepare(config, workdir, stage)
     stack.callback(parts.batches.close)

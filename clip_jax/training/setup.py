@@ -85,14 +85,13 @@ def prepare(config: ConfigDict, workdir: Any, stage: stages.Stage | None = None)
     source, evals = multihost.primary_first(lambda: _open_data(config))
     # Not from card.json, which has no checksum.
     newest, variables, start = checkpoint.newest_about(workdir), None, ''
-    resumes, before = newest is not None, None  # the card of the state that is restored
     if newest:
         card = before = newest[1]['card']
     else:
         start = find_start(config)
         card, variables = initial_variables(config, start, source, mesh)
-        if config.init_state == 'all':
-            before = checkpoint.read_about(epath.Path(start))['card']
+        all_of_it = config.init_state == 'all'
+        before = checkpoint.read_about(epath.Path(start))['card'] if all_of_it else None
     card = stage.adapted(card) if stage else card
     execution = build.execution(config.model)
     model = build.model(card['model'], config.model.dtype, **execution)
@@ -138,10 +137,6 @@ def prepare(config: ConfigDict, workdir: Any, stage: stages.Stage | None = None)
         'shard_optimizer': config.mesh.shard_optimizer,
         'averaged': average is not None,
     }
-    saved = None
-    if before and before['model']['image']['image_size'] != card['model']['image']['image_size']:
-        old = build.model(before['model'], config.model.dtype, **execution)
-        saved = Saved(old, state.abstract_state(old, optimizer, **create))
     return Parts(
         mesh=mesh,
         step=jax.jit(with_stop(step), donate_argnums=0, compiler_options=options),
@@ -155,10 +150,24 @@ def prepare(config: ConfigDict, workdir: Any, stage: stages.Stage | None = None)
         clip=model_clip,
         evals=evals,
         writers=writers,
-        resumes=resumes,
+        resumes=newest is not None,
         start=start,
-        saved=saved,
+        saved=_saved(before, card, config, optimizer, create),
     )
+
+
+def _saved(
+    before: dict[str, Any] | None,
+    card: dict[str, Any],
+    config: ConfigDict,
+    optimizer: Optimizer,
+    create: dict[str, Any],
+) -> Saved | None:
+    """The state to restore, `before` being its card, if it is of another image size."""
+    if not before or before['model']['image']['image_size'] == card['model']['image']['image_size']:
+        return None
+    old = build.model(before['model'], config.model.dtype, **build.execution(config.model))
+    return Saved(old, state.abstract_state(old, optimizer, **create))
 
 
 def initial_variables(
