@@ -84,14 +84,8 @@ def prepare(config: ConfigDict, workdir: Any, stage: stages.Stage | None = None)
     captions = build.captions(config.data)
     source, evals = multihost.primary_first(lambda: _open_data(config))
     # Not from card.json, which has no checksum.
-    newest, variables, start = checkpoint.newest_about(workdir), None, ''
-    if newest:
-        card = before = newest[1]['card']
-    else:
-        start = find_start(config)
-        card, variables = initial_variables(config, start, source, mesh)
-        all_of_it = config.init_state == 'all'
-        before = checkpoint.read_about(epath.Path(start))['card'] if all_of_it else None
+    newest = checkpoint.newest_about(workdir)
+    card, before, variables, start = _origin(config, newest, source, mesh)
     card = stage.adapted(card) if stage else card
     execution = build.execution(config.model)
     model = build.model(card['model'], config.model.dtype, **execution)
@@ -154,6 +148,22 @@ def prepare(config: ConfigDict, workdir: Any, stage: stages.Stage | None = None)
         start=start,
         saved=_saved(before, card, config, optimizer, create),
     )
+
+
+def _origin(
+    config: ConfigDict, newest: tuple[int, dict[str, Any]] | None, source: Source, mesh: Mesh
+) -> tuple[dict[str, Any], dict[str, Any] | None, dict | None, str]:
+    """The card of a run, that of the state to restore, and variables and checkpoint to start from;
+    `newest` is the newest checkpoint of the run.
+    """
+    if newest:
+        card = newest[1]['card']
+        return card, card, None, ''
+    start = find_start(config)
+    card, variables = initial_variables(config, start, source, mesh)
+    whole = config.init_state == 'all'
+    before = checkpoint.read_about(epath.Path(start))['card'] if whole else None
+    return card, before, variables, start
 
 
 def _saved(
