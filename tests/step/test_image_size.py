@@ -88,7 +88,7 @@ def on_one() -> TrainState:
 
 
 def assert_close(one: TrainState, other: TrainState, tolerance: float) -> None:
-    assert one.step == other.step
+    assert int(one.step) == int(other.step)
     for name in 'params', 'ema':
         found, wanted = (rules.paths(jax.device_get(getattr(x, name))) for x in (one, other))
         for path, x in found.items():
