@@ -78,16 +78,18 @@ def write(folder, shards: list[np.ndarray], **changes) -> None:
     folder.mkdir(exist_ok=True)
     start = 0
     for shard, rows in enumerate(shards):
-        records = [{'record': start + i, 'where': f'at {start + i}'} for i in range(len(rows))]
-        start += len(rows)
+        span = range(start, start + len(rows))
+        records = [{'record': i, 'where': f'at {i}', 'image_hash': i} for i in span]
+        start = span.stop
         none = np.zeros((0, rows.shape[1]), rows.dtype)
         embedding_store.write_shard(
-            epath.Path(folder), shard, images=rows, texts=none, records=records, bad=[]
+            epath.Path(folder), shard, images=rows, texts=none, records=records, bad=[], span=span
         )
     values = {
         'complete': True,
         'model': '/no/model',
         'fingerprint': 'f',
+        'scale': 1.0,
         'features': 'embedding',
         'dim': 0,
         'save_dtype': str(shards[0].dtype),
