@@ -19,6 +19,8 @@ COMMANDS = (
     'embed',
     'convert',
     'interpolate',
+    'models',
+    'push',
     'checkpoint',
     'data',
     'plan',

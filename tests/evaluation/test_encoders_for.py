@@ -28,6 +28,7 @@ def stored(clip, tiny_run):
         shards=[[1, 1]],
         label_names=[],
         features='embedding',
+        scale=1.0,
         dim=0,
         save_dtype='float32',
         compute_dtype='bfloat16',
