@@ -28,7 +28,7 @@ def begin(
     resolved: Mapping[str, Any],
     find_start: Callable[[ConfigDict], str],
 ) -> tuple[Stage, Newest | None]:
-    """Returns the stage that a run goes on with, and its newest checkpoint.
+    """Returns the stage that a run continues with, and its newest checkpoint.
 
     Args:
         config: the config of the run.

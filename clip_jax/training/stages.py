@@ -170,7 +170,7 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def after(stages: Sequence[Stage], step: int) -> Stage:
-    """Returns the stage that goes on after a step; the last one after all of them."""
+    """Returns the stage that follows a step; the last one after all of them."""
     return next((stage for stage in stages if step < stage.last), stages[-1])
 
 
