@@ -4,10 +4,9 @@
 environment have the meaning that huggingface_hub gives them.
 """
 
+import functools
 import hashlib
 import pathlib
-import posixpath
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,18 +14,10 @@ import huggingface_hub
 from huggingface_hub import RepoFile, constants, errors
 from huggingface_hub.utils import HfUri, parse_hf_uri
 
-from clip_jax import lookup
+from clip_jax.places import choice
 from clip_jax.places.place import Place
-from clip_jax.runtime import foreign_json
 from clip_jax.runtime.messages import brief, first_few
 
-# What a checkpoint may need beside its weights: configs, tokenizers, our own manifest.
-SMALL = ('.json', '.txt', '.model')
-_INDEX = '.index.json'
-# A checkpoint of a run: what it needs but its optimizer's state. Not at the root, where the hub
-# has files of its own, which the checksums of a checkpoint do not know.
-_OURS = re.compile(r'checkpoints/(\d+)/manifest\.json')
-_TRAINING = 'training/'
 _CHUNK = 1 << 20
 
 
@@ -48,10 +39,9 @@ def fetch(address: str) -> Place:
     root = pathlib.Path(_download(address, uri, uri.revision, ['.gitattributes']))
     commit, path = root.name, uri.path_in_repo.strip('/')
     tree = _tree(address, uri, commit)
-    folder = posixpath.dirname(path) if path in tree else path
-    small = [x for x in tree if posixpath.dirname(x) == folder and x.endswith(SMALL)]
-    for choose in (lambda: small, lambda: _weights(address, path, root, [*tree])):
-        names = choose()
+    every = [*tree]
+    for choose in choice.settings, functools.partial(choice.weights, address, root):
+        names = choose(path, every)
         _download(address, uri, commit, names)
         _verify(address, root, [tree[name] for name in names])
     return Place(root / path, f'hf://{uri.id}@{commit}/{path}'.rstrip('/'))
@@ -160,55 +150,6 @@ def _status(error: errors.HfHubHTTPError) -> str:
 
 def _web(uri: HfUri) -> str:
     return f'{constants.ENDPOINT}/{uri.id}'
-
-
-def _weights(address: str, path: str, root: pathlib.Path, names: Sequence[str]) -> list[str]:
-    """The files of weights that a path means.
-
-    Args:
-        address: for messages.
-        path: a file or folder of the repository, '' for its root.
-        root: the local snapshot, which has the configs.
-        names: all files of the repository.
-    """
-    if path in names:
-        return _with_shards(address, path, root, names)
-    inside = {x.removeprefix(f'{path}/'): x for x in names if x.startswith(f'{path}/') or not path}
-    if not inside:
-        shown = first_few([name for name in names if not name.startswith('.')], 8)
-        raise ValueError(f'{address}: the repository has no {path}; it has {shown}')
-    if steps := {int(m[1]) for m in map(_OURS.fullmatch, inside) if m}:
-        folder = f'checkpoints/{max(steps)}/'
-        return [
-            name
-            for short, name in inside.items()
-            if short.startswith(folder) and not short.startswith(f'{folder}{_TRAINING}')
-        ]
-    for name in lookup.names('convert'):
-        layout = lookup.module('convert', name)
-        config = getattr(layout, 'CONFIG', '')
-        if config in inside and layout.describes(root / inside[config]):
-            for weights in layout.WEIGHTS:
-                if weights in inside:
-                    return _with_shards(address, inside[weights], root, names)
-    found = [x for x in names if x.endswith(('.safetensors', '.bin', '.pt', '.npz'))]
-    hint = f'; name one of its files: {first_few(found)}' if found else ''
-    raise ValueError(
-        f'{address}: no checkpoint of a layout that is found by its names, as '
-        f'open_clip_config.json or config.json with model.safetensors{hint}'
-    )
-
-
-def _with_shards(address: str, file: str, root: pathlib.Path, names: Sequence[str]) -> list[str]:
-    """A file of weights; for an index also all that it names."""
-    if not file.endswith(_INDEX):
-        return [file]
-    schema = {'weight_map': {foreign_json.ANY: str}}
-    index = foreign_json.read(root / file, schema).get('weight_map', {})
-    found = [posixpath.join(posixpath.dirname(file), x) for x in sorted({*index.values()})]
-    if missing := [name for name in found if name not in names]:
-        raise ValueError(f'{address}: {file} names {missing[0]}, which is not in the repository')
-    return [file, *found]
 
 
 def _verify(address: str, folder: pathlib.Path, files: Iterable[RepoFile]) -> None:
