@@ -243,7 +243,7 @@ class Loop:
         """
         self._watchdog.begin('the last save of a stage')
         self.outputs.wait()
-        multihost.barrier('stage')  # process 0 writes the checksums; no process continues before that
+        multihost.barrier('stage')  # process 0 writes the checksums; no process continues before
         if stop := multihost.all_reduce_max(self._signals.stop):
             raise Preempted(stop)
         jax.tree.map(lambda x: x.delete(), self.state)
