@@ -2,21 +2,24 @@
 
 import pathlib
 
-from clip_jax.places import hub, names, web
+from clip_jax.places import bucket, hub, names, web
 from clip_jax.places.place import Place
 
 
 def is_address(path: str | pathlib.Path) -> bool:
     """Whether a path names a place from which `local` downloads."""
-    return str(path).startswith(('hf://', 'https://', 'http://'))
+    return str(path).startswith(('hf://', 'https://', 'http://', *bucket.PROTOCOLS))
 
 
 def found(path: str | pathlib.Path) -> Place | None:
-    """Returns the local path of an address or of a published name; None if `path` is neither.
+    """Returns the local path of an address or of a published name; None if `path` is neither,
+    or a run on gs:// that is read where it is.
 
     Raises:
         ValueError: as `local`; or the name is known, but clip_jax cannot load it.
     """
+    if str(path).startswith(bucket.PROTOCOLS):
+        return bucket.fetch(str(path))
     if is_address(path):
         return local(str(path))
     if pathlib.Path(path).expanduser().exists():

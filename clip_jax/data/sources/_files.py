@@ -6,25 +6,20 @@ import glob
 import os
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from clip_jax.data.errors import BadRecord, DataNotFound
 from clip_jax.runtime.atomic import is_remote
 from clip_jax.runtime.messages import first_few
+from clip_jax.runtime.object_storage import UnknownProtocol, filesystem
 
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 # Names that no file can have: too long, or circular links.
 _IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ELOOP)
 _GONE = (401, 403, 404, 410, 451)
-# What to install if fsspec has no driver; the others are `fsspec[PROTOCOL]`.
-_DRIVERS = {'gs': 'clipax[gcs]', 'gcs': 'clipax[gcs]', 'https': 'fsspec[http]'}
 _LARGEST = 1 << 30  # bytes of a file that a row names; an image of 100 megapixels has fewer
 # Protocols of addresses that rows of a table may name; chains of fsspec ('::') are none of them.
 _NAMED = ('http', 'https', 'gs', 'gcs', 's3', 'az', 'abfs', 'hf', 'memory')
-
-
-class _UnknownProtocol(ValueError):
-    pass
 
 
 def open_file(path: str) -> BinaryIO:
@@ -85,7 +80,7 @@ def read_named(path: str) -> bytes:
 
 def _why_missing(error: Exception) -> str:
     """Says why a file does not exist or cannot be read; '' if the error means something else."""
-    if isinstance(error, _UnknownProtocol):
+    if isinstance(error, UnknownProtocol):
         return 'unknown protocol'
     if isinstance(error, _MISSING) or getattr(error, 'errno', 0) in _IMPOSSIBLE:
         # pyrefly: ignore[missing-attribute]  # an error with an errno has a strerror
@@ -202,24 +197,3 @@ def _glob(pattern: str) -> list[str]:
     if os.path.isfile(pattern):
         return [pattern]
     return [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
-
-
-def filesystem(address: str) -> tuple[Any, str]:
-    """Returns the file system of an address and the path in it; ValueError if fsspec has none."""
-    import fsspec
-
-    protocol = address.partition('://')[0]
-    # fsspec caches file systems per thread.
-    try:
-        return fsspec.core.url_to_fs(address)
-    except ImportError as error:
-        driver = _DRIVERS.get(protocol, f'fsspec[{protocol}]')
-        raise ValueError(
-            f'{address}: {protocol}:// needs a driver that is not installed ({error}). Install it '
-            f"with: pip install '{driver}'"
-        ) from error
-    except ValueError as error:
-        raise _UnknownProtocol(
-            f'{address}: fsspec does not support {protocol}:// ({error}). Expected a path, or an '
-            'address such as gs://BUCKET/PATH, s3://… or https://…'
-        ) from error
