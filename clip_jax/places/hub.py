@@ -41,9 +41,9 @@ def fetch(address: str) -> Place:
     tree = _tree(address, uri, commit)
     every = [*tree]
     for choose in choice.settings, functools.partial(choice.weights, address, root):
-        names = choose(path, every)
-        _download(address, uri, commit, names)
-        _verify(address, root, [tree[name] for name in names])
+        if names := choose(path, every):
+            _download(address, uri, commit, names)
+            _verify(address, root, [tree[name] for name in names])
     return Place(root / path, f'hf://{uri.id}@{commit}/{path}'.rstrip('/'))
 
 

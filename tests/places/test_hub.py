@@ -77,7 +77,7 @@ def test_a_file_of_another_name_and_a_folder_are_named_by_their_path(hub):  # no
     assert same('hf://me/model/b32/mine.safetensors')
     with pytest.raises(ValueError, match='name one of its files: b32/mine'):
         pretrained.read('hf://me/model/b32')
-    with pytest.raises(ValueError, match='the repository has no b16; it has b32/open_clip_config'):
+    with pytest.raises(ValueError, match='there is no b16 there; there is b32/open_clip_config'):
         pretrained.read('hf://me/model/b16')
     hub.add('me/other', {f'b32/{k}': v for k, v in exported('open_clip', 'clip').items()})
     assert same('hf://me/other/b32')
