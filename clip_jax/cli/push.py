@@ -12,7 +12,7 @@ SUMMARY = 'publish a run on the Hugging Face hub, with a model card'
 EXAMPLES = """\
 examples:
   clip-jax push runs/quickstart hf://me/quickstart --layout=open_clip --dry-run
-  clip-jax push runs/quickstart hf://me/quickstart --layout=huggingface --license=apache-2.0
+  clip-jax push runs/quickstart hf://me/quickstart --layout=clip_jax --license=apache-2.0
 The card has the scores of the run's own reports. Log in with `hf auth login` or HF_TOKEN."""
 
 
