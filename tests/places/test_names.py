@@ -95,7 +95,7 @@ SOME = [*{row.name.partition('/')[0]: row for row in reversed(LOADS)}.values()]
 
 
 @pytest.mark.parametrize(
-    'rows', [SOME[::4], pytest.param(LOADS, marks=pytest.mark.slow)], ids=['some', 'all']
+    'rows', [SOME[::8], pytest.param(LOADS, marks=pytest.mark.slow)], ids=['some', 'all']
 )
 def test_each_name_loads_from_the_hub(rows, hub, small_trunks):  # noqa: F811
     assert len(LOADS) > 170

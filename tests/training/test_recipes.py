@@ -88,7 +88,14 @@ def test_they_are_ten_and_short():
         assert text.count('\n') <= LONGEST, file
 
 
-@pytest.mark.parametrize('file', RECIPES)
+# Those that no other test of runs is like; the others are slow.
+USUAL = ('mine.py', 'adapters.py', 'precomputed.py', 'negatives.py', 'larger.py')
+ANY = [
+    pytest.param(file, marks=() if file in USUAL else pytest.mark.slow, id=file) for file in RECIPES
+]
+
+
+@pytest.mark.parametrize('file', ANY)
 def test_it_trains(file, start, embedded, negatives, tiny_tars, tmp_path, monkeypatch):
     for name, text in RECIPES.items():
         (tmp_path / name).write_text(text)
