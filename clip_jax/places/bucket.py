@@ -1,6 +1,5 @@
 """Checkpoints on object storage (gs://, s3://) through fsspec, in a cache of our own."""
 
-import hashlib
 import json
 import pathlib
 import posixpath
@@ -9,9 +8,9 @@ from typing import Any
 import filelock
 from absl import logging
 
-from clip_jax.places import choice
+from clip_jax.places import cache, choice
 from clip_jax.places.place import Place
-from clip_jax.runtime import atomic, environment, object_storage
+from clip_jax.runtime import atomic, object_storage
 from clip_jax.runtime.messages import brief
 from clip_jax.runtime.progress import Progress
 
@@ -36,8 +35,7 @@ def fetch(address: str) -> Place | None:
             changed while it was downloaded.
     """
     address = address.rstrip('/')
-    key = hashlib.sha256(address.encode()).hexdigest()[:16]
-    folder = pathlib.Path(environment.cache_folder(FOLDER)) / key
+    folder = cache.folder(FOLDER, address)
     fs, root = object_storage.filesystem(address)
     try:
         found = _listed(fs, root)

@@ -18,8 +18,6 @@ def found(path: str | pathlib.Path) -> Place | None:
     Raises:
         ValueError: as `local`; or the name is known, but clip_jax cannot load it.
     """
-    if str(path).startswith(bucket.PROTOCOLS):
-        return bucket.fetch(str(path))
     if is_address(path):
         return local(str(path))
     if pathlib.Path(path).expanduser().exists():
@@ -34,18 +32,21 @@ def hint(path: str | pathlib.Path) -> str:
     return f'. Did you mean {", ".join(close)}?' if close else ''
 
 
-def local(address: str) -> Place:
+def local(address: str) -> Place | None:
     """Downloads a checkpoint, unless it is cached already.
 
     Args:
-        address: hf://OWNER/NAME[@REVISION][/PATH], or https://… of one file.
+        address: hf://OWNER/NAME[@REVISION][/PATH], https://… of one file, or gs://… and s3://….
 
     Returns:
-        The local path, and the address with the revision that was found.
+        The local path, and the address with the revision that was found; None for a run on gs://
+        that is read where it is.
 
     Raises:
         ValueError: there is nothing at the address, it cannot be reached, or what came is damaged.
     """
+    if address.startswith(bucket.PROTOCOLS):
+        return bucket.fetch(address)
     if address.startswith('hf://'):
         return hub.fetch(address)
     return web.fetch(address)

@@ -20,8 +20,9 @@ from typing import Any
 import filelock
 from absl import logging
 
+from clip_jax.places import cache
 from clip_jax.places.place import Place
-from clip_jax.runtime import atomic, environment
+from clip_jax.runtime import atomic
 from clip_jax.runtime.messages import brief
 from clip_jax.runtime.progress import Progress
 
@@ -52,8 +53,7 @@ def fetch(address: str) -> Place:
     name = pathlib.PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(address).path)).name
     if not name:
         raise ValueError(f'{address}: names no file; expected https://…/FILE')
-    key = hashlib.sha256(address.encode()).hexdigest()[:16]
-    folder = pathlib.Path(environment.cache_folder(FOLDER)) / key
+    folder = cache.folder(FOLDER, address)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / 'lock'):

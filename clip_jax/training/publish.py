@@ -44,7 +44,7 @@ def write(
     """
     if layout != OURS:
         convert.check_layout(layout)
-    place = pathlib.Path(str(run).removesuffix(naming.AVERAGE)).expanduser()
+    place = pathlib.Path(naming.parts(run)[0]).expanduser()
     if not (place / 'config.json').is_file():
         raise ValueError(f'{run}: no run directory; expected one that `clip-jax train` wrote')
     if layout == OURS:
