@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -32,6 +33,16 @@ def command(*arguments: object) -> Done:
         except SystemExit as end:
             code = end.code
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def copied_until(run: Path, workdir: Path, step: int) -> Path:
+    """Copies a complete run to `workdir` as it was when it had saved a step; returns `workdir`."""
+    shutil.copytree(run, workdir)
+    for folder in (workdir / 'checkpoints').iterdir():
+        if int(folder.name) > step:
+            shutil.rmtree(folder)
+    (workdir / 'summary.json').unlink()
+    return workdir
 
 
 def train(config: Path, workdir: Path, *changes: str) -> Done:

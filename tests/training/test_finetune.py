@@ -1,11 +1,10 @@
 """Runs that begin from another run, with rules and averaged weights."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
-from support.runs import rows, summary, train, training
+from support.runs import copied_until, rows, summary, train, training
 
 import clip_jax
 from clip_jax import checkpoint
@@ -63,11 +62,7 @@ def test_a_run_without_an_average_says_so(tiny_run):
 
 def test_a_resumed_run_is_bit_exact_with_rules_and_an_average(tuned, tiny_run, tiny_config):
     workdir, _ = tuned
-    cut = workdir.with_name('cut')
-    shutil.copytree(workdir, cut)
-    for step in ('8', '12'):
-        shutil.rmtree(cut / 'checkpoints' / step)
-    (cut / 'summary.json').unlink()
+    cut = copied_until(workdir, workdir.with_name('cut'), 4)
     done = train(tiny_config, cut, *CHANGES, f'init_from={tiny_run}')
     assert 'resumes from step 4' in done.stdout, done.stderr
     for suffix in ('', '#average'):

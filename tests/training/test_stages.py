@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from support.runs import command, rows, summary, train, training
+from support.runs import command, copied_until, rows, summary, train, training
 
 import clip_jax
 from clip_jax import checkpoint
@@ -108,11 +108,7 @@ def test_stopping_around_a_boundary_changes_nothing(step, staged, whole, tmp_pat
 
 def test_a_kill_at_a_boundary_changes_nothing(staged, whole, tmp_path):
     """Only the checkpoint of the boundary is there, and nothing of the next stage."""
-    workdir = tmp_path / 'run'
-    shutil.copytree(whole[0], workdir)
-    for step in '7', '12':
-        shutil.rmtree(workdir / 'checkpoints' / step)
-    (workdir / 'summary.json').unlink()
+    workdir = copied_until(whole[0], tmp_path / 'run', 4)
     done = train(staged, workdir)
     assert 'resumes from step 4 of 12' in done.stdout, done.stderr
     assert_same(workdir, whole[0])
@@ -120,10 +116,7 @@ def test_a_kill_at_a_boundary_changes_nothing(staged, whole, tmp_path):
 
 @pytest.mark.slow
 def test_a_corrupt_checkpoint_of_a_stage_leads_back_to_the_stage_before(staged, whole, tmp_path):
-    workdir = tmp_path / 'run'
-    shutil.copytree(whole[0], workdir)
-    shutil.rmtree(workdir / 'checkpoints/12')
-    (workdir / 'summary.json').unlink()
+    workdir = copied_until(whole[0], tmp_path / 'run', 7)
     training_files = [p for p in (workdir / 'checkpoints/7/training').rglob('*') if p.is_file()]
     max(training_files, key=lambda p: p.stat().st_size).write_bytes(b'')
     done = train(staged, workdir)
@@ -179,10 +172,7 @@ def test_data_that_have_moved_are_known_by_their_records(tiny_run, tiny_config, 
     moved, other = tmp_path / 'moved.tar', tmp_path / 'other.tar'
     shutil.copyfile(data.removeprefix('tars:'), moved)
     other.write_bytes(moved.read_bytes().replace(b'picture', b'drawing'))
-    workdir = tmp_path / 'run'
-    shutil.copytree(tiny_run, workdir)
-    shutil.rmtree(workdir / 'checkpoints/12')
-    (workdir / 'summary.json').unlink()
+    workdir = copied_until(tiny_run, tmp_path / 'run', 8)
     refused = train(tiny_config, workdir, f'data.train=tars:{other}')
     (line,) = refused.stderr.splitlines()
     assert refused.returncode == 1 and 'its records are not the same' in line

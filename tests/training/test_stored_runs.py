@@ -1,7 +1,6 @@
 """Runs that learn from stored embeddings: as from the model that made them; exact resume."""
 
 import io
-import shutil
 import subprocess
 import tarfile
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.process import clip_jax_command, environment, free_port
-from support.runs import command, train, training
+from support.runs import command, copied_until, train, training
 
 import clip_jax
 from clip_jax.cli import config_file
@@ -93,10 +92,7 @@ def test_stored_embeddings_teach_as_the_model_does(config, taught, tmp_path):
 
 
 def test_projections_are_in_checkpoints_and_in_no_model(taught, config):
-    cut = taught.with_name('cut')
-    shutil.copytree(taught, cut)
-    shutil.rmtree(cut / 'checkpoints' / '20')
-    (cut / 'summary.json').unlink()
+    cut = copied_until(taught, taught.with_name('cut'), 10)
     done = train(config, cut, *RUN)
     assert 'resumes from step 10' in done.stdout, done.stderr
     assert training(cut) == training(taught)

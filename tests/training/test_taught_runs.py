@@ -1,13 +1,12 @@
 """Runs that learn from a teacher: their metrics, resume, and what is refused."""
 
 import json
-import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.runs import command, train, training
+from support.runs import command, copied_until, train, training
 
 import clip_jax
 from clip_jax.cli import config_file, plan
@@ -51,10 +50,7 @@ def test_each_part_is_logged(taught):
 
 
 def test_a_resumed_run_is_bit_exact_and_checkpoints_have_no_teacher(config, taught):
-    cut = taught.with_name('cut')
-    shutil.copytree(taught, cut)
-    shutil.rmtree(cut / 'checkpoints' / '8')
-    (cut / 'summary.json').unlink()
+    cut = copied_until(taught, taught.with_name('cut'), 4)
     done = train(config, cut, *RUN)
     assert 'resumes from step 4' in done.stdout, done.stderr
     assert training(cut) == training(taught)
