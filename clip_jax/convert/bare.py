@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from clip_jax import lookup
-from clip_jax.convert import _cards, _files, _resblocks, _tokenizer_files, _trunk
+from clip_jax.convert import _cards, _files, _resblocks, _timm_siglip, _tokenizer_files
 from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD
 from clip_jax.models import presets
 from clip_jax.runtime.foreign_arrays import Array
@@ -50,7 +50,7 @@ def read(path: pathlib.Path, name: str = '') -> tuple[dict[str, Any], dict[str, 
         )
     siglip = fields['image'].get('pool') == 'map'
     if siglip:
-        fields['image'] |= _trunk.fields(name.lower(), fields['image']['width'])
+        fields['image'] |= _timm_siglip.by_name(name.lower(), fields['image']['width'])
     text = 'text.' if any(key.startswith('text.') for key in theirs) else ''
     model, variables = _cards.complete(
         fields,

@@ -8,7 +8,6 @@ import functools
 import json
 import math
 import pathlib
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,8 +20,8 @@ from clip_jax.convert import (
     _preprocess_cfg,
     _resblocks,
     _table,
+    _timm_siglip,
     _tokenizer_files,
-    _trunk,
 )
 from clip_jax.convert._table import Row, dense
 from clip_jax.runtime import foreign_json
@@ -109,6 +108,8 @@ _OF_NO_EFFECT = {
     'bos_id',
 }
 IMAGE_POOLS = {'tok': 'cls', 'avg': 'mean'}
+TRUNK = 'visual.trunk.'  # before the names of timm's weights
+FAMILIES = (_timm_siglip,)  # of timm's image encoders
 TEXT_POOLS = {'argmax': 'argmax', 'last': 'last', 'eos': 'eot'}
 
 
@@ -284,30 +285,22 @@ def resnet(vision: Fields) -> dict[str, Any]:
 
 
 def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[str, Any], str]:
-    """Returns the fields of timm's SigLIP ViT: sizes from shapes, the others from its name."""
-    name = vision['timm_model_name']
-    if vision['timm_pool'] != 'map' or 'siglip' not in name:
+    """Returns the fields of an image encoder of timm, and the kind of its projection."""
+    family = next((x for x in FAMILIES if x.takes(vision)), None)
+    if family is None:
         raise ValueError(
-            f'{what}: timm model {name!r} with pooling {vision["timm_pool"]!r} is not supported; '
-            'supported timm models are those of SigLIP (vit_*_siglip_*, pooling map)'
+            f'{what}: timm model {vision["timm_model_name"]!r} with pooling '
+            f'{vision["timm_pool"]!r} is not supported; supported timm models are those of SigLIP '
+            '(vit_*_siglip_*, pooling map)'
         )
-    start = 'visual.trunk.'
-    shape = {n.removeprefix(start): x.shape for n, x in theirs.items() if n.startswith(start)}
-    try:
-        width, _, patch_size, _ = shape['patch_embed.proj.weight']
-        mlp_dim = shape['blocks.0.mlp.fc1.weight'][0]
-    except KeyError as error:
-        raise ValueError(f'{what}: the weights lack {start}{error.args[0]}') from error
-    fields = {
-        'name': 'vit',
-        'image_size': _one(vision['image_size'], f'{what}: vision_cfg.image_size'),
-        'patch_size': patch_size,
-        'width': width,
-        'depth': len({n.split('.')[1] for n in shape if re.match(r'blocks\.\d+\.', n)}),
-        'mlp_dim': mlp_dim,
-        'patch_dropout': vision['patch_dropout'],
-        **_trunk.fields(name, width),
+    shapes = {
+        name.removeprefix(TRUNK): x.shape for name, x in theirs.items() if name.startswith(TRUNK)
     }
+    image_size = _one(vision['image_size'], f'{what}: vision_cfg.image_size')
+    try:
+        fields = family.fields(vision, shapes, image_size)
+    except KeyError as error:
+        raise ValueError(f'{what}: the weights lack {TRUNK}{error.args[0]}') from error
     kind = vision['timm_proj'] or 'none'
     lookup.check(kind, ['none', 'linear'], what=f'{what}: vision_cfg.timm_proj')
     return fields, _projection(kind, vision['timm_proj_bias'])
@@ -319,14 +312,20 @@ def _projection(kind: str, bias: bool) -> str:
 
 def rows(model: Fields, text: str = '') -> Iterator[Row]:
     """Yields the table of the whole model; `text` is the prefix of the text tower's names."""
-    if model['image'].get('pool') != 'map':
+    family = _family(model['image'])
+    if family is None:
         yield from _resblocks.rows(model, text)
         return
-    yield from _trunk.rows(model['image'])
+    yield from family.rows(model['image'])
     if model['image_proj'] != 'none':
         ours, theirs = 'params/image_projection', 'visual.head.proj'
         yield from dense(ours, theirs, bias=model['image_proj'] == 'biased')
     yield from _resblocks.text_rows(model, text)
+
+
+def _family(image: Fields) -> Any:
+    """Returns the family of timm that an image encoder belongs to; None: open_clip's own class."""
+    return next((x for x in FAMILIES if x.holds(image)), None)
 
 
 def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
@@ -353,7 +352,7 @@ def config_of(model: Fields) -> dict[str, Any]:
     config: dict[str, Any] = {
         'embed_dim': model['embed_dim'],
         'quick_gelu': text['activation'] == 'quick_gelu',
-        'custom_text': image.get('pool') == 'map',
+        'custom_text': _family(image) is not None,
         'vision_cfg': _vision_of(image, model['image_proj']),
         'text_cfg': {
             'context_length': text['context_length'],
@@ -383,12 +382,11 @@ def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
             'head_width': image['width'] * 32 // image['heads'],
             'patch_size': None,
         }
-    if image['pool'] == 'map':
+    if family := _family(image):
         return {
             'image_size': image['image_size'],
-            'timm_model_name': _timm_name(image),
+            **family.vision_of(image),
             'timm_model_pretrained': False,
-            'timm_pool': 'map',
             'timm_proj': 'none' if projection == 'none' else 'linear',
             'timm_proj_bias': projection == 'biased',
         }
@@ -403,17 +401,6 @@ def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
         'patch_dropout': image['patch_dropout'],
         **_common_of(image),
     }
-
-
-def _timm_name(image: Fields) -> str:
-    sizes = tuple(image[x] for x in ('image_size', 'patch_size', 'width', 'depth'))
-    if sizes not in _trunk.TRUNKS.values():
-        raise ValueError(
-            'the layout open_clip cannot hold this model: with attention pooling it has only '
-            f"timm's models, and none with image_size, patch_size, width, depth {sizes}; "
-            f'choices: {", ".join(_trunk.TRUNKS)}'
-        )
-    return _inverse(_trunk.TRUNKS, sizes, 'image encoder')
 
 
 def _inverse(table: Mapping[str, Any], value: Any, what: str) -> str:

@@ -13,7 +13,7 @@ from support.layouts import equal, exported
 from support.small_models import made
 
 from clip_jax import convert, pretrained
-from clip_jax.convert import _trunk
+from clip_jax.convert import _timm_siglip
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.models import clip, presets
 from clip_jax.places import names, resolve
@@ -48,7 +48,7 @@ def shrunk(model: str) -> dict:
     elif image.get('pool') == 'map':  # whose heads open_clip's file does not say
         width = WIDTHS[image['width']]
         heads = width // 64 if image['width'] in (768, 1024) else 16
-        activation = _trunk.fields('giantopt' if width == 256 else '', width)['activation']
+        activation = _timm_siglip.by_name('giantopt' if width == 256 else '', width)['activation']
         image |= {'width': width, 'heads': heads, 'depth': 1, 'mlp_dim': 80}
         image |= {'activation': activation, 'image_size': 2 * image['patch_size']}
         return {**card, 'embed_dim': width}
@@ -60,9 +60,9 @@ def shrunk(model: str) -> dict:
 @pytest.fixture
 def small_trunks(monkeypatch):
     """open_clip's SigLIP models are known by their sizes: they become small too."""
-    for name, (_, patch_size, width, _) in [*_trunk.TRUNKS.items()]:
+    for name, (_, patch_size, width, _) in [*_timm_siglip.TRUNKS.items()]:
         small = (2 * patch_size, patch_size, WIDTHS[width], 1)
-        monkeypatch.setitem(_trunk.TRUNKS, name, small)
+        monkeypatch.setitem(_timm_siglip.TRUNKS, name, small)
 
 
 @functools.cache

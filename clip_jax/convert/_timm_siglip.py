@@ -1,5 +1,9 @@
-"""timm's vision transformers of SigLIP in open_clip's checkpoints: `visual.trunk.*`."""
+"""timm's vision transformers of SigLIP in open_clip's checkpoints: `visual.trunk.*`.
 
+A family of timm's image encoders is a module with these five functions; open_clip.py lists them.
+"""
+
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,7 +34,38 @@ TRUNKS = {
 }
 
 
-def fields(name: str, width: int) -> dict[str, Any]:
+def takes(vision: Mapping[str, Any]) -> bool:
+    """Returns whether a `vision_cfg` with a timm_model_name is one of this family."""
+    return vision['timm_pool'] == 'map' and 'siglip' in vision['timm_model_name']
+
+
+def fields(
+    vision: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], image_size: int
+) -> dict[str, Any]:
+    """Returns the fields of an image encoder.
+
+    Args:
+        vision: the `vision_cfg`, with its defaults.
+        shapes: the shapes of the weights, by their names after `visual.trunk.`.
+        image_size: in pixels.
+
+    Raises:
+        KeyError: a weight is missing.
+    """
+    width, _, patch_size, _ = shapes['patch_embed.proj.weight']
+    return {
+        'name': 'vit',
+        'image_size': image_size,
+        'patch_size': patch_size,
+        'width': width,
+        'depth': len({n.split('.')[1] for n in shapes if re.match(r'blocks\.\d+\.', n)}),
+        'mlp_dim': shapes['blocks.0.mlp.fc1.weight'][0],
+        'patch_dropout': vision['patch_dropout'],
+        **by_name(vision['timm_model_name'], width),
+    }
+
+
+def by_name(name: str, width: int) -> dict[str, Any]:
     """Returns the fields of timm's SigLIP ViTs that no file stores; giantopt and so400m differ."""
     giant = 'giantopt' in name
     return {
@@ -41,6 +76,24 @@ def fields(name: str, width: int) -> dict[str, Any]:
         'pre_norm': False,
         'patch_bias': True,
     }
+
+
+def holds(image: Mapping[str, Any]) -> bool:
+    """Returns whether an image encoder of a card is one of this family."""
+    return image['name'] == 'vit' and image['pool'] == 'map'
+
+
+def vision_of(image: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the `vision_cfg` of an image encoder; ValueError if timm has none of its sizes."""
+    sizes = tuple(image[x] for x in ('image_size', 'patch_size', 'width', 'depth'))
+    for name, others in TRUNKS.items():
+        if sizes == others:
+            return {'timm_model_name': name, 'timm_pool': 'map'}
+    raise ValueError(
+        'the layout open_clip cannot hold this model: with attention pooling it has only '
+        f"timm's models, and none with image_size, patch_size, width, depth {sizes}; "
+        f'choices: {", ".join(TRUNKS)}'
+    )
 
 
 def rows(fields: Mapping[str, Any]) -> Iterator[Row]:
