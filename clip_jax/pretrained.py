@@ -336,10 +336,8 @@ def located(path: str | pathlib.Path) -> str:
     """Returns a name for a checkpoint that holds anywhere: its absolute path, or its address with
     the revision.
     """
-    alone, average, _ = naming.parts(path)
-    remote = resolve.found(alone)
-    place = remote.address if remote else checkpoint.absolute(find(path)[0])
-    return f'{place}{naming.AVERAGE if average else ""}'
+    place = find(path)[0]
+    return resolve.pinned(path) or f'{checkpoint.absolute(place)}{naming.split(path)[1]}'
 
 
 def read(

@@ -32,6 +32,7 @@ from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, error_message, in_order
 from clip_jax.models import matryoshka
 from clip_jax.models.fingerprint import fingerprint
+from clip_jax.places import resolve
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import atomic, environment, lock, multihost
 from clip_jax.runtime.messages import first_few
@@ -196,7 +197,9 @@ def run(
     clip = clip.with_preprocess(
         gray16=options.gray16 or clip.preprocess.gray16, max_pixels=options.max_pixels
     )
-    place = model if atomic.is_remote(model) else os.path.abspath(os.path.expanduser(model))
+    place = resolve.pinned(model) or model
+    if not atomic.is_remote(place):
+        place = os.path.abspath(os.path.expanduser(model))
     settings = _settings(clip, source, options, spec, spec_options)
     job = EmbedJob(place, clip, source, folder, options, settings)
     held = lock.Lock(folder, what='embed', flag='--out')

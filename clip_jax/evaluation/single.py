@@ -7,6 +7,7 @@ from typing import Any
 from clip_jax import build, pretrained
 from clip_jax.embeddings import source_model
 from clip_jax.evaluation import encoders, evaluate
+from clip_jax.places import resolve
 
 
 def run(
@@ -49,4 +50,5 @@ def run(
     if clip and image_options:
         clip, more = clip.with_preprocess(**image_options), {'image_options': dict(image_options)}
     load = functools.partial(source_model.source_model, dtype=dtype)
-    return evaluation.report(clip, path=model, load=load, **more)
+    place = resolve.pinned(model) or model if model else None
+    return evaluation.report(clip, path=place, load=load, **more)

@@ -19,6 +19,7 @@ from clip_jax.data.errors import DataNotFound
 from clip_jax.embeddings.identity import card_hash
 from clip_jax.evaluation import encoders, evaluate
 from clip_jax.models.fingerprint import fingerprint
+from clip_jax.places import resolve
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import atomic, environment, foreign_json
 from clip_jax.runtime.messages import one_line
@@ -170,7 +171,7 @@ def run(
     for number, (model, slug) in enumerate(zip(models, slugs, strict=True)):
         clip = load(model).with_preprocess(**image_options or {})
         identity = {
-            'model': model,
+            'model': resolve.pinned(model) or model,
             'fingerprint': fingerprint(clip.variables),
             'card_hash': card_hash(clip.card),
             'compute_dtype': encoders.compute_dtype(clip),

@@ -7,15 +7,15 @@ environment have the meaning that huggingface_hub gives them.
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import huggingface_hub
-from huggingface_hub import RepoFile, constants, errors
+from huggingface_hub import RepoFile, errors
 from huggingface_hub.utils import HfUri, parse_hf_uri
 
 from clip_jax.places import choice
 from clip_jax.places.place import Place
+from clip_jax.runtime import hub_errors
 from clip_jax.runtime.messages import brief, first_few
 
 _CHUNK = 1 << 20
@@ -78,7 +78,7 @@ def upload(folder: pathlib.Path, address: str, *, private: bool) -> str:
         )
         return done.oid
 
-    return f'hf://{uri.id}@{_explained(address, uri, send)}'
+    return f'hf://{uri.id}@{hub_errors.explained(address, uri.id, None, send)}'
 
 
 def _parsed(address: str) -> HfUri:
@@ -99,7 +99,7 @@ def _download(address: str, uri: HfUri, revision: str | None, patterns: Sequence
             uri.id, revision=revision, allow_patterns=[*patterns], library_name='clip_jax'
         )
 
-    return _explained(address, uri, download)
+    return hub_errors.explained(address, uri.id, uri.revision, download)
 
 
 def _tree(address: str, uri: HfUri, commit: str) -> dict[str, RepoFile]:
@@ -108,48 +108,8 @@ def _tree(address: str, uri: HfUri, commit: str) -> dict[str, RepoFile]:
     def read() -> list[RepoFile]:
         return huggingface_hub.get_cached_repo_tree(uri.id, revision=commit)
 
-    return {file.path: file for file in _explained(address, uri, read)}
-
-
-def _explained(address: str, uri: HfUri, call: Callable[[], Any]) -> Any:
-    """Calls huggingface_hub; its errors become a ValueError in one line."""
-    try:
-        return call()
-    except errors.GatedRepoError:
-        why = f'access is restricted; ask for it at {_web(uri)}, then log in'
-    except errors.RepositoryNotFoundError:
-        why = 'there is no such repository, or it is private; for a private one, log in'
-    except errors.RevisionNotFoundError:
-        why = f'the repository has no revision {uri.revision or "main"}'
-    except errors.CachedRepoTreeNotFoundError:
-        why = 'offline, and the list of its files is not cached, so that nothing says what it needs'
-    except errors.LocalEntryNotFoundError as error:
-        why = f'not all of it is cached, and the hub cannot be reached ({_cause(error)})'
-    except errors.HfHubHTTPError as error:
-        why = _status(error)
-    except (errors.OfflineModeIsEnabled, OSError, RuntimeError) as error:
-        why = brief(error)
-    hint = '`hf auth login` or HF_TOKEN' if 'log in' in why else ''
-    raise ValueError(f'{address}: {why}{f" with {hint}" if hint else ""}') from None
-
-
-def _cause(error: BaseException) -> str:
-    cause = error.__cause__
-    if isinstance(cause, errors.OfflineModeIsEnabled):
-        return 'HF_HUB_OFFLINE is set'
-    if isinstance(cause, errors.HfHubHTTPError):
-        return _status(cause)
-    return brief(cause) if cause else 'offline'
-
-
-def _status(error: errors.HfHubHTTPError) -> str:
-    code = error.response.status_code
-    meaning = {401: 'log in', 403: 'forbidden', 404: 'not found', 429: 'too many requests; wait'}
-    return f'the hub answered {code} ({meaning.get(code, "try again later")})'
-
-
-def _web(uri: HfUri) -> str:
-    return f'{constants.ENDPOINT}/{uri.id}'
+    files = hub_errors.explained(address, uri.id, uri.revision, read)
+    return {file.path: file for file in files}
 
 
 def _verify(address: str, folder: pathlib.Path, files: Iterable[RepoFile]) -> None:

@@ -13,6 +13,12 @@ def parts(path: str | pathlib.Path) -> tuple[str, bool, str]:
     return path.removesuffix(AVERAGE), path.endswith(AVERAGE), base
 
 
+def split(path: str | pathlib.Path) -> tuple[str, str]:
+    """Returns a path or a name alone, and what follows it, '' for nothing."""
+    alone = bare(parts(path)[0])[0]
+    return alone, str(path)[len(alone) :]
+
+
 def averaged(path: str | pathlib.Path) -> bool:
     """Whether a path names the average of a run's weights."""
     return parts(path)[1]

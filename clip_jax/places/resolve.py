@@ -2,8 +2,10 @@
 
 import pathlib
 
-from clip_jax.places import bucket, hub, names, web
+from clip_jax.places import bucket, hub, names, naming, web
 from clip_jax.places.place import Place
+
+_places: dict[str, Place] = {}  # what `found` found last, by address or name
 
 
 def is_address(path: str | pathlib.Path) -> bool:
@@ -19,11 +21,29 @@ def found(path: str | pathlib.Path) -> Place | None:
         ValueError: as `local`; or the name is known, but clip_jax cannot load it.
     """
     if is_address(path):
-        return local(str(path))
-    if pathlib.Path(path).expanduser().exists():
+        place = local(str(path))
+    elif pathlib.Path(path).expanduser().exists():
         return None
-    row = names.find(str(path))
-    return local(names.address(row)) if row else None
+    else:
+        row = names.find(str(path))
+        place = local(names.address(row)) if row else None
+    if place:
+        _places[str(path)] = place
+    return place
+
+
+def pinned(path: str | pathlib.Path) -> str | None:
+    """Returns the address, with its revision, where `found` found a checkpoint last.
+
+    Args:
+        path: what names the checkpoint, with what may follow a name.
+
+    Returns:
+        The address, with what followed; None for what `found` did not find elsewhere.
+    """
+    alone, rest = naming.split(path)
+    place = _places.get(alone)
+    return f'{place.address}{rest}' if place else None
 
 
 def hint(path: str | pathlib.Path) -> str:

@@ -123,6 +123,7 @@ def _run(run: Run, stack: contextlib.ExitStack) -> bool:
         evals.check_best(evaluate.values(reports))
     run_directory.write_json(workdir / 'config.json', resolved)
     run_directory.write_json(workdir / 'card.json', parts.clip.card)
+    run_directory.write_addresses(workdir, resolved)
     options = {k: v for k, v in config.checkpoint.items() if k not in ('every', 'best_metric')}
     checkpoints = checkpoint.Checkpoints(workdir, **options)
     stack.callback(checkpoints.close)

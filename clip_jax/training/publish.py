@@ -12,6 +12,7 @@ from etils import epath
 from clip_jax import checkpoint, convert, pretrained
 from clip_jax.places import naming
 from clip_jax.runtime import environment, foreign_json
+from clip_jax.training import run_directory
 
 OURS = 'clip_jax'  # the layout of our own checkpoints
 CARD = 'README.md'
@@ -85,12 +86,19 @@ def model_card(
         config=config,
         recipe=json.dumps(_recipe(config), indent=1),
         scores=[*_scores(epath.Path(run))],
+        addresses=_addresses(run),
         versions=summary.get('versions') or environment.versions(),
     )
 
 
 def _is_complete(run: pathlib.Path) -> bool:
     return (run / 'summary.json').is_file()
+
+
+def _addresses(run: pathlib.Path) -> dict[str, str]:
+    """The revisions of the published checkpoints that the run has read, by their names."""
+    path = run / run_directory.ADDRESSES
+    return foreign_json.read(path, {foreign_json.ANY: str}) if path.is_file() else {}
 
 
 def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:

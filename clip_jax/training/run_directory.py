@@ -7,6 +7,7 @@ from etils import epath
 from flax import traverse_util
 
 from clip_jax.data import examples
+from clip_jax.places import resolve
 from clip_jax.runtime import atomic, foreign_json, lock, multihost
 from clip_jax.runtime.messages import first_few
 from clip_jax.training import profile
@@ -38,6 +39,7 @@ FREE = (
 # Keys that may change too if the user says so: a run is extended, or is continued in another way.
 ALLOWABLE = ('total_steps', 'batch_size', 'data', 'loss', 'optimizer', 'stages')
 DATA = 'data.train'
+ADDRESSES = 'addresses.json'
 
 
 def is_complete(
@@ -126,6 +128,17 @@ def write_json(path: epath.Path, content: Any) -> None:
     """Writes a JSON file atomically, on the primary process only."""
     if multihost.is_primary():
         atomic.write_json(path, content)
+
+
+def write_addresses(workdir: epath.Path, resolved: Mapping[str, Any]) -> None:
+    """Writes which revisions of the checkpoints that a config names the run has read, if any."""
+    teachers = resolved['distillation']['teachers'].values()
+    named = filter(None, [resolved['init_from'], *(x.get('path') for x in teachers)])
+    found = {name: address for name in named if (address := resolve.pinned(name))}
+    path = workdir / ADDRESSES
+    if found and multihost.is_primary():
+        before = read_json(path) if path.exists() else {}
+        atomic.write_json(path, {**found, **before})  # the first that a name stood for
 
 
 def summary_text(workdir: epath.Path, summary: Mapping[str, Any]) -> str:

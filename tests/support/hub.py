@@ -41,13 +41,14 @@ class Hub:
 
     Attributes:
         url: its address.
-        repositories: by OWNER/NAME.
+        repositories: by OWNER/NAME, or datasets/OWNER/NAME.
         files: plain files by path, as '/weights.pt'.
         moved: new names of repositories by their old ones.
         cut: by the end of a path, how many times a transfer is cut in its middle.
         busy: by the end of a path, how many times it answers 429.
         damaged: ends of paths whose content has a flipped bit.
         asked: method and path of each request.
+        sent: bytes of files that were sent.
         uploaded: large files by their SHA-256.
         token: who may upload; '': all.
     """
@@ -60,6 +61,7 @@ class Hub:
     busy: dict[str, int] = dataclasses.field(default_factory=dict)
     damaged: list[str] = dataclasses.field(default_factory=list)
     asked: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    sent: int = 0
     uploaded: dict[str, bytes] = dataclasses.field(default_factory=dict)
     token: str = ''
 
@@ -94,9 +96,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             )
             content = next(x for x in blobs if hashlib.sha256(x).hexdigest() == found[1])
             return self._content(found[2], content, {'ETag': f'"{found[1]}"'})
-        if found := re.fullmatch(r'/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?', path):
-            return self._api(found[1], found[2], found[3] or 'main')
-        if found := re.fullmatch(r'/([^/]+/[^/]+)/resolve/([^/]+)/(.*)', path):
+        api = r'/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.*))?)?'
+        if found := re.fullmatch(api, path):
+            return self._api(found[1], found[2], found[3] or 'main', found[4] or '')
+        if found := re.fullmatch(r'/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.*)', path):
             return self._resolve(found[1], found[2], found[3])
         return self._answer(404, b'')
 
@@ -185,12 +188,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._error(404, 'RevisionNotFound', 'Revision Not Found')
         return sha, repository.commits[sha]
 
-    def _api(self, name: str, kind: str, revision: str) -> None:
+    def _api(self, name: str, kind: str, revision: str, folder: str) -> None:
         if (found := self._commit(name, revision)) is None:
             return None
         sha, files = found
         if kind == 'tree':
-            return self._json([_entry(path, content) for path, content in files.items()])
+            whole = 'recursive=true' in self.path.lower()
+            entries = _tree(files, f'{folder}/' if folder else '', whole=whole)
+            if not entries:
+                return self._error(404, 'EntryNotFound', 'Entry Not Found')
+            return self._json(entries)
         siblings = [{'rfilename': path} for path in files]
         return self._json({'id': name, 'sha': sha, 'private': False, 'siblings': siblings})
 
@@ -223,6 +230,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if asked:
             headers['Content-Range'] = f'bytes {start}-{end - 1}/{len(content)}'
         cut = self.command == 'GET' and self._due(self.hub.cut, path)
+        self.hub.sent += len(part) if self.command == 'GET' else 0
         self._answer(206 if asked else 200, part, headers, cut=cut)
 
     def _error(self, status: int, code: str, text: str, headers: Mapping[str, str] = NONE) -> None:
@@ -261,6 +269,22 @@ def _entry(path: str, content: bytes) -> dict:
         digest = hashlib.sha256(content).hexdigest()
         entry['lfs'] = {'oid': digest, 'size': len(content), 'pointerSize': 130}
     return entry
+
+
+def _tree(files: dict[str, bytes], folder: str, *, whole: bool) -> list[dict]:
+    """The entries of a folder, or of all folders in it."""
+    inside = {path: x for path, x in files.items() if path.startswith(folder)}
+    entries = []
+    for path, content in inside.items():
+        rest = path.removeprefix(folder)
+        if whole or '/' not in rest:
+            entries.append(_entry(path, content))
+        parents = [folder + rest[: m.start()] for m in re.finditer('/', rest)]
+        entries += [
+            {'type': 'directory', 'path': x, 'size': 0, 'oid': 40 * '0'}
+            for x in (parents if whole else parents[:1])
+        ]
+    return [*{entry['path']: entry for entry in entries}.values()]
 
 
 @pytest.fixture

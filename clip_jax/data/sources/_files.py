@@ -10,8 +10,9 @@ from typing import BinaryIO
 
 from clip_jax.data.errors import BadRecord, DataNotFound
 from clip_jax.runtime.atomic import is_remote
+from clip_jax.runtime.hub_errors import NoRepository
 from clip_jax.runtime.messages import first_few
-from clip_jax.runtime.object_storage import UnknownProtocol, filesystem
+from clip_jax.runtime.object_storage import UnknownProtocol, as_oserror, filesystem
 
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 # Names that no file can have: too long, or circular links.
@@ -41,9 +42,8 @@ def read(path: str, *, missing: str = 'no_image') -> bytes:
     except Exception as error:
         reason = _why_missing(error)
         if not reason:
-            if isinstance(error, OSError) and not error.filename:
-                error.filename = path
-            raise  # A failing network or disk does not mean that the record is bad.
+            # A failing network or disk does not mean that the record is bad.
+            raise as_oserror(error, path) from error
         raise BadRecord(missing, f'cannot read {path[:200]!r} ({reason})') from error
 
 
@@ -82,6 +82,8 @@ def _why_missing(error: Exception) -> str:
     """Says why a file does not exist or cannot be read; '' if the error means something else."""
     if isinstance(error, UnknownProtocol):
         return 'unknown protocol'
+    if isinstance(error, NoRepository):
+        return 'no such repository'
     if isinstance(error, _MISSING) or getattr(error, 'errno', 0) in _IMPOSSIBLE:
         # pyrefly: ignore[missing-attribute]  # an error with an errno has a strerror
         return error.strerror or type(error).__name__

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from clip_jax.data.sources import _files
 from clip_jax.data.sources._tar_format import Read
+from clip_jax.runtime.object_storage import as_oserror, range_of
 
 _MOST = 512  # shards; below the usual limit of 1,024 open files per process
 _AHEAD = 8 << 20  # bytes per request while a remote shard is indexed
@@ -98,15 +99,13 @@ class _RemoteShard:
 
     def read(self, offset: int, size: int) -> bytes:
         try:
-            data = self._fs.cat_file(self._path, start=offset, end=offset + size)
+            data = range_of(self._fs, self._path, offset, offset + size)
         except Exception as error:
             # Servers reject a range beyond the end, each with another error.
             self._fs.invalidate_cache()
             if self._fs.size(self._path) <= offset:
                 return b''
-            if isinstance(error, OSError) and not error.filename:
-                error.filename = self._path
-            raise
+            raise as_oserror(error, self._path) from error
         if len(data) > size:
             raise ValueError(
                 f'{self._path}: its server does not support range requests. Copy the shards.'

@@ -269,8 +269,9 @@ def _remote_shard(url: str, info: dict[str, Any]) -> Shard:
     if info.get('size') is None:
         raise ValueError(f'{url}: its server does not send its size. Copy the shards.')
     # Each kind of server has its own name for the version of a file.
-    marks = ('ETag', 'etag', 'md5Hash', 'mtime', 'LastModified', 'Last-Modified', 'updated')
-    changed = next((str(info[mark]) for mark in (*marks, 'created') if info.get(mark)), '')
+    marks = ('ETag', 'etag', 'md5Hash', 'blob_id', 'mtime', 'LastModified', 'Last-Modified')
+    marks += ('updated', 'created')
+    changed = next((str(info[mark]) for mark in marks if info.get(mark)), '')
     return Shard(url, int(info['size']), changed)
 
 
