@@ -133,7 +133,7 @@ def write_json(path: epath.Path, content: Any) -> None:
 def write_addresses(workdir: epath.Path, resolved: Mapping[str, Any]) -> None:
     """Writes which revisions of the checkpoints that a config names the run has read, if any."""
     teachers = resolved['distillation']['teachers'].values()
-    named = filter(None, [resolved['init_from'], *(x.get('path') for x in teachers)])
+    named = [resolved['init_from'] or '', *(x.get('path') or '' for x in teachers)]
     found = {name: address for name in named if (address := resolve.pinned(name))}
     path = workdir / ADDRESSES
     if found and multihost.is_primary():
