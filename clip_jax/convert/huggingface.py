@@ -1,4 +1,4 @@
-"""Hugging Face folders: weights and the `config.json` of CLIP, SigLIP or SigLIP 2.
+"""Hugging Face folders: weights and the `config.json` of CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
 
 SigLIP 2 is supported at fixed resolution. Missing keys of the config have the defaults of
 transformers' classes.
@@ -72,8 +72,11 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
-# Old configs have eos_token_id 2, which is ignored: the text is pooled at the largest id.
+# The same model; but its text is pooled at eos_token_id whatever that is.
+DEFAULTS['metaclip_2'] = DEFAULTS['clip']
+# Old configs of CLIP have eos_token_id 2, which is ignored: the text is pooled at the largest id.
 LEGACY_EOS = 2
+_CLASSES = {'clip': 'CLIPModel', 'metaclip_2': 'MetaClip2Model', 'siglip': 'SiglipModel'}
 # Config keys of which our model supports one value.
 _ONLY = {'num_channels': 3, 'attention_dropout': 0.0, 'vision_use_head': True}
 
@@ -130,6 +133,7 @@ def architecture(config: Mapping[str, Any], *, what: str) -> dict[str, Any]:
     vision, text = (_filled(config, kind, part, what) for part in ('vision_config', 'text_config'))
     siglip = kind == 'siglip'
     eos = text.get('eos_token_id')
+    legacy = kind == 'clip' and eos == LEGACY_EOS
     return {
         'image': {
             'name': 'vit',
@@ -146,8 +150,8 @@ def architecture(config: Mapping[str, Any], *, what: str) -> dict[str, Any]:
             'vocab_size': text['vocab_size'],
             'context_length': text['max_position_embeddings'],
             'causal': not siglip,
-            'pool': 'last' if siglip else 'argmax' if eos == LEGACY_EOS else 'eot',
-            'eot_id': None if siglip or eos == LEGACY_EOS else eos,
+            'pool': 'last' if siglip else 'argmax' if legacy else 'eot',
+            'eot_id': None if siglip or legacy else eos,
         },
         'embed_dim': text.get('projection_size', text['hidden_size'])
         if siglip
@@ -276,9 +280,11 @@ def config_of(model: Mapping[str, Any], siglip: bool) -> dict[str, Any]:
         vision_config['projection_dim'] = text_config['projection_dim'] = embed_dim
         text_config['eos_token_id'] = eos
         kind, special = 'clip', {'projection_dim': embed_dim}
+        if text['pool'] == 'eot' and eos == LEGACY_EOS:
+            kind = 'metaclip_2'
     return {
         'model_type': kind,
-        'architectures': [{'siglip': 'SiglipModel', 'clip': 'CLIPModel'}[kind]],
+        'architectures': [_CLASSES[kind]],
         **special,
         'vision_config': {'model_type': f'{kind}_vision_model', **vision_config},
         'text_config': {'model_type': f'{kind}_text_model', **text_config},

@@ -26,8 +26,8 @@ from clip_jax.models import clip, presets
 from clip_jax.runtime.foreign_arrays import Array
 
 WRITTEN = {
-    'open_clip': ['clip', 'eot', 'quick', 'resnet', 'clipa', 'scaled'],
-    'huggingface': ['clip', 'eot', 'quick', 'siglip'],
+    'open_clip': ['clip', 'eot', 'quick', 'metaclip_2', 'resnet', 'clipa', 'scaled'],
+    'huggingface': ['clip', 'eot', 'quick', 'metaclip_2', 'siglip'],
     'big_vision': ['siglip'],
 }
 PAIRS = [(layout, name) for layout, names in WRITTEN.items() for name in names]

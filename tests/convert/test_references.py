@@ -57,7 +57,7 @@ def exported(tmp_path, layout: str, name: str, **card) -> tuple[pathlib.Path, di
     return tmp_path / 'x', card, variables
 
 
-@pytest.mark.parametrize('name', ['clip', 'eot', 'quick', 'siglip'])
+@pytest.mark.parametrize('name', ['clip', 'eot', 'quick', 'metaclip_2', 'siglip'])
 def test_transformers_loads_what_we_write(tmp_path, name):
     torch = pytest.importorskip('torch', reason='PyTorch is not installed')
     transformers = pytest.importorskip('transformers', reason='transformers is not installed')

@@ -84,7 +84,9 @@ def files(architecture: str) -> tuple[dict[str, bytes], dict]:
 def of_row(row: names.Published) -> tuple[dict[str, bytes], dict]:
     """The files of a small model of a row's kind, in its layout, and its variables."""
     if row.name == row.repository:
-        kind = 'siglip' if 'siglip' in row.name else 'clip'
+        kind = next(
+            (x for x in ('siglip', 'metaclip_2') if x in row.name.replace('-', '_')), 'clip'
+        )
         return exported('huggingface', kind), made(kind)[1]
     model = row.name.partition('/')[0]
     return files(json.dumps(shrunk(LIKE.get(model, model))))

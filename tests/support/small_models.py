@@ -42,6 +42,7 @@ RESNET = {
 MODELS = {
     'clip': CLIP,
     'eot': EOT,
+    'metaclip_2': {**CLIP, 'text': {**TEXT, 'pool': 'eot', 'eot_id': 2}},
     'quick': QUICK,
     'resnet': RESNET,
     'siglip': SIGLIP,
