@@ -20,6 +20,7 @@ from clip_jax.convert import (
     _preprocess_cfg,
     _resblocks,
     _table,
+    _timm_convnext,
     _timm_siglip,
     _tokenizer_files,
 )
@@ -109,7 +110,7 @@ _OF_NO_EFFECT = {
 }
 IMAGE_POOLS = {'tok': 'cls', 'avg': 'mean'}
 TRUNK = 'visual.trunk.'  # before the names of timm's weights
-FAMILIES = (_timm_siglip,)  # of timm's image encoders
+FAMILIES = (_timm_siglip, _timm_convnext)  # of timm's image encoders
 TEXT_POOLS = {'argmax': 'argmax', 'last': 'last', 'eos': 'eot'}
 
 
@@ -291,7 +292,7 @@ def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[s
         raise ValueError(
             f'{what}: timm model {vision["timm_model_name"]!r} with pooling '
             f'{vision["timm_pool"]!r} is not supported; supported timm models are those of SigLIP '
-            '(vit_*_siglip_*, pooling map)'
+            '(vit_*_siglip_*, pooling map) and convnext_base, _large and _xxlarge'
         )
     shapes = {
         name.removeprefix(TRUNK): x.shape for name, x in theirs.items() if name.startswith(TRUNK)
@@ -302,7 +303,11 @@ def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[s
     except KeyError as error:
         raise ValueError(f'{what}: the weights lack {TRUNK}{error.args[0]}') from error
     kind = vision['timm_proj'] or 'none'
-    lookup.check(kind, ['none', 'linear'], what=f'{what}: vision_cfg.timm_proj')
+    lookup.check(kind, ['none', 'linear', 'mlp'], what=f'{what}: vision_cfg.timm_proj')
+    if kind == 'mlp' and vision['timm_proj_bias']:
+        raise ValueError(
+            f'{what}: vision_cfg.timm_proj_bias is true with timm_proj mlp; only false is supported'
+        )
     return fields, _projection(kind, vision['timm_proj_bias'])
 
 
@@ -317,9 +322,12 @@ def rows(model: Fields, text: str = '') -> Iterator[Row]:
         yield from _resblocks.rows(model, text)
         return
     yield from family.rows(model['image'])
-    if model['image_proj'] != 'none':
-        ours, theirs = 'params/image_projection', 'visual.head.proj'
-        yield from dense(ours, theirs, bias=model['image_proj'] == 'biased')
+    ours, theirs, kind = 'params/image_projection', 'visual.head', model['image_proj']
+    if kind == 'mlp':
+        yield from dense(f'{ours}/in', f'{theirs}.mlp.fc1')
+        yield from dense(f'{ours}/out', f'{theirs}.mlp.fc2', bias=False)
+    elif kind != 'none':
+        yield from dense(ours, f'{theirs}.proj', bias=kind == 'biased')
     yield from _resblocks.text_rows(model, text)
 
 
@@ -352,7 +360,7 @@ def config_of(model: Fields) -> dict[str, Any]:
     config: dict[str, Any] = {
         'embed_dim': model['embed_dim'],
         'quick_gelu': text['activation'] == 'quick_gelu',
-        'custom_text': _family(image) is not None,
+        'custom_text': image.get('pool') == 'map',
         'vision_cfg': _vision_of(image, model['image_proj']),
         'text_cfg': {
             'context_length': text['context_length'],
@@ -387,7 +395,7 @@ def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
             'image_size': image['image_size'],
             **family.vision_of(image),
             'timm_model_pretrained': False,
-            'timm_proj': 'none' if projection == 'none' else 'linear',
+            'timm_proj': projection if projection in ('none', 'mlp') else 'linear',
             'timm_proj_bias': projection == 'biased',
         }
     return {

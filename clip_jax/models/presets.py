@@ -59,6 +59,16 @@ _RESNET = {
     'RN50x16': ('RN50x16', 768),
     'RN50x64': ('RN50x64', 1024),
 }
+# name: variant of the image encoder, image_size, variant of the text encoder and its depth,
+# embed_dim, projection
+_CONVNEXT = {
+    'convnext_base': ('B', 224, 'B', 12, 512, 'linear'),
+    'convnext_base_w': ('B', 256, 'RN50x4', 12, 640, 'linear'),
+    'convnext_base_w_320': ('B', 320, 'RN50x4', 12, 640, 'linear'),
+    'convnext_large_d': ('L', 256, 'L', 16, 768, 'mlp'),
+    'convnext_large_d_320': ('L', 320, 'L', 16, 768, 'mlp'),
+    'convnext_xxlarge': ('XXL', 256, 'H', 24, 1024, 'linear'),
+}
 # name: variant / patch_size, image_size, variant of the text encoder, vocab_size, context_length
 _SIGLIP = {
     'ViT-B-16-SigLIP': ('B/16', 224, 'siglip-B', 32000, 64),
@@ -91,7 +101,7 @@ _SIGLIP = {
 def names() -> list[str]:
     """Returns the names of all published architectures."""
     quick = [f'{name}-quickgelu' for name in (*_RESNET, *_QUICKGELU)]
-    return [*_RESNET, *_VIT, *quick, *_CLIPA, *_SIGLIP]
+    return [*_RESNET, *_VIT, *quick, *_CLIPA, *_CONVNEXT, *_SIGLIP]
 
 
 def architecture(name: str) -> dict[str, Any]:
@@ -116,6 +126,12 @@ def architecture(name: str) -> dict[str, Any]:
         image = {**_vit(variant, image_size), **ends}
         tokens = {'vocab_size': 32000, 'context_length': 32, 'pool': 'last', 'causal': False}
         return _model(image, {**_text(text), **tokens}, embed_dim)
+    if base in _CONVNEXT:
+        variant, image_size, text, depth, embed_dim, projection = _CONVNEXT[base]
+        sizes = lookup.module('models.image', 'convnext').VARIANTS[variant]
+        image = {'name': 'convnext', **sizes, 'image_size': image_size}
+        text = {**CLIP_TEXT, **_text(text), 'depth': depth}
+        return _model(image, text, embed_dim, image_proj=projection)
     variant, image_size, text, vocab_size, context_length = _SIGLIP[base]
     same = {'activation': 'gelu_tanh', 'norm_eps': 1e-6}
     image = {**_vit(variant, image_size), **same}

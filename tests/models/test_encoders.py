@@ -22,8 +22,9 @@ IMAGE = {'name': 'vit', 'image_size': 16, 'patch_size': 8, **SMALL}
 QUERIES = {'pool_queries': 3, 'pool_width': 16, 'pool_heads': 2}
 # Small fields of every image encoder, and the width of its features.
 RESNET = {'name': 'resnet', 'image_size': 32, 'width': 4, 'depths': (1, 1, 1, 1), 'heads': 4}
-IMAGES = {'vit': IMAGE, 'resnet': RESNET}
-FEATURES = {'vit': 32, 'resnet': 128}
+CONVNEXT = {'name': 'convnext', 'image_size': 32, 'widths': (8, 8, 8, 16), 'depths': (1, 1, 1, 1)}
+IMAGES = {'vit': IMAGE, 'resnet': RESNET, 'convnext': CONVNEXT}
+FEATURES = {'vit': 32, 'resnet': 128, 'convnext': 16}
 TEXT = {
     'name': 'transformer',
     'vocab_size': 50,

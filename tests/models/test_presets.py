@@ -25,6 +25,12 @@ PARAMETERS = {
     'ViT-g-14': 1_366_678_273,
     'ViT-bigG-14': 2_539_567_105,
     'ViT-L-14-CLIPA': 414_210_561,
+    'convnext_base': 151_518_849,
+    'convnext_base_w': 179_385_345,
+    'convnext_base_w_320': 179_385_345,
+    'convnext_large_d': 351_772_609,
+    'convnext_large_d_320': 351_772_609,
+    'convnext_xxlarge': 1_200_576_385,
     'ViT-B-16-SigLIP': 203_155_970,
     'ViT-L-16-SigLIP-256': 652_150_786,
     'ViT-SO400M-14-SigLIP-384': 877_960_498,
@@ -35,7 +41,7 @@ PARAMETERS = {
 
 
 # One of each kind; the others follow from the table, or are slow.
-KINDS = ('RN50', 'ViT-B-32-quickgelu', 'ViT-L-14-CLIPA', 'ViT-B-16-SigLIP')
+KINDS = ('RN50', 'convnext_large_d', 'ViT-B-32-quickgelu', 'ViT-L-14-CLIPA', 'ViT-B-16-SigLIP')
 
 
 @pytest.mark.parametrize(

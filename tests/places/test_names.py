@@ -13,7 +13,7 @@ from support.layouts import equal, exported
 from support.small_models import made
 
 from clip_jax import convert, pretrained
-from clip_jax.convert import _timm_siglip
+from clip_jax.convert import _timm_convnext, _timm_siglip
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.models import clip, presets
 from clip_jax.places import names, resolve
@@ -45,6 +45,8 @@ def shrunk(model: str) -> dict:
     text |= {'eot_id': 59} if text.get('eot_id') else {}
     if image['name'] == 'resnet':
         image |= {'width': 4, 'depths': [1, 1, 1, 1], 'heads': 2, 'image_size': 64}
+    elif image['name'] == 'convnext':
+        image |= {'widths': [8, 8, 8, 16], 'depths': [1, 1, 1, 1], 'image_size': 64}
     elif image.get('pool') == 'map':  # whose heads open_clip's file does not say
         width = WIDTHS[image['width']]
         heads = width // 64 if image['width'] in (768, 1024) else 16
@@ -59,7 +61,10 @@ def shrunk(model: str) -> dict:
 
 @pytest.fixture
 def small_trunks(monkeypatch):
-    """open_clip's SigLIP models are known by their sizes: they become small too."""
+    """Models of timm are known by their sizes: they become small too."""
+    for name, (_, _, norm_eps) in [*_timm_convnext.TRUNKS.items()]:
+        small = ((8, 8, 8, 16), (1, 1, 1, 1), norm_eps)
+        monkeypatch.setitem(_timm_convnext.TRUNKS, name, small)
     for name, (_, patch_size, width, _) in [*_timm_siglip.TRUNKS.items()]:
         small = (2 * patch_size, patch_size, WIDTHS[width], 1)
         monkeypatch.setitem(_timm_siglip.TRUNKS, name, small)
