@@ -33,7 +33,8 @@ _NUMBER = re.compile(r'(?<=block_)\d+|(?<=\.)\d+(?=\.)')  # the index of a block
 BARE = 'bare:'  # before the name of an architecture
 EXPECTED = (
     "OpenAI's .pt; open_clip's open_clip_config.json with its weights; transformers' config.json "
-    "with its weights (CLIP, SigLIP); big_vision's .npz (SigLIP)"
+    "with its weights (CLIP, SigLIP); big_vision's .npz (SigLIP); a folder of Orbax with the "
+    'parameters of big_vision or OpenVision'
 )
 
 
@@ -89,6 +90,8 @@ def hint(path: pathlib.Path) -> str:
     Raises:
         ValueError: the weights are damaged.
     """
+    if path.is_dir() and (found := lookup.module('convert', 'orbax').hint(path)):
+        return found
     files = [path] if path.is_file() else [*sorted(path.iterdir()), path]
     path = next((p for p in files if p.suffix in _WEIGHTS and p.is_file()), files[0])
     try:

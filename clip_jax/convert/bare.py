@@ -28,9 +28,9 @@ def read(path: pathlib.Path, name: str = '') -> tuple[dict[str, Any], dict[str, 
     """Reads a state dict with the names of OpenAI and open_clip.
 
     Args:
-        path: a torch or safetensors file.
-        name: the architecture, as open_clip names it ('ViT-L-14'); it also decides preprocessing
-            and tokenizer.
+        path: a torch or safetensors file; or a folder of Orbax with OpenVision's names.
+        name: the architecture, as open_clip ('ViT-L-14') or OpenVision names it; it also decides
+            preprocessing and tokenizer.
 
     Returns:
         The model card, and the variables.
@@ -38,6 +38,9 @@ def read(path: pathlib.Path, name: str = '') -> tuple[dict[str, Any], dict[str, 
     Raises:
         ValueError: there is no such architecture, or the weights are not of it.
     """
+    orbax = lookup.module('convert', 'orbax')
+    if path.is_dir() and orbax.sniff(path):
+        return orbax.read(path, name)
     if not path.is_file():
         raise ValueError(f'{path}: no file; expected one file of weights of {name}')
     fields = presets.architecture(name)
