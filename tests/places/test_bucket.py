@@ -5,6 +5,7 @@ import os
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from support import orbax_trees
 from support.layouts import equal, exported
 from support.small_models import made
 
@@ -124,3 +125,16 @@ def test_tars_are_read_where_they_are(storage, tiny_tars):
     here = build.source(tiny_tars, {})
     assert len(there) == len(here) == 64
     assert there[5]['image'] == here[5]['image'] and there[5]['texts'] == here[5]['texts']
+
+
+@pytest.mark.parametrize('path', ['whole', 'item/checkpoint.npz/12/default'])
+def test_the_newest_step_of_orbax_is_copied_whole(path, storage, tmp_path, monkeypatch):
+    of_orbax = orbax_trees.files(
+        orbax_trees.save(tmp_path / 'x', orbax_trees.state(orbax_trees.siglip()))
+    )
+    for number in (8, 12):
+        put(storage, f'{path.partition("/")[0]}/checkpoint.npz/{number}/default', of_orbax)
+    names = copied(monkeypatch)
+    for _ in range(2):
+        assert equal(pretrained.read(f's3://{BUCKET}/{path}')[1], made('siglip')[1])
+    assert len(names) == len(of_orbax)
