@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from clip_jax.convert import _cards, _files, _table, _tokenizer_files
+from clip_jax.convert import _big_vision_tokenizer, _cards, _files, _table, _tokenizer_files
 from clip_jax.convert._table import LEADING_ONE, ONE, SAME, STACKED, Row, row
 from clip_jax.runtime import foreign_arrays
 from clip_jax.runtime.foreign_arrays import Array
@@ -75,6 +75,11 @@ def complete(
         'tokenizer': _tokenizer_files.big_vision(folder, model['text']),
     }
     return card, variables
+
+
+def missing(card: Mapping[str, Any]) -> str:
+    """Says which tokenizer file a checkpoint without one lacks."""
+    return _big_vision_tokenizer.missing(card['model']['text']['vocab_size'])
 
 
 def _file(path: pathlib.Path) -> pathlib.Path:

@@ -71,6 +71,13 @@ def hint(path: pathlib.Path) -> str:
     )
 
 
+def missing(card: Mapping[str, Any]) -> str:
+    """Says which tokenizer file a checkpoint without one lacks."""
+    if card['model']['image']['class_token']:
+        return 'tokenizer.json and tokenizer_config.json of its repository'
+    return lookup.module('convert', 'big_vision').missing(card)
+
+
 def _found(path: pathlib.Path) -> tuple[pathlib.Path, str]:
     starts = {item: _start(_orbax.names(item)) for item in _orbax.items(path)}
     found = [(item, start) for item, start in starts.items() if start is not None]

@@ -73,7 +73,7 @@ def _listed(fs: Any, root: str) -> tuple[str, str, dict[str, Any]]:
 
 def _orbax(fs: Any, root: str, found: dict[str, Any]) -> list[str]:
     """The folders of Orbax in a folder, of the newest step where steps are numbered."""
-    level = {'': found}
+    level = {} if any(map(choice.is_weights, found)) else {'': found}
     for _ in range(_MOST_DEPTH):
         if items := [folder for folder, names in level.items() if {*names} & {*choice.ORBAX}]:
             return items

@@ -68,12 +68,17 @@ def weights(address: str, root: pathlib.Path, path: str, names: Sequence[str]) -
                     return _with_shards(address, inside[weights], root, names)
     if files := _orbax(inside):
         return files
-    found = [x for x in names if x.endswith(('.safetensors', '.bin', '.pt', '.npz'))]
+    found = [x for x in names if is_weights(x)]
     hint = f'; name one of its files: {first_few(found)}' if found else ''
     raise ValueError(
         f'{address}: no checkpoint of a layout that is found by its names, as '
         f'open_clip_config.json or config.json with model.safetensors{hint}'
     )
+
+
+def is_weights(name: str) -> bool:
+    """Returns whether a file is one of weights by its name."""
+    return name.endswith(('.safetensors', '.bin', '.pt', '.npz'))
 
 
 def _orbax(inside: Mapping[str, str]) -> list[str]:
