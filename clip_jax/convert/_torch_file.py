@@ -19,7 +19,9 @@ from clip_jax.runtime.messages import first_few
 
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _LEGACY_START = b'\x8a\x0a' + _LEGACY_MAGIC.to_bytes(10, 'little')  # its first pickle
-_WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'module')  # keys of training checkpoints
+# Keys of training checkpoints; moving averages count if there is nothing else.
+_WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'module')
+_WRAPPERS += ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema_model', 'ema')
 _MOST_WRAPPERS = 3
 _MOST_MODULES = 100_000
 _LONGEST_NAME = 1_000
