@@ -13,6 +13,7 @@ from support.small_models import made, pieces
 import clip_jax
 from clip_jax import convert, pretrained
 from clip_jax.convert import _openvision
+from clip_jax.places import names
 
 CONFIG = 'open_clip_config.json'
 NAME = 'openvision-vit-tiny-patch16-160'
@@ -110,7 +111,9 @@ def test_a_name_says_what_the_weights_do_not(monkeypatch, tmp_path):
 
 
 def test_published_sizes():
-    assert len(_openvision._NAMES) == 26
+    assert {f'UCSC-VLAA/{name}' for name in _openvision._NAMES} == {
+        row.name for row in names.published() if 'openvision' in row.name
+    }
     for (image, text), _, _ in _openvision._NAMES.values():
         assert image in _openvision._HEADS['image'] and text in _openvision._HEADS['text']
 

@@ -3,6 +3,7 @@ them.
 """
 
 import functools
+import json
 import pathlib
 import tempfile
 
@@ -12,7 +13,9 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load
 
 from clip_jax import convert
-from clip_jax.convert import _table, big_vision
+from clip_jax.convert import _table, big_vision, open_clip
+from clip_jax.data.preprocess import Preprocess
+from clip_jax.models import clip
 from support.small_models import TEXT, VIT, made
 
 OPENVISION = {
@@ -44,27 +47,76 @@ def sincos(grid: int, width: int) -> np.ndarray:
     return np.concatenate([np.zeros((1, width)), np.concatenate(parts, 1)]).astype(np.float32)
 
 
-@functools.cache
-def openvision_files() -> dict[str, bytes]:
-    """A small model of OpenVision as open_clip's files."""
-    from clip_jax.models import clip
+# As OpenVision writes it.
+CONFIG = {
+    'model_cfg': {
+        'embed_dim': 20,
+        'vision_cfg': {
+            'image_size': 48,
+            'layers': 2,
+            'width': 32,
+            'patch_size': 16,
+            'no_ln_pre': True,
+            'pool_type': 'avg',
+            'final_ln_after_pool': True,
+            'norm_kwargs': {'eps': 1e-06},
+            'head_width': 16,
+            'mlp_ratio': 52 / 32,
+        },
+        'text_cfg': {
+            'context_length': 9,
+            'vocab_size': 60,
+            'hf_tokenizer_name': 'bert-base-uncased',
+            'tokenizer_kwargs': {'strip_sep_token': True},
+            'width': 24,
+            'heads': 2,
+            'layers': 2,
+            'pool_type': 'last',
+            'no_causal_mask': True,
+            'act_kwargs': {'approximate': 'tanh'},
+            'norm_kwargs': {'eps': 1e-06},
+            'mlp_ratio': 2.1667,
+        },
+    },
+    'preprocess_cfg': {
+        'mean': [0.485, 0.456, 0.406],
+        'std': [0.229, 0.224, 0.225],
+        'interpolation': 'bilinear',
+        'resize_mode': 'squash',
+    },
+}
 
-    card, _ = made('clip')
+
+def openvision_files() -> dict[str, bytes]:
+    """A small model of OpenVision as the files that it publishes for open_clip."""
+    return _made()[0]
+
+
+def openvision_variables() -> dict:
+    """Its variables, with image positions that are learned, as open_clip's are."""
+    return _made()[1]
+
+
+@functools.cache
+def _made() -> tuple[dict[str, bytes], dict]:
     model = clip.from_card(OPENVISION)
     rng = np.random.default_rng(1)
-    variables = {
+    flat = {
         name: rng.normal(0, 0.3, x.shape).astype(np.float32)
         for name, x in _table.flat(clip.shapes(model)).items()
     }
     image = OPENVISION['image']
     grid = image['image_size'] // image['patch_size']
-    variables['params/image/position_embedding'] = sincos(grid, image['width'])
-    card |= {'model': clip.to_card(model)}
-    card['preprocess'] = {**card['preprocess'], 'size': image['image_size'], 'resize': 'squash'}
+    flat['params/image/position_embedding'] = sincos(grid, image['width'])
+    variables = unflatten_dict(flat, sep='/')
+    preprocess = Preprocess(image['image_size'], resize='squash').card
+    card = {'model': clip.to_card(model), 'preprocess': preprocess, 'tokenizer': None}
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch) / 'x'
-        convert.write(folder, 'open_clip', card, unflatten_dict(variables, sep='/'))
-        return {file.name: file.read_bytes() for file in folder.iterdir()}
+        convert.write(folder, 'open_clip', card, variables)
+        weights = (folder / open_clip.SAFETENSORS).read_bytes()
+    config = json.dumps(CONFIG).encode()
+    return {open_clip.CONFIG: config, open_clip.SAFETENSORS: weights}, variables
 
 
 def openvision(*, separate: bool = False) -> dict:
@@ -73,7 +125,7 @@ def openvision(*, separate: bool = False) -> dict:
     Args:
         separate: whether attention heads have an axis of their own.
     """
-    given = load(openvision_files()['open_clip_model.safetensors'])
+    given = load(openvision_files()[open_clip.SAFETENSORS])
     flat = {
         'img/cls': given['visual.class_embedding'][None, None],
         'img/embedding/kernel': given['visual.conv1.weight'].transpose(2, 3, 1, 0),
