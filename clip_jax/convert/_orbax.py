@@ -37,7 +37,10 @@ def items(path: pathlib.Path, depth: int = _MOST_DEPTH) -> list[pathlib.Path]:
     # A checkpoint of our own has checksums, and is read as such.
     if not depth or not path.is_dir() or (path / 'manifest.json').exists():
         return []
-    inside = sorted(x for x in itertools.islice(path.iterdir(), _MOST_ENTRIES) if x.is_dir())
+    try:
+        inside = sorted(x for x in itertools.islice(path.iterdir(), _MOST_ENTRIES) if x.is_dir())
+    except PermissionError:
+        return []
     inside = [x for x in inside if x.name[:1] != '.' and x.name != _OURS]
     found = [(folder, some) for folder in inside if (some := items(folder, depth - 1))]
     steps = [(int(folder.name), some) for folder, some in found if folder.name.isdecimal()]

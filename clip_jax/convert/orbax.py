@@ -118,9 +118,14 @@ def _read_openvision(
         theirs,
         what=str(item),
     )
+    tokenizers = (
+        _tokenizer_files.open_clip(place, model['text'], text, what=what)
+        for place in (path, folder)
+        if place
+    )
     card = {
         'model': model,
         'preprocess': _preprocess_cfg.read(settings, model['image']['image_size'], what=what),
-        'tokenizer': _tokenizer_files.open_clip(folder or path, model['text'], text, what=what),
+        'tokenizer': next(filter(None, tokenizers), None),
     }
     return card, variables

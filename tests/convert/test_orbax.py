@@ -1,6 +1,7 @@
 """Orbax checkpoints of big_vision and OpenVision: the same model as in other layouts."""
 
 import json
+import logging
 import shutil
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from support import orbax_trees
 from support.layouts import equal
-from support.small_models import made, pieces
+from support.small_models import made, pieces, words_json
 
 import clip_jax
 from clip_jax import convert, pretrained
@@ -51,6 +52,18 @@ def test_openvision_is_the_model_of_its_open_clip_files(path, published):
     positions = ours['model']['image'].pop('positions')
     assert (positions, theirs['model']['image'].pop('positions')) == ('sincos2d', 'learned')
     assert ours == theirs
+
+
+@pytest.mark.parametrize('place', ['', 'jax_orbax_weight'])
+def test_the_tokenizer_is_beside_the_config_or_in_the_folder(place, published, caplog):
+    with caplog.at_level(logging.WARNING, 'absl'):
+        assert pretrained.read(published / 'jax_orbax_weight')[0]['tokenizer'] is None
+    assert f'json of its repository into {published}/jax_orbax_weight and' in caplog.text
+    (published / place / 'tokenizer.json').write_text(words_json())
+    caplog.clear()
+    card, _ = pretrained.read(published / 'jax_orbax_weight')
+    assert card['tokenizer']['name'] == 'huggingface' and not caplog.text
+    assert (card['tokenizer']['pad_id'], card['tokenizer']['eot_id']) == (0, 0)
 
 
 FORMATS = [{'use_ocdbt': False}, {'use_zarr3': True}]
