@@ -7,7 +7,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from support import orbax_trees
 from support.layouts import equal, exported
-from support.small_models import made
+from support.small_models import made, pieces
 
 import clip_jax
 from clip_jax import build, pretrained
@@ -86,6 +86,9 @@ def test_one_file_and_a_run_of_ours(storage, tiny_run):
     put(storage, 'npz', files)
     (name,) = (x for x in files if x.endswith('.npz'))
     assert equal(pretrained.read(f's3://{BUCKET}/npz/{name}')[1], made('siglip')[1])
+    put(storage, 'npz', {'spiece.model': pieces()})
+    card, _ = pretrained.read(f's3://{BUCKET}/npz/{name}')
+    assert card['tokenizer']['name'] == 'sentencepiece'
     of_run = {
         str(path.relative_to(tiny_run)): path.read_bytes()
         for path in sorted((tiny_run / 'checkpoints').rglob('*'))

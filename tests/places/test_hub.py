@@ -251,6 +251,8 @@ def test_the_folder_of_orbax_comes_whole_with_the_config_above(hub, tmp_path):  
     assert clip.model.image.image_size == 48
     assert equal(clip.variables, pretrained.read(place.path)[1])
     assert pretrained.find('hf://me/openvision')[1] == 'open_clip'
+    with pytest.raises(ValueError, match='the weights have 16, 32 and 24; give the name'):
+        pretrained.read('hf://me/openvision/jax_orbax_weight#model=openvision-vit-huge-patch14-84')
     del files[max(files, key=lambda name: '/12/' in name and len(files[name]))]
     hub.add('me/partial', files)
     with pytest.raises(ValueError, match=r'12/default: \S+ damaged or incomplete'):

@@ -83,6 +83,7 @@ NESTED: dict[str, Flat] = {
         'metric': 0.5,
     },
     'average alone': lambda x, array: {'epoch': 3, 'model_ema': prefixed(x, 'module.')},
+    'average in the model': lambda x, array: {'model': {**x, 'ema': others(x, array)}},
     'Lightning': lambda x, array: {
         'epoch': 3,
         'global_step': 30,
