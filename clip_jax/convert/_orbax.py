@@ -1,8 +1,9 @@
 """Orbax checkpoints of other programs as {name: Array}, read lazily and into host memory.
 
 An item is a folder with `manifest.ocdbt` (all arrays in one key-value store), or with a folder of
-chunks for each array, as older programs write it. TensorStore reads the arrays alone: neither the
-tree that `_METADATA` describes nor a class that it names is made.
+chunks for each array, as older programs write it and big_vision's training (`checkpoint.bv-000100`,
+where `params~img~cls` is a path in the tree). TensorStore reads the arrays alone: neither the tree
+that `_METADATA` describes nor a class that it names is made.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ from clip_jax.runtime.foreign_arrays import Array
 OCDBT = 'manifest.ocdbt'
 METADATA = '_METADATA'
 _OLDEST = 'checkpoint'  # beside folders of chunks, before there was METADATA
+BIG_VISION = 'params~'  # before the names of folders of chunks of big_vision's training
 _OURS = 'checkpoints'  # in a run directory of our own
 _DRIVERS = {'.zarray': 'zarr', 'zarr.json': 'zarr3'}  # by the file of an array's shape
 _MOST_DEPTH, _MOST_ENTRIES = 4, 1000  # of folders that are searched for items
@@ -50,7 +52,13 @@ def items(path: pathlib.Path, depth: int = _MOST_DEPTH) -> list[pathlib.Path]:
 def _is_item(path: pathlib.Path) -> bool:
     if any((path / name).is_file() for name in (OCDBT, METADATA)):
         return True
-    return (path / _OLDEST).is_file() and bool(_chunked(path))
+    first = next(path.glob(f'{BIG_VISION}*'), None)
+    return bool((first or (path / _OLDEST).is_file()) and _chunked(path))
+
+
+def _path(name: str) -> str:
+    """The path in the tree of an array's name."""
+    return name.replace('~' if '~' in name else '.', '/')
 
 
 def _chunked(path: pathlib.Path) -> dict[str, str]:
@@ -65,7 +73,7 @@ def _chunked(path: pathlib.Path) -> dict[str, str]:
 
 def names(item: pathlib.Path) -> list[str]:
     """Returns the paths of an item's arrays; ValueError if it is damaged."""
-    return [name.replace('.', '/') for name in _stored(item, ts.Context())[0]]
+    return [_path(name) for name in _stored(item, ts.Context())[0]]
 
 
 def arrays(item: pathlib.Path, start: str = '') -> dict[str, Array]:
@@ -86,7 +94,7 @@ def arrays(item: pathlib.Path, start: str = '') -> dict[str, Array]:
     filled = _is_filled(item)
     opening = {}
     for name, driver in stored.items():
-        if name.replace('.', '/').startswith(start):
+        if _path(name).startswith(start):
             spec = {
                 'driver': driver,
                 'kvstore': {**kvstore, 'path': f'{kvstore["path"]}{name}/'},
@@ -102,7 +110,7 @@ def arrays(item: pathlib.Path, start: str = '') -> dict[str, Array]:
             chunk = [size or 1 for size in store.chunk_layout.write_chunk.shape or ()]
             total += itemsize * max(math.prod(store.shape), math.prod(chunk))
         read = functools.partial(_read, store, f'{item}: {name}')
-        found[name.replace('.', '/')] = Array(tuple(store.shape), dtype, read)
+        found[_path(name)] = Array(tuple(store.shape), dtype, read)
     size = sum(file.stat().st_size for file in item.rglob('*') if file.is_file())
     if total > _MOST_TIMES * size + _MOST_BYTES:
         raise ValueError(

@@ -75,7 +75,7 @@ def _orbax(fs: Any, root: str, found: dict[str, Any]) -> list[str]:
     """The folders of Orbax in a folder, of the newest step where steps are numbered."""
     level = {} if any(map(choice.is_weights, found)) else {'': found}
     for _ in range(_MOST_DEPTH):
-        if items := [folder for folder, names in level.items() if {*names} & {*choice.ORBAX}]:
+        if items := [folder for folder, names in level.items() if any(map(_is_orbax, names))]:
             return items
         pairs = [(folder, name) for folder, names in level.items() for name in names]
         below = [posixpath.join(folder, name[:-1]) for folder, name in pairs if name[-1] == '/']
@@ -84,6 +84,10 @@ def _orbax(fs: Any, root: str, found: dict[str, Any]) -> list[str]:
             below = [max(steps, key=lambda x: int(posixpath.basename(x)))]
         level = {x: _inside(fs, f'{root}/{x}', deep=False) for x in below[:_MOST_FOLDERS]}
     return []
+
+
+def _is_orbax(name: str) -> bool:
+    return name in choice.ORBAX or name.startswith(choice.BIG_VISION)
 
 
 def _inside(fs: Any, folder: str, *, deep: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ _INDEX = '.index.json'
 OURS = re.compile(r'checkpoints/(\d+)/manifest\.json')
 _TRAINING = 'training/'
 ORBAX = ('manifest.ocdbt', '_METADATA')  # one of them is in a folder of Orbax
+BIG_VISION = 'params~'  # before the names of arrays in a checkpoint of big_vision's training
 
 
 def settings(path: str, names: Sequence[str]) -> list[str]:
@@ -84,6 +85,11 @@ def is_weights(name: str) -> bool:
 def _orbax(inside: Mapping[str, str]) -> list[str]:
     """All files of the folders of Orbax, of the newest step where steps are numbered."""
     folders = {posixpath.dirname(x) for x in inside if posixpath.basename(x) in ORBAX}
+    folders |= {
+        posixpath.dirname(array)
+        for array in map(posixpath.dirname, inside)
+        if posixpath.basename(array).startswith(BIG_VISION)
+    }
     if 'manifest.json' in inside:  # a checkpoint of ours
         return []
     newest = max((_step(folder) for folder in folders), default=-1)

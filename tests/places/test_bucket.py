@@ -130,7 +130,9 @@ def test_tars_are_read_where_they_are(storage, tiny_tars):
     assert there[5]['image'] == here[5]['image'] and there[5]['texts'] == here[5]['texts']
 
 
-@pytest.mark.parametrize('path', ['whole', 'item/checkpoint.npz/12/default'])
+@pytest.mark.parametrize(
+    'path', ['whole', pytest.param('item/checkpoint.npz/12/default', marks=pytest.mark.slow)]
+)
 def test_the_newest_step_of_orbax_is_copied_whole(path, storage, tmp_path, monkeypatch):
     of_orbax = orbax_trees.files(
         orbax_trees.save(tmp_path / 'x', orbax_trees.state(orbax_trees.siglip()))
@@ -141,3 +143,12 @@ def test_the_newest_step_of_orbax_is_copied_whole(path, storage, tmp_path, monke
     for _ in range(2):
         assert equal(pretrained.read(f's3://{BUCKET}/{path}')[1], made('siglip')[1])
     assert len(names) == len(of_orbax)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_big_vision_s_training_is_copied(storage, tmp_path):
+    state = {'params': orbax_trees.siglip()}
+    files = orbax_trees.files(orbax_trees.save_as_big_vision(tmp_path / 'x', state))
+    put(storage, 'work/checkpoint.bv-000100', files)
+    path = f's3://{BUCKET}/work/checkpoint.bv-000100'
+    assert equal(pretrained.read(path)[1], made('siglip')[1])
