@@ -436,11 +436,11 @@ def load(
 
     Args:
         path: a run directory (its newest checkpoint is loaded), one checkpoint of a run, or a file
-            or folder as OpenAI, open_clip, Hugging Face or big_vision publish them; or a published
-            name or an address, see `clip_jax.places`. `#average` after a run or its checkpoint
-            loads the average of its weights (`config.ema`). Adapters are merged into their base
-            (`config.lora`); `#base=PATH` at the end says where that is, if it was moved.
-        model: the architecture of a file of weights without settings, as open_clip names it
+            or folder as OpenAI, open_clip, Hugging Face, big_vision or OpenVision publish them; or
+            a published name or an address, see `clip_jax.places`. `#average` after a run or its
+            checkpoint loads the average of its weights (`config.ema`). Adapters are merged into
+            their base (`config.lora`); `#base=PATH` at the end says where that is, if it was moved.
+        model: the architecture of weights without settings, as open_clip or OpenVision names it
             ('ViT-L-14'); the same as `#model=ViT-L-14` after the path.
         dtype: the compute dtype: 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators).
             Parameters stay float32.

@@ -6,6 +6,8 @@ A layout module has:
 * `read(path) -> (card, variables)`: the model card, and float32 NumPy arrays.
 * `write(folder, card, variables)`, optional: fills a new folder with a checkpoint that the layout's
   own programs load, and returns the parameter name table that it applied.
+* `missing(card) -> str`, optional: the tokenizer files that a checkpoint without them lacks, if
+  they are published elsewhere.
 
 All raise a ValueError for checkpoints that are incomplete, unsafe or not supported.
 """
@@ -13,9 +15,11 @@ All raise a ValueError for checkpoints that are incomplete, unsafe or not suppor
 import pathlib
 import re
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from clip_jax import lookup
 from clip_jax.convert import _cards, _files, _table
@@ -33,7 +37,8 @@ _NUMBER = re.compile(r'(?<=block_)\d+|(?<=\.)\d+(?=\.)')  # the index of a block
 BARE = 'bare:'  # before the name of an architecture
 EXPECTED = (
     "OpenAI's .pt; open_clip's open_clip_config.json with its weights; transformers' config.json "
-    "with its weights (CLIP, MetaCLIP 2, SigLIP); big_vision's .npz (SigLIP)"
+    "with its weights (CLIP, MetaCLIP 2, SigLIP); big_vision's .npz (SigLIP); a folder of Orbax "
+    'with the parameters of big_vision or OpenVision'
 )
 
 
@@ -70,10 +75,26 @@ def read(path: pathlib.Path, layout: str | None = None) -> tuple[dict[str, Any],
         raise ValueError(
             f'{path}: no checkpoint of a known layout; {hint(path) or f"expected {EXPECTED}"}'
         )
-    if layout.startswith(BARE):
-        card, variables = lookup.module('convert', 'bare').read(path, layout.removeprefix(BARE))
-    else:
-        card, variables = lookup.module('convert', layout).read(path)
+    card, variables = _read(path, layout)
+    missing = getattr(_module(layout), 'missing', None)
+    if missing and card['tokenizer'] is None:
+        logging.warning(
+            '%s: no tokenizer beside it, so that it embeds images and tokens, but no texts; to '
+            'embed texts, copy %s into %s and load again',
+            path,
+            missing(card),
+            _files.folder_of(path),
+        )
+    return card, variables
+
+
+def _module(layout: str) -> ModuleType:
+    return lookup.module('convert', 'bare' if layout.startswith(BARE) else layout)
+
+
+def _read(path: pathlib.Path, layout: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    names = [layout.removeprefix(BARE)] if layout.startswith(BARE) else []
+    card, variables = _module(layout).read(path, *names)
     return {**card, 'preprocess': Preprocess.from_card(card['preprocess']).card}, variables
 
 
@@ -89,6 +110,8 @@ def hint(path: pathlib.Path) -> str:
     Raises:
         ValueError: the weights are damaged.
     """
+    if path.is_dir() and (found := lookup.module('convert', 'orbax').hint(path)):
+        return found
     files = [path] if path.is_file() else [*sorted(path.iterdir()), path]
     path = next((p for p in files if p.suffix in _WEIGHTS and p.is_file()), files[0])
     try:
@@ -146,7 +169,7 @@ def write(
     card = {**card, 'model': model}
     with atomic.new_folder(folder.absolute()) as partial:
         table = module.write(partial, card, variables)
-        again, back = read(partial, layout)
+        again, back = _read(partial, layout)
         _cards.check_expressible(model, again['model'], layout)
         _check_equal(variables, back, layout)
     return _described(table, variables), _changed(card, again)

@@ -3,6 +3,7 @@
 import functools
 import os
 import pathlib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +19,14 @@ from clip_jax.runtime.messages import brief, shown
 
 _INDEX = '.index.json'
 # Of torch's wrappers and of training scripts, one inside another.
-_PREFIXES = ('module.', '_orig_mod.', 'model.')
+_PREFIXES = ('module.', '_orig_mod.', 'model.', 'online_model.', 'state_dict.', 'model_state_dict.')
+# Of wrappers of single layers: torch.compile, FSDP, activation checkpoints.
+_INSIDE = re.compile(r'\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.')
+# Beside the weights: moving averages, which are another model, what only training needs, counts.
+_AVERAGES = ('ema.', 'ema_model.', 'model_ema.', 'state_dict_ema.', 'ema_state_dict.')
+_BESIDE = ('optimizer.', 'optimizer_states.', 'scaler.', 'lr_scheduler.', 'lr_schedulers.')
+_COUNTS = {'epoch', 'step', 'global_step', 'global_steps', 'iteration', 'n_averaged'}
+_COUNTS |= {'num_updates', 'initted', 'decay', 'loss'}
 _POINTER = b'version https://git-lfs'
 _TYPES = {
     'F64': np.float64,
@@ -51,9 +59,18 @@ def arrays(path: pathlib.Path) -> dict[str, Array]:
 
 
 def unprefixed(found: dict[str, Array]) -> dict[str, Array]:
-    """Returns arrays without the prefixes that all names begin with, such as `module.`."""
+    """Returns the weights alone, without the prefixes of wrappers such as `module.`.
+
+    Counts of training and optimizers are left out, and moving averages unless nothing else is
+    there.
+    """
+    inner = {_INSIDE.sub('', name): x for name, x in found.items()}
+    found = inner if len(inner) == len(found) else found
     while found:
-        prefix = next((p for p in _PREFIXES if all(n.startswith(p) for n in found)), None)
+        alone = {k: x for k, x in found.items() if k not in _COUNTS and not k.startswith(_BESIDE)}
+        found = {k: x for k, x in alone.items() if not k.startswith(_AVERAGES)} or alone
+        names, prefixes = list(found), (*_PREFIXES, *_AVERAGES)
+        prefix = next((p for p in prefixes if all(n.startswith(p) for n in names)), None)
         if prefix is None:
             break
         found = {name.removeprefix(prefix): x for name, x in found.items()}

@@ -16,7 +16,7 @@ import tokenizers
 from absl import logging
 
 from clip_jax import lookup
-from clip_jax.convert import _cards, _files, _hf_tokenizer, _settings
+from clip_jax.convert import _big_vision_tokenizer, _cards, _files, _hf_tokenizer, _settings
 from clip_jax.runtime import foreign_json
 from clip_jax.runtime.messages import shown
 from clip_jax.tokenizers import from_card
@@ -154,9 +154,15 @@ def _library(path: pathlib.Path) -> sentencepiece.SentencePieceProcessor:
 
 def big_vision(folder: pathlib.Path, text: Mapping[str, Any]) -> Card | None:
     """Returns a SentencePiece model with the padding that the models were trained with."""
-    siglip = text['vocab_size'] == SIGLIP_VOCABULARY
-    pad = {'pad_id': SIGLIP_PAD} if siglip else {}
-    return _own(folder) or _pieces(folder, text, {'clean': 'lower_ascii', **pad})
+    how = {'clean': 'lower_ascii', **_big_vision_tokenizer.padding(text['vocab_size'])}
+    if own := _own(folder):
+        return own
+    card = _pieces(folder, text, how)
+    if card:
+        model = base64.b64decode(card['model'])
+        model = _big_vision_tokenizer.without_extra(model, text['vocab_size'])
+        card['model'] = base64.b64encode(model).decode('ascii')
+    return card
 
 
 def _own(folder: pathlib.Path) -> Card | None:

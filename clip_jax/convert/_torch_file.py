@@ -19,7 +19,9 @@ from clip_jax.runtime.messages import first_few
 
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _LEGACY_START = b'\x8a\x0a' + _LEGACY_MAGIC.to_bytes(10, 'little')  # its first pickle
-_WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'module')  # keys of training checkpoints
+# Keys of training checkpoints; moving averages count if there is nothing else.
+_WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'module')
+_AVERAGES = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema_model', 'ema')
 _MOST_WRAPPERS = 3
 _MOST_MODULES = 100_000
 _LONGEST_NAME = 1_000
@@ -75,8 +77,7 @@ def _selected(root: Any) -> tuple[dict[str, Array], str]:
         return dict(_attributes(root)), 'torchscript'
     kind = 'state_dict'
     for _ in range(_MOST_WRAPPERS):
-        found = [root.get(x) for x in _WRAPPERS] if isinstance(root, dict) else []
-        inner = next((x for x in found if isinstance(x, dict)), None)
+        inner = _inner(root) if isinstance(root, dict) else None
         if inner is None:
             break
         root, kind = inner, 'training'
@@ -88,6 +89,13 @@ def _selected(root: Any) -> tuple[dict[str, Array], str]:
     for name, value in root.items():
         _check_harmless(name, value)
     return {name: x for name, x in root.items() if isinstance(x, Array)}, kind
+
+
+def _inner(root: dict) -> dict | None:
+    """Returns the dict of the model in that of a training checkpoint; None: it is none."""
+    alone = any(isinstance(x, Array) for x in root.values())
+    found = [root.get(x) for x in (_WRAPPERS if alone else (*_WRAPPERS, *_AVERAGES))]
+    return next((x for x in found if isinstance(x, dict)), None)
 
 
 def _check_harmless(name: Any, value: Any) -> None:

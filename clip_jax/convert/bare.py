@@ -2,20 +2,13 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from clip_jax import lookup
 from clip_jax.convert import _cards, _files, _resblocks, _timm_siglip, _tokenizer_files
 from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD
 from clip_jax.models import presets
-from clip_jax.runtime.foreign_arrays import Array
 from clip_jax.runtime.messages import first_few
-
-# Arrays beside the weights in files of training: moving averages, which are another model, and
-# counts. A wrapper of the whole model is removed before.
-_BESIDE = ('ema.', 'ema_model.', 'model_ema.', 'state_dict_ema.', 'optimizer.', 'scaler.')
-_COUNTS = ('epoch', 'step', 'global_step', 'n_averaged', 'num_updates', 'loss')
 
 
 def sniff(path: pathlib.Path) -> bool:
@@ -28,9 +21,9 @@ def read(path: pathlib.Path, name: str = '') -> tuple[dict[str, Any], dict[str, 
     """Reads a state dict with the names of OpenAI and open_clip.
 
     Args:
-        path: a torch or safetensors file.
-        name: the architecture, as open_clip names it ('ViT-L-14'); it also decides preprocessing
-            and tokenizer.
+        path: a torch or safetensors file; or a folder of Orbax with OpenVision's names.
+        name: the architecture, as open_clip ('ViT-L-14') or OpenVision names it; it also decides
+            preprocessing and tokenizer.
 
     Returns:
         The model card, and the variables.
@@ -38,10 +31,13 @@ def read(path: pathlib.Path, name: str = '') -> tuple[dict[str, Any], dict[str, 
     Raises:
         ValueError: there is no such architecture, or the weights are not of it.
     """
+    orbax = lookup.module('convert', 'orbax')
+    if path.is_dir() and orbax.sniff(path):
+        return orbax.read(path, name)
     if not path.is_file():
         raise ValueError(f'{path}: no file; expected one file of weights of {name}')
     fields = presets.architecture(name)
-    theirs = _without_training(_files.arrays(path))
+    theirs = _files.arrays(path)
     if not any(key.startswith('visual.') for key in theirs):
         shown = first_few(sorted(theirs), 3)
         raise ValueError(
@@ -68,14 +64,3 @@ def read(path: pathlib.Path, name: str = '') -> tuple[dict[str, Any], dict[str, 
     }
     tokenizer = None if siglip else _tokenizer_files.openai(model['text'])
     return {'model': model, 'preprocess': preprocess, 'tokenizer': tokenizer}, variables
-
-
-def _without_training(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The weights alone, without the prefixes of wrappers."""
-    return _files.unprefixed(
-        {
-            name: array
-            for name, array in arrays.items()
-            if not name.startswith(_BESIDE) and name not in _COUNTS
-        }
-    )

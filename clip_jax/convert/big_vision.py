@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from clip_jax.convert import _cards, _files, _table, _tokenizer_files
+from clip_jax.convert import _big_vision_tokenizer, _cards, _files, _table, _tokenizer_files
 from clip_jax.convert._table import LEADING_ONE, ONE, SAME, STACKED, Row, row
 from clip_jax.runtime import foreign_arrays
 from clip_jax.runtime.foreign_arrays import Array
@@ -40,7 +40,20 @@ def sniff(path: pathlib.Path) -> bool:
 def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a checkpoint, with the SentencePiece model in the same folder if there is one."""
     path = _file(path)
-    theirs = unstacked(_arrays(path), str(path))
+    return complete(_arrays(path), path, path.parent)
+
+
+def complete(
+    arrays: Mapping[str, Array], path: pathlib.Path, folder: pathlib.Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Makes a card and variables of the parameters of a file.
+
+    Args:
+        arrays: the parameters by name; blocks are separate or stacked.
+        path: the file, for messages.
+        folder: where the tokenizer is, if there is one.
+    """
+    theirs = unstacked(arrays, str(path))
     embedding = theirs.get('img/embedding/kernel')
     if embedding and len(embedding.shape) == 2:
         raise ValueError(
@@ -59,9 +72,14 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
             'mean': list(_cards.HALF),
             'std': list(_cards.HALF),
         },
-        'tokenizer': _tokenizer_files.big_vision(path.parent, model['text']),
+        'tokenizer': _tokenizer_files.big_vision(folder, model['text']),
     }
     return card, variables
+
+
+def missing(card: Mapping[str, Any]) -> str:
+    """Says which tokenizer file a checkpoint without one lacks."""
+    return _big_vision_tokenizer.missing(card['model']['text']['vocab_size'])
 
 
 def _file(path: pathlib.Path) -> pathlib.Path:

@@ -132,11 +132,9 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a folder, or one weight file in it."""
     folder = _files.folder_of(path)
     what = str(folder / CONFIG)
-    config = _files.json_of(folder / CONFIG)
+    config, model_cfg = settings(folder)
     weights = _files.locate(path, WEIGHTS)
     theirs = _files.arrays(weights)
-    inner = foreign_json.check(config.get('model_cfg', config), _PARTS, f'{what}: model_cfg')
-    model_cfg = _filled(inner, MODEL, f'{what}: model_cfg')
     with _cards.understood(what):
         fields = architecture(model_cfg, theirs, what=what)
     decoder = [name for name in theirs if name.startswith(DECODER)]
@@ -167,6 +165,14 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ),
     }
     return card, variables
+
+
+def settings(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns a folder's config, and its `model_cfg` with the defaults."""
+    what = f'{folder / CONFIG}: model_cfg'
+    config = _files.json_of(folder / CONFIG)
+    inner = foreign_json.check(config.get('model_cfg', config), _PARTS, what)
+    return config, _filled(inner, MODEL, what)
 
 
 def _ignored(name: str) -> bool:

@@ -17,6 +17,7 @@ from clip_jax.runtime.progress import Progress
 PROTOCOLS = ('gs://', 's3://')
 NATIVE = 'gs://'  # where a run of our own is read without a copy
 FOLDER = 'buckets'  # in the user's cache
+_MOST_DEPTH, _MOST_FOLDERS = 5, 20  # of folders that are searched for those of Orbax
 # What storage says of the content of an object; the first that it has is its version.
 _VERSIONS = ('ETag', 'etag', 'md5Hash', 'LastModified', 'updated', 'mtime', 'created')
 
@@ -64,7 +65,29 @@ def _listed(fs: Any, root: str) -> tuple[str, str, dict[str, Any]]:
         found = _inside(fs, root, deep=True)
     if not found:
         raise FileNotFoundError(root)
+    for folder in _orbax(fs, root, found):
+        entries = _inside(fs, f'{root}/{folder}', deep=True)
+        found |= {posixpath.join(folder, name): entry for name, entry in entries.items()}
     return root, '', found
+
+
+def _orbax(fs: Any, root: str, found: dict[str, Any]) -> list[str]:
+    """The folders of Orbax in a folder, of the newest step where steps are numbered."""
+    level = {} if any(map(choice.is_weights, found)) else {'': found}
+    for _ in range(_MOST_DEPTH):
+        if items := [folder for folder, names in level.items() if any(map(_is_orbax, names))]:
+            return items
+        pairs = [(folder, name) for folder, names in level.items() for name in names]
+        below = [posixpath.join(folder, name[:-1]) for folder, name in pairs if name[-1] == '/']
+        steps = [x for x in below if posixpath.basename(x).isdecimal()]
+        if steps:
+            below = [max(steps, key=lambda x: int(posixpath.basename(x)))]
+        level = {x: _inside(fs, f'{root}/{x}', deep=False) for x in below[:_MOST_FOLDERS]}
+    return []
+
+
+def _is_orbax(name: str) -> bool:
+    return name in choice.ORBAX or name.startswith(choice.BIG_VISION)
 
 
 def _inside(fs: Any, folder: str, *, deep: bool) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Published checkpoints by name: open_clip's MODEL/TAG, and repositories of transformers.
+"""Published checkpoints by name: open_clip's MODEL/TAG, and repositories of transformers and
+OpenVision.
 
 The table, published.tsv, has what their authors publish: names and repositories of open_clip 3.3
 and of the models' papers; ImageNet zero-shot accuracy from open_clip's table of results
-(docs/openclip_results.csv, 2026-06); licenses from model cards, empty where none was looked up.
+(docs/openclip_results.csv, 2026-06), of OpenVision from its README (2026-11); licenses from
+model cards, empty where none was looked up.
 """
 
 import csv
@@ -20,7 +22,7 @@ class Published(NamedTuple):
     """A published checkpoint.
 
     Attributes:
-        name: MODEL/TAG of open_clip, or OWNER/NAME of a repository of transformers.
+        name: MODEL/TAG of open_clip, or OWNER/NAME of another repository.
         repository: OWNER/NAME on the Hugging Face hub.
         loads: whether clip_jax loads it.
         missing: what of it clip_jax has not.

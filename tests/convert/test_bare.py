@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import load, save_file
-from support import torch_writer
+from support import torch_writer, wrapped
 from support.layouts import equal, exported
 from support.small_models import made
 
 from clip_jax import pretrained
+from clip_jax.convert import _files
 from clip_jax.models import presets
 
 NAME = 'ViT-L-14'
@@ -23,31 +24,50 @@ def arrays(monkeypatch):
     return load(exported('open_clip', 'clip')['open_clip_model.safetensors'])
 
 
-def wrapped(arrays, prefix):
-    return {f'{prefix}{name}': x for name, x in arrays.items()}
-
-
-TRAINING = {
-    'epoch': np.int64(3),
-    'n_averaged': np.int64(9),
-    'ema.visual.conv1.weight': np.zeros((2, 2), np.float32),
-}
+def same(found, expected):
+    return found.keys() == expected.keys() and all(
+        np.array_equal(found[name].read(), x) for name, x in expected.items()
+    )
 
 
 @pytest.mark.parametrize('kind', ['safetensors', 'torch'])
-@pytest.mark.parametrize('prefix', ['', 'module.', '_orig_mod.', 'model.', 'module._orig_mod.'])
-def test_prefixes_averages_and_counts_are_left_out(kind, prefix, arrays, tmp_path):
-    content = {**wrapped(arrays, prefix), **{k: np.asarray(v) for k, v in TRAINING.items()}}
+@pytest.mark.parametrize('name', wrapped.FLAT)
+def test_only_the_weights_are_read(kind, name, arrays, tmp_path):
+    content = wrapped.FLAT[name](arrays, np.asarray)
     path = tmp_path / ('x.safetensors' if kind == 'safetensors' else 'x.pt')
     if kind == 'safetensors':
         save_file(content, path)
     else:
         storages = torch_writer.Storages()
         torch_writer.write_zip(path, torch_writer.state_dict(content, storages), storages)
+    assert same(_files.arrays(path), arrays)
+
+
+@pytest.mark.parametrize('name', wrapped.NESTED)
+def test_only_the_model_of_a_training_checkpoint_is_read(name, arrays, tmp_path):
+    storages = torch_writer.Storages()
+    tensors = {key: storages.tensor(x) for key, x in arrays.items()}
+    content = wrapped.NESTED[name](tensors, storages.tensor)
+    torch_writer.write_zip(tmp_path / 'x.pt', content, storages)
+    assert same(_files.arrays(tmp_path / 'x.pt'), arrays)
+
+
+def test_a_name_given_as_an_argument(arrays, tmp_path):
+    path = tmp_path / 'x.safetensors'
+    save_file(wrapped.FLAT['counts'](arrays, np.asarray), path)
     card, variables = pretrained.read(f'{path}#model={NAME}')
     assert equal(variables, made('clip')[1])
     assert card['preprocess']['size'] == card['model']['image']['image_size']
     assert equal(pretrained.load(path, model=NAME).variables, variables)
+
+
+@pytest.mark.parametrize('name', ['timm', 'counts'])
+def test_beside_a_config_too(name, tmp_path):
+    files = exported('open_clip', 'clip')
+    (tmp_path / 'open_clip_config.json').write_bytes(files['open_clip_config.json'])
+    weights = load(files['open_clip_model.safetensors'])
+    save_file(wrapped.FLAT[name](weights, np.asarray), tmp_path / 'mine.safetensors')
+    assert equal(pretrained.read(tmp_path / 'mine.safetensors')[1], made('clip')[1])
 
 
 def test_weights_of_another_kind_are_one_line(arrays, tmp_path):

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from PIL import Image
+from support import orbax_trees
 from support import torch_writer as torch
 from support.small_models import MODELS, made, pieces, words_json
 from support.sources import CAPTIONS, make_embeddings, make_folder, make_table, make_tars
 
 from clip_jax import convert
-from clip_jax.convert import _resblocks, _table
+from clip_jax.convert import _resblocks, _table, big_vision
 from clip_jax.tokenizers import huggingface, sentencepiece
 
 
@@ -75,6 +77,12 @@ def _sharded(folder: Path) -> None:
 
 def _big_vision(folder: Path) -> None:
     convert.write(folder, 'big_vision', *_model('siglip'))
+
+
+def _orbax(folder: Path) -> None:
+    card, variables = _model('siglip')
+    flat = _table.write(list(big_vision.rows(card['model'])), variables)
+    orbax_trees.save(folder / 'ocdbt', unflatten_dict(flat, sep='/'))
 
 
 def _openai(folder: Path, *, legacy: bool = False, script: bool = False) -> None:
@@ -218,6 +226,7 @@ SEEDS = {
     'huggingface': Seed(_huggingface, 'checkpoint', WEIGHTS, 3),
     'sharded': Seed(_sharded, 'checkpoint', WEIGHTS),
     'big_vision': Seed(_big_vision, 'checkpoint', WEIGHTS, 3),
+    'orbax': Seed(_orbax, 'checkpoint', {'.ocdbt': 'bytes'}, 2),
     'openai': Seed(_openai, 'checkpoint', {'.pt': 'torch'}, 2),
     'openai_script': Seed(lambda x: _openai(x, script=True), 'checkpoint', {'.pt': 'torch'}),
     'openai_legacy': Seed(lambda x: _openai(x, legacy=True), 'checkpoint', {'.pt': 'legacy'}, 2),

@@ -5,8 +5,9 @@ import os
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from support import orbax_trees
 from support.layouts import equal, exported
-from support.small_models import made
+from support.small_models import made, pieces
 
 import clip_jax
 from clip_jax import build, pretrained
@@ -85,6 +86,9 @@ def test_one_file_and_a_run_of_ours(storage, tiny_run):
     put(storage, 'npz', files)
     (name,) = (x for x in files if x.endswith('.npz'))
     assert equal(pretrained.read(f's3://{BUCKET}/npz/{name}')[1], made('siglip')[1])
+    put(storage, 'npz', {'spiece.model': pieces()})
+    card, _ = pretrained.read(f's3://{BUCKET}/npz/{name}')
+    assert card['tokenizer']['name'] == 'sentencepiece'
     of_run = {
         str(path.relative_to(tiny_run)): path.read_bytes()
         for path in sorted((tiny_run / 'checkpoints').rglob('*'))
@@ -124,3 +128,27 @@ def test_tars_are_read_where_they_are(storage, tiny_tars):
     here = build.source(tiny_tars, {})
     assert len(there) == len(here) == 64
     assert there[5]['image'] == here[5]['image'] and there[5]['texts'] == here[5]['texts']
+
+
+@pytest.mark.parametrize(
+    'path', ['whole', pytest.param('item/checkpoint.npz/12/default', marks=pytest.mark.slow)]
+)
+def test_the_newest_step_of_orbax_is_copied_whole(path, storage, tmp_path, monkeypatch):
+    of_orbax = orbax_trees.files(
+        orbax_trees.save(tmp_path / 'x', orbax_trees.state(orbax_trees.siglip()))
+    )
+    for number in (8, 12):
+        put(storage, f'{path.partition("/")[0]}/checkpoint.npz/{number}/default', of_orbax)
+    names = copied(monkeypatch)
+    for _ in range(2):
+        assert equal(pretrained.read(f's3://{BUCKET}/{path}')[1], made('siglip')[1])
+    assert len(names) == len(of_orbax)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_big_vision_s_training_is_copied(storage, tmp_path):
+    state = {'params': orbax_trees.siglip()}
+    files = orbax_trees.files(orbax_trees.save_as_big_vision(tmp_path / 'x', state))
+    put(storage, 'work/checkpoint.bv-000100', files)
+    path = f's3://{BUCKET}/work/checkpoint.bv-000100'
+    assert equal(pretrained.read(path)[1], made('siglip')[1])

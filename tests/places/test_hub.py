@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from huggingface_hub import constants
+from support import orbax_trees
 from support.hub import hub  # noqa: F401
 from support.layouts import equal, exported
 from support.process import ROOT
@@ -243,3 +244,27 @@ def test_our_own_layout_comes_from_the_hub_too(hub, tiny_run):  # noqa: F811
     )
     assert any('checkpoints/12/variables/' in path for path in transfers(hub))
     assert not any('/training/' in x or 'checkpoints/8/' in x for x in transfers(hub))
+
+
+def test_the_folder_of_orbax_comes_whole_with_the_config_above(hub, tmp_path):  # noqa: F811
+    step = 'jax_orbax_weight/checkpoint.npz'
+    files = dict(orbax_trees.openvision_files())
+    tree = orbax_trees.state(orbax_trees.openvision())
+    of_orbax = orbax_trees.files(orbax_trees.save(tmp_path / 'x', tree))
+    for number in (8, 12):
+        files |= {f'{step}/{number}/default/{k}': v for k, v in of_orbax.items()}
+    hub.add('me/openvision', files)
+    place = resolve.local('hf://me/openvision/jax_orbax_weight')
+    assert {p.name for p in (place.path / 'checkpoint.npz').iterdir()} == {'12'}
+    assert not (place.path.parent / WEIGHTS['open_clip']).exists()
+    clip = clip_jax.load('hf://me/openvision/jax_orbax_weight')
+    assert clip.model.image.image_size == 48
+    assert equal(clip.variables, pretrained.read(place.path)[1])
+    assert pretrained.find('hf://me/openvision')[1] == 'open_clip'
+    with pytest.raises(ValueError, match='the weights have 16, 32 and 24; give the name'):
+        pretrained.read('hf://me/openvision/jax_orbax_weight#model=openvision-vit-huge-patch14-84')
+    hub.add(
+        'me/partial', {k: v for k, v in files.items() if '12/default/ocdbt.process_0/d' not in k}
+    )
+    with pytest.raises(ValueError, match=r'12/default: \S+ damaged or incomplete'):
+        pretrained.read('hf://me/partial/jax_orbax_weight')

@@ -8,6 +8,7 @@ import tempfile
 import jax
 import numpy as np
 import pytest
+from support import orbax_trees
 from support.hub import hub  # noqa: F401
 from support.layouts import equal, exported
 from support.small_models import made
@@ -88,6 +89,8 @@ def files(architecture: str) -> tuple[dict[str, bytes], dict]:
 
 def of_row(row: names.Published) -> tuple[dict[str, bytes], dict]:
     """The files of a small model of a row's kind, in its layout, and its variables."""
+    if 'openvision' in row.name:
+        return orbax_trees.openvision_files(), orbax_trees.openvision_variables()
     if row.name == row.repository:
         kind = next(
             (x for x in ('siglip', 'metaclip_2') if x in row.name.replace('-', '_')), 'clip'
