@@ -126,7 +126,16 @@ def test_constraints_hold_on_a_mesh_and_are_nothing_without_one():
 
 
 @pytest.mark.parametrize(
-    'name', ['ViT-B-32', 'RN50', 'ViT-B-16-SigLIP', 'ViT-L-14-CLIPA', 'convnext_large_d']
+    'name',
+    [
+        'ViT-B-32',
+        'RN50',
+        'ViT-B-16-SigLIP',
+        'ViT-L-14-CLIPA',
+        'convnext_large_d',
+        'EVA02-B-16',
+        'PE-Core-T-16-384',
+    ],
 )
 def test_every_parameter_of_every_encoder_has_logical_axes(name):
     model = clip.from_card(presets.architecture(name))

@@ -6,6 +6,8 @@ from typing import Any
 
 from clip_jax.convert._table import CONV, SAME, Row, dense, mlp, norm, row
 
+CUSTOM_TEXT = False
+HEAD = ''
 # Name -> widths, depths, the epsilon of layer norms.
 TRUNKS = {
     'convnext_tiny': ((96, 192, 384, 768), (3, 3, 9, 3), 1e-6),

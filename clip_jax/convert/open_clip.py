@@ -21,6 +21,7 @@ from clip_jax.convert import (
     _resblocks,
     _table,
     _timm_convnext,
+    _timm_eva,
     _timm_siglip,
     _tokenizer_files,
 )
@@ -110,7 +111,7 @@ _OF_NO_EFFECT = {
 }
 IMAGE_POOLS = {'tok': 'cls', 'avg': 'mean'}
 TRUNK = 'visual.trunk.'  # before the names of timm's weights
-FAMILIES = (_timm_siglip, _timm_convnext)  # of timm's image encoders
+FAMILIES = (_timm_siglip, _timm_convnext, _timm_eva)  # of timm's image encoders
 TEXT_POOLS = {'argmax': 'argmax', 'last': 'last', 'eos': 'eot'}
 
 
@@ -298,7 +299,7 @@ def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[s
         raise ValueError(
             f'{what}: timm model {vision["timm_model_name"]!r} with pooling '
             f'{vision["timm_pool"]!r} is not supported; supported timm models are those of SigLIP '
-            '(vit_*_siglip_*, pooling map) and convnext_base, _large and _xxlarge'
+            '(vit_*_siglip_*, pooling map), convnext_*, eva_*, eva02_* and vit_pe_core_*'
         )
     shapes = {
         name.removeprefix(TRUNK): x.shape for name, x in theirs.items() if name.startswith(TRUNK)
@@ -309,6 +310,10 @@ def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[s
     except KeyError as error:
         raise ValueError(f'{what}: the weights lack {TRUNK}{error.args[0]}') from error
     kind = vision['timm_proj'] or 'none'
+    if family.HEAD:
+        if kind != 'none':
+            raise ValueError(f'{what}: vision_cfg.timm_proj is {kind!r}; only null is supported')
+        return fields, 'biased'
     lookup.check(kind, ['none', 'linear', 'mlp'], what=f'{what}: vision_cfg.timm_proj')
     if kind == 'mlp' and vision['timm_proj_bias']:
         raise ValueError(
@@ -333,7 +338,7 @@ def rows(model: Fields, text: str = '') -> Iterator[Row]:
         yield from dense(f'{ours}/in', f'{theirs}.mlp.fc1')
         yield from dense(f'{ours}/out', f'{theirs}.mlp.fc2', bias=False)
     elif kind != 'none':
-        yield from dense(ours, f'{theirs}.proj', bias=kind == 'biased')
+        yield from dense(ours, family.HEAD or f'{theirs}.proj', bias=kind == 'biased')
     yield from _resblocks.text_rows(model, text)
 
 
@@ -363,10 +368,11 @@ def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
 def config_of(model: Fields) -> dict[str, Any]:
     """Returns the `model_cfg` closest to an architecture; `write` checks that it is exact."""
     image, text = model['image'], model['text']
+    family = _family(image)
     config: dict[str, Any] = {
         'embed_dim': model['embed_dim'],
         'quick_gelu': text['activation'] == 'quick_gelu',
-        'custom_text': image.get('pool') == 'map',
+        'custom_text': family is not None and family.CUSTOM_TEXT,
         'vision_cfg': _vision_of(image, model['image_proj']),
         'text_cfg': {
             'context_length': text['context_length'],
@@ -401,7 +407,7 @@ def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
             'image_size': image['image_size'],
             **family.vision_of(image),
             'timm_model_pretrained': False,
-            'timm_proj': projection if projection in ('none', 'mlp') else 'linear',
+            'timm_proj': _timm_projection(family, projection),
             'timm_proj_bias': projection == 'biased',
         }
     return {
@@ -415,6 +421,12 @@ def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
         'patch_dropout': image['patch_dropout'],
         **_common_of(image),
     }
+
+
+def _timm_projection(family: Any, projection: str) -> str | None:
+    if family.HEAD:
+        return None
+    return projection if projection in ('none', 'mlp') else 'linear'
 
 
 def _inverse(table: Mapping[str, Any], value: Any, what: str) -> str:

@@ -297,9 +297,14 @@ class Transformer(nn.Module):
     `mask` is as in Attention; `keys` are random keys [B], which turn dropout on. With `position`,
     the result is [B, 1, width], the output at that token; then, without scan, the last block
     computes no others.
+
+    Attributes:
+        config: its fields.
+        block: the module of a block, with the fields and arguments of Block; None: Block.
     """
 
     config: TransformerConfig
+    block: Any = None
 
     @nn.compact
     def __call__(
@@ -313,14 +318,14 @@ class Transformer(nn.Module):
         lookup.check(config.remat, REMAT, what='models/layers: remat')
         lookup.check(config.attention, ATTENTION, what='models/layers: attention')
         out_std = (2 * config.depth * x.shape[-1]) ** -0.5
+        block = self.block or Block
         if config.scan and not self.is_initializing():
-            x = self._scanned(Block(config, out_std, parent=None), x, mask, keys)
+            x = self._scanned(block(config, out_std, parent=None), x, mask, keys)
             return x if position is None else token(x, position)
-        block = Block
         if config.remat != 'none':
             # A number stays one: an array would be gathered by.
             static = (4,) if isinstance(position, int) else ()
-            block = nn.remat(Block, policy=REMAT[config.remat], static_argnums=static)
+            block = nn.remat(block, policy=REMAT[config.remat], static_argnums=static)
         for i in range(config.depth - 1):
             x = block(config, out_std, name=f'block_{i}')(x, mask, _fold_in(keys, i), None)
         last = block(config, out_std, name=f'block_{config.depth - 1}')
@@ -335,7 +340,7 @@ class Transformer(nn.Module):
         return last(x, mask, keys, position)
 
     def _scanned(
-        self, block: 'Block', x: jax.Array, mask: jax.Array | None, keys: jax.Array | None
+        self, block: nn.Module, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None
     ) -> jax.Array:
         """Stacks the blocks' parameters and scans over them."""
         params = self.variables['params']

@@ -2,8 +2,8 @@
 
 OpenAI's models (arXiv 2103.00020, tables 18 and 19) are those with the suffix `-quickgelu`, the
 activation that its weights were trained with; open_clip trained the same sizes with GELU (arXiv
-2212.07143). CLIPA is arXiv 2305.07017. SigLIP (2303.15343) and SigLIP 2 (2502.14786) use the tanh
-approximation of GELU.
+2212.07143). CLIPA is arXiv 2305.07017, EVA-CLIP 2303.15389, PE (Perception Encoder) 2504.13181.
+SigLIP (2303.15343) and SigLIP 2 (2502.14786) use the tanh approximation of GELU.
 """
 
 from typing import Any
@@ -69,6 +69,22 @@ _CONVNEXT = {
     'convnext_large_d_320': ('L', 320, 'L', 16, 768, 'mlp'),
     'convnext_xxlarge': ('XXL', 256, 'H', 24, 1024, 'linear'),
 }
+# name: variant of the image encoder / patch_size, image_size, variant of the text encoder,
+# context_length, embed_dim
+_ROPE_VIT = {
+    'EVA01-g-14': ('EVA01-g/14', 224, 'L', 77, 1024),
+    'EVA01-g-14-plus': ('EVA01-g/14', 224, 'H', 77, 1024),
+    'EVA02-B-16': ('EVA02-B/16', 224, 'B', 77, 512),
+    'EVA02-L-14': ('EVA02-L/14', 224, 'L', 77, 768),
+    'EVA02-L-14-336': ('EVA02-L/14', 336, 'L', 77, 768),
+    'EVA02-E-14': ('EVA02-E/14', 224, 'H', 77, 1024),
+    'EVA02-E-14-plus': ('EVA02-E/14', 224, 'G', 77, 1024),
+    'PE-Core-T-16-384': ('PE-T/16', 384, 'B', 32, 512),
+    'PE-Core-S-16-384': ('PE-S/16', 384, 'B', 32, 512),
+    'PE-Core-B-16': ('PE-B/16', 224, 'H', 32, 1024),
+    'PE-Core-L-14-336': ('PE-L/14', 336, 'H', 32, 1024),
+    'PE-Core-bigG-14-448': ('PE-G/14', 448, 'PE-G', 72, 1280),
+}
 # name: variant / patch_size, image_size, variant of the text encoder, vocab_size, context_length
 _SIGLIP = {
     'ViT-B-16-SigLIP': ('B/16', 224, 'siglip-B', 32000, 64),
@@ -101,7 +117,7 @@ _SIGLIP = {
 def names() -> list[str]:
     """Returns the names of all published architectures."""
     quick = [f'{name}-quickgelu' for name in (*_RESNET, *_QUICKGELU)]
-    return [*_RESNET, *_VIT, *quick, *_CLIPA, *_CONVNEXT, *_SIGLIP]
+    return [*_RESNET, *_VIT, *quick, *_CLIPA, *_CONVNEXT, *_ROPE_VIT, *_SIGLIP]
 
 
 def architecture(name: str) -> dict[str, Any]:
@@ -132,6 +148,11 @@ def architecture(name: str) -> dict[str, Any]:
         image = {'name': 'convnext', **sizes, 'image_size': image_size}
         text = {**CLIP_TEXT, **_text(text), 'depth': depth}
         return _model(image, text, embed_dim, image_proj=projection)
+    if base in _ROPE_VIT:
+        variant, image_size, text, context_length, embed_dim = _ROPE_VIT[base]
+        image = _vit(variant, image_size, 'rope_vit')
+        text = {**CLIP_TEXT, **_text(text), 'context_length': context_length}
+        return _model(image, text, embed_dim, image_proj='biased')
     variant, image_size, text, vocab_size, context_length = _SIGLIP[base]
     same = {'activation': 'gelu_tanh', 'norm_eps': 1e-6}
     image = {**_vit(variant, image_size), **same}
@@ -151,10 +172,10 @@ def _model(image: dict, text: dict, embed_dim: int, **rest: Any) -> dict[str, An
     return {'image': image, 'text': text, 'embed_dim': embed_dim, **rest}
 
 
-def _vit(variant: str, image_size: int) -> dict[str, Any]:
+def _vit(variant: str, image_size: int, name: str = 'vit') -> dict[str, Any]:
     size, _, patch_size = variant.partition('/')
-    fields = lookup.module('models.image', 'vit').VARIANTS[size]
-    return {'name': 'vit', **fields, 'patch_size': int(patch_size), 'image_size': image_size}
+    fields = lookup.module('models.image', name).VARIANTS[size]
+    return {'name': name, **fields, 'patch_size': int(patch_size), 'image_size': image_size}
 
 
 def _text(variant: str) -> dict[str, Any]:

@@ -9,17 +9,17 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from reference import convnext, timm_towers
+from reference import convnext, eva, timm_towers
 from support.layouts import edit, equal
 
 from clip_jax import convert, lookup
-from clip_jax.convert import _timm_convnext
+from clip_jax.convert import _timm_convnext, _timm_eva
 from clip_jax.models import clip
 
 TOLERANCE = 2e-5
 WEIGHTS = 'open_clip_model.safetensors'
 # The script, the family in convert/, our encoder.
-FAMILIES = [(convnext, _timm_convnext, 'convnext')]
+FAMILIES = [(convnext, _timm_convnext, 'convnext'), (eva, _timm_eva, 'rope_vit')]
 CASES = [
     pytest.param(script, family, encoder, name, id=name)
     for script, family, encoder in FAMILIES
@@ -96,6 +96,9 @@ def copied(name, tmp_path):
         ('convnext_base', {'timm_pool': 'abs_attn'}, "with pooling 'abs_attn' is not supported"),
         ('convnext_base', {'timm_proj': 'mlp'}, r'missing: visual\.head\.mlp\.fc1\.bias'),
         ('convnext_large', {'timm_proj_bias': True}, 'timm_proj_bias is true.* with timm_proj mlp'),
+        ('eva_giant_patch14_224', {'timm_pool': 'avg'}, "with pooling 'avg' is not supported"),
+        ('eva_giant_patch14_224', {'timm_proj': 'linear'}, "timm_proj is 'linear'; only null"),
+        ('eva_giant_patch14_224', {'image_size': 20}, 'for images of 16 pixels.*set it to 16'),
         ('convnext_base', {'image_size': 16}, 'image_size is 16; expected at least 32'),
     ],
 )

@@ -23,8 +23,9 @@ QUERIES = {'pool_queries': 3, 'pool_width': 16, 'pool_heads': 2}
 # Small fields of every image encoder, and the width of its features.
 RESNET = {'name': 'resnet', 'image_size': 32, 'width': 4, 'depths': (1, 1, 1, 1), 'heads': 4}
 CONVNEXT = {'name': 'convnext', 'image_size': 32, 'widths': (8, 8, 8, 16), 'depths': (1, 1, 1, 1)}
-IMAGES = {'vit': IMAGE, 'resnet': RESNET, 'convnext': CONVNEXT}
-FEATURES = {'vit': 32, 'resnet': 128, 'convnext': 16}
+ROPE_VIT = {**IMAGE, 'name': 'rope_vit', 'mlp': 'swiglu', 'inner_norm': True, 'rope': 'rows_first'}
+IMAGES = {'vit': IMAGE, 'resnet': RESNET, 'convnext': CONVNEXT, 'rope_vit': ROPE_VIT}
+FEATURES = {'vit': 32, 'resnet': 128, 'convnext': 16, 'rope_vit': 32}
 TEXT = {
     'name': 'transformer',
     'vocab_size': 50,

@@ -31,6 +31,18 @@ PARAMETERS = {
     'convnext_large_d': 351_772_609,
     'convnext_large_d_320': 351_772_609,
     'convnext_xxlarge': 1_200_576_385,
+    'EVA01-g-14': 1_136_435_841,
+    'EVA01-g-14-plus': 1_366_621_569,
+    'EVA02-B-16': 149_691_137,
+    'EVA02-L-14': 427_755_457,
+    'EVA02-L-14-336': 428_083_137,
+    'EVA02-E-14': 4_704_589_569,
+    'EVA02-E-14-plus': 5_044_889_089,
+    'PE-Core-T-16-384': 69_546_113,
+    'PE-Core-S-16-384': 87_188_225,
+    'PE-Core-B-16': 447_660_545,
+    'PE-Core-L-14-336': 671_138_817,
+    'PE-Core-bigG-14-448': 2_419_267_841,
     'ViT-B-16-SigLIP': 203_155_970,
     'ViT-L-16-SigLIP-256': 652_150_786,
     'ViT-SO400M-14-SigLIP-384': 877_960_498,
@@ -41,7 +53,15 @@ PARAMETERS = {
 
 
 # One of each kind; the others follow from the table, or are slow.
-KINDS = ('RN50', 'convnext_large_d', 'ViT-B-32-quickgelu', 'ViT-L-14-CLIPA', 'ViT-B-16-SigLIP')
+KINDS = (
+    'RN50',
+    'convnext_large_d',
+    'EVA02-B-16',
+    'PE-Core-T-16-384',
+    'ViT-B-32-quickgelu',
+    'ViT-L-14-CLIPA',
+    'ViT-B-16-SigLIP',
+)
 
 
 @pytest.mark.parametrize(

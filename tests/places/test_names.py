@@ -14,7 +14,7 @@ from support.layouts import equal, exported
 from support.small_models import made
 
 from clip_jax import convert, pretrained
-from clip_jax.convert import _timm_convnext, _timm_siglip
+from clip_jax.convert import _timm_convnext, _timm_eva, _timm_siglip
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.models import clip, presets
 from clip_jax.places import names, resolve
@@ -48,6 +48,10 @@ def shrunk(model: str) -> dict:
         image |= {'width': 4, 'depths': [1, 1, 1, 1], 'heads': 2, 'image_size': 64}
     elif image['name'] == 'convnext':
         image |= {'widths': [8, 8, 8, 16], 'depths': [1, 1, 1, 1], 'image_size': 64}
+    elif image['name'] == 'rope_vit':
+        image |= {**SIZES, 'patch_size': 8, 'image_size': 16}
+        image |= {'rope_grid': 2} if image.get('pool') == 'map' else {}
+        image |= {'pool_heads': 8} if image.get('pool') == 'map' else {}
     elif image.get('pool') == 'map':  # whose heads open_clip's file does not say
         width = WIDTHS[image['width']]
         heads = width // 64 if image['width'] in (768, 1024) else 16
@@ -66,6 +70,8 @@ def small_trunks(monkeypatch):
     for name, (_, _, norm_eps) in [*_timm_convnext.TRUNKS.items()]:
         small = ((8, 8, 8, 16), (1, 1, 1, 1), norm_eps)
         monkeypatch.setitem(_timm_convnext.TRUNKS, name, small)
+    for name in _timm_eva.TRUNKS:
+        monkeypatch.setitem(_timm_eva.TRUNKS, name, (16, 8, 32, 1, 2))
     for name, (_, patch_size, width, _) in [*_timm_siglip.TRUNKS.items()]:
         small = (2 * patch_size, patch_size, WIDTHS[width], 1)
         monkeypatch.setitem(_timm_siglip.TRUNKS, name, small)

@@ -35,12 +35,13 @@ def write(folder: pathlib.Path, config: Mapping[str, Any], make: Callable, block
         blocks: the type of the modules whose outputs are written, channels last.
     """
     import torch
-    from open_clip.model import CLIP
+    from open_clip.model import CLIP, CustomTextCLIP
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
     with replaced(config['vision_cfg']['timm_model_name'], make):
-        model = CLIP(**config).eval()
+        sizes = {k: v for k, v in config.items() if k != 'custom_text'}
+        model = (CustomTextCLIP if config.get('custom_text') else CLIP)(**sizes).eval()
     with torch.no_grad():
         for name, x in model.named_parameters():
             x.normal_(0.5, 0.3) if 'gamma' in name else x.add_(0.1 * torch.randn_like(x))

@@ -21,6 +21,8 @@ SMALL = {'width': 32, 'depth': 1, 'heads': 2, 'mlp_dim': 64}
 TEXT = {'name': 'transformer', 'vocab_size': 80, 'context_length': 8, 'eot_id': 3, **SMALL}
 VIT = {'name': 'vit', 'image_size': 16, 'patch_size': 4, 'patch_dropout': 0.5, **SMALL}
 RESNET = {'name': 'resnet', 'image_size': 32, 'width': 8, 'depths': (1, 1, 1, 1), 'heads': 4}
+ROPE_VIT = {**VIT, 'name': 'rope_vit', 'mlp': 'swiglu', 'inner_norm': True, 'rope': 'rows_first'}
+del ROPE_VIT['patch_dropout']
 CONVNEXT = {'name': 'convnext', 'image_size': 32, 'widths': (8, 8, 16, 32), 'depths': (1, 1, 1, 1)}
 CONVNEXT |= {'drop_path': 0.3, 'layer_scale': 0.1}
 CARD = {'image': VIT, 'text': TEXT, 'embed_dim': 16}
@@ -31,6 +33,7 @@ CARDS = {
         'embed_dim': 16,
     },
     'resnet': {'image': RESNET, 'text': TEXT, 'embed_dim': 16},
+    'rope_vit': {'image': ROPE_VIT, 'text': TEXT, 'embed_dim': 16},
     'convnext': {'image': CONVNEXT, 'text': TEXT, 'embed_dim': 16, 'image_proj': 'mlp'},
 }
 

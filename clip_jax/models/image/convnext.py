@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
 from clip_jax.models import on_cpu
+from clip_jax.models.image_layers import patches
 from clip_jax.models.layers import REMAT, Mlp, Norm, check_rates, example_keys
 
 # A ConvNet for the 2020s, section 3 and appendix A; XXL is open_clip's, which calls B, L and XXL
@@ -116,17 +117,14 @@ class Patches(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        # A dense layer over patches, as in the ViT.
         batch, height, width, channels = x.shape
-        rows, columns = height // self.size, width // self.size
-        x = x[:, : rows * self.size, : columns * self.size]
-        x = x.reshape(batch, rows, self.size, columns, self.size, channels).swapaxes(2, 3)
         shape = (self.size, self.size, channels, self.width)
         kernel = self.param('kernel', nn.initializers.normal(STD), shape, self.param_dtype)
         bias = self.param('bias', nn.initializers.zeros, (self.width,), self.param_dtype)
-        axes = ((3, 4, 5), (0, 1, 2)), ((), ())
-        x = on_cpu.dot_general(x.astype(self.dtype), kernel.astype(self.dtype), axes)
-        return x + bias.astype(self.dtype)
+        x = patches(x.astype(self.dtype), self.size)
+        axes = ((2, 3, 4), (0, 1, 2)), ((), ())
+        x = on_cpu.dot_general(x, kernel.astype(self.dtype), axes) + bias.astype(self.dtype)
+        return x.reshape(batch, height // self.size, width // self.size, self.width)
 
 
 class Stage(nn.Module):

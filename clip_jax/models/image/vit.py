@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from clip_jax import lookup
 from clip_jax.models import on_cpu, positions
+from clip_jax.models.image_layers import AttentionPool, patches
 from clip_jax.models.layers import (
-    Mlp,
     Norm,
     Transformer,
     TransformerConfig,
@@ -222,36 +222,6 @@ class Encoder(nn.Module):
         )(x[:, tokens:])
 
 
-class AttentionPool(nn.Module):
-    """Attention pooling with one learned query, then an MLP: [B, L, width] -> [B, width]."""
-
-    heads: int
-    mlp_dim: int
-    activation: str
-    norm_eps: float
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
-        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-        probe = self.param('probe', nn.initializers.xavier_uniform(), (1, width), self.param_dtype)
-        probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, width))
-        attention: Any = nn.MultiHeadDotProductAttention(self.heads, name='attention', **types)
-        x = attention(probe, x)
-        y = Norm(epsilon=self.norm_eps, name='norm', **types)(x)
-        mlp = Mlp(
-            mlp_dim=self.mlp_dim,
-            activation=self.activation,
-            in_std=(2 * width) ** -0.5,
-            out_std=(2 * width) ** -0.5,
-            name='mlp',
-            **types,
-        )
-        return (x + mlp(y))[:, 0]
-
-
 class QueryPool(nn.Module):
     """CoCa's attention pooling with the first of `queries`: [B, L, C] -> [B, width]."""
 
@@ -274,21 +244,6 @@ class QueryPool(nn.Module):
             self.heads, qkv_features=self.width, name='attention', **types
         )
         return attention(query, norm(name='key_norm')(x))[:, 0]
-
-
-def patches(images: jax.Array, size: int) -> jax.Array:
-    """Splits images into patches, row by row: [B, H, W, C] -> [B, H/size * W/size, size, size, C].
-
-    Pixels on the right and at the bottom that do not fill a patch are dropped, as the convolutions
-    of published models do: SigLIP's So400m/14 sees 378 of 384 pixels.
-    """
-    # A dense layer over patches equals the strided convolution of the papers; its gradient is much
-    # faster on CPU.
-    batch, height, width, channels = images.shape
-    rows, columns = height // size, width // size
-    images = images[:, : rows * size, : columns * size]
-    x = images.reshape(batch, rows, size, columns, size, channels)
-    return x.swapaxes(2, 3).reshape(batch, -1, size, size, channels)
 
 
 def drop_patches(x: jax.Array, share: float, keys: jax.Array) -> jax.Array:
