@@ -133,10 +133,8 @@ def test_other_spellings_are_the_same_checkpoint():
 
 
 def test_what_is_missing_is_said_and_near_names_are_suggested(hub):  # noqa: F811
-    with pytest.raises(
-        ValueError, match=r'EVA02-L-14/merged2b_s4b_b131k: not supported: .* EVA im'
-    ):
-        pretrained.read('EVA02-L-14/merged2b_s4b_b131k')
+    with pytest.raises(ValueError, match=r'ViTamin-L/datacomp1b: not supported: .* ViTamin im'):
+        pretrained.read('ViTamin-L/datacomp1b')
     with pytest.raises(ValueError, match='Did you mean ViT-B-32/laion2b_s34b_b79k'):
         pretrained.read('ViT-B-32/laion2b_s34b_b79')
     assert not hub.asked
