@@ -17,8 +17,12 @@ from clip_jax.models import layers
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
 # Fields that change how, not what, is computed; they are not part of a model's card.
 EXECUTION = ('remat', 'scan', 'attention')
-PROJECTIONS = ('linear', 'biased', 'none')
-LOGICAL_AXES = {'(image|text)_projection/kernel': ('width', 'embed')}
+PROJECTIONS = ('linear', 'biased', 'mlp', 'none')
+LOGICAL_AXES = {
+    '(image|text)_projection/kernel': ('width', 'embed'),
+    '(image|text)_projection/in/kernel': ('width', 'mlp'),
+    '(image|text)_projection/out/kernel': ('mlp', 'embed'),
+}
 
 
 class CLIP(nn.Module):
@@ -32,7 +36,8 @@ class CLIP(nn.Module):
         text: the text encoder, see models/text.
         embed_dim: features of the shared space.
         image_proj: projection of image features. 'linear': without a bias; 'biased': with a bias,
-            as after OpenAI's ResNets; 'none': the encoder's features are the embedding, as in
+            as after OpenAI's ResNets; 'mlp': two layers without biases and GELU between them, as
+            after open_clip's RoBERTa; 'none': the encoder's features are the embedding, as in
             SigLIP.
         text_proj: projection of text features; 'biased' in SigLIP.
         init_logit_scale: initial log inverse temperature.
@@ -74,14 +79,10 @@ class CLIP(nn.Module):
     def _projection(self, kind: str) -> Callable[[jax.Array], jax.Array]:
         if kind == 'none':
             return self._unprojected
-        return nn.Dense(
-            self.embed_dim,
-            use_bias=kind == 'biased',
-            # Standard deviation width^-0.5, as in OpenAI's released code.
-            kernel_init=nn.initializers.variance_scaling(1.0, 'fan_in', 'normal'),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
+        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+        if kind == 'mlp':
+            return MlpProjection(self.embed_dim, **types)
+        return _dense(self.embed_dim, bias=kind == 'biased', **types)
 
     def _unprojected(self, features: jax.Array) -> jax.Array:
         if features.shape[-1] != self.embed_dim:
@@ -144,6 +145,30 @@ class CLIP(nn.Module):
         text = self.encode_text(texts, train=of_text, example_index=example_index)
         image, text = l2_normalize(image), l2_normalize(text)
         return image, text.reshape(*shape, -1), *self.scale_and_bias()
+
+
+def _dense(features: int, *, bias: bool, **rest: Any) -> nn.Dense:
+    # Standard deviation width^-0.5, as in OpenAI's released code.
+    init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
+    return nn.Dense(features, use_bias=bias, kernel_init=init, **rest)
+
+
+class MlpProjection(nn.Module):
+    """Two layers with GELU between them: [B, width] -> [B, embed_dim].
+
+    The hidden layer's size is halfway between the two, as in open_clip.
+    """
+
+    embed_dim: int
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+        hidden = (x.shape[-1] + self.embed_dim) // 2
+        x = layers.ACTIVATIONS['gelu'](_dense(hidden, bias=False, name='in', **types)(x))
+        return _dense(self.embed_dim, bias=False, name='out', **types)(x)
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
