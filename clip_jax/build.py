@@ -213,7 +213,7 @@ def architecture(
     """
     if base is None:
         base = presets.architecture(config['preset']) if config.get('preset') else {}
-        of_tokenizer = {name: getattr(tokenizer, name) for name in TOKENS}
+        of_tokenizer = {x: getattr(tokenizer, x) for x in TOKENS if hasattr(tokenizer, x)}
         base = {**base, 'text': {**base.get('text', {}), **of_tokenizer}}
         base |= initial_scale_and_bias(loss)
     fields = {

@@ -29,7 +29,7 @@ Fields = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
 CONFIG = 'config.json'
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     'hf_model_name': None,
     'hf_model_pretrained': True,
     'hf_proj_type': 'mlp',
@@ -38,7 +38,7 @@ DEFAULTS = {
     'hf_tokenizer_name': None,
     'tokenizer_kwargs': None,
 }
-_TRUNK = 'text.transformer.'
+TRUNK = 'text.transformer.'
 _GELU = {'activation': 'gelu'}
 _BERT = {'name': 'bert', 'pad_id': 0, 'norm_eps': 1e-12, 'numbering': 'all', **_GELU}
 _ROBERTA = {'name': 'bert', 'pad_id': 1, 'norm_eps': 1e-5, 'numbering': 'text', **_GELU}
@@ -113,7 +113,7 @@ def fields(
             f'{what}: text_cfg.hf_pooler_type is null; give one of {", ".join(_POOLS)}'
         )
     lookup.check(pool, _POOLS, what=f'{what}: text_cfg.hf_pooler_type')
-    shapes = {n.removeprefix(_TRUNK): x.shape for n, x in theirs.items() if n.startswith(_TRUNK)}
+    shapes = {n.removeprefix(TRUNK): x.shape for n, x in theirs.items() if n.startswith(TRUNK)}
     found = {**_by_name(folder, given['hf_model_name'], what)}
     found |= _sizes_of_nllb(shapes) if found['name'] == 'nllb' else _sizes_of_bert(shapes)
     found['pool'] = 'cls' if found['name'] == 'nllb' and pool == 'cls_pooler' else _POOLS[pool]
@@ -196,7 +196,7 @@ def holds(text: Fields) -> bool:
 def ignored(name: str) -> bool:
     """Returns whether an array is a table that older versions of transformers saved."""
     ends = ('embeddings.position_ids', 'embeddings.token_type_ids', 'embed_positions.weights')
-    return name.startswith(_TRUNK) and name.endswith(ends)
+    return name.startswith(TRUNK) and name.endswith(ends)
 
 
 def text_of(model: Fields) -> dict[str, Any]:

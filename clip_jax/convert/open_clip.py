@@ -193,7 +193,10 @@ def architecture(
     else:
         image, image_proj = vit(vision, config['embed_dim'], quick, what), 'linear'
     if config['text_cfg'].get('hf_model_name'):
-        text, text_proj = _hf_text.fields(folder, config['text_cfg'], theirs, what)
+        try:
+            text, text_proj = _hf_text.fields(folder, config['text_cfg'], theirs, what)
+        except KeyError as error:
+            raise ValueError(f'{what}: the weights lack {_hf_text.TRUNK}{error.args[0]}') from error
     else:
         text, text_proj = transformer(config['text_cfg'], quick, what)
     return {

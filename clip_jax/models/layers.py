@@ -377,7 +377,8 @@ def _norms(config: TransformerConfig) -> tuple[Callable, Callable]:
 class Block(nn.Module):
     """A transformer block: x + attention(norm(x)), then x + mlp(norm(x)); [B, L, width].
 
-    With `norm_after` it is norm(x + attention(x)), then norm(x + mlp(x)). `mask`, `keys` and `position` are as in Transformer.
+    With `norm_after` it is norm(x + attention(x)), then norm(x + mlp(x)). `mask`, `keys` and
+    `position` are as in Transformer.
     """
 
     config: TransformerConfig

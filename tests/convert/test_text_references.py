@@ -24,6 +24,7 @@ OF_NLLB = {'d_model': 32, 'encoder_layers': 2, 'encoder_attention_heads': 4, 'vo
 OF_NLLB |= {'encoder_ffn_dim': 48, 'max_position_embeddings': 20, 'activation_function': 'relu'}
 OF_NLLB |= {'decoder_layers': 1, 'decoder_attention_heads': 4, 'decoder_ffn_dim': 8}
 OF_NLLB |= {'scale_embedding': True}
+LAST = 'cls_last_hidden_state_pooler'
 KINDS = {
     'bert': ('bert', {**SIZES, 'max_position_embeddings': 16}, 'cls_pooler', 'mlp'),
     'bert_last': (
@@ -35,7 +36,7 @@ KINDS = {
     'roberta': ('roberta', {**OF_ROBERTA, 'pad_token_id': 1}, 'mean_pooler', 'mlp'),
     'roberta_cls': ('roberta', {**OF_ROBERTA, 'num_hidden_layers': 1}, 'cls_pooler', 'linear'),
     'xlm': ('xlm-roberta', {**OF_ROBERTA, 'num_attention_heads': 2}, 'mean_pooler', 'linear'),
-    'xlm_cls': ('xlm-roberta', OF_ROBERTA, 'cls_last_hidden_state_pooler', 'mlp'),
+    'xlm_cls': ('xlm-roberta', OF_ROBERTA, LAST, 'mlp'),
     'nllb': ('m2m_100', OF_NLLB, 'cls_pooler', 'linear'),
     'nllb_mean': ('m2m_100', {**OF_NLLB, 'encoder_layers': 1}, 'mean_pooler', 'mlp'),
 }

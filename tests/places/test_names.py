@@ -13,7 +13,7 @@ from support.layouts import equal, exported
 from support.small_models import made
 
 from clip_jax import convert, pretrained
-from clip_jax.convert import _timm_siglip
+from clip_jax.convert import _hf_text, _timm_siglip
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.models import clip, presets
 from clip_jax.places import names, resolve
@@ -59,10 +59,12 @@ def shrunk(model: str) -> dict:
 
 @pytest.fixture
 def small_trunks(monkeypatch):
-    """open_clip's SigLIP models are known by their sizes: they become small too."""
+    """SigLIP's and transformers' models are known by their sizes: they become small too."""
     for name, (_, patch_size, width, _) in [*_timm_siglip.TRUNKS.items()]:
         small = (2 * patch_size, patch_size, WIDTHS[width], 1)
         monkeypatch.setitem(_timm_siglip.TRUNKS, name, small)
+    for name, known in [*_hf_text.KNOWN.items()]:
+        monkeypatch.setitem(_hf_text.KNOWN, name, {**known, **SIZES, 'vocab_size': 60})
 
 
 @functools.cache

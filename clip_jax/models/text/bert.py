@@ -48,7 +48,7 @@ class Encoder(nn.Module):
         context_length: the number of tokens of a text.
         width: features of a token.
         pad_id: the padding token.
-        max_positions: rows of the table of position embeddings; None: as many as are needed.
+        max_positions: rows of the table of position embeddings; 0: as many as are needed.
         token_types: rows of the table of token types; texts are of the first.
         numbering: which row of the table of positions a token has. 'text': counted from pad_id + 1
             without padding (RoBERTa, XLM-R); 'all': 0, 1, 2, … (BERT).
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
     heads: int
     mlp_dim: int
     pad_id: int
-    max_positions: int | None = None
+    max_positions: int = 0
     token_types: int = 1
     numbering: str = 'text'
     pool: str = 'mean'
@@ -84,8 +84,7 @@ class Encoder(nn.Module):
         lookup.check(self.pool, POOLS, what='models/text/bert: pool')
         lookup.check(self.numbering, NUMBERINGS, what='models/text/bert: numbering')
         needed = self.context_length + (self.pad_id + 1 if self.numbering == 'text' else 0)
-        if self.max_positions is None:
-            self.max_positions = needed
+        self.max_positions = self.max_positions or needed
         if self.max_positions < needed:
             raise ValueError(
                 f'models/text/bert: max_positions is {self.max_positions}; texts of '
