@@ -9,6 +9,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import make_text_fixtures as makes
 from support.layouts import equal
 
 from clip_jax import convert
@@ -17,76 +18,32 @@ from clip_jax.models import clip
 
 pytestmark = pytest.mark.reference
 TOLERANCE = 2e-5
-SIZES = {'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'vocab_size': 60}
-SIZES |= {'intermediate_size': 48}
-OF_ROBERTA = {**SIZES, 'max_position_embeddings': 20, 'type_vocab_size': 1, 'layer_norm_eps': 1e-5}
-OF_NLLB = {'d_model': 32, 'encoder_layers': 2, 'encoder_attention_heads': 4, 'vocab_size': 60}
-OF_NLLB |= {'encoder_ffn_dim': 48, 'max_position_embeddings': 20, 'activation_function': 'relu'}
-OF_NLLB |= {'decoder_layers': 1, 'decoder_attention_heads': 4, 'decoder_ffn_dim': 8}
-OF_NLLB |= {'scale_embedding': True}
-LAST = 'cls_last_hidden_state_pooler'
-KINDS = {
-    'bert': ('bert', {**SIZES, 'max_position_embeddings': 16}, 'cls_pooler', 'mlp'),
-    'bert_last': (
-        'bert',
-        {**SIZES, 'hidden_act': 'gelu_new'},
-        'cls_last_hidden_state_pooler',
-        None,
-    ),
-    'roberta': ('roberta', {**OF_ROBERTA, 'pad_token_id': 1}, 'mean_pooler', 'mlp'),
-    'roberta_cls': ('roberta', {**OF_ROBERTA, 'num_hidden_layers': 1}, 'cls_pooler', 'linear'),
-    'xlm': ('xlm-roberta', {**OF_ROBERTA, 'num_attention_heads': 2}, 'mean_pooler', 'linear'),
-    'xlm_cls': ('xlm-roberta', OF_ROBERTA, LAST, 'mlp'),
-    'nllb': ('m2m_100', OF_NLLB, 'cls_pooler', 'linear'),
-    'nllb_mean': ('m2m_100', {**OF_NLLB, 'encoder_layers': 1}, 'mean_pooler', 'mlp'),
-}
-VISION = {'image_size': 32, 'patch_size': 16, 'width': 32, 'layers': 1, 'head_width': 16}
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=makes.KINDS)
 def theirs(request, tmp_path):
     """A folder of open_clip with random weights, and the model that they are from."""
-    torch = pytest.importorskip('torch', reason='PyTorch is not installed')
-    library = pytest.importorskip('open_clip', reason='open_clip is not installed')
-    transformers = pytest.importorskip('transformers', reason='transformers is not installed')
+    pytest.importorskip('torch', reason='PyTorch is not installed')
+    pytest.importorskip('open_clip', reason='open_clip is not installed')
+    pytest.importorskip('transformers', reason='transformers is not installed')
     from safetensors.torch import save_file
 
-    kind, config, pooler, projection = KINDS[request.param]
-    transformers.AutoConfig.for_model(kind, **config).save_pretrained(tmp_path)
-    text = {'hf_model_name': str(tmp_path), 'hf_model_pretrained': False, 'context_length': 12}
-    text |= {'hf_pooler_type': pooler, 'hf_proj_type': projection}
-    settings = {'embed_dim': 32, 'vision_cfg': VISION, 'text_cfg': text, 'custom_text': True}
-    torch.manual_seed(0)
-    model = library.model.CustomTextCLIP(32, VISION, text).eval()
-    with torch.no_grad():
-        for parameter in model.text.parameters():
-            parameter.normal_(0.1, 0.2)
+    settings, model = makes.theirs(request.param, tmp_path)
     content = {'model_cfg': settings, 'preprocess_cfg': {}}
     (tmp_path / open_clip.CONFIG).write_text(json.dumps(content))
     state = {name: x.contiguous() for name, x in model.state_dict().items()}
     save_file(state, tmp_path / open_clip.SAFETENSORS)
-    return tmp_path, model, projection
-
-
-def batches() -> list[np.ndarray]:
-    """Tokens with and without padding, and shorter than the context."""
-    tokens = np.random.default_rng(0).integers(3, 60, (4, 12)).astype(np.int64)
-    padded = tokens.copy()
-    for row, length in zip(padded, (2, 5, 11, 12), strict=True):
-        row[length:] = -1
-    return [tokens, padded, padded[:2, :7]]
+    return tmp_path, model
 
 
 def test_embeddings_and_blocks_are_equal(theirs):
     import torch
 
-    folder, reference, _ = theirs
+    folder, reference = theirs
     card, variables = convert.read(folder)
-    model = clip.from_card(card['model'])
-    for tokens in batches():
-        tokens = np.where(tokens < 0, card['model']['text']['pad_id'], tokens)
-        is_text = tokens != card['model']['text']['pad_id']
-        ours, state = model.apply(
+    text = card['model']['text']
+    for tokens in makes.batches(text['pad_id']):
+        ours, state = clip.from_card(card['model']).apply(
             variables,
             jnp.asarray(tokens, jnp.int32),
             method='encode_text',
@@ -97,24 +54,22 @@ def test_embeddings_and_blocks_are_equal(theirs):
             there = reference.text(torch.tensor(tokens))
             hidden = reference.text.transformer(
                 input_ids=torch.tensor(tokens),
-                attention_mask=torch.tensor(is_text).long(),
+                attention_mask=torch.tensor(tokens != text['pad_id']).long(),
                 output_hidden_states=True,
             ).hidden_states
         np.testing.assert_allclose(ours, there, atol=TOLERANCE, rtol=TOLERANCE)
         blocks = state['intermediates']['text']['transformer']
         # The last of transformers' states is after the final norm, where there is one.
-        last = len(hidden) - 1 - (card['model']['text']['name'] == 'nllb')
-        for i in range(last):
-            found = blocks[f'block_{i}']['__call__'][0]
-            expected = hidden[i + 1].numpy()
+        for i in range(text['depth'] - (text['name'] == 'nllb')):
+            found, expected = blocks[f'block_{i}']['__call__'][0], hidden[i + 1].numpy()
             np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
-def test_what_is_written_is_what_was_read(theirs, tmp_path, monkeypatch):
-    folder, reference, _ = theirs
+def test_what_is_written_loads_strictly_and_is_what_was_read(theirs, tmp_path, monkeypatch):
+    folder, reference = theirs
     card, variables = convert.read(folder)
     text = card['model']['text']
-    known = {k: v for k, v in text.items() if k in (*_hf_text.KNOWN['roberta-base'], 'numbering')}
+    known = {k: v for k, v in text.items() if k in _hf_text.KNOWN['roberta-base']}
     monkeypatch.setattr(_hf_text, 'KNOWN', {str(folder): known})
     convert.write(tmp_path / 'again', 'open_clip', card, variables)
     assert equal(convert.read(tmp_path / 'again')[1], variables)
@@ -128,3 +83,14 @@ def test_what_is_written_is_what_was_read(theirs, tmp_path, monkeypatch):
     again.load_state_dict(state, strict=True)
     for name, array in reference.state_dict().items():
         np.testing.assert_array_equal(state[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize('kind', makes.FIXTURES)
+def test_the_stored_models_are_what_the_script_makes(kind, tmp_path):
+    pytest.importorskip('torch', reason='PyTorch is not installed')
+    pytest.importorskip('open_clip', reason='open_clip is not installed')
+    made, stored = makes.fixture(kind, tmp_path), np.load(makes.FOLDER / f'text_{kind}.npz')
+    assert {*made} == {*stored}
+    for name in made:
+        if name not in ('config', 'model_cfg'):
+            np.testing.assert_allclose(made[name], stored[name], atol=1e-6, err_msg=name)
