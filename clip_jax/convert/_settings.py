@@ -215,7 +215,10 @@ OPEN_CLIP_TOKENIZER: Table = {
     'reduction_mask': refused('random words are for training', ''),
     'bpe_path': refused("only CLIP's vocabulary is known without hf_tokenizer_name"),
     'additional_special_tokens': refused('tokens that the vocabulary lacks', []),
-    'language': read('NllbTokenizer: as src_lang, before which it goes; others are refused', str),
+    'language': refused(
+        'transformers puts its src_lang back before each text; give src_lang in '
+        'tokenizer_config.json'
+    ),
     'tokenizer_mode': refused('not supported', ''),
     'tokenizer_name': refused('give hf_tokenizer_name'),
     'cache_dir': irrelevant('where open_clip keeps downloads'),

@@ -82,16 +82,12 @@ def open_clip(
     if own := _own(folder):
         return own
     if not named:
-        if options.get('language'):
-            raise ValueError(f'{what}.language needs hf_tokenizer_name, of NllbTokenizer')
         card = openai(text)
         return card and {**card, 'special': OPEN_CLIP_SPECIAL, 'clean': clean}
     how: Card = {'clean': clean, 'repair': True}
     if options.get('strip_sep_token'):  # replaced by padding
         how |= {'eot_id': 0, 'pad_id': 0}
     given = _hf_tokenizer.options(folder)
-    if options.get('language'):
-        given['src_lang'] = options['language']
     kind = _hf_tokenizer.class_of(given, '')
     return _hf_tokenizer.card(folder, text, given, kind, how) or _pieces(folder, text, how)
 

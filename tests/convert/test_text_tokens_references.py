@@ -81,11 +81,13 @@ def test_tokens_are_equal(kind, length, tmp_path):
 def test_the_language_of_nllb_is_chosen(legacy, tmp_path):
     open_clip = pytest.importorskip('open_clip', reason='open_clip is not installed')
     made('nllb', tmp_path)
-    edit(tmp_path / 'tokenizer_config.json', lambda c: c.update(legacy_behaviour=legacy))
+    edit(
+        tmp_path / 'tokenizer_config.json',
+        lambda c: c.update(legacy_behaviour=legacy, src_lang='fra_Latn'),
+    )
     edit(tmp_path / 'tokenizer.json', lambda c: c.update(post_processor=None))
-    theirs = open_clip.tokenizer.HFTokenizer(str(tmp_path), 12, language='fra_Latn')
+    theirs = open_clip.tokenizer.HFTokenizer(str(tmp_path), 12)
     text = {'context_length': 12, 'pool': 'cls', 'vocab_size': 400}
-    config = {'hf_tokenizer_name': 'x', 'tokenizer_kwargs': {'language': 'fra_Latn'}}
-    card = _tokenizer_files.open_clip(tmp_path, text, config, what='here')
+    card = _tokenizer_files.open_clip(tmp_path, text, {'hf_tokenizer_name': 'x'}, what='here')
     found = ours.from_card(card)(texts())
     np.testing.assert_array_equal(found, theirs(texts()).numpy())
