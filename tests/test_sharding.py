@@ -135,6 +135,8 @@ def test_constraints_hold_on_a_mesh_and_are_nothing_without_one():
         'convnext_large_d',
         'EVA02-B-16',
         'PE-Core-T-16-384',
+        'roberta-ViT-B-32',
+        'nllb-clip-base',
     ],
 )
 def test_every_parameter_of_every_encoder_has_logical_axes(name):

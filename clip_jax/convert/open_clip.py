@@ -17,6 +17,7 @@ from clip_jax import lookup
 from clip_jax.convert import (
     _cards,
     _files,
+    _hf_text,
     _preprocess_cfg,
     _resblocks,
     _table,
@@ -137,7 +138,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     weights = _files.locate(path, WEIGHTS)
     theirs = _files.arrays(weights)
     with _cards.understood(what):
-        fields = architecture(model_cfg, theirs, what=what)
+        fields = architecture(model_cfg, theirs, what=what, folder=folder)
     decoder = [name for name in theirs if name.startswith(DECODER)]
     if decoder:
         logging.warning(
@@ -177,18 +178,21 @@ def settings(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _ignored(name: str) -> bool:
-    return _resblocks.ignored(name) or name.startswith(DECODER)
+    return _resblocks.ignored(name) or _hf_text.ignored(name) or name.startswith(DECODER)
 
 
-def architecture(config: Fields, theirs: Mapping[str, Array], *, what: str) -> dict[str, Any]:
-    """Returns the card's `model` that a `model_cfg` describes."""
+def architecture(
+    config: Fields,
+    theirs: Mapping[str, Array],
+    *,
+    what: str,
+    folder: pathlib.Path | None = None,
+) -> dict[str, Any]:
+    """Returns the card's `model` that a `model_cfg` describes; `folder` is where it is."""
     for key in ('embed_dim', 'vision_cfg', 'text_cfg'):
         if not config[key]:
             raise ValueError(f'{what}: model_cfg.{key} is missing')
     vision = _filled(config['vision_cfg'] or {}, VISION, f'{what}: vision_cfg')
-    text = _filled(config['text_cfg'] or {}, TEXT, f'{what}: text_cfg')
-    lookup.check(text['pool_type'], TEXT_POOLS, what=f'{what}: text_cfg.pool_type')
-    lookup.check(text['proj_type'], ['linear', 'none'], what=f'{what}: text_cfg.proj_type')
     quick = bool(config['quick_gelu'])
     if vision['timm_model_name']:
         image, image_proj = timm(vision, theirs, what)
@@ -196,25 +200,41 @@ def architecture(config: Fields, theirs: Mapping[str, Array], *, what: str) -> d
         image, image_proj = resnet(vision), 'biased'
     else:
         image, image_proj = vit(vision, config['embed_dim'], quick, what), 'linear'
+    if config['text_cfg'].get('hf_model_name'):
+        try:
+            text, text_proj = _hf_text.fields(folder, config['text_cfg'], theirs, what)
+        except KeyError as error:
+            raise ValueError(f'{what}: the weights lack {_hf_text.TRUNK}{error.args[0]}') from error
+    else:
+        text, text_proj = transformer(config['text_cfg'], quick, what)
     return {
         'image': image,
-        'text': {
-            'name': 'transformer',
-            'vocab_size': text['vocab_size'],
-            'context_length': text['context_length'],
-            'heads': text['heads'],
-            'depth': text['layers'],
-            'causal': not text['no_causal_mask'],
-            'pool': 'cls' if text['embed_cls'] else TEXT_POOLS[text['pool_type']],
-            'eot_id': text['eos_id'],
-            'pad_id': text['pad_id'] if text['embed_cls'] else None,
-            **_common(text, quick),
-        },
+        'text': text,
         'embed_dim': config['embed_dim'],
         'image_proj': image_proj,
-        'text_proj': _projection(text['proj_type'], text['proj_bias']),
+        'text_proj': text_proj,
         'init_logit_bias': _logit_bias(config, theirs),
     }
+
+
+def transformer(given: Fields, quick: bool, what: str) -> tuple[dict[str, Any], str]:
+    """Returns the fields of open_clip's TextTransformer, and the kind of its projection."""
+    text = _filled(given, TEXT, f'{what}: text_cfg')
+    lookup.check(text['pool_type'], TEXT_POOLS, what=f'{what}: text_cfg.pool_type')
+    lookup.check(text['proj_type'], ['linear', 'none'], what=f'{what}: text_cfg.proj_type')
+    fields = {
+        'name': 'transformer',
+        'vocab_size': text['vocab_size'],
+        'context_length': text['context_length'],
+        'heads': text['heads'],
+        'depth': text['layers'],
+        'causal': not text['no_causal_mask'],
+        'pool': 'cls' if text['embed_cls'] else TEXT_POOLS[text['pool_type']],
+        'eot_id': text['eos_id'],
+        'pad_id': text['pad_id'] if text['embed_cls'] else None,
+        **_common(text, quick),
+    }
+    return fields, _projection(text['proj_type'], text['proj_bias'])
 
 
 def _logit_bias(config: Fields, theirs: Mapping[str, Array]) -> float | None:
@@ -319,6 +339,8 @@ def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[s
         raise ValueError(
             f'{what}: vision_cfg.timm_proj_bias is true with timm_proj mlp; only false is supported'
         )
+    if kind == 'mlp':
+        return fields, 'wide_mlp'
     return fields, _projection(kind, vision['timm_proj_bias'])
 
 
@@ -330,16 +352,24 @@ def rows(model: Fields, text: str = '') -> Iterator[Row]:
     """Yields the table of the whole model; `text` is the prefix of the text tower's names."""
     family = _family(model['image'])
     if family is None:
-        yield from _resblocks.rows(model, text)
-        return
-    yield from family.rows(model['image'])
-    ours, theirs, kind = 'params/image_projection', 'visual.head', model['image_proj']
-    if kind == 'mlp':
+        yield from _resblocks.image_rows(model)
+    else:
+        yield from family.rows(model['image'])
+        yield from _projection_rows(model['image_proj'], family.HEAD)
+    if _hf_text.holds(model['text']):
+        yield from _hf_text.rows(model)
+    else:
+        yield from _resblocks.text_rows(model, text)
+
+
+def _projection_rows(kind: str, classifier: str) -> Iterator[Row]:
+    """Yields the table of the projection after an image encoder of timm."""
+    ours, theirs = 'params/image_projection', 'visual.head'
+    if kind == 'wide_mlp':
         yield from dense(f'{ours}/in', f'{theirs}.mlp.fc1')
         yield from dense(f'{ours}/out', f'{theirs}.mlp.fc2', bias=False)
     elif kind != 'none':
-        yield from dense(ours, family.HEAD or f'{theirs}.proj', bias=kind == 'biased')
-    yield from _resblocks.text_rows(model, text)
+        yield from dense(ours, classifier or f'{theirs}.proj', bias=kind == 'biased')
 
 
 def _family(image: Fields) -> Any:
@@ -367,30 +397,34 @@ def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
 
 def config_of(model: Fields) -> dict[str, Any]:
     """Returns the `model_cfg` closest to an architecture; `write` checks that it is exact."""
-    image, text = model['image'], model['text']
-    family = _family(image)
+    image, foreign = model['image'], _hf_text.holds(model['text'])
+    family, quick = _family(image), image if foreign else model['text']
     config: dict[str, Any] = {
         'embed_dim': model['embed_dim'],
-        'quick_gelu': text['activation'] == 'quick_gelu',
-        'custom_text': family is not None and family.CUSTOM_TEXT,
+        'quick_gelu': quick.get('activation') == 'quick_gelu',
+        'custom_text': foreign or (family is not None and family.CUSTOM_TEXT),
         'vision_cfg': _vision_of(image, model['image_proj']),
-        'text_cfg': {
-            'context_length': text['context_length'],
-            'vocab_size': text['vocab_size'],
-            'heads': text['heads'],
-            'layers': text['depth'],
-            'no_causal_mask': not text['causal'],
-            'pool_type': _inverse(TEXT_POOLS, text['pool'], 'text pool'),
-            'proj_type': 'none' if model['text_proj'] == 'none' else 'linear',
-            'proj_bias': model['text_proj'] == 'biased',
-            **_common_of(text),
-        },
+        'text_cfg': _hf_text.text_of(model) if foreign else _text_of(model),
     }
-    if text['pool'] == 'eot':
-        config['text_cfg']['eos_id'] = text['eot_id']
     if model['init_logit_bias'] is not None:
         config['init_logit_bias'] = model['init_logit_bias']
     return config
+
+
+def _text_of(model: Fields) -> dict[str, Any]:
+    text = model['text']
+    config = {
+        'context_length': text['context_length'],
+        'vocab_size': text['vocab_size'],
+        'heads': text['heads'],
+        'layers': text['depth'],
+        'no_causal_mask': not text['causal'],
+        'pool_type': _inverse(TEXT_POOLS, text['pool'], 'text pool'),
+        'proj_type': 'none' if model['text_proj'] == 'none' else 'linear',
+        'proj_bias': model['text_proj'] == 'biased',
+        **_common_of(text),
+    }
+    return {**config, 'eos_id': text['eot_id']} if text['pool'] == 'eot' else config
 
 
 def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
@@ -426,7 +460,7 @@ def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
 def _timm_projection(family: Any, projection: str) -> str | None:
     if family.HEAD:
         return None
-    return projection if projection in ('none', 'mlp') else 'linear'
+    return {'none': 'none', 'wide_mlp': 'mlp'}.get(projection, 'linear')
 
 
 def _inverse(table: Mapping[str, Any], value: Any, what: str) -> str:

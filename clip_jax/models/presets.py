@@ -65,8 +65,8 @@ _CONVNEXT = {
     'convnext_base': ('B', 224, 'B', 12, 512, 'linear'),
     'convnext_base_w': ('B', 256, 'RN50x4', 12, 640, 'linear'),
     'convnext_base_w_320': ('B', 320, 'RN50x4', 12, 640, 'linear'),
-    'convnext_large_d': ('L', 256, 'L', 16, 768, 'mlp'),
-    'convnext_large_d_320': ('L', 320, 'L', 16, 768, 'mlp'),
+    'convnext_large_d': ('L', 256, 'L', 16, 768, 'wide_mlp'),
+    'convnext_large_d_320': ('L', 320, 'L', 16, 768, 'wide_mlp'),
     'convnext_xxlarge': ('XXL', 256, 'H', 24, 1024, 'linear'),
 }
 # name: variant of the image encoder / patch_size, image_size, variant of the text encoder,
@@ -113,11 +113,43 @@ _SIGLIP = {
     'ViT-gopt-16-SigLIP2-384': ('giant-opt/16', 384, 'So400m', 256000, 64),
 }
 
+_ROBERTA = {'name': 'bert', 'context_length': 77, 'pad_id': 1, 'pool': 'mean'}
+_NLLB = {'name': 'nllb', 'context_length': 77, 'pad_id': 1, 'pool': 'cls', 'vocab_size': 256206}
+# Of another image encoder's name, with a text encoder of transformers.
+# name: name with the image encoder, text encoder, its variant, embed_dim, text_proj
+_OTHER_TEXT = {
+    'roberta-ViT-B-32': (
+        'ViT-B-32-quickgelu',
+        {**_ROBERTA, 'vocab_size': 50265},
+        'roberta-base',
+        512,
+        'mlp',
+    ),
+    'xlm-roberta-base-ViT-B-32': (
+        'ViT-B-32',
+        {**_ROBERTA, 'vocab_size': 250002},
+        'roberta-base',
+        512,
+        'mlp',
+    ),
+    'xlm-roberta-large-ViT-H-14': (
+        'ViT-H-14',
+        {**_ROBERTA, 'vocab_size': 250002},
+        'roberta-large',
+        1024,
+        'mlp',
+    ),
+    'nllb-clip-base': ('ViT-B-32', _NLLB, '600M', 512, 'linear'),
+    'nllb-clip-large': ('ViT-H-14', _NLLB, '1.3B', 1024, 'linear'),
+    'nllb-clip-base-siglip': ('ViT-B-16-SigLIP-384', _NLLB, '600M', 768, 'linear'),
+    'nllb-clip-large-siglip': ('ViT-SO400M-14-SigLIP-384', _NLLB, '1.3B', 1152, 'linear'),
+}
+
 
 def names() -> list[str]:
     """Returns the names of all published architectures."""
     quick = [f'{name}-quickgelu' for name in (*_RESNET, *_QUICKGELU)]
-    return [*_RESNET, *_VIT, *quick, *_CLIPA, *_CONVNEXT, *_ROPE_VIT, *_SIGLIP]
+    return [*_RESNET, *_VIT, *quick, *_CLIPA, *_CONVNEXT, *_ROPE_VIT, *_SIGLIP, *_OTHER_TEXT]
 
 
 def architecture(name: str) -> dict[str, Any]:
@@ -125,6 +157,8 @@ def architecture(name: str) -> dict[str, Any]:
     unknown.
     """
     lookup.check(name, names(), what='models/presets')
+    if name in _OTHER_TEXT:
+        return _other_text(*_OTHER_TEXT[name])
     base = name.removesuffix('-quickgelu')
     same: dict[str, Any] = {'activation': 'quick_gelu' if name != base else 'gelu'}
     if base in _RESNET:
@@ -166,6 +200,19 @@ def architecture(name: str) -> dict[str, Any]:
         text_proj='biased',
         **lookup.module('losses', 'sigmoid').INIT,
     )
+
+
+def _other_text(
+    like: str, text: dict[str, Any], variant: str, embed_dim: int, text_proj: str
+) -> dict[str, Any]:
+    model = architecture(like)
+    # open_clip has timm's SigLIP here, whose GELU is exact.
+    image = {**model['image'], 'activation': 'gelu'} if 'SigLIP' in like else model['image']
+    sizes = lookup.module('models.text', text['name']).VARIANTS[variant]
+    given = {'text_proj': text_proj, **({'image_proj': 'none'} if 'SigLIP' in like else {})}
+    if 'SigLIP' in like:
+        given['init_logit_bias'] = model['init_logit_bias']
+    return _model(image, {**sizes, **text}, embed_dim, **given)
 
 
 def _model(image: dict, text: dict, embed_dim: int, **rest: Any) -> dict[str, Any]:

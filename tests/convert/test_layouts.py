@@ -206,8 +206,12 @@ def test_wrong_files_of_openai_list_the_names(tmp_path, change, message):
         (lambda c: c['vision_cfg'].update(pool_type='max'), r"pool_type: there is no 'max'"),
         (lambda c: c['vision_cfg'].update(qk_norm=True), r'vision_cfg\.qk_norm = True is not supp'),
         (
-            lambda c: c['text_cfg'].update(hf_model_name='x'),
-            r"text_cfg\.hf_model_name = 'x' is not",
+            lambda c: c.update(text_cfg={'hf_model_name': 'x'}),
+            r"text_cfg\.hf_model_name is 'x', .* put the config\.json of that model into",
+        ),
+        (
+            lambda c: c.update(text_cfg={'hf_model_name': 'roberta-base', 'hf_proj_type': 'x'}),
+            r'the weights lack text\.transformer\.embeddings',
         ),
         (lambda c: c.pop('embed_dim'), r'model_cfg\.embed_dim is missing'),
         (lambda c: c['vision_cfg'].update(image_size=[32, 64]), r'only square sizes are supported'),

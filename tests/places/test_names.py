@@ -14,7 +14,7 @@ from support.layouts import equal, exported
 from support.small_models import made
 
 from clip_jax import convert, pretrained
-from clip_jax.convert import _timm_convnext, _timm_eva, _timm_siglip
+from clip_jax.convert import _hf_text, _timm_convnext, _timm_eva, _timm_siglip
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.models import clip, presets
 from clip_jax.places import names, resolve
@@ -66,7 +66,7 @@ def shrunk(model: str) -> dict:
 
 @pytest.fixture
 def small_trunks(monkeypatch):
-    """Models of timm are known by their sizes: they become small too."""
+    """Models of timm and transformers are known by their sizes: they become small too."""
     for name, (_, _, norm_eps) in [*_timm_convnext.TRUNKS.items()]:
         small = ((8, 8, 8, 16), (1, 1, 1, 1), norm_eps)
         monkeypatch.setitem(_timm_convnext.TRUNKS, name, small)
@@ -75,6 +75,8 @@ def small_trunks(monkeypatch):
     for name, (_, patch_size, width, _) in [*_timm_siglip.TRUNKS.items()]:
         small = (2 * patch_size, patch_size, WIDTHS[width], 1)
         monkeypatch.setitem(_timm_siglip.TRUNKS, name, small)
+    for name, known in [*_hf_text.KNOWN.items()]:
+        monkeypatch.setitem(_hf_text.KNOWN, name, {**known, **SIZES, 'vocab_size': 60})
 
 
 @functools.cache

@@ -34,7 +34,7 @@ CARDS = {
     },
     'resnet': {'image': RESNET, 'text': TEXT, 'embed_dim': 16},
     'rope_vit': {'image': ROPE_VIT, 'text': TEXT, 'embed_dim': 16},
-    'convnext': {'image': CONVNEXT, 'text': TEXT, 'embed_dim': 16, 'image_proj': 'mlp'},
+    'convnext': {'image': CONVNEXT, 'text': TEXT, 'embed_dim': 16, 'image_proj': 'wide_mlp'},
 }
 
 OPTIMIZER = {

@@ -88,6 +88,8 @@ class Encoder(nn.Module):
             raise ValueError("models/text/transformer: pool 'eot' needs the tokenizer's eot_id")
         if self.pool != 'eot':
             self.eot_id = None  # not used
+        if self.pool != 'cls':
+            self.pad_id = 0  # not used
         check_sizes(
             'models/text/transformer',
             self.activation,
