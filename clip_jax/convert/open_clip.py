@@ -20,6 +20,7 @@ from clip_jax.convert import (
     _preprocess_cfg,
     _resblocks,
     _table,
+    _timm_mobileclip,
     _timm_siglip,
     _tokenizer_files,
 )
@@ -109,7 +110,7 @@ _OF_NO_EFFECT = {
 }
 IMAGE_POOLS = {'tok': 'cls', 'avg': 'mean'}
 TRUNK = 'visual.trunk.'  # before the names of timm's weights
-FAMILIES = (_timm_siglip,)  # of timm's image encoders
+FAMILIES = (_timm_siglip, _timm_mobileclip)  # of timm's image encoders
 TEXT_POOLS = {'argmax': 'argmax', 'last': 'last', 'eos': 'eot'}
 
 
@@ -291,7 +292,8 @@ def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[s
         raise ValueError(
             f'{what}: timm model {vision["timm_model_name"]!r} with pooling '
             f'{vision["timm_pool"]!r} is not supported; supported timm models are those of SigLIP '
-            '(vit_*_siglip_*, pooling map)'
+            '(vit_*_siglip_*, pooling map) and the vision transformers of MobileCLIP '
+            f'({", ".join(_timm_mobileclip.TRUNKS)}, pooling token)'
         )
     shapes = {
         name.removeprefix(TRUNK): x.shape for name, x in theirs.items() if name.startswith(TRUNK)
@@ -302,6 +304,10 @@ def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[s
     except KeyError as error:
         raise ValueError(f'{what}: the weights lack {TRUNK}{error.args[0]}') from error
     kind = vision['timm_proj'] or 'none'
+    if family.HEAD:
+        if kind != 'none':
+            raise ValueError(f'{what}: vision_cfg.timm_proj is {kind!r}; only null is supported')
+        return fields, 'biased'
     lookup.check(kind, ['none', 'linear'], what=f'{what}: vision_cfg.timm_proj')
     return fields, _projection(kind, vision['timm_proj_bias'])
 
@@ -312,20 +318,21 @@ def _projection(kind: str, bias: bool) -> str:
 
 def rows(model: Fields, text: str = '') -> Iterator[Row]:
     """Yields the table of the whole model; `text` is the prefix of the text tower's names."""
-    family = _family(model['image'])
+    family = _family(model['image'], model['image_proj'])
     if family is None:
         yield from _resblocks.rows(model, text)
         return
     yield from family.rows(model['image'])
     if model['image_proj'] != 'none':
-        ours, theirs = 'params/image_projection', 'visual.head.proj'
+        ours, theirs = 'params/image_projection', family.HEAD or 'visual.head.proj'
         yield from dense(ours, theirs, bias=model['image_proj'] == 'biased')
     yield from _resblocks.text_rows(model, text)
 
 
-def _family(image: Fields) -> Any:
+def _family(image: Fields, projection: str) -> Any:
     """Returns the family of timm that an image encoder belongs to; None: open_clip's own class."""
-    return next((x for x in FAMILIES if x.holds(image)), None)
+    whole = {**image, 'image_proj': projection}
+    return next((x for x in FAMILIES if x.holds(whole)), None)
 
 
 def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
@@ -349,10 +356,11 @@ def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
 def config_of(model: Fields) -> dict[str, Any]:
     """Returns the `model_cfg` closest to an architecture; `write` checks that it is exact."""
     image, text = model['image'], model['text']
+    family = _family(image, model['image_proj'])
     config: dict[str, Any] = {
         'embed_dim': model['embed_dim'],
         'quick_gelu': text['activation'] == 'quick_gelu',
-        'custom_text': _family(image) is not None,
+        'custom_text': family is not None and family.CUSTOM_TEXT,
         'vision_cfg': _vision_of(image, model['image_proj']),
         'text_cfg': {
             'context_length': text['context_length'],
@@ -382,13 +390,13 @@ def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
             'head_width': image['width'] * 32 // image['heads'],
             'patch_size': None,
         }
-    if family := _family(image):
+    if family := _family(image, projection):
         return {
             'image_size': image['image_size'],
             **family.vision_of(image),
             'timm_model_pretrained': False,
-            'timm_proj': 'none' if projection == 'none' else 'linear',
-            'timm_proj_bias': projection == 'biased',
+            'timm_proj': _timm_projection(family, projection),
+            'timm_proj_bias': projection == 'biased' and not family.HEAD,
         }
     return {
         'image_size': image['image_size'],
@@ -401,6 +409,12 @@ def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
         'patch_dropout': image['patch_dropout'],
         **_common_of(image),
     }
+
+
+def _timm_projection(family: Any, projection: str) -> str | None:
+    if family.HEAD:
+        return None
+    return 'none' if projection == 'none' else 'linear'
 
 
 def _inverse(table: Mapping[str, Any], value: Any, what: str) -> str:

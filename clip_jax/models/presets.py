@@ -3,7 +3,7 @@
 OpenAI's models (arXiv 2103.00020, tables 18 and 19) are those with the suffix `-quickgelu`, the
 activation that its weights were trained with; open_clip trained the same sizes with GELU (arXiv
 2212.07143). CLIPA is arXiv 2305.07017. SigLIP (2303.15343) and SigLIP 2 (2502.14786) use the tanh
-approximation of GELU.
+approximation of GELU. MobileCLIP is arXiv 2311.17049, MobileCLIP2 2508.20691.
 """
 
 from typing import Any
@@ -86,12 +86,24 @@ _SIGLIP = {
     'ViT-gopt-16-SigLIP2-256': ('giant-opt/16', 256, 'So400m', 256000, 64),
     'ViT-gopt-16-SigLIP2-384': ('giant-opt/16', 384, 'So400m', 256000, 64),
 }
+# name: variant of the image encoder / patch_size, of the text encoder, embed_dim, causal
+_MOBILECLIP = {
+    'MobileCLIP-B': ('B/16', 'B', 512, True),
+    'MobileCLIP2-B': ('B/16', 'B', 512, True),
+    'MobileCLIP2-L-14': ('L/14', 'L', 768, False),
+}
+_CONVOLUTIONS = {
+    'stem': 'convolutions',
+    'class_position': False,
+    'pre_norm': False,
+    'norm_eps': 1e-6,
+}
 
 
 def names() -> list[str]:
     """Returns the names of all published architectures."""
     quick = [f'{name}-quickgelu' for name in (*_RESNET, *_QUICKGELU)]
-    return [*_RESNET, *_VIT, *quick, *_CLIPA, *_SIGLIP]
+    return [*_RESNET, *_VIT, *quick, *_CLIPA, *_SIGLIP, *_MOBILECLIP]
 
 
 def architecture(name: str) -> dict[str, Any]:
@@ -116,6 +128,11 @@ def architecture(name: str) -> dict[str, Any]:
         image = {**_vit(variant, image_size), **ends}
         tokens = {'vocab_size': 32000, 'context_length': 32, 'pool': 'last', 'causal': False}
         return _model(image, {**_text(text), **tokens}, embed_dim)
+    if base in _MOBILECLIP:
+        variant, text, embed_dim, causal = _MOBILECLIP[base]
+        image = {**_vit(variant, 224), **(_CONVOLUTIONS if variant == 'B/16' else {})}
+        text = {**CLIP_TEXT, **_text(text), 'causal': causal}
+        return _model(image, text, embed_dim, image_proj='biased')
     variant, image_size, text, vocab_size, context_length = _SIGLIP[base]
     same = {'activation': 'gelu_tanh', 'norm_eps': 1e-6}
     image = {**_vit(variant, image_size), **same}

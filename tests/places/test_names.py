@@ -13,7 +13,7 @@ from support.layouts import equal, exported
 from support.small_models import made
 
 from clip_jax import convert, pretrained
-from clip_jax.convert import _timm_siglip
+from clip_jax.convert import _timm_mobileclip, _timm_siglip
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.models import clip, presets
 from clip_jax.places import names, resolve
@@ -54,12 +54,15 @@ def shrunk(model: str) -> dict:
         return {**card, 'embed_dim': width}
     else:
         image |= {**SIZES, 'patch_size': 8, 'image_size': 16}
+        image |= {'mlp_dim': 128} if model.startswith('MobileCLIP') else {}
     return {**card, 'embed_dim': 32}
 
 
 @pytest.fixture
 def small_trunks(monkeypatch):
-    """open_clip's SigLIP models are known by their sizes: they become small too."""
+    """open_clip's models of timm are known by their sizes: they become small too."""
+    for name in [*_timm_mobileclip.TRUNKS]:
+        monkeypatch.setitem(_timm_mobileclip.TRUNKS, name, (16, 8, 32, 1, 2))
     for name, (_, patch_size, width, _) in [*_timm_siglip.TRUNKS.items()]:
         small = (2 * patch_size, patch_size, WIDTHS[width], 1)
         monkeypatch.setitem(_timm_siglip.TRUNKS, name, small)
