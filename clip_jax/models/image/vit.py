@@ -258,7 +258,7 @@ class ConvolutionStem(nn.Module):
     param_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         conv = functools.partial(_dense, dtype=self.dtype, param_dtype=self.param_dtype)
         for i, size in ((1, self.size // 4), (2, 2)):
             batch, height, width, _ = x.shape
