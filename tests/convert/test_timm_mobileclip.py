@@ -100,12 +100,12 @@ def test_weights_that_lack_some_are_one_line(name, tmp_path):
             convert.read(folder)
 
 
-@pytest.mark.parametrize('layout', ['open_clip', 'huggingface', 'big_vision', 'openai'])
+@pytest.mark.parametrize('layout', ['open_clip', 'huggingface', 'big_vision'])
 def test_what_a_layout_cannot_hold_is_said(layout, tmp_path):
     card, variables = convert.read(mobileclip.FIXTURES / MCI)
     if layout == 'open_clip':  # holds it, but not of this size
         card['model']['image']['norm_eps'] = 1e-3
-    with pytest.raises(ValueError, match=r'cannot hold this model|layout'):
+    with pytest.raises(ValueError, match=f'the layout {layout} cannot hold'):
         convert.write(tmp_path / 'x', layout, card, variables)
 
 
