@@ -94,7 +94,7 @@ def test_weights_that_lack_some_are_one_line(name, tmp_path):
     folder = shutil.copytree(mobileclip.FIXTURES / name, tmp_path / 'x')
     weights = load_file(folder / WEIGHTS)
     needed = [x for x in weights if not x.endswith(('num_batches_tracked', 'attn_mask'))]
-    for missing in needed[::9]:
+    for missing in needed[:: len(needed) // 2]:
         save_file({n: x for n, x in weights.items() if n != missing}, folder / WEIGHTS)
         with pytest.raises(ValueError, match=r'the weights lack|1 missing: '):
             convert.read(folder)
