@@ -1,7 +1,8 @@
 """timm's vision transformers of SigLIP in open_clip's checkpoints: `visual.trunk.*`.
 
-A family of timm's image encoders is a module with these five functions and two constants;
-open_clip.py lists them.
+A family of timm's image encoders is a module with these five functions; open_clip.py lists them.
+CUSTOM_TEXT says whether the names of the text tower start with `text.`; HEAD names the projection
+where it is timm's classifier instead of open_clip's `visual.head.proj`.
 """
 
 import re
@@ -21,8 +22,8 @@ from clip_jax.convert._table import (
     row,
 )
 
-CUSTOM_TEXT = True  # whether the names of the text tower begin with `text.`
-HEAD = ''  # the projection, if it is timm's own classifier
+CUSTOM_TEXT = True
+HEAD = ''
 # Name -> image size, patch size, width, depth.
 TRUNKS = {
     f'vit_{size}_patch{patch_size}_siglip_{image_size}': (image_size, patch_size, width, depth)

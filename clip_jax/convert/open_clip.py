@@ -23,6 +23,7 @@ from clip_jax.convert import (
     _table,
     _timm_convnext,
     _timm_eva,
+    _timm_mobileclip,
     _timm_siglip,
     _tokenizer_files,
 )
@@ -112,7 +113,8 @@ _OF_NO_EFFECT = {
 }
 IMAGE_POOLS = {'tok': 'cls', 'avg': 'mean'}
 TRUNK = 'visual.trunk.'  # before the names of timm's weights
-FAMILIES = (_timm_siglip, _timm_convnext, _timm_eva)  # of timm's image encoders
+# Of timm's image encoders.
+FAMILIES = (_timm_siglip, _timm_convnext, _timm_eva, _timm_mobileclip)
 TEXT_POOLS = {'argmax': 'argmax', 'last': 'last', 'eos': 'eot'}
 
 
@@ -319,7 +321,8 @@ def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[s
         raise ValueError(
             f'{what}: timm model {vision["timm_model_name"]!r} with pooling '
             f'{vision["timm_pool"]!r} is not supported; supported timm models are those of SigLIP '
-            '(vit_*_siglip_*, pooling map), convnext_*, eva_*, eva02_* and vit_pe_core_*'
+            '(vit_*_siglip_*, pooling map), convnext_*, eva_*, eva02_*, vit_pe_core_* and '
+            f'{", ".join(_timm_mobileclip.TRUNKS)}'
         )
     shapes = {
         name.removeprefix(TRUNK): x.shape for name, x in theirs.items() if name.startswith(TRUNK)
@@ -350,7 +353,7 @@ def _projection(kind: str, bias: bool) -> str:
 
 def rows(model: Fields, text: str = '') -> Iterator[Row]:
     """Yields the table of the whole model; `text` is the prefix of the text tower's names."""
-    family = _family(model['image'])
+    family = _family(model['image'], model['image_proj'])
     if family is None:
         yield from _resblocks.image_rows(model)
     else:
@@ -372,9 +375,10 @@ def _projection_rows(kind: str, classifier: str) -> Iterator[Row]:
         yield from dense(ours, classifier or f'{theirs}.proj', bias=kind == 'biased')
 
 
-def _family(image: Fields) -> Any:
+def _family(image: Fields, projection: str) -> Any:
     """Returns the family of timm that an image encoder belongs to; None: open_clip's own class."""
-    return next((x for x in FAMILIES if x.holds(image)), None)
+    whole = {**image, 'image_proj': projection}
+    return next((x for x in FAMILIES if x.holds(whole)), None)
 
 
 def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
@@ -398,7 +402,7 @@ def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
 def config_of(model: Fields) -> dict[str, Any]:
     """Returns the `model_cfg` closest to an architecture; `write` checks that it is exact."""
     image, foreign = model['image'], _hf_text.holds(model['text'])
-    family, quick = _family(image), image if foreign else model['text']
+    family, quick = _family(image, model['image_proj']), image if foreign else model['text']
     config: dict[str, Any] = {
         'embed_dim': model['embed_dim'],
         'quick_gelu': quick.get('activation') == 'quick_gelu',
@@ -436,13 +440,13 @@ def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
             'head_width': image['width'] * 32 // image['heads'],
             'patch_size': None,
         }
-    if family := _family(image):
+    if family := _family(image, projection):
         return {
             'image_size': image['image_size'],
             **family.vision_of(image),
             'timm_model_pretrained': False,
             'timm_proj': _timm_projection(family, projection),
-            'timm_proj_bias': projection == 'biased',
+            'timm_proj_bias': projection == 'biased' and not family.HEAD,
         }
     return {
         'image_size': image['image_size'],

@@ -3,7 +3,8 @@
 OpenAI's models (arXiv 2103.00020, tables 18 and 19) are those with the suffix `-quickgelu`, the
 activation that its weights were trained with; open_clip trained the same sizes with GELU (arXiv
 2212.07143). CLIPA is arXiv 2305.07017, EVA-CLIP 2303.15389, PE (Perception Encoder) 2504.13181.
-SigLIP (2303.15343) and SigLIP 2 (2502.14786) use the tanh approximation of GELU.
+MobileCLIP is 2311.17049, MobileCLIP2 2508.20691. SigLIP (2303.15343) and SigLIP 2 (2502.14786) use
+the tanh approximation of GELU.
 """
 
 from typing import Any
@@ -112,6 +113,18 @@ _SIGLIP = {
     'ViT-gopt-16-SigLIP2-256': ('giant-opt/16', 256, 'So400m', 256000, 64),
     'ViT-gopt-16-SigLIP2-384': ('giant-opt/16', 384, 'So400m', 256000, 64),
 }
+# name: variant of the image encoder / patch_size, of the text encoder, embed_dim, causal
+_MOBILECLIP = {
+    'MobileCLIP-B': ('B/16', 'B', 512, True),
+    'MobileCLIP2-B': ('B/16', 'B', 512, True),
+    'MobileCLIP2-L-14': ('L/14', 'L', 768, False),
+}
+_CONVOLUTIONS = {
+    'stem': 'convolutions',
+    'class_position': False,
+    'pre_norm': False,
+    'norm_eps': 1e-6,
+}
 
 _ROBERTA = {'name': 'bert', 'context_length': 77, 'pad_id': 1, 'pool': 'mean'}
 _NLLB = {'name': 'nllb', 'context_length': 77, 'pad_id': 1, 'pool': 'cls', 'vocab_size': 256206}
@@ -149,7 +162,17 @@ _OTHER_TEXT = {
 def names() -> list[str]:
     """Returns the names of all published architectures."""
     quick = [f'{name}-quickgelu' for name in (*_RESNET, *_QUICKGELU)]
-    return [*_RESNET, *_VIT, *quick, *_CLIPA, *_CONVNEXT, *_ROPE_VIT, *_SIGLIP, *_OTHER_TEXT]
+    return [
+        *_RESNET,
+        *_VIT,
+        *quick,
+        *_CLIPA,
+        *_CONVNEXT,
+        *_ROPE_VIT,
+        *_SIGLIP,
+        *_MOBILECLIP,
+        *_OTHER_TEXT,
+    ]
 
 
 def architecture(name: str) -> dict[str, Any]:
@@ -186,6 +209,11 @@ def architecture(name: str) -> dict[str, Any]:
         variant, image_size, text, context_length, embed_dim = _ROPE_VIT[base]
         image = _vit(variant, image_size, 'rope_vit')
         text = {**CLIP_TEXT, **_text(text), 'context_length': context_length}
+        return _model(image, text, embed_dim, image_proj='biased')
+    if base in _MOBILECLIP:
+        variant, text, embed_dim, causal = _MOBILECLIP[base]
+        image = {**_vit(variant, 224), **(_CONVOLUTIONS if variant == 'B/16' else {})}
+        text = {**CLIP_TEXT, **_text(text), 'causal': causal}
         return _model(image, text, embed_dim, image_proj='biased')
     variant, image_size, text, vocab_size, context_length = _SIGLIP[base]
     same = {'activation': 'gelu_tanh', 'norm_eps': 1e-6}

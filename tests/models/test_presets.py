@@ -56,6 +56,9 @@ PARAMETERS = {
     'nllb-clip-large': 1_399_216_641,
     'nllb-clip-base-siglip': 507_474_178,
     'nllb-clip-large-siglip': 1_195_496_514,
+    'MobileCLIP-B': 149_777_153,
+    'MobileCLIP2-B': 149_777_153,
+    'MobileCLIP2-L-14': 427_617_281,
 }
 
 
@@ -86,11 +89,17 @@ def count(card):
     image, text, embed_dim = card['image'], card['text'], card['embed_dim']
     width, tokens = image['width'], (image['image_size'] // image['patch_size']) ** 2
     total = 3 * image['patch_size'] ** 2 * width + width * image['patch_bias']
+    if image['stem'] == 'convolutions':
+        narrow = width // 4
+        total = (3 * (image['patch_size'] // 4) ** 2 + 4 * narrow + 4) * narrow
+        total += 4 * narrow * width + width
+        total -= width  # the class token has no position
     total += (tokens + image['class_token']) * width + width * image['class_token']
     total += image['depth'] * block(**image) + 2 * width * (1 + image['pre_norm'])
     if image['pool'] == 'map':  # a block with one norm and a query
         total += block(**image) - 2 * width + width
     total += width * embed_dim * (card['image_proj'] != 'none')
+    total += embed_dim * (card['image_proj'] == 'biased')
     total += (text['vocab_size'] + text['context_length']) * text['width']
     total += text['depth'] * block(**text) + 2 * text['width']
     total += (text['width'] + (card['text_proj'] == 'biased')) * embed_dim
@@ -111,7 +120,7 @@ def test_every_name_is_a_model_of_its_published_size():
         if name in PARAMETERS and image['name'] == 'vit':
             counted += 1
             assert count(card) == PARAMETERS[name], name
-    assert counted == 18
+    assert counted == 21
 
 
 def test_openai_published_nine():

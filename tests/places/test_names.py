@@ -14,7 +14,7 @@ from support.layouts import equal, exported
 from support.small_models import made
 
 from clip_jax import convert, pretrained
-from clip_jax.convert import _hf_text, _timm_convnext, _timm_eva, _timm_siglip
+from clip_jax.convert import _hf_text, _timm_convnext, _timm_eva, _timm_mobileclip, _timm_siglip
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.models import clip, presets
 from clip_jax.places import names, resolve
@@ -61,6 +61,7 @@ def shrunk(model: str) -> dict:
         return {**card, 'embed_dim': width}
     else:
         image |= {**SIZES, 'patch_size': 8, 'image_size': 16}
+        image |= {'mlp_dim': 128} if model.startswith('MobileCLIP') else {}
     return {**card, 'embed_dim': 32}
 
 
@@ -72,6 +73,8 @@ def small_trunks(monkeypatch):
         monkeypatch.setitem(_timm_convnext.TRUNKS, name, small)
     for name in _timm_eva.TRUNKS:
         monkeypatch.setitem(_timm_eva.TRUNKS, name, (16, 8, 32, 1, 2))
+    for name in [*_timm_mobileclip.TRUNKS]:
+        monkeypatch.setitem(_timm_mobileclip.TRUNKS, name, (16, 8, 32, 1, 2))
     for name, (_, patch_size, width, _) in [*_timm_siglip.TRUNKS.items()]:
         small = (2 * patch_size, patch_size, WIDTHS[width], 1)
         monkeypatch.setitem(_timm_siglip.TRUNKS, name, small)
