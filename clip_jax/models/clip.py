@@ -22,7 +22,7 @@ PROJECTIONS = ('linear', 'biased', 'mlp', 'wide_mlp', 'none')
 LOGICAL_AXES = {
     '(image|text)_projection/kernel': ('width', 'embed'),
     '(image|text)_projection/in/kernel': ('width', 'mlp'),
-    '(image|text)_projection/out/kernel': ('mlp', 'embed'),
+    '(image|text)_projection/out/kernel': ('mlp', 'width'),
 }
 
 
