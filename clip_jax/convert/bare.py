@@ -18,6 +18,7 @@ _PREPROCESSING: dict[str, dict[str, Any]] = {
     'siglip': _HALF,
     'pe-core': {**_HALF, 'interpolation': 'bilinear'},
     'clipa': {**_IMAGENET, 'resize': 'squash', 'interpolation': 'bilinear'},
+    'vit-h-14-378': {**_OF_CLIP, 'resize': 'squash'},
     'mobileclip2-l': _OF_CLIP,
     'mobileclip': {'mean': [0.0] * 3, 'std': [1.0] * 3, 'interpolation': 'bilinear'},
 }
