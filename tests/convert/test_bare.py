@@ -124,6 +124,6 @@ def test_open_clip_prepares_images_so():
     # These weights were trained with other images than others of their architecture.
     assert others == {
         ('ViT-L-14', 'CLIP-ViT-L-14-laion2B-s32B-b82K'),
-        ('ViT-H-14', 'vit_huge_patch14_clip_224.dfn5b'),
-        ('ViT-H-14-quickgelu', 'vit_huge_patch14_clip_224.dfn5b'),
+        ('ViT-H-14', 'DFN5B-CLIP-ViT-H-14'),
+        ('ViT-H-14-quickgelu', 'DFN5B-CLIP-ViT-H-14'),
     }

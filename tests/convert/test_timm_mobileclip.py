@@ -79,6 +79,7 @@ def test_it_is_written_back_as_it_was(name, tmp_path):
         (MCI, {'timm_pool': 'avg'}, "with pooling 'avg' is not supported"),
         (CLIP, {'timm_proj': 'linear'}, "timm_proj is 'linear'; only null"),
         (CLIP, {'image_size': 16}, 'vision_cfg.image_size'),
+        (MCI, {'image_size': 64}, r'are for images of \d+ pixels .* set it to'),
         (CLIP, {'timm_model_name': MCI}, r'the weights lack visual\.trunk\.patch_embed\.backbone'),
     ],
 )

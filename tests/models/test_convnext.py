@@ -42,6 +42,7 @@ def test_the_branch_of_an_example_is_dropped_as_a_whole_and_in_training_alone():
     assert (model.apply(variables, images) == plain).all() and not (plain == train).all()
 
 
+@pytest.mark.slow
 def test_an_example_is_dropped_by_its_place_in_the_global_batch():
     model = convnext.Encoder(**SMALL, drop_path=0.5, layer_scale=1.0)
     images = jax.random.normal(jax.random.key(0), (4, 64, 64, 3))
