@@ -30,7 +30,8 @@ TOKENIZER_CAPTIONS = 1_000_000  # a vocabulary does not improve with more
 IMAGE = {'name': 'vit', 'image_size': 224}
 TEXT = {'name': 'transformer'}
 # Fields that stay when a config replaces the encoder of its preset by another one.
-SHARED = ('image_size', 'vocab_size', 'context_length', 'eot_id')
+TOKENS = ('vocab_size', 'context_length', 'eot_id', 'pad_id')
+SHARED = ('image_size', *TOKENS)
 # The first parameters of every loss; see losses/__init__.py.
 LOSS_INPUTS = ('image', 'text', 'scale', 'bias')
 
@@ -212,8 +213,7 @@ def architecture(
     """
     if base is None:
         base = presets.architecture(config['preset']) if config.get('preset') else {}
-        tokens = ('vocab_size', 'context_length', 'eot_id')
-        of_tokenizer = {name: getattr(tokenizer, name) for name in tokens}
+        of_tokenizer = {x: getattr(tokenizer, x) for x in TOKENS if hasattr(tokenizer, x)}
         base = {**base, 'text': {**base.get('text', {}), **of_tokenizer}}
         base |= initial_scale_and_bias(loss)
     fields = {
@@ -235,7 +235,7 @@ def _fields(folder: str, config: Mapping[str, Any], base: Mapping[str, Any]) -> 
     rest = ('parent', 'dtype', 'param_dtype')
     known = {f.name: f for f in dataclasses.fields(module.Encoder) if f.name not in rest}
     if name == base['name']:
-        fields = dict(base)
+        fields = {k: v for k, v in base.items() if k in known or k not in SHARED}
     else:
         fields = {k: base[k] for k in SHARED if k in base and k in known}
     if config.get('variant'):

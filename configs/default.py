@@ -184,6 +184,9 @@ def get_config() -> ConfigDict:
     c.model.image.mlp_dim = placeholder(int)  # vit: hidden dimension of the MLPs
     c.model.image.pool = placeholder(str)  # vit: cls (default), mean, map or queries
     c.model.image.positions = placeholder(str)  # vit: learned (default) or sincos2d (fixed)
+    # vit: whether the class token has a position too (default: yes).
+    c.model.image.class_position = placeholder(bool)
+    c.model.image.stem = placeholder(str)  # vit: patches (default) or convolutions
     c.model.image.pre_norm = placeholder(bool)  # vit: LayerNorm before the blocks (default: yes)
     c.model.image.activation = placeholder(str)  # vit: gelu (default), gelu_tanh or quick_gelu
     c.model.image.norm_eps = placeholder(float)  # vit: epsilon of LayerNorm; default: 1e-5

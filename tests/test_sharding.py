@@ -125,7 +125,20 @@ def test_constraints_hold_on_a_mesh_and_are_nothing_without_one():
         assert constrained(x).sharding.shard_shape(x.shape) == (8, 32)
 
 
-@pytest.mark.parametrize('name', ['ViT-B-32', 'RN50', 'ViT-B-16-SigLIP', 'ViT-L-14-CLIPA'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'ViT-B-32',
+        'RN50',
+        'ViT-B-16-SigLIP',
+        'ViT-L-14-CLIPA',
+        'convnext_large_d',
+        'EVA02-B-16',
+        'PE-Core-T-16-384',
+        'roberta-ViT-B-32',
+        'nllb-clip-base',
+    ],
+)
 def test_every_parameter_of_every_encoder_has_logical_axes(name):
     model = clip.from_card(presets.architecture(name))
     shapes = clip.shapes(model)

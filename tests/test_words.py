@@ -51,6 +51,7 @@ BRITISH = (
     'fulfil',
     'skilful',
 )
+FOREIGN = 'legacy_behaviour'  # a key in the files of transformers
 WORDS = re.compile(
     rf'(?<![^\W_])(?:{"|".join((*PARAPHRASES, *BRITISH))})(?![^\W\d_])', re.IGNORECASE
 )
@@ -74,7 +75,7 @@ def test_files_use_the_words_of_the_field():
         f'{name}:{number}: {match[0]}'
         for name, text in texts()
         for number, line in enumerate(text.splitlines(), start=1)
-        for match in WORDS.finditer(line)
+        for match in WORDS.finditer(line.replace(FOREIGN, ''))
     ]
     assert not found, '\n'.join(found)
 

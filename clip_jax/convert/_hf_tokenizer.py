@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import normalizers, pre_tokenizers, processors
 
 from clip_jax import lookup
-from clip_jax.convert import _cards, _files, _settings
+from clip_jax.convert import _cards, _files, _hf_text_tokenizer, _settings
 from clip_jax.runtime import foreign_json
 from clip_jax.runtime.messages import shown
 
@@ -181,6 +181,9 @@ def card(
         library, made = _completed(folder, content, given, rules)
     if name == 'BertTokenizer':
         _check_bert(content, given, what)
+    _hf_text_tokenizer.check(content, given, name, what)
+    if name == _hf_text_tokenizer.NLLB:
+        made = _hf_text_tokenizer.of_language(library, given, what)
     padding, truncation = _directions(content)
     chosen = {**truncation, **padding, **given}
     fields = {

@@ -29,11 +29,16 @@ def ignored(name: str) -> bool:
 
 def rows(model: Fields, text: str = '') -> Iterator[Row]:
     """Yields the table of the whole model; `text` is the prefix of the text tower's names."""
+    yield from image_rows(model)
+    yield from text_rows(model, text)
+
+
+def image_rows(model: Fields) -> Iterator[Row]:
+    """Yields the table of the image tower and its projection."""
     image = {'vit': vit, 'resnet': resnet}[model['image']['name']]
     yield from image(model['image'], 'visual')
     if model['image']['name'] == 'vit':
         yield row('params/image_projection/kernel', 'visual.proj', SAME)
-    yield from text_rows(model, text)
 
 
 def text_rows(model: Fields, text: str) -> Iterator[Row]:

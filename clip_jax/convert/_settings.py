@@ -141,7 +141,13 @@ TOKENIZER: Table = {
     'add_eos_token': read(_ADDS, bool),
     'do_lower_case': read(f'SiglipTokenizer; {_BERT}; the others have a rule of their own', bool),
     'split_special_tokens': refused('special tokens in a text are always recognized'),
-    'add_prefix_space': refused('not a rule of these tokenizers'),
+    'add_prefix_space': read('must be what tokenizer.json does', bool),
+    'trim_offsets': irrelevant('offsets, not tokens'),
+    'src_lang': read('NllbTokenizer: the language of texts; others are refused', str),
+    'tgt_lang': irrelevant('for models that translate'),
+    'legacy_behaviour': read(
+        'NllbTokenizer: true puts the language after the text; others are refused', bool
+    ),
     'sp_model_kwargs': refused('sampling is for training', {}),
     'legacy': read('false is refused for SiglipTokenizer; tokenizer.json has its own rule', bool),
     'strip_accents': read(_BERT, bool),
@@ -209,7 +215,10 @@ OPEN_CLIP_TOKENIZER: Table = {
     'reduction_mask': refused('random words are for training', ''),
     'bpe_path': refused("only CLIP's vocabulary is known without hf_tokenizer_name"),
     'additional_special_tokens': refused('tokens that the vocabulary lacks', []),
-    'language': refused('tokenizers of one language only'),
+    'language': refused(
+        'transformers puts its src_lang back before each text; give src_lang in '
+        'tokenizer_config.json'
+    ),
     'tokenizer_mode': refused('not supported', ''),
     'tokenizer_name': refused('give hf_tokenizer_name'),
     'cache_dir': irrelevant('where open_clip keeps downloads'),

@@ -1,6 +1,8 @@
 """timm's vision transformers of SigLIP in open_clip's checkpoints: `visual.trunk.*`.
 
 A family of timm's image encoders is a module with these five functions; open_clip.py lists them.
+CUSTOM_TEXT says whether the names of the text tower start with `text.`; HEAD names the projection
+where it is timm's classifier instead of open_clip's `visual.head.proj`.
 """
 
 import re
@@ -20,6 +22,8 @@ from clip_jax.convert._table import (
     row,
 )
 
+CUSTOM_TEXT = True
+HEAD = ''
 # Name -> image size, patch size, width, depth.
 TRUNKS = {
     f'vit_{size}_patch{patch_size}_siglip_{image_size}': (image_size, patch_size, width, depth)
@@ -110,7 +114,11 @@ def rows(fields: Mapping[str, Any]) -> Iterator[Row]:
         yield from norm(f'{a}/mlp_norm', f'{b}.norm2')
         yield from mlp(f'{a}/mlp', f'{b}.mlp', 'fc1', 'fc2')
     yield from norm(f'{ours}/post_norm', f'{theirs}.norm')
-    ours, theirs = f'{ours}/attention_pool', f'{theirs}.attn_pool'
+    yield from attention_pool(heads, f'{ours}/attention_pool', f'{theirs}.attn_pool')
+
+
+def attention_pool(heads: int, ours: str, theirs: str) -> Iterator[Row]:
+    """Yields the table of timm's attention pooling with one learned query."""
     yield row(f'{ours}/probe', f'{theirs}.latent', LEADING_ONE)
     for part, name in (('kernel', 'weight'), ('bias', 'bias')):
         yield row(f'{ours}/attention/query/{part}', f'{theirs}.q.{name}', into_heads(heads))

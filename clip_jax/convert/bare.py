@@ -10,6 +10,19 @@ from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD
 from clip_jax.models import presets
 from clip_jax.runtime.messages import first_few
 
+_HALF = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'resize': 'squash'}
+_IMAGENET = {'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}
+_OF_CLIP = {'mean': list(CLIP_MEAN), 'std': list(CLIP_STD)}
+# How open_clip prepares images, by a part of the name in lowercase; the others as OpenAI's.
+_PREPROCESSING: dict[str, dict[str, Any]] = {
+    'siglip': _HALF,
+    'pe-core': {**_HALF, 'interpolation': 'bilinear'},
+    'clipa': {**_IMAGENET, 'resize': 'squash', 'interpolation': 'bilinear'},
+    'vit-h-14-378': {**_OF_CLIP, 'resize': 'squash'},
+    'mobileclip2-l': _OF_CLIP,
+    'mobileclip': {'mean': [0.0] * 3, 'std': [1.0] * 3, 'interpolation': 'bilinear'},
+}
+
 
 def sniff(path: pathlib.Path) -> bool:
     """Returns False: the content does not say which architecture it is."""
@@ -44,7 +57,7 @@ def read(path: pathlib.Path, name: str = '') -> tuple[dict[str, Any], dict[str, 
             f'{path}: its weights are named {shown}; with the name of an architecture, expected '
             "those of OpenAI and open_clip, as 'visual.conv1.weight'"
         )
-    siglip = fields['image'].get('pool') == 'map'
+    siglip = 'siglip' in name.lower()
     if siglip:
         fields['image'] |= _timm_siglip.by_name(name.lower(), fields['image']['width'])
     text = 'text.' if any(key.startswith('text.') for key in theirs) else ''
@@ -55,12 +68,14 @@ def read(path: pathlib.Path, name: str = '') -> tuple[dict[str, Any], dict[str, 
         what=f'{path} as {name}',
         ignored=_resblocks.ignored,
     )
-    statistics = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'resize': 'squash'} if siglip else {}
-    preprocess = {
-        'size': model['image']['image_size'],
-        'mean': list(CLIP_MEAN),
-        'std': list(CLIP_STD),
-        **statistics,
-    }
+    preprocess = {'size': model['image']['image_size'], **preprocessing(name)}
     tokenizer = None if siglip else _tokenizer_files.openai(model['text'])
     return {'model': model, 'preprocess': preprocess, 'tokenizer': tokenizer}, variables
+
+
+def preprocessing(name: str) -> dict[str, Any]:
+    """Returns how open_clip prepares images for an architecture, beside the size."""
+    for part, found in _PREPROCESSING.items():
+        if part in name.lower():
+            return found
+    return _OF_CLIP

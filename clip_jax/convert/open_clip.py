@@ -17,9 +17,13 @@ from clip_jax import lookup
 from clip_jax.convert import (
     _cards,
     _files,
+    _hf_text,
     _preprocess_cfg,
     _resblocks,
     _table,
+    _timm_convnext,
+    _timm_eva,
+    _timm_mobileclip,
     _timm_siglip,
     _tokenizer_files,
 )
@@ -109,7 +113,8 @@ _OF_NO_EFFECT = {
 }
 IMAGE_POOLS = {'tok': 'cls', 'avg': 'mean'}
 TRUNK = 'visual.trunk.'  # before the names of timm's weights
-FAMILIES = (_timm_siglip,)  # of timm's image encoders
+# Of timm's image encoders.
+FAMILIES = (_timm_siglip, _timm_convnext, _timm_eva, _timm_mobileclip)
 TEXT_POOLS = {'argmax': 'argmax', 'last': 'last', 'eos': 'eot'}
 
 
@@ -135,7 +140,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     weights = _files.locate(path, WEIGHTS)
     theirs = _files.arrays(weights)
     with _cards.understood(what):
-        fields = architecture(model_cfg, theirs, what=what)
+        fields = architecture(model_cfg, theirs, what=what, folder=folder)
     decoder = [name for name in theirs if name.startswith(DECODER)]
     if decoder:
         logging.warning(
@@ -175,18 +180,21 @@ def settings(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _ignored(name: str) -> bool:
-    return _resblocks.ignored(name) or name.startswith(DECODER)
+    return _resblocks.ignored(name) or _hf_text.ignored(name) or name.startswith(DECODER)
 
 
-def architecture(config: Fields, theirs: Mapping[str, Array], *, what: str) -> dict[str, Any]:
-    """Returns the card's `model` that a `model_cfg` describes."""
+def architecture(
+    config: Fields,
+    theirs: Mapping[str, Array],
+    *,
+    what: str,
+    folder: pathlib.Path | None = None,
+) -> dict[str, Any]:
+    """Returns the card's `model` that a `model_cfg` describes; `folder` is where it is."""
     for key in ('embed_dim', 'vision_cfg', 'text_cfg'):
         if not config[key]:
             raise ValueError(f'{what}: model_cfg.{key} is missing')
     vision = _filled(config['vision_cfg'] or {}, VISION, f'{what}: vision_cfg')
-    text = _filled(config['text_cfg'] or {}, TEXT, f'{what}: text_cfg')
-    lookup.check(text['pool_type'], TEXT_POOLS, what=f'{what}: text_cfg.pool_type')
-    lookup.check(text['proj_type'], ['linear', 'none'], what=f'{what}: text_cfg.proj_type')
     quick = bool(config['quick_gelu'])
     if vision['timm_model_name']:
         image, image_proj = timm(vision, theirs, what)
@@ -194,25 +202,41 @@ def architecture(config: Fields, theirs: Mapping[str, Array], *, what: str) -> d
         image, image_proj = resnet(vision), 'biased'
     else:
         image, image_proj = vit(vision, config['embed_dim'], quick, what), 'linear'
+    if config['text_cfg'].get('hf_model_name'):
+        try:
+            text, text_proj = _hf_text.fields(folder, config['text_cfg'], theirs, what)
+        except KeyError as error:
+            raise ValueError(f'{what}: the weights lack {_hf_text.TRUNK}{error.args[0]}') from error
+    else:
+        text, text_proj = transformer(config['text_cfg'], quick, what)
     return {
         'image': image,
-        'text': {
-            'name': 'transformer',
-            'vocab_size': text['vocab_size'],
-            'context_length': text['context_length'],
-            'heads': text['heads'],
-            'depth': text['layers'],
-            'causal': not text['no_causal_mask'],
-            'pool': 'cls' if text['embed_cls'] else TEXT_POOLS[text['pool_type']],
-            'eot_id': text['eos_id'],
-            'pad_id': text['pad_id'] if text['embed_cls'] else None,
-            **_common(text, quick),
-        },
+        'text': text,
         'embed_dim': config['embed_dim'],
         'image_proj': image_proj,
-        'text_proj': _projection(text['proj_type'], text['proj_bias']),
+        'text_proj': text_proj,
         'init_logit_bias': _logit_bias(config, theirs),
     }
+
+
+def transformer(given: Fields, quick: bool, what: str) -> tuple[dict[str, Any], str]:
+    """Returns the fields of open_clip's TextTransformer, and the kind of its projection."""
+    text = _filled(given, TEXT, f'{what}: text_cfg')
+    lookup.check(text['pool_type'], TEXT_POOLS, what=f'{what}: text_cfg.pool_type')
+    lookup.check(text['proj_type'], ['linear', 'none'], what=f'{what}: text_cfg.proj_type')
+    fields = {
+        'name': 'transformer',
+        'vocab_size': text['vocab_size'],
+        'context_length': text['context_length'],
+        'heads': text['heads'],
+        'depth': text['layers'],
+        'causal': not text['no_causal_mask'],
+        'pool': 'cls' if text['embed_cls'] else TEXT_POOLS[text['pool_type']],
+        'eot_id': text['eos_id'],
+        'pad_id': text['pad_id'] if text['embed_cls'] else None,
+        **_common(text, quick),
+    }
+    return fields, _projection(text['proj_type'], text['proj_bias'])
 
 
 def _logit_bias(config: Fields, theirs: Mapping[str, Array]) -> float | None:
@@ -297,7 +321,8 @@ def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[s
         raise ValueError(
             f'{what}: timm model {vision["timm_model_name"]!r} with pooling '
             f'{vision["timm_pool"]!r} is not supported; supported timm models are those of SigLIP '
-            '(vit_*_siglip_*, pooling map)'
+            '(vit_*_siglip_*, pooling map), convnext_*, eva_*, eva02_*, vit_pe_core_* and '
+            f'{", ".join(_timm_mobileclip.TRUNKS)}'
         )
     shapes = {
         name.removeprefix(TRUNK): x.shape for name, x in theirs.items() if name.startswith(TRUNK)
@@ -308,7 +333,17 @@ def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[s
     except KeyError as error:
         raise ValueError(f'{what}: the weights lack {TRUNK}{error.args[0]}') from error
     kind = vision['timm_proj'] or 'none'
-    lookup.check(kind, ['none', 'linear'], what=f'{what}: vision_cfg.timm_proj')
+    if family.HEAD:
+        if kind != 'none':
+            raise ValueError(f'{what}: vision_cfg.timm_proj is {kind!r}; only null is supported')
+        return fields, 'biased'
+    lookup.check(kind, ['none', 'linear', 'mlp'], what=f'{what}: vision_cfg.timm_proj')
+    if kind == 'mlp' and vision['timm_proj_bias']:
+        raise ValueError(
+            f'{what}: vision_cfg.timm_proj_bias is true with timm_proj mlp; only false is supported'
+        )
+    if kind == 'mlp':
+        return fields, 'wide_mlp'
     return fields, _projection(kind, vision['timm_proj_bias'])
 
 
@@ -318,20 +353,32 @@ def _projection(kind: str, bias: bool) -> str:
 
 def rows(model: Fields, text: str = '') -> Iterator[Row]:
     """Yields the table of the whole model; `text` is the prefix of the text tower's names."""
-    family = _family(model['image'])
+    family = _family(model['image'], model['image_proj'])
     if family is None:
-        yield from _resblocks.rows(model, text)
-        return
-    yield from family.rows(model['image'])
-    if model['image_proj'] != 'none':
-        ours, theirs = 'params/image_projection', 'visual.head.proj'
-        yield from dense(ours, theirs, bias=model['image_proj'] == 'biased')
-    yield from _resblocks.text_rows(model, text)
+        yield from _resblocks.image_rows(model)
+    else:
+        yield from family.rows(model['image'])
+        yield from _projection_rows(model['image_proj'], family.HEAD)
+    if _hf_text.holds(model['text']):
+        yield from _hf_text.rows(model)
+    else:
+        yield from _resblocks.text_rows(model, text)
 
 
-def _family(image: Fields) -> Any:
+def _projection_rows(kind: str, classifier: str) -> Iterator[Row]:
+    """Yields the table of the projection after an image encoder of timm."""
+    ours, theirs = 'params/image_projection', 'visual.head'
+    if kind == 'wide_mlp':
+        yield from dense(f'{ours}/in', f'{theirs}.mlp.fc1')
+        yield from dense(f'{ours}/out', f'{theirs}.mlp.fc2', bias=False)
+    elif kind != 'none':
+        yield from dense(ours, classifier or f'{theirs}.proj', bias=kind == 'biased')
+
+
+def _family(image: Fields, projection: str) -> Any:
     """Returns the family of timm that an image encoder belongs to; None: open_clip's own class."""
-    return next((x for x in FAMILIES if x.holds(image)), None)
+    whole = {**image, 'image_proj': projection}
+    return next((x for x in FAMILIES if x.holds(whole)), None)
 
 
 def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
@@ -354,29 +401,34 @@ def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
 
 def config_of(model: Fields) -> dict[str, Any]:
     """Returns the `model_cfg` closest to an architecture; `write` checks that it is exact."""
-    image, text = model['image'], model['text']
+    image, foreign = model['image'], _hf_text.holds(model['text'])
+    family, quick = _family(image, model['image_proj']), image if foreign else model['text']
     config: dict[str, Any] = {
         'embed_dim': model['embed_dim'],
-        'quick_gelu': text['activation'] == 'quick_gelu',
-        'custom_text': _family(image) is not None,
+        'quick_gelu': quick.get('activation') == 'quick_gelu',
+        'custom_text': foreign or (family is not None and family.CUSTOM_TEXT),
         'vision_cfg': _vision_of(image, model['image_proj']),
-        'text_cfg': {
-            'context_length': text['context_length'],
-            'vocab_size': text['vocab_size'],
-            'heads': text['heads'],
-            'layers': text['depth'],
-            'no_causal_mask': not text['causal'],
-            'pool_type': _inverse(TEXT_POOLS, text['pool'], 'text pool'),
-            'proj_type': 'none' if model['text_proj'] == 'none' else 'linear',
-            'proj_bias': model['text_proj'] == 'biased',
-            **_common_of(text),
-        },
+        'text_cfg': _hf_text.text_of(model) if foreign else _text_of(model),
     }
-    if text['pool'] == 'eot':
-        config['text_cfg']['eos_id'] = text['eot_id']
     if model['init_logit_bias'] is not None:
         config['init_logit_bias'] = model['init_logit_bias']
     return config
+
+
+def _text_of(model: Fields) -> dict[str, Any]:
+    text = model['text']
+    config = {
+        'context_length': text['context_length'],
+        'vocab_size': text['vocab_size'],
+        'heads': text['heads'],
+        'layers': text['depth'],
+        'no_causal_mask': not text['causal'],
+        'pool_type': _inverse(TEXT_POOLS, text['pool'], 'text pool'),
+        'proj_type': 'none' if model['text_proj'] == 'none' else 'linear',
+        'proj_bias': model['text_proj'] == 'biased',
+        **_common_of(text),
+    }
+    return {**config, 'eos_id': text['eot_id']} if text['pool'] == 'eot' else config
 
 
 def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
@@ -388,13 +440,13 @@ def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
             'head_width': image['width'] * 32 // image['heads'],
             'patch_size': None,
         }
-    if family := _family(image):
+    if family := _family(image, projection):
         return {
             'image_size': image['image_size'],
             **family.vision_of(image),
             'timm_model_pretrained': False,
-            'timm_proj': 'none' if projection == 'none' else 'linear',
-            'timm_proj_bias': projection == 'biased',
+            'timm_proj': _timm_projection(family, projection),
+            'timm_proj_bias': projection == 'biased' and not family.HEAD,
         }
     return {
         'image_size': image['image_size'],
@@ -407,6 +459,12 @@ def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
         'patch_dropout': image['patch_dropout'],
         **_common_of(image),
     }
+
+
+def _timm_projection(family: Any, projection: str) -> str | None:
+    if family.HEAD:
+        return None
+    return {'none': 'none', 'wide_mlp': 'mlp'}.get(projection, 'linear')
 
 
 def _inverse(table: Mapping[str, Any], value: Any, what: str) -> str:

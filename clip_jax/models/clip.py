@@ -13,12 +13,17 @@ import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
 from clip_jax.models import layers
+from clip_jax.models.activations import gelu
 
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
 # Fields that change how, not what, is computed; they are not part of a model's card.
 EXECUTION = ('remat', 'scan', 'attention')
-PROJECTIONS = ('linear', 'biased', 'none')
-LOGICAL_AXES = {'(image|text)_projection/kernel': ('width', 'embed')}
+PROJECTIONS = ('linear', 'biased', 'mlp', 'wide_mlp', 'none')
+LOGICAL_AXES = {
+    '(image|text)_projection/kernel': ('width', 'embed'),
+    '(image|text)_projection/in/kernel': ('width', 'mlp'),
+    '(image|text)_projection/out/kernel': ('mlp', 'width'),
+}
 
 
 class CLIP(nn.Module):
@@ -32,8 +37,10 @@ class CLIP(nn.Module):
         text: the text encoder, see models/text.
         embed_dim: features of the shared space.
         image_proj: projection of image features. 'linear': without a bias; 'biased': with a bias,
-            as after OpenAI's ResNets; 'none': the encoder's features are the embedding, as in
-            SigLIP.
+            as after OpenAI's ResNets; 'mlp': two layers without biases and GELU between them, as
+            after open_clip's RoBERTa; 'wide_mlp': with 2 * embed_dim features between them, and a
+            bias in the first, as after open_clip's ConvNeXt-L; 'none': the encoder's features are
+            the embedding, as in SigLIP.
         text_proj: projection of text features; 'biased' in SigLIP.
         init_logit_scale: initial log inverse temperature.
         init_logit_bias: initial logit bias; None for losses without one.
@@ -72,16 +79,12 @@ class CLIP(nn.Module):
         return self.param(name, nn.initializers.constant(init), (), jnp.float32)
 
     def _projection(self, kind: str) -> Callable[[jax.Array], jax.Array]:
+        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         if kind == 'none':
             return self._unprojected
-        return nn.Dense(
-            self.embed_dim,
-            use_bias=kind == 'biased',
-            # Standard deviation width^-0.5, as in OpenAI's released code.
-            kernel_init=nn.initializers.variance_scaling(1.0, 'fan_in', 'normal'),
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
+        if kind in ('mlp', 'wide_mlp'):
+            return MlpProjection(self.embed_dim, kind == 'wide_mlp', **types)
+        return _dense(self.embed_dim, bias=kind == 'biased', **types)
 
     def _unprojected(self, features: jax.Array) -> jax.Array:
         if features.shape[-1] != self.embed_dim:
@@ -144,6 +147,34 @@ class CLIP(nn.Module):
         text = self.encode_text(texts, train=of_text, example_index=example_index)
         image, text = l2_normalize(image), l2_normalize(text)
         return image, text.reshape(*shape, -1), *self.scale_and_bias()
+
+
+def _dense(features: int, *, bias: bool, **rest: Any) -> nn.Dense:
+    # Standard deviation width^-0.5, as in OpenAI's released code.
+    init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
+    return nn.Dense(features, use_bias=bias, kernel_init=init, **rest)
+
+
+class MlpProjection(nn.Module):
+    """Two layers with GELU between them: [..., width] -> [..., embed_dim].
+
+    Attributes:
+        embed_dim: features of the output.
+        wide: whether there are 2 * embed_dim features between them, and a bias in the first layer;
+            else they are halfway between width and embed_dim.
+    """
+
+    embed_dim: int
+    wide: bool
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+        hidden = 2 * self.embed_dim if self.wide else (x.shape[-1] + self.embed_dim) // 2
+        x = gelu(_dense(hidden, bias=self.wide, name='in', **types)(x))
+        return _dense(self.embed_dim, bias=False, name='out', **types)(x)
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:

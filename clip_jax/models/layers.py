@@ -19,6 +19,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'gelu': gelu,
     'gelu_tanh': functools.partial(nn.gelu, approximate=True),
     'quick_gelu': lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+    'relu': nn.relu,
 }
 
 # The end of a parameter's path -> its logical axes; sharding.RULES maps these to mesh axes. The
@@ -251,6 +252,8 @@ class TransformerConfig:
         activation: a key of ACTIVATIONS.
         causal: whether tokens attend only to earlier ones and to themselves.
         norm_eps: added to the variance in layer norms.
+        norm_after: whether a layer norm comes after each residual sum, as in BERT, instead of
+            before each branch.
         layer_scale: if not 0, the initial value of a learned factor for each feature of a branch's
             output (LayerScale, arXiv 2103.17239, section 2).
         dropout: dropout rate of a branch's output.
@@ -267,6 +270,7 @@ class TransformerConfig:
     activation: str = 'gelu'
     causal: bool = False
     norm_eps: float = 1e-5
+    norm_after: bool = False
     layer_scale: float = 0.0
     dropout: float = 0.0
     remat: str = 'none'
@@ -288,7 +292,7 @@ class TransformerConfig:
 
 
 class Transformer(nn.Module):
-    """Pre-norm transformer: [B, L, width] -> [B, L, width].
+    """Transformer without a norm at its end: [B, L, width] -> [B, L, width].
 
     Initial standard deviations are those of CLIP's released code: width^-1/2 into attention, (2
     width)^-1/2 into the MLP, and (2 depth width)^-1/2 out of both, so that the residual stream does
@@ -297,9 +301,14 @@ class Transformer(nn.Module):
     `mask` is as in Attention; `keys` are random keys [B], which turn dropout on. With `position`,
     the result is [B, 1, width], the output at that token; then, without scan, the last block
     computes no others.
+
+    Attributes:
+        config: its fields.
+        block: the module of a block, with the fields and arguments of Block; None: Block.
     """
 
     config: TransformerConfig
+    block: Any = None
 
     @nn.compact
     def __call__(
@@ -313,14 +322,14 @@ class Transformer(nn.Module):
         lookup.check(config.remat, REMAT, what='models/layers: remat')
         lookup.check(config.attention, ATTENTION, what='models/layers: attention')
         out_std = (2 * config.depth * x.shape[-1]) ** -0.5
+        block = self.block or Block
         if config.scan and not self.is_initializing():
-            x = self._scanned(Block(config, out_std, parent=None), x, mask, keys)
+            x = self._scanned(block(config, out_std, parent=None), x, mask, keys)
             return x if position is None else token(x, position)
-        block = Block
         if config.remat != 'none':
             # A number stays one: an array would be gathered by.
             static = (4,) if isinstance(position, int) else ()
-            block = nn.remat(Block, policy=REMAT[config.remat], static_argnums=static)
+            block = nn.remat(block, policy=REMAT[config.remat], static_argnums=static)
         for i in range(config.depth - 1):
             x = block(config, out_std, name=f'block_{i}')(x, mask, _fold_in(keys, i), None)
         last = block(config, out_std, name=f'block_{config.depth - 1}')
@@ -335,7 +344,7 @@ class Transformer(nn.Module):
         return last(x, mask, keys, position)
 
     def _scanned(
-        self, block: 'Block', x: jax.Array, mask: jax.Array | None, keys: jax.Array | None
+        self, block: nn.Module, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None
     ) -> jax.Array:
         """Stacks the blocks' parameters and scans over them."""
         params = self.variables['params']
@@ -358,10 +367,23 @@ def _fold_in(keys: jax.Array | None, number: int | jax.Array) -> jax.Array | Non
     return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
+def _norms(config: TransformerConfig) -> tuple[Callable, Callable]:
+    """Returns what is done, (name, x) -> x, before a branch and after its residual sum."""
+
+    def norm(name: str, x: jax.Array) -> jax.Array:
+        return Norm(epsilon=config.norm_eps, name=name, **config.types)(x)
+
+    def nothing(name: str, x: jax.Array) -> jax.Array:
+        return x
+
+    return (nothing, norm) if config.norm_after else (norm, nothing)
+
+
 class Block(nn.Module):
     """A transformer block: x + attention(norm(x)), then x + mlp(norm(x)); [B, L, width].
 
-    `mask`, `keys` and `position` are as in Transformer.
+    With `norm_after` it is norm(x + attention(x)), then norm(x + mlp(x)). `mask`, `keys` and
+    `position` are as in Transformer.
     """
 
     config: TransformerConfig
@@ -377,9 +399,9 @@ class Block(nn.Module):
     ) -> jax.Array:
         config, width = self.config, x.shape[-1]
         x = sharding.constrain(x, 'batch', 'length', 'features')
-        norm = functools.partial(Norm, epsilon=config.norm_eps, **config.types)
+        before, after = _norms(config)
         x = on_cpu.computed_once(x)
-        y = norm(name='attention_norm')(x)
+        y = before('attention_norm', x)
         y = Attention(
             heads=config.heads,
             causal=config.causal,
@@ -391,8 +413,8 @@ class Block(nn.Module):
         )(y, mask, position)
         x = x if position is None else token(x, position)
         x = x + dropout(self._scaled(y, 'attention_scale'), config.dropout, _fold_in(keys, 0))
-        x = on_cpu.computed_once(x)
-        y = norm(name='mlp_norm')(x)
+        x = on_cpu.computed_once(after('attention_norm', x))
+        y = before('mlp_norm', x)
         y = Mlp(
             mlp_dim=config.mlp_dim,
             activation=config.activation,
@@ -401,7 +423,8 @@ class Block(nn.Module):
             name='mlp',
             **config.types,
         )(y)
-        return x + dropout(self._scaled(y, 'mlp_scale'), config.dropout, _fold_in(keys, 1))
+        x = x + dropout(self._scaled(y, 'mlp_scale'), config.dropout, _fold_in(keys, 1))
+        return after('mlp_norm', x)
 
     def _scaled(self, x: jax.Array, name: str) -> jax.Array:
         """Multiplies a branch's output by its LayerScale."""

@@ -66,6 +66,30 @@ def _product_jvp(options: tuple, inputs: tuple, tangents: tuple) -> tuple[jax.Ar
     return _product(options, x, kernel), _product(options, to_x, kernel) + along_kernel
 
 
+def depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The depthwise convolution as a sum of shifted images.
+
+    XLA's CPU backend takes 10 to 15 times as long for a convolution with as many groups as
+    features (of 7 x 7, float32, 2 virtual Intel Xeon cores), and 4 to 10 times for its gradient.
+
+    Args:
+        x: [B, H, W, C].
+        kernel: [height, width, 1, C], of odd sizes; zeros are around the image.
+
+    Returns:
+        [B, H, W, C].
+    """
+    (rows, columns), (height, width) = kernel.shape[:2], x.shape[1:3]
+    around = (rows // 2, rows // 2), (columns // 2, columns // 2)
+    padded = jnp.pad(x, ((0, 0), *around, (0, 0)))
+    parts = [
+        padded[:, i : i + height, j : j + width] * kernel[i, j, 0]
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return sum(parts[1:], parts[0])
+
+
 def computed_once(x: jax.Array) -> jax.Array:
     """Returns `x`; on CPU it and its gradient are computed once, however many operations read them.
 

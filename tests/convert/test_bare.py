@@ -10,7 +10,8 @@ from support.layouts import equal, exported
 from support.small_models import made
 
 from clip_jax import pretrained
-from clip_jax.convert import _files
+from clip_jax.convert import _files, bare
+from clip_jax.data.preprocess import Preprocess
 from clip_jax.models import presets
 
 NAME = 'ViT-L-14'
@@ -87,3 +88,42 @@ def test_an_unknown_architecture_suggests_the_nearest(tmp_path):
     save_file({'visual.a': np.zeros(2, np.float32)}, path)
     with pytest.raises(ValueError, match="Did you mean 'ViT-L-14'"):
         pretrained.read(f'{path}#model=ViT-L14')
+
+
+@pytest.mark.parametrize(
+    ('name', 'mean', 'resize', 'interpolation'),
+    [
+        ('ViT-L-14', 0.48145466, 'shortest', 'bicubic'),
+        ('ViT-B-16-SigLIP', 0.5, 'squash', 'bicubic'),
+        ('PE-Core-B-16', 0.5, 'squash', 'bilinear'),
+        ('ViT-L-14-CLIPA-336', 0.485, 'squash', 'bilinear'),
+        ('MobileCLIP-B', 0.0, 'shortest', 'bilinear'),
+        ('MobileCLIP2-L-14', 0.48145466, 'shortest', 'bicubic'),
+    ],
+)
+def test_the_name_says_how_images_are_prepared(name, mean, resize, interpolation):
+    found = Preprocess.from_card({'size': 224, **bare.preprocessing(name)})
+    assert (found.mean[0], found.resize, found.interpolation) == (mean, resize, interpolation)
+
+
+@pytest.mark.reference
+def test_open_clip_prepares_images_so():
+    open_clip = pytest.importorskip('open_clip', reason='open_clip is not installed')
+    checked, others = 0, set()
+    for name in presets.names():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        configs = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+        found = Preprocess.from_card({'size': 224, **bare.preprocessing(name)})
+        for config in configs:
+            how = (found.interpolation, found.resize, *found.mean, *found.std)
+            theirs = config['interpolation'], config['resize_mode'], *config['mean'], *config['std']
+            if how != theirs:
+                others.add((name, config['hf_hub'].split('/')[1]))
+            checked += 1
+    assert checked > 150
+    # These weights were trained with other images than others of their architecture.
+    assert others == {
+        ('ViT-L-14', 'CLIP-ViT-L-14-laion2B-s32B-b82K'),
+        ('ViT-H-14', 'DFN5B-CLIP-ViT-H-14'),
+        ('ViT-H-14-quickgelu', 'DFN5B-CLIP-ViT-H-14'),
+    }

@@ -100,11 +100,13 @@ def test_fixed_positions_are_written_as_learned_ones(tmp_path):
     again, back = convert.read(tmp_path / 'x')
     assert again['model']['image']['positions'] == 'learned'
     images = jax.random.normal(jax.random.key(1), (3, 32, 32, 3))
-    np.testing.assert_allclose(
-        clip.from_card(again['model']).apply(back, images, method='encode_image'),
-        model.apply(variables, images, method='encode_image'),
-        atol=1e-6,
+    one, other = (
+        jax.jit(
+            lambda variables, built=built: built.apply(variables, images, method='encode_image')
+        )
+        for built in (clip.from_card(again['model']), model)
     )
+    np.testing.assert_allclose(one(back), other(variables), atol=1e-6)
 
 
 # OpenAI's layout, which is read only.
@@ -206,8 +208,12 @@ def test_wrong_files_of_openai_list_the_names(tmp_path, change, message):
         (lambda c: c['vision_cfg'].update(pool_type='max'), r"pool_type: there is no 'max'"),
         (lambda c: c['vision_cfg'].update(qk_norm=True), r'vision_cfg\.qk_norm = True is not supp'),
         (
-            lambda c: c['text_cfg'].update(hf_model_name='x'),
-            r"text_cfg\.hf_model_name = 'x' is not",
+            lambda c: c.update(text_cfg={'hf_model_name': 'x'}),
+            r"text_cfg\.hf_model_name is 'x', .* put the config\.json of that model into",
+        ),
+        (
+            lambda c: c.update(text_cfg={'hf_model_name': 'roberta-base', 'hf_proj_type': 'x'}),
+            r'the weights lack text\.transformer\.embeddings',
         ),
         (lambda c: c.pop('embed_dim'), r'model_cfg\.embed_dim is missing'),
         (lambda c: c['vision_cfg'].update(image_size=[32, 64]), r'only square sizes are supported'),

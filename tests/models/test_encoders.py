@@ -1,5 +1,6 @@
 """The encoders: their contracts, their sizes, and which inputs influence an output."""
 
+import dataclasses
 import functools
 
 import jax
@@ -22,8 +23,10 @@ IMAGE = {'name': 'vit', 'image_size': 16, 'patch_size': 8, **SMALL}
 QUERIES = {'pool_queries': 3, 'pool_width': 16, 'pool_heads': 2}
 # Small fields of every image encoder, and the width of its features.
 RESNET = {'name': 'resnet', 'image_size': 32, 'width': 4, 'depths': (1, 1, 1, 1), 'heads': 4}
-IMAGES = {'vit': IMAGE, 'resnet': RESNET}
-FEATURES = {'vit': 32, 'resnet': 128}
+CONVNEXT = {'name': 'convnext', 'image_size': 32, 'widths': (8, 8, 8, 16), 'depths': (1, 1, 1, 1)}
+ROPE_VIT = {**IMAGE, 'name': 'rope_vit', 'mlp': 'swiglu', 'inner_norm': True, 'rope': 'rows_first'}
+IMAGES = {'vit': IMAGE, 'resnet': RESNET, 'convnext': CONVNEXT, 'rope_vit': ROPE_VIT}
+FEATURES = {'vit': 32, 'resnet': 128, 'convnext': 16, 'rope_vit': 32}
 TEXT = {
     'name': 'transformer',
     'vocab_size': 50,
@@ -79,7 +82,9 @@ def test_image_encoder_contract(name):
 @pytest.mark.parametrize('name', lookup.names('models.text'))
 def test_text_encoder_contract(name):
     module = lookup.module('models.text', name)
-    model = module.Encoder(**{k: v for k, v in TEXT.items() if k != 'name'})
+    known = {field.name for field in dataclasses.fields(module.Encoder)} - {'name'}
+    fields = {k: v for k, v in {**TEXT, 'pad_id': 0}.items() if k in known}
+    model = module.Encoder(**fields)
     tokens = jnp.full((2, 10), 3, jnp.int32)
     variables = jax.jit(model.init)(jax.random.key(0), tokens)
     assert apply(model, variables, tokens).shape == (2, 32)
@@ -394,6 +399,7 @@ def test_activations_are_the_published_formulas():
         'gelu': x * (1 + erf(x / np.sqrt(2))) / 2,
         'gelu_tanh': x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
         'quick_gelu': x / (1 + np.exp(-1.702 * x)),
+        'relu': np.maximum(x, 0),
     }
     assert exact.keys() == ACTIVATIONS.keys()
     for name, values in exact.items():

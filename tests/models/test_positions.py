@@ -15,6 +15,8 @@ ENCODERS = {
     'class token': {'name': 'vit', 'image_size': 32, 'patch_size': 8, **SMALL},
     'map': {'name': 'vit', 'image_size': 32, 'patch_size': 8, 'pool': 'map', **SMALL},
     'fixed': {'name': 'vit', 'image_size': 32, 'patch_size': 8, 'positions': 'sincos2d', **SMALL},
+    'patches only': {'name': 'vit', 'image_size': 32, 'patch_size': 8, 'class_position': False}
+    | SMALL,
     'resnet': {'name': 'resnet', 'image_size': 64, 'width': 4, 'depths': (1, 1, 1, 1), 'heads': 2},
 }
 

@@ -25,17 +25,50 @@ PARAMETERS = {
     'ViT-g-14': 1_366_678_273,
     'ViT-bigG-14': 2_539_567_105,
     'ViT-L-14-CLIPA': 414_210_561,
+    'convnext_base': 151_518_849,
+    'convnext_base_w': 179_385_345,
+    'convnext_base_w_320': 179_385_345,
+    'convnext_large_d': 351_772_609,
+    'convnext_large_d_320': 351_772_609,
+    'convnext_xxlarge': 1_200_576_385,
+    'EVA01-g-14': 1_136_435_841,
+    'EVA01-g-14-plus': 1_366_621_569,
+    'EVA02-B-16': 149_691_137,
+    'EVA02-L-14': 427_755_457,
+    'EVA02-L-14-336': 428_083_137,
+    'EVA02-E-14': 4_704_589_569,
+    'EVA02-E-14-plus': 5_044_889_089,
+    'PE-Core-T-16-384': 69_546_113,
+    'PE-Core-S-16-384': 87_188_225,
+    'PE-Core-B-16': 447_660_545,
+    'PE-Core-L-14-336': 671_138_817,
+    'PE-Core-bigG-14-448': 2_419_267_841,
     'ViT-B-16-SigLIP': 203_155_970,
     'ViT-L-16-SigLIP-256': 652_150_786,
     'ViT-SO400M-14-SigLIP-384': 877_960_498,
     'ViT-B-32-SigLIP2-256': 376_856_066,
     'ViT-SO400M-16-SigLIP2-256': 1_135_670_962,
     'ViT-gopt-16-SigLIP2-256': 1_871_393_906,
+    'roberta-ViT-B-32': 212_723_457,
+    'xlm-roberta-base-ViT-B-32': 366_121_473,
+    'xlm-roberta-large-ViT-H-14': 1_193_014_785,
+    'nllb-clip-base': 501_885_185,
+    'nllb-clip-large': 1_399_216_641,
+    'nllb-clip-base-siglip': 507_474_178,
+    'nllb-clip-large-siglip': 1_195_496_514,
+    'MobileCLIP-B': 149_777_153,
+    'MobileCLIP2-B': 149_777_153,
+    'MobileCLIP2-L-14': 427_617_281,
 }
 
 
 # One of each kind; the others follow from the table, or are slow.
-KINDS = ('RN50', 'ViT-B-32-quickgelu', 'ViT-L-14-CLIPA', 'ViT-B-16-SigLIP')
+KINDS = (
+    'RN50',
+    'ViT-B-32-quickgelu',
+    'ViT-L-14-CLIPA',
+    'ViT-B-16-SigLIP',
+)
 
 
 @pytest.mark.parametrize(
@@ -56,11 +89,17 @@ def count(card):
     image, text, embed_dim = card['image'], card['text'], card['embed_dim']
     width, tokens = image['width'], (image['image_size'] // image['patch_size']) ** 2
     total = 3 * image['patch_size'] ** 2 * width + width * image['patch_bias']
+    if image['stem'] == 'convolutions':
+        narrow = width // 4
+        total = (3 * (image['patch_size'] // 4) ** 2 + 4 * narrow + 4) * narrow
+        total += 4 * narrow * width + width
+        total -= width  # the class token has no position
     total += (tokens + image['class_token']) * width + width * image['class_token']
     total += image['depth'] * block(**image) + 2 * width * (1 + image['pre_norm'])
     if image['pool'] == 'map':  # a block with one norm and a query
         total += block(**image) - 2 * width + width
     total += width * embed_dim * (card['image_proj'] != 'none')
+    total += embed_dim * (card['image_proj'] == 'biased')
     total += (text['vocab_size'] + text['context_length']) * text['width']
     total += text['depth'] * block(**text) + 2 * text['width']
     total += (text['width'] + (card['text_proj'] == 'biased')) * embed_dim
@@ -72,14 +111,16 @@ def test_every_name_is_a_model_of_its_published_size():
     for name in presets.names():
         card = clip.to_card(clip.from_card(presets.architecture(name)))
         image, text = card['image'], card['text']
+        assert (card['init_logit_bias'] is not None) == ('siglip' in name.lower())
+        assert (image['name'] == 'resnet') == name.startswith('RN')
+        if text['name'] != 'transformer':
+            continue
         assert text['activation'] == image.get('activation', text['activation'])
         assert (text['activation'] == 'quick_gelu') == name.endswith('-quickgelu')
-        assert (card['init_logit_bias'] is not None) == ('SigLIP' in name)
-        assert (image['name'] == 'resnet') == name.startswith('RN')
         if name in PARAMETERS and image['name'] == 'vit':
             counted += 1
             assert count(card) == PARAMETERS[name], name
-    assert counted == 18
+    assert counted == 21
 
 
 def test_openai_published_nine():

@@ -14,7 +14,7 @@ from support.layouts import equal, exported
 from support.small_models import made
 
 from clip_jax import convert, pretrained
-from clip_jax.convert import _timm_siglip
+from clip_jax.convert import _hf_text, _timm_convnext, _timm_eva, _timm_mobileclip, _timm_siglip
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.models import clip, presets
 from clip_jax.places import names, resolve
@@ -46,6 +46,12 @@ def shrunk(model: str) -> dict:
     text |= {'eot_id': 59} if text.get('eot_id') else {}
     if image['name'] == 'resnet':
         image |= {'width': 4, 'depths': [1, 1, 1, 1], 'heads': 2, 'image_size': 64}
+    elif image['name'] == 'convnext':
+        image |= {'widths': [8, 8, 8, 16], 'depths': [1, 1, 1, 1], 'image_size': 64}
+    elif image['name'] == 'rope_vit':
+        image |= {**SIZES, 'patch_size': 8, 'image_size': 16}
+        image |= {'rope_grid': 2} if image.get('pool') == 'map' else {}
+        image |= {'pool_heads': 8} if image.get('pool') == 'map' else {}
     elif image.get('pool') == 'map':  # whose heads open_clip's file does not say
         width = WIDTHS[image['width']]
         heads = width // 64 if image['width'] in (768, 1024) else 16
@@ -55,15 +61,25 @@ def shrunk(model: str) -> dict:
         return {**card, 'embed_dim': width}
     else:
         image |= {**SIZES, 'patch_size': 8, 'image_size': 16}
+        image |= {'mlp_dim': 128} if model.startswith('MobileCLIP') else {}
     return {**card, 'embed_dim': 32}
 
 
 @pytest.fixture
 def small_trunks(monkeypatch):
-    """open_clip's SigLIP models are known by their sizes: they become small too."""
+    """Models of timm and transformers are known by their sizes: they become small too."""
+    for name, (_, _, norm_eps) in [*_timm_convnext.TRUNKS.items()]:
+        small = ((8, 8, 8, 16), (1, 1, 1, 1), norm_eps)
+        monkeypatch.setitem(_timm_convnext.TRUNKS, name, small)
+    for name in _timm_eva.TRUNKS:
+        monkeypatch.setitem(_timm_eva.TRUNKS, name, (16, 8, 32, 1, 2))
+    for name in [*_timm_mobileclip.TRUNKS]:
+        monkeypatch.setitem(_timm_mobileclip.TRUNKS, name, (16, 8, 32, 1, 2))
     for name, (_, patch_size, width, _) in [*_timm_siglip.TRUNKS.items()]:
         small = (2 * patch_size, patch_size, WIDTHS[width], 1)
         monkeypatch.setitem(_timm_siglip.TRUNKS, name, small)
+    for name, known in [*_hf_text.KNOWN.items()]:
+        monkeypatch.setitem(_hf_text.KNOWN, name, {**known, **SIZES, 'vocab_size': 60})
 
 
 @functools.cache
@@ -122,10 +138,8 @@ def test_other_spellings_are_the_same_checkpoint():
 
 
 def test_what_is_missing_is_said_and_near_names_are_suggested(hub):  # noqa: F811
-    with pytest.raises(
-        ValueError, match=r'EVA02-L-14/merged2b_s4b_b131k: not supported: .* EVA im'
-    ):
-        pretrained.read('EVA02-L-14/merged2b_s4b_b131k')
+    with pytest.raises(ValueError, match=r'ViTamin-L/datacomp1b: not supported: .* ViTamin im'):
+        pretrained.read('ViTamin-L/datacomp1b')
     with pytest.raises(ValueError, match='Did you mean ViT-B-32/laion2b_s34b_b79k'):
         pretrained.read('ViT-B-32/laion2b_s34b_b79')
     assert not hub.asked

@@ -248,6 +248,7 @@ def test_the_first_remedy_that_helps_is_named(chips_of_16_gib, start, changes):
     assert len(chips_of_16_gib) == 1 + [*fit.remedies(config, 8)].index(changes)
 
 
+@pytest.mark.slow
 def test_what_cannot_hold_the_parameters_is_not_compiled(chips_of_16_gib):
     """H/14 has 986 million parameters; with gradients and AdamW's state, 14.7 GiB."""
     config = config_file.read('clip_vit_h14')

@@ -31,6 +31,7 @@ def test_microbatches_of_a_sharded_batch_do_too():
     assert_same(steps(8, 'vit', loss=ring, **how), on_one_device('vit', 'sigmoid'))
 
 
+@pytest.mark.slow
 def test_batch_norm_uses_the_statistics_of_a_microbatch():
     """And the running averages are updated once for each."""
     card = {**softmax.INIT, **CARDS['resnet']}

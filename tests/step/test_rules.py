@@ -158,6 +158,7 @@ def test_frozen_parameters_stay_and_have_no_state():
     assert len(moments) == len(old) - len(held)
 
 
+@pytest.mark.slow
 def test_20_steps_with_rules_are_those_of_optax():
     """Frozen, layer-wise rates, held-back parameters and another decay, by optax.partition."""
     options = {

@@ -43,7 +43,7 @@ def run(devices=1, *, contrastive=1.0, steps=3, **how):
     return losses, state, first
 
 
-@pytest.mark.parametrize('contrastive', [1.0, 0.25, 0.0])
+@pytest.mark.parametrize('contrastive', [pytest.param(1.0, marks=pytest.mark.slow), 0.25, 0.0])
 def test_the_total_is_the_weighted_sum_of_its_parts(contrastive):
     _, _, numbers = run(contrastive=contrastive, steps=1)
     total = contrastive * numbers['contrastive'] + 2.0 * numbers['teacher/large']
@@ -74,7 +74,11 @@ def test_the_loss_of_a_teacher_is_that_of_embeddings_computed_apart():
 
 @pytest.mark.parametrize(
     ('devices', 'how'),
-    [(1, {'microbatches': 2}), (8, {'fsdp': 2, 'tensor': 2}), (8, {'microbatches': 2})],
+    [
+        pytest.param(1, {'microbatches': 2}, marks=pytest.mark.slow),
+        (8, {'fsdp': 2, 'tensor': 2}),
+        pytest.param(8, {'microbatches': 2}, marks=pytest.mark.slow),
+    ],
 )
 def test_it_is_the_same_on_any_mesh_and_with_gradcache(devices, how):
     losses, state, _ = run(devices, **how)

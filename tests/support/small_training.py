@@ -21,6 +21,11 @@ SMALL = {'width': 32, 'depth': 1, 'heads': 2, 'mlp_dim': 64}
 TEXT = {'name': 'transformer', 'vocab_size': 80, 'context_length': 8, 'eot_id': 3, **SMALL}
 VIT = {'name': 'vit', 'image_size': 16, 'patch_size': 4, 'patch_dropout': 0.5, **SMALL}
 RESNET = {'name': 'resnet', 'image_size': 32, 'width': 8, 'depths': (1, 1, 1, 1), 'heads': 4}
+ROPE_VIT = {**VIT, 'name': 'rope_vit', 'mlp': 'swiglu', 'inner_norm': True, 'rope': 'rows_first'}
+del ROPE_VIT['patch_dropout']
+CONVNEXT = {'name': 'convnext', 'image_size': 32, 'widths': (8, 8, 16, 32), 'depths': (1, 1, 1, 1)}
+CONVNEXT |= {'drop_path': 0.3, 'layer_scale': 0.1}
+CONVOLUTIONS = {**VIT, 'stem': 'convolutions', 'class_position': False, 'patch_dropout': 0.0}
 CARD = {'image': VIT, 'text': TEXT, 'embed_dim': 16}
 CARDS = {
     'vit': {
@@ -29,6 +34,9 @@ CARDS = {
         'embed_dim': 16,
     },
     'resnet': {'image': RESNET, 'text': TEXT, 'embed_dim': 16},
+    'rope_vit': {'image': ROPE_VIT, 'text': TEXT, 'embed_dim': 16},
+    'convnext': {'image': CONVNEXT, 'text': TEXT, 'embed_dim': 16, 'image_proj': 'wide_mlp'},
+    'convolutions': {'image': CONVOLUTIONS, 'text': TEXT, 'embed_dim': 16},
 }
 
 OPTIMIZER = {
@@ -172,8 +180,8 @@ def _initial(card: str, of_run: str, averaged: bool) -> state.TrainState:
 
 def steps(devices: int, encoder: str, *, count: int = 20, **options: Any) -> tuple:
     """Losses of `count` steps with dropout, and the state after them."""
-    # In a ResNet, batch normalization and ReLU amplify rounding errors.
-    batch_size, rate = {'vit': (32, 1e-4), 'resnet': (64, 3e-5)}[encoder]
+    # Batch normalization, and a ResNet's ReLU, amplify rounding errors.
+    batch_size, rate = (64, 3e-5) if encoder in ('resnet', 'convolutions') else (32, 1e-4)
     card = CARDS[encoder]
     current, step, put = setup(devices, card=card, learning_rate=rate, **options)
     losses = []

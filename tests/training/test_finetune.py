@@ -71,6 +71,7 @@ def test_a_resumed_run_is_bit_exact_with_rules_and_an_average(tuned, tiny_run, t
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_two_decays_branch_off_from_one_trunk(tiny_config, tmp_path):
     """Warmup, stable, decay: a branch repeats what a run with that decay from the start does."""
     common = ('checkpoint.every=4', 'checkpoint.keep=9', 'eval_every=50', 'figures=False')

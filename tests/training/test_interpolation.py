@@ -143,6 +143,7 @@ def values(table):
     return [row['values'] for row in table['tasks']]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_goes_on_to_the_same_table(pair, page, tmp_path):
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     arguments = 'interpolate', *map(str, pair), '--sweep=3', f'--suite={page}'

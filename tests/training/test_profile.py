@@ -27,6 +27,7 @@ def names(path) -> set[str]:
     return {name.decode() for name in found}
 
 
+@pytest.mark.slow
 def test_steps_are_traced_also_where_the_run_stops_and_resumes(
     tiny_config, tiny_run, tmp_path, monkeypatch
 ):

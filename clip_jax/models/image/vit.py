@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from clip_jax import lookup
 from clip_jax.models import on_cpu, positions
+from clip_jax.models.activations import gelu
+from clip_jax.models.batch_norm import BatchNorm
+from clip_jax.models.image_layers import AttentionPool, patches
 from clip_jax.models.layers import (
-    Mlp,
     Norm,
     Transformer,
     TransformerConfig,
@@ -41,12 +43,13 @@ VARIANTS: dict[str, dict[str, int]] = {
     'e': {'width': 1792, 'depth': 56, 'heads': 16, 'mlp_dim': 15360},
 }
 LOGICAL_AXES = {
-    'patch_embedding/kernel': ('pixels', 'pixels', 'channels', 'width'),
+    '(patch_embedding|stem/conv_[123])/kernel': ('pixels', 'pixels', 'channels', 'width'),
     'position_embedding': ('length', 'width'),
     'probe': ('length', 'width'),
 }
 POOLS = ('cls', 'mean', 'map', 'queries')
 POSITIONS = ('learned', 'sincos2d')
+STEMS = ('patches', 'convolutions')
 
 
 class Encoder(nn.Module):
@@ -68,9 +71,13 @@ class Encoder(nn.Module):
             2305.07017).
         positions: position embeddings, 'learned' or 'sincos2d', fixed sines and cosines of row and
             column, which learn faster on small data (Better plain ViT baselines, arXiv 2205.01580).
+        class_position: whether the class token has a learned position embedding too.
+        stem: how patches become tokens. 'patches': one linear layer; 'convolutions': three, with
+            batch norm (MobileCLIP, arXiv 2311.17049; Early Convolutions Help Transformers See
+            Better, arXiv 2106.14881), for which the patch size is a multiple of 4.
         pre_norm: whether there is a layer norm before the first block, as in CLIP.
         norm_after_pool: whether the last layer norm comes after the pooling instead of before it.
-        patch_bias: whether the patch embedding has a bias.
+        patch_bias: whether the patch embedding has a bias; the last of the convolutions has one.
         patch_dropout: fraction of the patches dropped in training (FLIP, arXiv 2212.00794).
         depth, heads, mlp_dim, activation, norm_eps, layer_scale, dropout, remat, scan, attention:
             see layers.TransformerConfig.
@@ -88,6 +95,8 @@ class Encoder(nn.Module):
     pool_heads: int | None = None
     class_token: bool = False
     positions: str = 'learned'
+    class_position: bool = True
+    stem: str = 'patches'
     activation: str = 'gelu'
     pre_norm: bool = True
     norm_after_pool: bool = False
@@ -105,9 +114,13 @@ class Encoder(nn.Module):
     def __post_init__(self):
         lookup.check(self.pool, POOLS, what='models/image/vit: pool')
         lookup.check(self.positions, POSITIONS, what='models/image/vit: positions')
+        lookup.check(self.stem, STEMS, what='models/image/vit: stem')
         # Equal models have equal fields: one token's norm is the same before and after pooling.
         self.class_token = self.class_token or self.pool == 'cls'
         self.norm_after_pool = self.norm_after_pool and self.pool in ('mean', 'map')
+        self.patch_bias = self.patch_bias or self.stem == 'convolutions'
+        if not self.class_token or self.positions != 'learned':
+            self.class_position = True
         check_sizes(
             'models/image/vit',
             self.activation,
@@ -132,6 +145,11 @@ class Encoder(nn.Module):
             raise ValueError(
                 f'models/image/vit: width is {self.width}; positions sincos2d need a multiple of 4'
             )
+        if self.stem == 'convolutions' and (self.patch_size % 4 or self.width % 4):
+            raise ValueError(
+                f'models/image/vit: patch_size is {self.patch_size} and width {self.width}; the '
+                'stem convolutions needs multiples of 4'
+            )
         if self.image_size < self.patch_size:
             raise ValueError(
                 f'models/image/vit: image_size {self.image_size} is smaller than patch_size '
@@ -144,12 +162,16 @@ class Encoder(nn.Module):
         """The number of patches along each side of an image."""
         return self.image_size // self.patch_size
 
+    @property
+    def _class_has_position(self) -> bool:
+        return self.class_token and self.class_position
+
     def with_image_size(self, params: dict, image_size: int) -> dict:
         """Returns parameters for another image size: position embeddings are interpolated."""
         if 'position_embedding' not in params:
             return params
         table, grid = params['position_embedding'], image_size // self.patch_size
-        table = positions.resized(table, grid, tokens=int(self.class_token))
+        table = positions.resized(table, grid, tokens=int(self._class_has_position))
         return {**params, 'position_embedding': table}
 
     @nn.compact
@@ -158,25 +180,28 @@ class Encoder(nn.Module):
     ) -> jax.Array:
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         embedding = nn.initializers.normal(self.width**-0.5)
-        x = nn.DenseGeneral(
-            self.width,
-            axis=(-3, -2, -1),
-            use_bias=self.patch_bias,
-            kernel_init=nn.initializers.lecun_normal(),
-            dot_general=on_cpu.dot_general,
-            name='patch_embedding',
-            **types,
-        )(patches(images, self.patch_size))
+        if self.stem == 'convolutions':
+            stem = ConvolutionStem(self.patch_size, self.width, name='stem', **types)
+            x = stem(images, train=train)
+        else:
+            embed = _dense(self.width, bias=self.patch_bias, name='patch_embedding', **types)
+            x = embed(patches(images, self.patch_size))
         if self.positions == 'sincos2d':
             x = x + positions.sincos2d(self.grid, self.width).astype(x.dtype)
+
+        def positioned(x: jax.Array) -> jax.Array:
+            table = self.param('position_embedding', embedding, x.shape[1:], self.param_dtype)
+            return x + table.astype(x.dtype)
+
         tokens = int(self.class_token)
+        if not self.class_position:
+            x = positioned(x)
         if tokens:
             token = self.param('class_embedding', embedding, (self.width,), self.param_dtype)
             token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([token, x], axis=1)
-        if self.positions == 'learned':
-            table = self.param('position_embedding', embedding, x.shape[1:], self.param_dtype)
-            x = x + table.astype(x.dtype)
+        if self.positions == 'learned' and self.class_position:
+            x = positioned(x)
         keys = None
         if train and (self.patch_dropout or self.dropout):
             keys = example_keys(self.make_rng('dropout'), example_index, x.shape[0])
@@ -222,34 +247,37 @@ class Encoder(nn.Module):
         )(x[:, tokens:])
 
 
-class AttentionPool(nn.Module):
-    """Attention pooling with one learned query, then an MLP: [B, L, width] -> [B, width]."""
+class ConvolutionStem(nn.Module):
+    """Three convolutions without overlap, of size / 4, 2 and 2 pixels: [B, H, W, C] ->
+    [B, H/size * W/size, width].
+    """
 
-    heads: int
-    mlp_dim: int
-    activation: str
-    norm_eps: float
+    size: int
+    width: int
     dtype: jnp.dtype
     param_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        width = x.shape[-1]
-        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-        probe = self.param('probe', nn.initializers.xavier_uniform(), (1, width), self.param_dtype)
-        probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, width))
-        attention: Any = nn.MultiHeadDotProductAttention(self.heads, name='attention', **types)
-        x = attention(probe, x)
-        y = Norm(epsilon=self.norm_eps, name='norm', **types)(x)
-        mlp = Mlp(
-            mlp_dim=self.mlp_dim,
-            activation=self.activation,
-            in_std=(2 * width) ** -0.5,
-            out_std=(2 * width) ** -0.5,
-            name='mlp',
-            **types,
-        )
-        return (x + mlp(y))[:, 0]
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        conv = functools.partial(_dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        for i, size in ((1, self.size // 4), (2, 2)):
+            batch, height, width, _ = x.shape
+            x = conv(self.width // 4, bias=False, name=f'conv_{i}')(patches(x, size))
+            x = x.reshape(batch, height // size, width // size, -1)
+            x = gelu(BatchNorm(dtype=self.dtype, name=f'norm_{i}')(x, train=train))
+        return conv(self.width, bias=True, name='conv_3')(patches(x, 2))
+
+
+def _dense(features: int, *, bias: bool, **rest: Any) -> nn.DenseGeneral:
+    """A dense layer over patches [..., size, size, C]."""
+    return nn.DenseGeneral(
+        features,
+        axis=(-3, -2, -1),
+        use_bias=bias,
+        kernel_init=nn.initializers.lecun_normal(),
+        dot_general=on_cpu.dot_general,
+        **rest,
+    )
 
 
 class QueryPool(nn.Module):
@@ -274,21 +302,6 @@ class QueryPool(nn.Module):
             self.heads, qkv_features=self.width, name='attention', **types
         )
         return attention(query, norm(name='key_norm')(x))[:, 0]
-
-
-def patches(images: jax.Array, size: int) -> jax.Array:
-    """Splits images into patches, row by row: [B, H, W, C] -> [B, H/size * W/size, size, size, C].
-
-    Pixels on the right and at the bottom that do not fill a patch are dropped, as the convolutions
-    of published models do: SigLIP's So400m/14 sees 378 of 384 pixels.
-    """
-    # A dense layer over patches equals the strided convolution of the papers; its gradient is much
-    # faster on CPU.
-    batch, height, width, channels = images.shape
-    rows, columns = height // size, width // size
-    images = images[:, : rows * size, : columns * size]
-    x = images.reshape(batch, rows, size, columns, size, channels)
-    return x.swapaxes(2, 3).reshape(batch, -1, size, size, channels)
 
 
 def drop_patches(x: jax.Array, share: float, keys: jax.Array) -> jax.Array:

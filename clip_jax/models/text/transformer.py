@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, int]] = {
     'XS': {'width': 256, 'depth': 10, 'heads': 4, 'mlp_dim': 1024},
     'S': {'width': 384, 'depth': 12, 'heads': 6, 'mlp_dim': 1536},
     'H': {'width': 1024, 'depth': 24, 'heads': 16, 'mlp_dim': 4096},
+    'PE-G': {'width': 1280, 'depth': 24, 'heads': 20, 'mlp_dim': 5120},
     'G': {'width': 1280, 'depth': 32, 'heads': 20, 'mlp_dim': 5120},
     'e': {'width': 1280, 'depth': 36, 'heads': 20, 'mlp_dim': 5120},
     # SigLIP's (arXiv 2303.15343), of the same size as its image encoders.
@@ -87,6 +88,8 @@ class Encoder(nn.Module):
             raise ValueError("models/text/transformer: pool 'eot' needs the tokenizer's eot_id")
         if self.pool != 'eot':
             self.eot_id = None  # not used
+        if self.pool != 'cls':
+            self.pad_id = 0  # not used
         check_sizes(
             'models/text/transformer',
             self.activation,

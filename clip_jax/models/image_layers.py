@@ -1,0 +1,54 @@
+"""Parts that several image encoders share."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax.models.layers import Mlp, Norm
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling with one learned query, then an MLP: [B, L, width] -> [B, width]."""
+
+    heads: int
+    mlp_dim: int
+    activation: str
+    norm_eps: float
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+        probe = self.param('probe', nn.initializers.xavier_uniform(), (1, width), self.param_dtype)
+        probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, width))
+        attention: Any = nn.MultiHeadDotProductAttention(self.heads, name='attention', **types)
+        x = attention(probe, x)
+        y = Norm(epsilon=self.norm_eps, name='norm', **types)(x)
+        mlp = Mlp(
+            mlp_dim=self.mlp_dim,
+            activation=self.activation,
+            in_std=(2 * width) ** -0.5,
+            out_std=(2 * width) ** -0.5,
+            name='mlp',
+            **types,
+        )
+        return (x + mlp(y))[:, 0]
+
+
+def patches(images: jax.Array, size: int) -> jax.Array:
+    """Splits images into patches, row by row: [B, H, W, C] -> [B, H/size * W/size, size, size, C].
+
+    Pixels on the right and at the bottom that do not fill a patch are dropped, as the convolutions
+    of published models do: SigLIP's So400m/14 sees 378 of 384 pixels.
+    """
+    # A dense layer over patches equals the strided convolution of the papers; its gradient is much
+    # faster on CPU.
+    batch, height, width, channels = images.shape
+    rows, columns = height // size, width // size
+    images = images[:, : rows * size, : columns * size]
+    x = images.reshape(batch, rows, size, columns, size, channels)
+    return x.swapaxes(2, 3).reshape(batch, -1, size, size, channels)

@@ -1,0 +1,34 @@
+"""What text encoders share that mask padding: positions of tokens, and pooling."""
+
+import jax
+import jax.numpy as jnp
+
+
+def positions(is_text: jax.Array, pad_id: int) -> jax.Array:
+    """Numbers tokens as fairseq does: from pad_id + 1, and padding is at pad_id.
+
+    Args:
+        is_text: bool [B, L]; False: padding.
+        pad_id: the id of the padding token.
+
+    Returns:
+        int32 [B, L]
+    """
+    return jnp.cumsum(is_text, axis=1) * is_text + pad_id
+
+
+def mean(x: jax.Array, is_text: jax.Array) -> jax.Array:
+    """Averages the features of tokens that are not padding: [B, L, width] -> [B, width].
+
+    Args:
+        x: features.
+        is_text: bool [B, L]; False: padding.
+    """
+    count = jnp.maximum(is_text.sum(axis=1, keepdims=True), 1)
+    total = jnp.sum(jnp.where(is_text[..., None], x, 0), axis=1, dtype=jnp.float32)
+    return (total / count).astype(x.dtype)
+
+
+def mask(is_text: jax.Array) -> jax.Array:
+    """Returns the attention mask that hides padding: bool [B, 1, 1, L]."""
+    return is_text[:, None, None]

@@ -1,0 +1,120 @@
+"""The encoder of NLLB (arXiv 2207.04672), a translation model, as an encoder of texts."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from clip_jax import lookup
+from clip_jax.models.layers import (
+    Embedding,
+    Norm,
+    Transformer,
+    TransformerConfig,
+    check_rates,
+    check_sizes,
+    dropout,
+    example_keys,
+)
+from clip_jax.models.text import _padded
+
+VARIANTS: dict[str, dict[str, int]] = {
+    '600M': {'width': 1024, 'depth': 12, 'heads': 16, 'mlp_dim': 4096},
+    '1.3B': {'width': 1024, 'depth': 24, 'heads': 16, 'mlp_dim': 8192},
+}
+LOGICAL_AXES = {'token_embedding/embedding': ('vocab', 'width')}
+POOLS = ('mean', 'cls')
+
+
+class Encoder(nn.Module):
+    """NLLB's encoder: token ids int32 [B, L] -> features [B, width]; padding is masked.
+
+    Attributes:
+        vocab_size: the number of token ids.
+        context_length: the number of tokens of a text.
+        width: features of a token, a multiple of 2.
+        pad_id: the padding token; positions are counted from pad_id + 1.
+        pool: what the output is. 'mean': the average of tokens that are not padding; 'cls': the
+            first token's features (that of the language, in NLLB's texts).
+        depth, heads, mlp_dim, activation, norm_eps, dropout, remat, scan, attention: see
+            layers.TransformerConfig.
+    """
+
+    vocab_size: int
+    context_length: int
+    width: int
+    depth: int
+    heads: int
+    mlp_dim: int
+    pad_id: int
+    pool: str = 'cls'
+    activation: str = 'relu'
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    remat: str = 'none'
+    scan: bool = False
+    attention: str = 'xla'
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    def __post_init__(self):
+        lookup.check(self.pool, POOLS, what='models/text/nllb: pool')
+        check_sizes(
+            'models/text/nllb',
+            self.activation,
+            width=self.width,
+            heads=self.heads,
+            depth=self.depth,
+            mlp_dim=self.mlp_dim,
+            norm_eps=self.norm_eps,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+        )
+        if self.width % 2 or self.width < 4:
+            raise ValueError(
+                f'models/text/nllb: width is {self.width}; expected an even number of at least 4, '
+                'for the sines and cosines of positions'
+            )
+        check_rates('models/text/nllb', dropout=self.dropout)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, tokens: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
+    ) -> jax.Array:
+        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+        is_text = tokens != self.pad_id
+        # Times the root of the width, the embeddings have the size of the positions.
+        embedding = Embedding(
+            self.vocab_size, self.width, std=self.width**-0.5, name='token_embedding', **types
+        )
+        x = embedding(tokens) * math.sqrt(self.width)
+        places = sines(_padded.positions(is_text, self.pad_id), self.width)
+        x = x + jnp.where(is_text[..., None], places, 0).astype(x.dtype)
+        keys = None
+        if train and self.dropout:
+            keys = example_keys(self.make_rng('dropout'), example_index, tokens.shape[0])
+            # Blocks fold in their own numbers, which are smaller.
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, self.depth)
+            x = dropout(x, self.dropout, own)
+        transformer = Transformer(TransformerConfig.of(self), name='transformer')
+        x = transformer(x, _padded.mask(is_text), keys, None if self.pool == 'mean' else 0)
+        x = Norm(epsilon=self.norm_eps, name='post_norm', **types)(x)
+        return _padded.mean(x, is_text) if self.pool == 'mean' else x[:, 0]
+
+
+def sines(places: jax.Array, width: int) -> jax.Array:
+    """Returns fixed embeddings of positions: int32 [...] -> float32 [..., width].
+
+    Wavelengths are from 2 pi to 20,000 pi tokens; all sines come before all cosines.
+
+    Args:
+        places: positions.
+        width: features, a multiple of 2.
+
+    Source: Attention Is All You Need (arXiv 1706.03762), section 3.5.
+    """
+    frequency = jnp.exp(jnp.linspace(0, -math.log(10_000), width // 2))
+    angles = places[..., None] * frequency
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
