@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     )
     if shown:
         print(
-            'Each that loads was checked with small random weights of its architecture, written in its layout '
-            'and loaded by its name; the published files are not part of the tests.'
+            'Each that loads was checked with small random weights of its architecture, written in '
+            'its layout and loaded by its name; the published files are not part of the tests.'
         )
     return 0
