@@ -44,6 +44,24 @@ def add_command(
     return parser
 
 
+def add_model_name(parser: argparse.ArgumentParser) -> None:
+    """Adds --model-name."""
+    parser.add_argument(
+        '--model-name',
+        default='',
+        metavar='NAME',
+        help='the architecture of a file of weights without settings, as open_clip names it, such '
+        'as ViT-L-14',
+    )
+
+
+def named(path: str, args: argparse.Namespace) -> str:
+    """Returns the path of a checkpoint with what --model-name says of it."""
+    from clip_jax.places import naming
+
+    return f'{path}{naming.MODEL}{args.model_name}' if args.model_name else path
+
+
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     """Adds the option for the compute dtype of a model."""
     parser.add_argument(

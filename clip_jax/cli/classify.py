@@ -28,6 +28,7 @@ def add_parser(commands: Any) -> None:
         metavar='PATH',
         help='a run directory or a checkpoint of any known layout',
     )
+    _flags.add_model_name(parser)
     parser.add_argument(
         '--labels',
         required=True,
@@ -66,7 +67,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     of_kind = _flags.by_kind(args.spec, source_options, 'data.')
     source = build.source(args.spec, of_kind)
     labels = _flags.literal(args.labels) if args.labels.startswith('[') else args.labels
-    summary = write(args.model, source, out, labels, args.dtype, threads)
+    model = _flags.named(args.model, args)
+    summary = write(model, source, out, labels, args.dtype, threads)
     _console.show({'data': args.spec, **summary})
     print(f'in {out}: a row for each of {len(source):,} records')
     return 0

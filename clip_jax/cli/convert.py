@@ -26,6 +26,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         '--layout', required=True, metavar='NAME', help='open_clip, huggingface or big_vision'
     )
+    _flags.add_model_name(parser)
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     folder = pathlib.Path(args.dst)
     if folder.exists():
         raise ValueError(f'{folder}: exists; name a new folder')
-    card, variables = pretrained.read(args.src)
+    card, variables = pretrained.read(_flags.named(args.src, args))
     table, changed = convert.write(folder, args.layout, card, variables)
     print(table)
     print(f'{state.count_parameters(variables):,} parameters; read back bit for bit equal')

@@ -29,6 +29,7 @@ def add_parser(commands: Any) -> None:
         metavar='PATH',
         help='a run directory or a checkpoint of any known layout',
     )
+    _flags.add_model_name(parser)
     parser.add_argument('--data', required=True, metavar='SPEC', help=_flags.SPEC)
     parser.add_argument('--out', required=True, metavar='DIR', help='the folder to write')
     parser.add_argument(
@@ -105,7 +106,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     of_kind = _flags.by_kind(args.data, source_options, 'data.')
     source = multihost.primary_first(lambda: build.source(args.data, of_kind))
     summary = embed.run(
-        args.model, source, args.out, how, spec=args.data, spec_options=source_options
+        *(_flags.named(args.model, args), source, args.out, how),
+        spec=args.data,
+        spec_options=source_options,
     )
     if multihost.is_primary():
         _console.show({'data': args.data, **summary})

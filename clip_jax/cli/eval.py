@@ -44,6 +44,7 @@ def add_parser(commands: Any) -> None:
         metavar='PATH',
         help='a run directory or a checkpoint of any known layout; a suite takes several',
     )
+    _flags.add_model_name(parser)
     parser.add_argument('--data', metavar='SPEC', help=f'{_flags.SPEC}; or embeddings:DIR')
     parser.add_argument(
         '--suite',
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         return suite.run(args, rest)
     if '.' not in args.name:
         lookup.check(args.name, [*lookup.names('evals'), SUITE], what='evals')
-    models = args.model or []
+    models = [_flags.named(model, args) for model in args.model or []]
     if not args.data or args.suite or len(models) > 1:
         raise ValueError(
             f'{args.name}: expected --data=SPEC, one --model=PATH and no --suite; for several '

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     build.check_dtype(args.dtype)
     say = functools.partial(print, file=sys.stderr, flush=True)
     table, fine = suite.run(
-        *(page.to_dict(), args.model, out),
+        *(page.to_dict(), [_flags.named(model, args) for model in args.model], out),
         say=say,
         dtype=args.dtype,
         image_options=_flags.image_options(args),

@@ -49,6 +49,7 @@ LINEAR = Rule(np.transpose, np.transpose)  # (out, in) <-> (in, out)
 CONV = Rule(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
 ONE = Rule(lambda x: x.reshape(()), lambda x: x.reshape(1))  # (1) <-> ()
 LEADING_ONE = Rule(lambda x: x[0], lambda x: x[None])  # (1, ...) <-> (...)
+LEADING_ONES = Rule(lambda x: x[0, 0], lambda x: x[None, None])  # (1, 1, ...) <-> (...)
 # Query, key and value: three arrays <-> one, (..., h, k) x 3 <-> (..., 3, h, k)
 STACKED = Rule(lambda *xs: np.stack(xs, axis=-3), lambda x: np.moveaxis(x, -3, 0))
 

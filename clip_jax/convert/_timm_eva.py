@@ -9,8 +9,8 @@ from typing import Any
 from clip_jax.convert._table import (
     CONV,
     LEADING_ONE,
+    LEADING_ONES,
     Row,
-    Rule,
     dense,
     into_heads,
     joined,
@@ -23,23 +23,23 @@ from clip_jax.convert._timm_siglip import attention_pool
 
 CUSTOM_TEXT = True
 HEAD = 'visual.trunk.head'
-# Name -> image size, patch size, width, depth, heads.
+# Name -> image size, patch size, width, depth, heads, mlp_dim.
 TRUNKS = {
-    'eva_giant_patch14_224': (224, 14, 1408, 40, 16),
-    'eva_giant_patch14_clip_224': (224, 14, 1408, 40, 16),
-    'eva02_base_patch16_clip_224': (224, 16, 768, 12, 12),
-    'eva02_large_patch14_clip_224': (224, 14, 1024, 24, 16),
-    'eva02_large_patch14_clip_336': (336, 14, 1024, 24, 16),
-    'eva02_enormous_patch14_clip_224': (224, 14, 1792, 64, 16),
-    'vit_pe_core_tiny_patch16_384': (384, 16, 192, 12, 3),
-    'vit_pe_core_small_patch16_384': (384, 16, 384, 12, 6),
-    'vit_pe_core_base_patch16_224': (224, 16, 768, 12, 12),
-    'vit_pe_core_large_patch14_336': (336, 14, 1024, 24, 16),
-    'vit_pe_core_gigantic_patch14_448': (448, 14, 1536, 50, 16),
+    'eva_giant_patch14_224': (224, 14, 1408, 40, 16, 6144),
+    'eva_giant_patch14_clip_224': (224, 14, 1408, 40, 16, 6144),
+    'eva02_base_patch16_clip_224': (224, 16, 768, 12, 12, 2048),
+    'eva02_large_patch14_clip_224': (224, 14, 1024, 24, 16, 2730),
+    'eva02_large_patch14_clip_336': (336, 14, 1024, 24, 16, 2730),
+    'eva02_enormous_patch14_clip_224': (224, 14, 1792, 64, 16, 15360),
+    'vit_pe_core_tiny_patch16_384': (384, 16, 192, 12, 3, 768),
+    'vit_pe_core_small_patch16_384': (384, 16, 384, 12, 6, 1536),
+    'vit_pe_core_base_patch16_224': (224, 16, 768, 12, 12, 3072),
+    'vit_pe_core_large_patch14_336': (336, 14, 1024, 24, 16, 4096),
+    'vit_pe_core_gigantic_patch14_448': (448, 14, 1536, 50, 16, 8960),
 }
 _PLAIN = {'key_bias': False, 'post_norm': False, 'inner_norm': False, 'rope': 'none'}
+_SIZES = ('image_size', 'patch_size', 'width', 'depth', 'heads', 'mlp_dim')
 POOLS = {'token': 'cls', 'map': 'map'}
-FIRST = Rule(lambda x: x[0, 0], lambda x: x[None, None])  # (1, 1, ...) <-> (...)
 _BLOCK = re.compile(r'blocks\.(\d+)\.')
 
 
@@ -98,7 +98,7 @@ def holds(image: Mapping[str, Any]) -> bool:
 
 def vision_of(image: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the `vision_cfg` of an image encoder; ValueError if timm has none of its sizes."""
-    sizes = tuple(image[x] for x in ('image_size', 'patch_size', 'width', 'depth', 'heads'))
+    sizes = tuple(image[x] for x in _SIZES)
     for name, others in TRUNKS.items():
         if sizes == others and all(
             image[key] == x for key, x in {**_PLAIN, **_by_name(name)}.items()
@@ -106,8 +106,8 @@ def vision_of(image: Mapping[str, Any]) -> dict[str, Any]:
             pool = {ours: theirs for theirs, ours in POOLS.items()}[image['pool']]
             return {'timm_model_name': name, 'timm_pool': pool}
     raise ValueError(
-        'the layout open_clip cannot hold this model: it has no EVA and no PE with image_size, '
-        f'patch_size, width, depth, heads {sizes} and its other fields; choices: '
+        'the layout open_clip cannot hold this model: it has no EVA and no PE with '
+        f'{", ".join(_SIZES)} {sizes} and its other fields; choices: '
         f'{", ".join(TRUNKS)}'
     )
 
@@ -119,7 +119,7 @@ def rows(fields: Mapping[str, Any]) -> Iterator[Row]:
     yield from dense(f'{ours}/patch_embedding', f'{theirs}.patch_embed.proj', CONV, bias=bias)
     yield row(f'{ours}/position_embedding', f'{theirs}.pos_embed', LEADING_ONE)
     if fields['class_token']:
-        yield row(f'{ours}/class_embedding', f'{theirs}.cls_token', FIRST)
+        yield row(f'{ours}/class_embedding', f'{theirs}.cls_token', LEADING_ONES)
     if fields['pre_norm']:
         yield from norm(f'{ours}/pre_norm', f'{theirs}.norm_pre')
     for i in range(fields['depth']):

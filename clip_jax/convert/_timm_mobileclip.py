@@ -11,8 +11,8 @@ from clip_jax.convert._resblocks import batch_norm
 from clip_jax.convert._table import (
     CONV,
     LEADING_ONE,
+    LEADING_ONES,
     Row,
-    Rule,
     dense,
     into_heads,
     mlp,
@@ -45,7 +45,7 @@ _KINDS = {
     },
 }
 _SIZES = ('image_size', 'patch_size', 'width', 'depth', 'heads')
-_CLASS = Rule(lambda x: x[0, 0], lambda x: x[None, None])  # (1, 1, width) <-> (width)
+_STEM = 'patch_embed.backbone'
 
 
 def takes(vision: Mapping[str, Any]) -> bool:
@@ -75,9 +75,6 @@ def fields(
         'patch_dropout': vision['patch_dropout'],
         **kind,
     }
-
-
-_STEM = 'patch_embed.backbone'
 
 
 def holds(image: Mapping[str, Any]) -> bool:
@@ -121,7 +118,7 @@ def rows(fields: Mapping[str, Any]) -> Iterator[Row]:
             CONV,
             bias=fields['patch_bias'],
         )
-    yield row(f'{ours}/class_embedding', f'{theirs}.cls_token', _CLASS)
+    yield row(f'{ours}/class_embedding', f'{theirs}.cls_token', LEADING_ONES)
     yield row(f'{ours}/position_embedding', f'{theirs}.pos_embed', LEADING_ONE)
     if fields['pre_norm']:
         yield from norm(f'{ours}/pre_norm', f'{theirs}.norm_pre')

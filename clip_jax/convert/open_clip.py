@@ -332,6 +332,11 @@ def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[s
         fields = family.fields(vision, shapes, image_size)
     except KeyError as error:
         raise ValueError(f'{what}: the weights lack {TRUNK}{error.args[0]}') from error
+    if vision['patch_dropout'] and 'patch_dropout' not in fields:
+        raise ValueError(
+            f'{what}: vision_cfg.patch_dropout is {vision["patch_dropout"]}; with '
+            f'{vision["timm_model_name"]} only 0 is supported; set it to 0'
+        )
     kind = vision['timm_proj'] or 'none'
     if family.HEAD:
         if kind != 'none':

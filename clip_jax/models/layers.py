@@ -29,7 +29,9 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     'attention/qkv/bias': ('qkv', 'heads', 'head_dim'),
     '(query|key|value)/kernel': ('width', 'heads', 'head_dim'),
     '(query|key|value)/bias': ('heads', 'head_dim'),
+    'attention/(query|value)_bias': ('heads', 'head_dim'),
     'attention/out/kernel': ('heads', 'head_dim', 'width'),
+    'mlp/gate/kernel': ('width', 'mlp'),
     'mlp/in/kernel': ('width', 'mlp'),
     'mlp/out/kernel': ('mlp', 'width'),
 }

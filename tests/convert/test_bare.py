@@ -10,6 +10,7 @@ from support.layouts import equal, exported
 from support.small_models import made
 
 from clip_jax import pretrained
+from clip_jax.cli import main
 from clip_jax.convert import _files, bare
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.models import presets
@@ -127,3 +128,13 @@ def test_open_clip_prepares_images_so():
         ('ViT-H-14', 'DFN5B-CLIP-ViT-H-14'),
         ('ViT-H-14-quickgelu', 'DFN5B-CLIP-ViT-H-14'),
     }
+
+
+@pytest.mark.parametrize('flag', [f'#model={NAME}', f' --model-name={NAME}'])
+def test_a_name_on_the_command_line(flag, arrays, tmp_path):
+    path, folder = tmp_path / 'x.safetensors', tmp_path / 'converted'
+    save_file(arrays, path)
+    with pytest.raises(SystemExit) as end:
+        main.main(['convert', *f'{path}{flag}'.split(), str(folder), '--layout=open_clip'])
+    assert end.value.code == 0
+    assert equal(pretrained.read(folder)[1], made('clip')[1])

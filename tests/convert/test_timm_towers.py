@@ -99,6 +99,8 @@ def copied(name, tmp_path):
         ('eva_giant_patch14_224', {'timm_pool': 'avg'}, "with pooling 'avg' is not supported"),
         ('eva_giant_patch14_224', {'timm_proj': 'linear'}, "timm_proj is 'linear'; only null"),
         ('eva_giant_patch14_224', {'image_size': 20}, 'for images of 16 pixels.*set it to 16'),
+        ('eva_giant_patch14_224', {'patch_dropout': 0.5}, 'patch_dropout is 0.5; with eva_giant'),
+        ('convnext_base', {'patch_dropout': 0.5}, 'patch_dropout is 0.5; with convnext_base'),
         ('convnext_base', {'image_size': 16}, 'image_size is 16; expected at least 32'),
     ],
 )

@@ -31,11 +31,11 @@ def check(campaign: Campaign, numbers: range) -> None:
 
 
 def test_files_are_refused_in_one_line_or_read_as_before(campaign):
-    check(campaign, range(FILES))
+    check(campaign, range(FILES // 2))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('part', range(30))
+@pytest.mark.parametrize('part', range(-1, 30))
 def test_many_files_are_refused_in_one_line_or_read_as_before(campaign, part):
     check(campaign, range(FILES * (part + 1), FILES * (part + 2)))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support.small_models import random_variables
 
-from clip_jax import build, lookup
+from clip_jax import build, lookup, sharding
 from clip_jax.models import clip, positions, presets
 from clip_jax.models.attention import token
 from clip_jax.models.image import vit
@@ -89,6 +89,28 @@ def test_text_encoder_contract(name):
     variables = jax.jit(model.init)(jax.random.key(0), tokens)
     assert apply(model, variables, tokens).shape == (2, 32)
     assert module.VARIANTS
+
+
+def scanned() -> list:
+    """Every encoder whose blocks can be scanned, and an input."""
+    made = []
+    for tower in ('image', 'text'):
+        for name in lookup.names(f'models.{tower}'):
+            make = lookup.module(f'models.{tower}', name).Encoder
+            known = {field.name for field in dataclasses.fields(make)} - {'name'}
+            given = IMAGES[name] if tower == 'image' else {**TEXT, 'pad_id': 0}
+            if 'scan' in known:
+                model = make(**{k: v for k, v in given.items() if k in known}, scan=True)
+                x = jnp.zeros((8, 16, 16, 3)) if tower == 'image' else jnp.ones((8, 10), jnp.int32)
+                made.append(pytest.param(model, x, id=name))
+    return made
+
+
+@pytest.mark.parametrize(('model', 'x'), scanned())
+def test_blocks_are_scanned_on_a_mesh(model, x):
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    with jax.set_mesh(sharding.make_mesh(jax.devices(), fsdp=2, tensor=2)):
+        assert jax.eval_shape(model.apply, variables, x).shape == (8, 32)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def small_trunks(monkeypatch):
         small = ((8, 8, 8, 16), (1, 1, 1, 1), norm_eps)
         monkeypatch.setitem(_timm_convnext.TRUNKS, name, small)
     for name in _timm_eva.TRUNKS:
-        monkeypatch.setitem(_timm_eva.TRUNKS, name, (16, 8, 32, 1, 2))
+        monkeypatch.setitem(_timm_eva.TRUNKS, name, (16, 8, 32, 1, 2, 64))
     for name in [*_timm_mobileclip.TRUNKS]:
         monkeypatch.setitem(_timm_mobileclip.TRUNKS, name, (16, 8, 32, 1, 2))
     for name, (_, patch_size, width, _) in [*_timm_siglip.TRUNKS.items()]:

@@ -6,15 +6,15 @@ from typing import Any
 
 from reference import timm_towers
 
-# Name of open_clip's trunk -> image size, patch size, width, depth, heads.
+# Name of open_clip's trunk -> image size, patch size, width, depth, heads, mlp_dim.
 TRUNKS = {
-    'eva_giant_patch14_224': (16, 4, 8, 2, 2),
-    'eva02_base_patch16_clip_224': (20, 4, 16, 2, 2),
-    'eva02_large_patch14_clip_336': (16, 4, 8, 1, 2),
-    'eva02_enormous_patch14_clip_224': (16, 4, 8, 2, 2),
-    'vit_pe_core_tiny_patch16_384': (16, 4, 16, 2, 2),
-    'vit_pe_core_large_patch14_336': (16, 4, 32, 1, 4),
-    'vit_pe_core_gigantic_patch14_448': (20, 4, 16, 1, 2),
+    'eva_giant_patch14_224': (16, 4, 8, 2, 2, 24),
+    'eva02_base_patch16_clip_224': (20, 4, 16, 2, 2, 48),
+    'eva02_large_patch14_clip_336': (16, 4, 8, 1, 2, 24),
+    'eva02_enormous_patch14_clip_224': (16, 4, 8, 2, 2, 24),
+    'vit_pe_core_tiny_patch16_384': (16, 4, 16, 2, 2, 48),
+    'vit_pe_core_large_patch14_336': (16, 4, 32, 1, 4, 96),
+    'vit_pe_core_gigantic_patch14_448': (20, 4, 16, 1, 2, 48),
 }
 MODELS = tuple(TRUNKS)
 _EVA02 = {
@@ -55,14 +55,14 @@ def encoder(name: str, **options: Any) -> Any:
     """timm's class with the sizes of TRUNKS, as timm.create_model calls it."""
     from timm.models.eva import Eva
 
-    image_size, patch_size, width, depth, heads = TRUNKS[name]
+    image_size, patch_size, width, depth, heads, mlp_dim = TRUNKS[name]
     return Eva(
         img_size=image_size,
         patch_size=patch_size,
         embed_dim=width,
         depth=depth,
         num_heads=heads,
-        mlp_ratio=3.0,
+        mlp_ratio=mlp_dim / width,
         num_classes=options['num_classes'],
         global_pool=options['global_pool'],
         **_kind(name),

@@ -55,7 +55,7 @@ def poisoned(images):
     ('encoder', 'devices', 'microbatches'),
     [
         ('vit', 1, 1),
-        ('resnet', 1, 1),
+        pytest.param('resnet', 1, 1, marks=pytest.mark.slow),
         pytest.param('vit', 8, 2, marks=pytest.mark.slow),
         pytest.param('resnet', 2, 1, marks=pytest.mark.slow),
     ],

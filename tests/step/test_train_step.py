@@ -27,6 +27,9 @@ from clip_jax.step import state
         ('vit', 'offload', True),
         pytest.param('vit', 'offload', False, marks=pytest.mark.slow),
         pytest.param('resnet', 'full', False, marks=pytest.mark.slow),
+        pytest.param('convnext', 'full', False, marks=pytest.mark.slow),
+        pytest.param('convolutions', 'dots', True, marks=pytest.mark.slow),
+        pytest.param('rope_vit', 'full', True, marks=pytest.mark.slow),
     ],
 )
 def test_recomputation_and_scan_change_nothing(encoder, remat, scan):

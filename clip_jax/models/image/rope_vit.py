@@ -87,8 +87,6 @@ LOGICAL_AXES = {
     'patch_embedding/kernel': ('pixels', 'pixels', 'channels', 'width'),
     'position_embedding': ('length', 'width'),
     'probe': ('length', 'width'),
-    'attention/(query|value)_bias': ('heads', 'head_dim'),
-    'mlp/gate/kernel': ('width', 'mlp'),
 }
 POOLS = ('cls', 'map')
 ROPE = ('none', 'rows_first', 'columns_first')
