@@ -13,6 +13,7 @@ import numpy as np
 
 from clip_jax import lookup
 from clip_jax.convert._table import LEADING_ONE, ONE, SAME, Row, Rule, row
+from clip_jax.data.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from clip_jax.runtime.foreign_arrays import Array
 
 ATTENTION = 'MultiHeadDotProductAttention_0'
@@ -41,8 +42,8 @@ _NAMES = {
 }
 # Those of every model in src/convert_upload/open_clip/model_configs.
 PREPROCESS = {
-    'mean': [0.485, 0.456, 0.406],
-    'std': [0.229, 0.224, 0.225],
+    'mean': list(IMAGENET_MEAN),
+    'std': list(IMAGENET_STD),
     'interpolation': 'bilinear',
     'resize_mode': 'squash',
 }

@@ -18,13 +18,12 @@ import numpy as np
 import tensorstore as ts
 
 from clip_jax.convert import _files
+from clip_jax.places import choice
 from clip_jax.runtime import foreign_arrays, messages
 from clip_jax.runtime.foreign_arrays import Array
 
-OCDBT = 'manifest.ocdbt'
-METADATA = '_METADATA'
+OCDBT, METADATA = choice.ORBAX
 _OLDEST = 'checkpoint'  # beside folders of chunks, before there was METADATA
-BIG_VISION = 'params~'  # before the names of folders of chunks of big_vision's training
 _OURS = 'checkpoints'  # in a run directory of our own
 _DRIVERS = {'.zarray': 'zarr', 'zarr.json': 'zarr3'}  # by the file of an array's shape
 _MOST_DEPTH, _MOST_ENTRIES = 4, 1000  # of folders that are searched for items
@@ -52,7 +51,7 @@ def items(path: pathlib.Path, depth: int = _MOST_DEPTH) -> list[pathlib.Path]:
 def _is_item(path: pathlib.Path) -> bool:
     if any((path / name).is_file() for name in (OCDBT, METADATA)):
         return True
-    first = next(path.glob(f'{BIG_VISION}*'), None)
+    first = next(path.glob(f'{choice.BIG_VISION}*'), None)
     return bool((first or (path / _OLDEST).is_file()) and _chunked(path))
 
 

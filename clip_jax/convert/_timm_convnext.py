@@ -4,18 +4,17 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from clip_jax import lookup
 from clip_jax.convert._table import CONV, SAME, Row, dense, mlp, norm, row
 
 CUSTOM_TEXT = False
 HEAD = ''
+_VARIANTS = lookup.module('models.image', 'convnext').VARIANTS
+_NAMES = {'tiny': 'T', 'small': 'S', 'base': 'B', 'large': 'L', 'xlarge': 'XL', 'xxlarge': 'XXL'}
 # Name -> widths, depths, the epsilon of layer norms.
 TRUNKS = {
-    'convnext_tiny': ((96, 192, 384, 768), (3, 3, 9, 3), 1e-6),
-    'convnext_small': ((96, 192, 384, 768), (3, 3, 27, 3), 1e-6),
-    'convnext_base': ((128, 256, 512, 1024), (3, 3, 27, 3), 1e-6),
-    'convnext_large': ((192, 384, 768, 1536), (3, 3, 27, 3), 1e-6),
-    'convnext_xlarge': ((256, 512, 1024, 2048), (3, 3, 27, 3), 1e-6),
-    'convnext_xxlarge': ((384, 768, 1536, 3072), (3, 4, 30, 3), 1e-5),
+    f'convnext_{name}': (sizes['widths'], sizes['depths'], sizes.get('norm_eps', 1e-6))
+    for name, sizes in ((name, _VARIANTS[variant]) for name, variant in _NAMES.items())
 }
 _BLOCK = re.compile(r'stages\.(\d)\.blocks\.(\d+)\.gamma')
 

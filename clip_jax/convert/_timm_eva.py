@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from clip_jax import lookup
 from clip_jax.convert._table import (
     CONV,
     LEADING_ONE,
@@ -23,19 +24,25 @@ from clip_jax.convert._timm_siglip import attention_pool
 
 CUSTOM_TEXT = True
 HEAD = 'visual.trunk.head'
+_VARIANTS = lookup.module('models.image', 'rope_vit').VARIANTS
+# Name -> variant, image size, patch size.
+_NAMES = {
+    'eva_giant_patch14_224': ('EVA01-g', 224, 14),
+    'eva_giant_patch14_clip_224': ('EVA01-g', 224, 14),
+    'eva02_base_patch16_clip_224': ('EVA02-B', 224, 16),
+    'eva02_large_patch14_clip_224': ('EVA02-L', 224, 14),
+    'eva02_large_patch14_clip_336': ('EVA02-L', 336, 14),
+    'eva02_enormous_patch14_clip_224': ('EVA02-E', 224, 14),
+    'vit_pe_core_tiny_patch16_384': ('PE-T', 384, 16),
+    'vit_pe_core_small_patch16_384': ('PE-S', 384, 16),
+    'vit_pe_core_base_patch16_224': ('PE-B', 224, 16),
+    'vit_pe_core_large_patch14_336': ('PE-L', 336, 14),
+    'vit_pe_core_gigantic_patch14_448': ('PE-G', 448, 14),
+}
 # Name -> image size, patch size, width, depth, heads, mlp_dim.
 TRUNKS = {
-    'eva_giant_patch14_224': (224, 14, 1408, 40, 16, 6144),
-    'eva_giant_patch14_clip_224': (224, 14, 1408, 40, 16, 6144),
-    'eva02_base_patch16_clip_224': (224, 16, 768, 12, 12, 2048),
-    'eva02_large_patch14_clip_224': (224, 14, 1024, 24, 16, 2730),
-    'eva02_large_patch14_clip_336': (336, 14, 1024, 24, 16, 2730),
-    'eva02_enormous_patch14_clip_224': (224, 14, 1792, 64, 16, 15360),
-    'vit_pe_core_tiny_patch16_384': (384, 16, 192, 12, 3, 768),
-    'vit_pe_core_small_patch16_384': (384, 16, 384, 12, 6, 1536),
-    'vit_pe_core_base_patch16_224': (224, 16, 768, 12, 12, 3072),
-    'vit_pe_core_large_patch14_336': (336, 14, 1024, 24, 16, 4096),
-    'vit_pe_core_gigantic_patch14_448': (448, 14, 1536, 50, 16, 8960),
+    name: (*sizes, *(_VARIANTS[variant][x] for x in ('width', 'depth', 'heads', 'mlp_dim')))
+    for name, (variant, *sizes) in _NAMES.items()
 }
 _PLAIN = {'key_bias': False, 'post_norm': False, 'inner_norm': False, 'rope': 'none'}
 _SIZES = ('image_size', 'patch_size', 'width', 'depth', 'heads', 'mlp_dim')

@@ -14,12 +14,10 @@ from clip_jax.convert._table import (
     LEADING_ONES,
     Row,
     dense,
-    into_heads,
-    mlp,
     norm,
-    out_of_heads,
     row,
 )
+from clip_jax.convert._timm_siglip import blocks
 
 CUSTOM_TEXT = True
 HEAD = 'visual.trunk.head'  # the projection
@@ -104,7 +102,7 @@ def vision_of(image: Mapping[str, Any]) -> dict[str, Any]:
 
 def rows(fields: Mapping[str, Any]) -> Iterator[Row]:
     """Yields the table of timm's vision transformer with a class token."""
-    ours, theirs, heads = 'params/image', 'visual.trunk', fields['heads']
+    ours, theirs = 'params/image', 'visual.trunk'
     if fields['stem'] == 'convolutions':
         for i in (0, 1, 2):
             a, b = f'{ours}/stem/conv_{i + 1}', f'{theirs}.{_STEM}.{i}'
@@ -122,12 +120,4 @@ def rows(fields: Mapping[str, Any]) -> Iterator[Row]:
     yield row(f'{ours}/position_embedding', f'{theirs}.pos_embed', LEADING_ONE)
     if fields['pre_norm']:
         yield from norm(f'{ours}/pre_norm', f'{theirs}.norm_pre')
-    for i in range(fields['depth']):
-        a, b = f'{ours}/transformer/block_{i}', f'{theirs}.blocks.{i}'
-        yield from norm(f'{a}/attention_norm', f'{b}.norm1')
-        yield row(f'{a}/attention/qkv/kernel', f'{b}.attn.qkv.weight', into_heads(3, heads))
-        yield row(f'{a}/attention/qkv/bias', f'{b}.attn.qkv.bias', into_heads(3, heads))
-        yield from dense(f'{a}/attention/out', f'{b}.attn.proj', out_of_heads(heads))
-        yield from norm(f'{a}/mlp_norm', f'{b}.norm2')
-        yield from mlp(f'{a}/mlp', f'{b}.mlp', 'fc1', 'fc2')
-    yield from norm(f'{ours}/post_norm', f'{theirs}.norm')
+    yield from blocks(fields, ours, theirs)

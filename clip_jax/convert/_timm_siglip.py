@@ -105,6 +105,13 @@ def rows(fields: Mapping[str, Any]) -> Iterator[Row]:
     ours, theirs, heads = 'params/image', 'visual.trunk', fields['heads']
     yield from dense(f'{ours}/patch_embedding', f'{theirs}.patch_embed.proj', CONV)
     yield row(f'{ours}/position_embedding', f'{theirs}.pos_embed', LEADING_ONE)
+    yield from blocks(fields, ours, theirs)
+    yield from attention_pool(heads, f'{ours}/attention_pool', f'{theirs}.attn_pool')
+
+
+def blocks(fields: Mapping[str, Any], ours: str, theirs: str) -> Iterator[Row]:
+    """Yields the table of the blocks of timm's vision transformer and of the norm after them."""
+    heads = fields['heads']
     for i in range(fields['depth']):
         a, b = f'{ours}/transformer/block_{i}', f'{theirs}.blocks.{i}'
         yield from norm(f'{a}/attention_norm', f'{b}.norm1')
@@ -114,7 +121,6 @@ def rows(fields: Mapping[str, Any]) -> Iterator[Row]:
         yield from norm(f'{a}/mlp_norm', f'{b}.norm2')
         yield from mlp(f'{a}/mlp', f'{b}.mlp', 'fc1', 'fc2')
     yield from norm(f'{ours}/post_norm', f'{theirs}.norm')
-    yield from attention_pool(heads, f'{ours}/attention_pool', f'{theirs}.attn_pool')
 
 
 def attention_pool(heads: int, ours: str, theirs: str) -> Iterator[Row]:

@@ -6,12 +6,12 @@ from typing import Any
 
 from clip_jax import lookup
 from clip_jax.convert import _cards, _files, _resblocks, _timm_siglip, _tokenizer_files
-from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD
+from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from clip_jax.models import presets
 from clip_jax.runtime.messages import first_few
 
-_HALF = {'mean': [0.5] * 3, 'std': [0.5] * 3, 'resize': 'squash'}
-_IMAGENET = {'mean': [0.485, 0.456, 0.406], 'std': [0.229, 0.224, 0.225]}
+_HALF = {'mean': list(_cards.HALF), 'std': list(_cards.HALF), 'resize': 'squash'}
+_IMAGENET = {'mean': list(IMAGENET_MEAN), 'std': list(IMAGENET_STD)}
 _OF_CLIP = {'mean': list(CLIP_MEAN), 'std': list(CLIP_STD)}
 # How open_clip prepares images, by a part of the name in lowercase; the others as OpenAI's.
 _PREPROCESSING: dict[str, dict[str, Any]] = {

@@ -20,6 +20,9 @@ from clip_jax.runtime.messages import one_line, printable, shown
 # The statistics that published CLIP models normalize with (OpenAI's preprocessing).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# Those of ImageNet, with which CLIPA and OpenVision normalize.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 # JPEGs of more pixels are decoded at a reduced size, at least DRAFT times that of the result;
 # published programs decode all of them, and fail where memory ends.
 EXACT_PIXELS = 40_000_000

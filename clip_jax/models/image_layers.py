@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from clip_jax.models import on_cpu
 from clip_jax.models.layers import Mlp, Norm
 
 
@@ -52,3 +53,27 @@ def patches(images: jax.Array, size: int) -> jax.Array:
     images = images[:, : rows * size, : columns * size]
     x = images.reshape(batch, rows, size, columns, size, channels)
     return x.swapaxes(2, 3).reshape(batch, -1, size, size, channels)
+
+
+def patch_dense(
+    features: int,
+    *,
+    bias: bool,
+    kernel_init: Any = nn.initializers.lecun_normal(),
+    **rest: Any,
+) -> nn.DenseGeneral:
+    """Returns a dense layer over patches: [..., size, size, C] -> [..., features]."""
+    return nn.DenseGeneral(
+        features,
+        axis=(-3, -2, -1),
+        use_bias=bias,
+        kernel_init=kernel_init,
+        dot_general=on_cpu.dot_general,
+        **rest,
+    )
+
+
+def prepended(token: jax.Array, x: jax.Array) -> jax.Array:
+    """Puts one token [width] before those of each image: [B, L, width] -> [B, L + 1, width]."""
+    token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+    return jnp.concatenate([token, x], axis=1)

@@ -15,7 +15,7 @@ import numpy as np
 from clip_jax import lookup, sharding
 from clip_jax.models import on_cpu, positions
 from clip_jax.models.attention import attend, token
-from clip_jax.models.image_layers import AttentionPool, patches
+from clip_jax.models.image_layers import AttentionPool, patch_dense, patches, prepended
 from clip_jax.models.layers import Mlp, Norm, Transformer, TransformerConfig, check_sizes
 
 _EVA02: dict[str, Any] = {
@@ -215,19 +215,16 @@ class Encoder(nn.Module):
         del train, example_index  # no dropout
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         embedding = nn.initializers.normal(STD)
-        x = nn.DenseGeneral(
+        x = patch_dense(
             self.width,
-            axis=(-3, -2, -1),
-            use_bias=not self.pre_norm,
+            bias=not self.pre_norm,
             kernel_init=embedding,
-            dot_general=on_cpu.dot_general,
             name='patch_embedding',
             **types,
         )(patches(images, self.patch_size))
         if self.class_token:
             first = self.param('class_embedding', embedding, (self.width,), self.param_dtype)
-            first = jnp.broadcast_to(first.astype(x.dtype), (x.shape[0], 1, self.width))
-            x = jnp.concatenate([first, x], axis=1)
+            x = prepended(first, x)
         table = self.param('position_embedding', embedding, x.shape[1:], self.param_dtype)
         x = x + table.astype(x.dtype)
         norm = functools.partial(Norm, epsilon=self.norm_eps, **types)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup
-from clip_jax.models import on_cpu, positions
+from clip_jax.models import positions
 from clip_jax.models.activations import gelu
 from clip_jax.models.batch_norm import BatchNorm
-from clip_jax.models.image_layers import AttentionPool, patches
+from clip_jax.models.image_layers import AttentionPool, patch_dense, patches, prepended
 from clip_jax.models.layers import (
     Norm,
     Transformer,
@@ -184,7 +184,7 @@ class Encoder(nn.Module):
             stem = ConvolutionStem(self.patch_size, self.width, name='stem', **types)
             x = stem(images, train=train)
         else:
-            embed = _dense(self.width, bias=self.patch_bias, name='patch_embedding', **types)
+            embed = patch_dense(self.width, bias=self.patch_bias, name='patch_embedding', **types)
             x = embed(patches(images, self.patch_size))
         if self.positions == 'sincos2d':
             x = x + positions.sincos2d(self.grid, self.width).astype(x.dtype)
@@ -198,8 +198,7 @@ class Encoder(nn.Module):
             x = positioned(x)
         if tokens:
             token = self.param('class_embedding', embedding, (self.width,), self.param_dtype)
-            token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.width))
-            x = jnp.concatenate([token, x], axis=1)
+            x = prepended(token, x)
         if self.positions == 'learned' and self.class_position:
             x = positioned(x)
         keys = None
@@ -259,25 +258,13 @@ class ConvolutionStem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        conv = functools.partial(_dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        conv = functools.partial(patch_dense, dtype=self.dtype, param_dtype=self.param_dtype)
         for i, size in ((1, self.size // 4), (2, 2)):
             batch, height, width, _ = x.shape
             x = conv(self.width // 4, bias=False, name=f'conv_{i}')(patches(x, size))
             x = x.reshape(batch, height // size, width // size, -1)
             x = gelu(BatchNorm(dtype=self.dtype, name=f'norm_{i}')(x, train=train))
         return conv(self.width, bias=True, name='conv_3')(patches(x, 2))
-
-
-def _dense(features: int, *, bias: bool, **rest: Any) -> nn.DenseGeneral:
-    """A dense layer over patches [..., size, size, C]."""
-    return nn.DenseGeneral(
-        features,
-        axis=(-3, -2, -1),
-        use_bias=bias,
-        kernel_init=nn.initializers.lecun_normal(),
-        dot_general=on_cpu.dot_general,
-        **rest,
-    )
 
 
 class QueryPool(nn.Module):

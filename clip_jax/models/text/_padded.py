@@ -1,7 +1,9 @@
-"""What text encoders share that mask padding: positions of tokens, and pooling."""
+"""What text encoders share that mask padding: positions of tokens, dropout, and pooling."""
 
 import jax
 import jax.numpy as jnp
+
+from clip_jax.models import layers
 
 
 def positions(is_text: jax.Array, pad_id: int) -> jax.Array:
@@ -32,3 +34,16 @@ def mean(x: jax.Array, is_text: jax.Array) -> jax.Array:
 def mask(is_text: jax.Array) -> jax.Array:
     """Returns the attention mask that hides padding: bool [B, 1, 1, L]."""
     return is_text[:, None, None]
+
+
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None, depth: int) -> jax.Array:
+    """Applies dropout to embedded tokens.
+
+    Args:
+        x: embedded tokens [B, L, width].
+        rate: probability that a value is set to 0.
+        keys: random keys [B]; None: no dropout.
+        depth: the number of blocks, which fold in smaller numbers.
+    """
+    own = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, depth)
+    return layers.dropout(x, rate, own)

@@ -15,7 +15,6 @@ from clip_jax.models.layers import (
     TransformerConfig,
     check_rates,
     check_sizes,
-    dropout,
     example_keys,
 )
 from clip_jax.models.text import _padded
@@ -115,9 +114,7 @@ class Encoder(nn.Module):
         if train and self.dropout:
             keys = example_keys(self.make_rng('dropout'), example_index, tokens.shape[0])
         x = self._embedded(tokens, is_text)
-        # Blocks fold in their own numbers, which are small.
-        own = None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, self.depth)
-        x = dropout(x, self.dropout, own)
+        x = _padded.dropout(x, self.dropout, keys, self.depth)
         transformer = Transformer(TransformerConfig.of(self), name='transformer')
         first: attention.Position | None = None if self.pool == 'mean' else 0
         x = transformer(x, _padded.mask(is_text), keys, first)

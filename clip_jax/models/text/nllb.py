@@ -14,7 +14,6 @@ from clip_jax.models.layers import (
     TransformerConfig,
     check_rates,
     check_sizes,
-    dropout,
     example_keys,
 )
 from clip_jax.models.text import _padded
@@ -95,9 +94,7 @@ class Encoder(nn.Module):
         keys = None
         if train and self.dropout:
             keys = example_keys(self.make_rng('dropout'), example_index, tokens.shape[0])
-            # Blocks fold in their own numbers, which are smaller.
-            own = jax.vmap(jax.random.fold_in, (0, None))(keys, self.depth)
-            x = dropout(x, self.dropout, own)
+        x = _padded.dropout(x, self.dropout, keys, self.depth)
         transformer = Transformer(TransformerConfig.of(self), name='transformer')
         x = transformer(x, _padded.mask(is_text), keys, None if self.pool == 'mean' else 0)
         x = Norm(epsilon=self.norm_eps, name='post_norm', **types)(x)
