@@ -8,10 +8,12 @@ _PUBLIC = {
     'load': 'clip_jax.pretrained',
     'train': 'clip_jax.training.loop',
     'Clip': 'clip_jax.pretrained',
+    'image_features': 'clip_jax.models.features',
+    'text_features': 'clip_jax.models.features',
     'search': 'clip_jax.embeddings.search',
 }
 
-__all__ = ['Clip', 'Preempted', '__version__', 'interpolate', 'load', 'search', 'train']
+__all__ = ['__version__', *_PUBLIC]
 
 
 def __getattr__(name: str):

@@ -23,12 +23,13 @@ from etils import epath
 from jax.sharding import Mesh
 
 from clip_jax import sharding
+from clip_jax.places import naming
 from clip_jax.runtime import atomic, checksums, multihost, retention
 from clip_jax.runtime.messages import Failures, first_few
 from clip_jax.step import projections, rules
 from clip_jax.step.state import TrainState
 
-FOLDER = 'checkpoints'
+FOLDER = naming.CHECKPOINTS
 UNSEALED, DELETING, QUARANTINED = '.unsealed', '.deleting', '.damaged'
 USED = ('variables', 'about')  # the items that inference needs
 AVERAGE = 'average'

@@ -226,19 +226,28 @@ def platform() -> str:
     return device.platform if device else jax.default_backend()
 
 
-def place(shape: Sequence[int], *axes: str | None) -> PartitionSpec:
-    """Maps logical axes of an array to axes of the mesh of `jax.set_mesh`; without one, it returns
-    a spec without axes.
+def _sizes() -> dict[str, int]:
+    """The sizes of the axes of the mesh of `jax.set_mesh`, if it is one that `make_mesh` makes, and
+    a program is not inside shard_map; else {}: a caller's own mesh has axes of its own.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    return PartitionSpec() if mesh.empty else spec(axes, shape, dict(mesh.shape))
+    ours = mesh.axis_names == AXES and all(kind == AxisType.Auto for kind in mesh.axis_types)
+    return dict(mesh.shape) if ours else {}
+
+
+def place(shape: Sequence[int], *axes: str | None) -> PartitionSpec:
+    """Maps logical axes of an array to axes of the mesh of `jax.set_mesh`; without one of ours, it
+    returns a spec without axes.
+    """
+    sizes = _sizes()
+    return spec(axes, shape, sizes) if sizes else PartitionSpec()
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Constrains an array's sharding by its logical axes, on the mesh of `jax.set_mesh`; without
-    one, as in a notebook, it returns the array unchanged.
+    one of ours, as in a notebook or inside shard_map, it returns the array unchanged.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    if not _sizes():
         return x
     return jax.lax.with_sharding_constraint(x, place(x.shape, *axes))
 
@@ -247,10 +256,10 @@ def constrain_tree(tree: Any, logical_axes: LogicalAxes, *, over_data: bool = Fa
     """Constrains the sharding of a tree of parameters, as `constrain` does for an array; see
     `of_tree`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    sizes = _sizes()
+    if not sizes:
         return tree
-    specs = _specs(tree, dict(mesh.shape), logical_axes, over_data)
+    specs = _specs(tree, sizes, logical_axes, over_data)
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, specs)
 
 

@@ -88,7 +88,7 @@ def test_pre_projection_features_are_what_is_projected(clip, pictures):
     np.testing.assert_array_equal(clip.encode_image(pictures), expected)
     other = on_devices(clip, 3, 5).encode_image(pictures, features='pre_projection')
     np.testing.assert_allclose(other, features, rtol=1e-5, atol=1e-5)
-    assert (clip.feature_dim(), clip.feature_dim('pre_projection')) == (16, 32)
+    assert (clip.feature_shape(), clip.feature_shape('pre_projection')) == ((16,), (32,))
     with pytest.raises(ValueError, match=r"no 'pre_projections'\. Did you mean 'pre_projection'"):
         clip.encode_image(pictures, features='pre_projections')
 
@@ -313,7 +313,7 @@ def test_scores_depend_neither_on_devices_nor_on_batches(clip, source, devices, 
 
 
 def test_a_model_embeds_the_same_classes_once(clip, pictures, monkeypatch):
-    monkeypatch.setattr(pretrained, 'KNOWN_CLASSES', 2)
+    monkeypatch.setattr(pretrained.loaded, 'KNOWN_CLASSES', 2)
     calls = []
 
     def counting(texts):
@@ -521,7 +521,7 @@ def test_a_tokenizer_that_does_not_belong_to_the_model_is_refused(clip, change, 
     card = {**clip.card, 'model': {**clip.card['model']}}
     card['model']['text'] = {**card['model']['text'], **change}
     with pytest.raises(ValueError, match=message):
-        pretrained.from_card(card, {}, build.model(card['model']), clip.mesh)
+        pretrained.loaded.from_card(card, {}, build.model(card['model']), clip.mesh)
 
 
 def test_an_unknown_compute_dtype_is_refused(tiny_run):

@@ -36,7 +36,8 @@ def add_parser(commands: Any) -> None:
         '--features',
         default='embedding',
         metavar='NAME',
-        help='embedding (default): L2-normalized; pre_projection: for linear probes',
+        help='embedding (default): L2-normalized; pre_projection: for linear probes; patches; '
+        'block:N, the output of a block; attention:N, its attention weights',
     )
     parser.add_argument(
         '--dim',

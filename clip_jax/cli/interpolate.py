@@ -68,6 +68,7 @@ def _write(args: argparse.Namespace, rest: Sequence[str]) -> int:
     _flags.refuse(rest, 'interpolate')
     if args.dtype != 'auto' or _flags.image_options(args):
         raise ValueError('--dtype, --gray16 and --max-pixels are options of a sweep')
+    from clip_jax.pretrained import loaded
     from clip_jax.step import state
     from clip_jax.training import interpolation
 
@@ -78,7 +79,7 @@ def _write(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ValueError(f'{folder}: exists; name a new folder')
     pair = interpolation.Pair(args.a, args.b)
     variables = pair.variables(args.alpha)
-    interpolation.write(folder, pair.card(args.alpha), variables)
+    loaded.write(folder, pair.card(args.alpha), variables)
     print(f'{state.count_parameters(variables):,} parameters at alpha {args.alpha:g} in {folder}')
     return 0
 

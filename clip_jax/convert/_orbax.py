@@ -18,13 +18,12 @@ import numpy as np
 import tensorstore as ts
 
 from clip_jax.convert import _files
-from clip_jax.places import choice
+from clip_jax.places import choice, naming
 from clip_jax.runtime import foreign_arrays, messages
 from clip_jax.runtime.foreign_arrays import Array
 
 OCDBT, METADATA = choice.ORBAX
 _OLDEST = 'checkpoint'  # beside folders of chunks, before there was METADATA
-_OURS = 'checkpoints'  # in a run directory of our own
 _DRIVERS = {'.zarray': 'zarr', 'zarr.json': 'zarr3'}  # by the file of an array's shape
 _MOST_DEPTH, _MOST_ENTRIES = 4, 1000  # of folders that are searched for items
 # What arrays may expand to: this many times the size of the files, and as many bytes.
@@ -42,7 +41,7 @@ def items(path: pathlib.Path, depth: int = _MOST_DEPTH) -> list[pathlib.Path]:
         inside = sorted(x for x in itertools.islice(path.iterdir(), _MOST_ENTRIES) if x.is_dir())
     except PermissionError:
         return []
-    inside = [x for x in inside if x.name[:1] != '.' and x.name != _OURS]
+    inside = [x for x in inside if x.name[:1] != '.' and x.name != naming.CHECKPOINTS]
     found = [(folder, some) for folder in inside if (some := items(folder, depth - 1))]
     steps = [(int(folder.name), some) for folder, some in found if folder.name.isdecimal()]
     return max(steps)[1] if steps else [item for _, some in found for item in some]

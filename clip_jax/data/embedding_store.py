@@ -1,7 +1,8 @@
 """A folder of embeddings: its files, how they are written, and how they are read.
 
     embeddings.json         the data, the model and the options; completed when all shards exist
-    images-00000.npy        embeddings [n, D] of a shard's images, in the order of the records
+    images-00000.npy        embeddings [n, D] of a shard's images, in the order of the records; or
+                            other features, [n, ...]
     texts-00000.npy         embeddings [m, D] of all their captions, if these are embedded
     records-00000.parquet   a row per image: its index and place in the data, labels, captions
     index-00000.npy         the rows of each record and caption; see embedding_index.py
@@ -50,7 +51,7 @@ class Description:
         data_options: the options of its source.
         source_records: how many records the data has.
         label_names: the names of its classes; labels are indices of it.
-        features: 'embedding' or 'pre_projection'.
+        features: what is stored of an image, as `Clip.encode_image` names it.
         dim: how many coordinates of the embeddings are kept; 0: all.
         save_dtype: dtype of the files.
         compute_dtype: dtype that the model computed in.
@@ -62,7 +63,7 @@ class Description:
         scale: the factor of the model's cosine similarities.
         images: how many images have embeddings.
         texts: how many captions have embeddings.
-        width: the dimension D of the embeddings.
+        shape: the shape of an image's features, [D] of embeddings.
         bad: per kind of bad records, their 'count' and 'examples'.
         shards: [images, texts] of each shard.
     """
@@ -86,7 +87,7 @@ class Description:
     scale: float
     images: int = 0
     texts: int = 0
-    width: int = 0
+    shape: list = dataclasses.field(default_factory=list)
     bad: dict = dataclasses.field(default_factory=dict)
     shards: list = dataclasses.field(default_factory=list)
 
@@ -98,6 +99,8 @@ class Description:
             valid = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
             if valid and field.name == 'shards':
                 valid = all(isinstance(x, list) and [*map(type, x)] == [int, int] for x in value)
+            if valid and field.name == 'shape':
+                valid = all(type(x) is int and x > 0 for x in value)
             if valid and field.name == 'bad':
                 valid = all(
                     isinstance(x, dict) and {'count', 'examples'} <= {*x} for x in value.values()
@@ -109,8 +112,8 @@ class Description:
 
     def _check_counts(self) -> None:
         """Raises a ValueError if the numbers of a complete folder contradict each other."""
-        if min(self.width, self.shard_size, len(self.shards)) < 1:
-            raise ValueError("'width', 'shard_size' or the number of 'shards' is below 1")
+        if min(len(self.shape), self.shard_size, len(self.shards)) < 1:
+            raise ValueError("'shape' is empty, 'shard_size' or the number of 'shards' below 1")
         if len(self.shards) != -(-self.source_records // self.shard_size):
             raise ValueError(
                 f"'shards' has {len(self.shards)} items; {self.source_records} records in shards "
@@ -191,7 +194,7 @@ def write_shard(
     Args:
         folder: the folder of embeddings.
         shard: the number of the shard.
-        images: embeddings [n, D] of its images.
+        images: embeddings [n, D] of its images, or other features [n, ...].
         texts: embeddings [m, D] of all their captions; [0, D] if these are not embedded.
         records: for each image its 'record', 'where', 'image_hash' (see embedding_index.hash_of),
             and what it has of label, labels and texts.
@@ -365,7 +368,7 @@ class Embeddings:
         return f'embeddings:{self._address}'
 
     def embeddings(self, features: str = 'embedding') -> np.ndarray:
-        """Returns the embeddings of all images, float32 [N, D].
+        """Returns the embeddings of all images, float32 [N, D], or other features [N, ...].
 
         Embeddings stored in half precision are L2-normalized again. ValueError if the folder holds
         other features.
@@ -430,7 +433,7 @@ class Embeddings:
         path = image_file(self.folder, 0)
         with _reading(path):
             self._check_header(path, self.description.shards[0][0])
-        return np.empty((count, self.description.width), np.float32)
+        return np.empty((count, *self.description.shape), np.float32)
 
     def _load(self, path: epath.Path, count: int) -> np.ndarray:
         """Returns the rows of a file; ValueError if they are not as many as described."""
@@ -446,7 +449,7 @@ class Embeddings:
             return
         with path.open('rb') as file:
             found = foreign_arrays.header(file, checksums.stat(path).bytes)
-        expected = (count, self.description.width), np.dtype(self.description.save_dtype)
+        expected = (count, *self.description.shape), np.dtype(self.description.save_dtype)
         if found != expected:
             raise ValueError(
                 f'it holds {found[1]} {found[0]}, and {DESCRIPTION} says '

@@ -67,7 +67,7 @@ class StoredEmbeddings:
     @property
     def width(self) -> int:
         """The dimension of the embeddings."""
-        return self.description.width
+        return self.description.shape[-1]
 
     @property
     def scale(self) -> float:

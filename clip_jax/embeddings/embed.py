@@ -31,9 +31,10 @@ from clip_jax.data.sharded_job import ShardedJob, check_settings
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, error_message, in_order
 from clip_jax.models import matryoshka
+from clip_jax.models.features import check as check_features
 from clip_jax.models.fingerprint import fingerprint
 from clip_jax.places import resolve
-from clip_jax.pretrained import Clip
+from clip_jax.pretrained import Clip, loaded
 from clip_jax.runtime import atomic, environment, lock, multihost
 from clip_jax.runtime.messages import first_few
 from clip_jax.runtime.progress import Progress
@@ -49,7 +50,7 @@ class Options:
     """What is embedded and how.
 
     Attributes:
-        features: 'embedding' (L2-normalized) or 'pre_projection'.
+        features: what is stored of an image, as `Clip.encode_image` names it.
         dim: only the first coordinates of embeddings, L2-normalized again; 0: all.
         dtype: compute dtype: 'auto', 'float32' or 'bfloat16'.
         save_dtype: dtype of the files: 'float32' or 'float16'.
@@ -74,7 +75,7 @@ class Options:
 
     def __post_init__(self):
         opening.check_max_pixels(self.max_pixels)
-        lookup.check(self.features, pretrained.FEATURES, what='--features')
+        check_features(self.features, 'image', what='--features')
         build.check_dtype(self.dtype)
         lookup.check(self.save_dtype, embedding_store.DTYPES, what='--save-dtype')
         if self.dim < 0:
@@ -305,7 +306,7 @@ def _embedded(job: EmbedJob, pieces: Iterator[Piece], progress: Progress) -> Ite
     size, per_device = job.clip.preprocess.size, job.options.batch_size
 
     def batches() -> Iterator[np.ndarray]:
-        for group in pretrained.groups(pieces, job.clip.mesh.size):
+        for group in loaded.groups(pieces, job.clip.mesh.size):
             waiting.append(group)
             batch = np.zeros((job.clip.batch_size, size, size, 3), np.uint8)
             for k, piece in enumerate(group):
@@ -331,7 +332,7 @@ def _pieces(job: EmbedJob, shards: Sequence[int], progress: Progress) -> Iterato
         0,
         sum(map(len, ranges)),
         threads=job.options.threads,
-        ahead=pretrained.AHEAD * job.clip.batch_size,
+        ahead=loaded.AHEAD * job.clip.batch_size,
     )
     bad, seen = Counter(), 0
     with contextlib.closing(read):
@@ -382,8 +383,8 @@ def _check_bad(job: EmbedJob, bad: Mapping[str, int], usable: int) -> None:
 
 def _to_save(job: EmbedJob, shard: Shard) -> dict[str, np.ndarray]:
     """The embeddings of a shard in the dtype of the files; ValueError if some are not finite."""
-    width, dim = job.clip.feature_dim(job.options.features), job.options.dim or None
-    images = np.concatenate([np.zeros((0, width), np.float32), *shard.embeddings])
+    shape, dim = job.clip.feature_shape(job.options.features), job.options.dim or None
+    images = np.concatenate([np.zeros((0, *shape), np.float32), *shard.embeddings])
     images = matryoshka.first(images, dim)
     texts = [text for record in shard.records for text in record.get('texts') or ()]
     return {
@@ -449,7 +450,7 @@ def _complete(job: EmbedJob) -> None:
         **job.settings,
         images=images,
         texts=sum(m for _, m in counts),
-        width=job.options.dim or job.clip.feature_dim(job.options.features),
+        shape=[job.options.dim or n for n in job.clip.feature_shape(job.options.features)],
         bad={k: {'count': kinds[k], 'examples': found} for k, found in examples.items()},
         shards=counts,
     )

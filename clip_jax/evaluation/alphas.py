@@ -6,7 +6,7 @@ from typing import Any
 
 from clip_jax import lookup, pretrained
 from clip_jax.evaluation import suite
-from clip_jax.pretrained import Clip
+from clip_jax.pretrained import Clip, loaded
 from clip_jax.training import interpolation
 
 MODELS = 'models'  # the folder of written models
@@ -74,7 +74,7 @@ def _save(pair: interpolation.Pair, alpha: float, folder: pathlib.Path) -> None:
     """Writes a model unless it is there; ValueError if another one is."""
     card = pair.card(alpha)
     if not folder.exists():
-        interpolation.write(folder, card, pair.variables(alpha))
+        loaded.write(folder, card, pair.variables(alpha))
     elif pretrained.read(folder)[0] != card:
         raise ValueError(
             f'{folder}: holds a model of other checkpoints; name another --workdir, or remove it'

@@ -15,7 +15,7 @@ from clip_jax.data.errors import BadRecord
 from clip_jax.data.examples import describe_counts
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, error_message, in_order
-from clip_jax.pretrained import Clip
+from clip_jax.pretrained import Clip, loaded
 from clip_jax.runtime import atomic
 from clip_jax.runtime.progress import Progress
 
@@ -139,6 +139,6 @@ def _read(clip: Clip, source: Source, threads: int) -> Iterator[list[Record]]:
         except ERRORS as error:
             raise ValueError(error_message(source, i, error)) from error
 
-    ahead = pretrained.AHEAD * clip.batch_size
+    ahead = loaded.AHEAD * clip.batch_size
     with contextlib.closing(in_order(read, 0, len(source), threads=threads, ahead=ahead)) as found:
-        yield from pretrained.groups(found, clip.batch_size)
+        yield from loaded.groups(found, clip.batch_size)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from clip_jax import sharding
 from clip_jax.models import (
     attention_choice,
+    capture,
     cudnn_attention,
     on_cpu,
     short_attention,
@@ -90,16 +91,49 @@ def _plain(
     heads_first = on_cpu.here()
     if heads_first:
         query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+    weights = _weights(heads_first, query, key, mask, causal=causal).astype(value.dtype)
+    if heads_first:
+        return jnp.einsum('bhqk,bhkd->bhqd', weights, value).swapaxes(1, 2)
+    return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
+
+
+def _weights(
+    heads_first: bool,
+    query: jax.Array,
+    key: jax.Array,
+    mask: jax.Array | None,
+    *,
+    causal: bool,
+) -> jax.Array:
+    """softmax(Q K^T / sqrt(head_dim)) of queries and keys [B, L, heads, head_dim], or [B, heads, L,
+    head_dim] if `heads_first`: float32 [B, heads, Lq, Lk].
+    """
     logits = _logits(heads_first, query, key) * query.shape[-1] ** -0.5
     if causal:
         lower = jnp.tril(jnp.ones(logits.shape[-2:], bool))
         mask = lower if mask is None else mask & lower
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits).astype(value.dtype)
-    if heads_first:
-        return jnp.einsum('bhqk,bhkd->bhqd', weights, value).swapaxes(1, 2)
-    return jnp.einsum('bhqk,bkhd->bqhd', weights, value)
+    return jax.nn.softmax(logits)
+
+
+def keep_weights(
+    module: nn.Module,
+    query: jax.Array,
+    key: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    causal: bool = False,
+) -> None:
+    """Stores the attention weights, float32 [B, heads, Lq, Lk], for whoever captures them.
+
+    Args:
+        module: the attention layer.
+        query, key, mask, causal: as in `attend`.
+    """
+    if capture.wanted(module, capture.ATTENTION):
+        weights = _weights(False, query, key, mask, causal=causal)
+        module.sow(capture.ATTENTION, 'weights', weights)
 
 
 def _choose(
@@ -187,7 +221,8 @@ class Attention(nn.Module):
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         heads = jax.ShapeDtypeStruct((*x.shape[:2], self.heads, width // self.heads), self.dtype)
         # Initialization is compiled for any device, and nothing depends on its result.
-        wanted = 'xla' if self.is_initializing() else self.implementation
+        plain = self.is_initializing() or capture.wanted(self, capture.ATTENTION)
+        wanted = 'xla' if plain else self.implementation
         implementation, place = _choose(wanted, heads, heads, heads, mask)
         if position is not None:
             qkv = self.variables['params']['qkv']
@@ -205,6 +240,7 @@ class Attention(nn.Module):
                 **types,
             )(x)
             query, key, value = _split(qkv, place)
+            keep_weights(self, query, key, mask, causal=self.causal)
             x = _attend(implementation, place, query, key, value, mask, causal=self.causal)
         return nn.DenseGeneral(
             width,

@@ -1,8 +1,8 @@
-"""What a model that is loaded computes: embeddings of a batch, and probabilities of classes."""
+"""What a model that is loaded computes: features of a batch, and probabilities of classes."""
 
 import functools
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,13 +10,14 @@ from jax.sharding import Mesh
 
 from clip_jax import lookup, sharding
 from clip_jax.data.preprocess import normalize
-from clip_jax.models.clip import CLIP, l2_normalize
+from clip_jax.models.clip import CLIP
+from clip_jax.models.features import image_features, text_features
 
 ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'mean', 'std', 'features', 'where'))
-def image_features(
+def of_images(
     variables,
     images,
     *,
@@ -26,26 +27,18 @@ def image_features(
     features: str,
     where: jax.sharding.Sharding,
 ) -> jax.Array:
-    """Returns the features of preprocessed images, float32 [B, D], with the sharding `where`."""
-    images = normalize(images, mean, std)
-    if features == 'pre_projection':
-        found = cast(jax.Array, model.apply(variables, images, method=_pre_projection))
-        found = found.astype(np.float32)
-    else:
-        found = cast(jax.Array, model.apply(variables, images, method='encode_image'))
-        found = l2_normalize(found)
+    """Returns the features of preprocessed images, float32 [B, ...], with the sharding `where`."""
+    found = image_features(model, variables, normalize(images, mean, std), features)
     return jax.lax.with_sharding_constraint(found, where)
 
 
-def _pre_projection(model: CLIP, images: jax.Array) -> jax.Array:
-    return model.image(images)
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'where'))
-def text_embeddings(variables, tokens, *, model: CLIP, where: jax.sharding.Sharding) -> jax.Array:
-    """Returns the embeddings of tokens, float32 [B, D], with the sharding `where`."""
-    embeddings = cast(jax.Array, model.apply(variables, tokens, method='encode_text'))
-    return jax.lax.with_sharding_constraint(l2_normalize(embeddings), where)
+@functools.partial(jax.jit, static_argnames=('model', 'features', 'where'))
+def of_texts(
+    variables, tokens, *, model: CLIP, features: str, where: jax.sharding.Sharding
+) -> jax.Array:
+    """Returns the features of tokens, float32 [B, ...], with the sharding `where`."""
+    found = text_features(model, variables, tokens, features)
+    return jax.lax.with_sharding_constraint(found, where)
 
 
 def is_sigmoid(activation: str, params: Mapping[str, Any]) -> bool:

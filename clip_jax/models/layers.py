@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
-from clip_jax.models import cudnn_attention, on_cpu, on_gpu, short_attention, splash_attention
+from clip_jax.models import (
+    capture,
+    cudnn_attention,
+    on_cpu,
+    on_gpu,
+    short_attention,
+    splash_attention,
+)
 from clip_jax.models.activations import gelu
 from clip_jax.models.attention import ATTENTION, Attention, Position, token
 
@@ -340,6 +347,7 @@ class Transformer(nn.Module):
         if position is not None and (
             self.is_initializing()
             or self.is_mutable_collection('intermediates')
+            or capture.wanted(self, capture.ATTENTION)
             or (config.dropout and keys is not None)
         ):
             return token(last(x, mask, keys, None), position)

@@ -161,8 +161,7 @@ def _sharded(
 ) -> tuple[jax.Array, ...]:
     """Runs a kernel on every device's part of the batch and of the heads."""
     call = functools.partial(_call, place.platform, kernel, size, causal)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if not place.spec or jax.sharding.get_abstract_mesh().size == 1:
         return call(mask, bias, *arrays)
     batch, length, heads, _ = place.spec
     rows, qkv = PartitionSpec(batch, length, heads), PartitionSpec(None, batch, length, heads)

@@ -67,8 +67,7 @@ def attend(
     arrays = [query * query.shape[-1] ** -0.5, key, value]
     arrays += [] if shown is None else [shown]
     call = functools.partial(_call, platform, causal)
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.size > 1:
+    if spec and jax.sharding.get_abstract_mesh().size > 1:
         specs = (spec, spec, spec, PartitionSpec(spec[0]))[: len(arrays)]
         call = jax.shard_map(call, in_specs=specs, out_specs=spec, check_vma=False)
     out = call(*arrays)

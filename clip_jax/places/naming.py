@@ -1,7 +1,8 @@
-"""What may follow the path or the name of a checkpoint."""
+"""Where checkpoints are in a folder of ours, and what may follow the path or name of one."""
 
 import pathlib
 
+CHECKPOINTS = 'checkpoints'  # the folder of steps in a run directory
 AVERAGE = '#average'  # the average of the weights (config.ema)
 BASE = '#base='  # after that, and before a path: where the model is that has the run's adapters
 MODEL = '#model='  # after the path of bare weights: the name of their architecture

@@ -2,25 +2,21 @@
 
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from etils import epath
 from flax import traverse_util
 from jax.sharding import Mesh
 
 from clip_jax import build, checkpoint, pretrained, sharding
-from clip_jax.pretrained import Clip
-from clip_jax.runtime import atomic, checksums, environment
+from clip_jax.pretrained import Clip, loaded
+from clip_jax.runtime import atomic
 from clip_jax.runtime.messages import first_few
 
 # Fields of a card's model that say how parameters begin, or matter in training only.
 TRAINING = ('init_logit_scale', 'init_logit_bias', 'layer_scale', 'patch_dropout')
-STEP = 0  # the number of the checkpoint that `write` writes
 
 
 class Pair:
@@ -78,7 +74,7 @@ class Pair:
         mesh = mesh or sharding.make_mesh()
         model = build.model(self._card['model'], dtype)
         variables = pretrained.on_devices(self.variables(alpha), mesh)
-        return pretrained.from_card(self._card, variables, model, mesh)
+        return loaded.from_card(self._card, variables, model, mesh)
 
 
 def interpolate(
@@ -110,35 +106,6 @@ def interpolate(
     """
     check_alpha(alpha)
     return Pair(a, b).clip(alpha, dtype=dtype, mesh=mesh)
-
-
-def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
-    """Writes a model without a state of training as a new checkpoint of our own layout.
-
-    Args:
-        folder: the folder to create, as of a run; it appears only when it is complete.
-        card: the model card.
-        variables: the variables.
-
-    Raises:
-        ValueError: the folder exists.
-    """
-    if folder.exists():
-        raise ValueError(f'{folder}: exists; name a new folder')
-    with atomic.new_folder(folder.absolute()) as partial:
-        step = epath.Path(partial) / checkpoint.FOLDER / str(STEP)
-        items = {
-            'variables': ocp.args.StandardSave(jax.tree.map(jax.numpy.asarray, dict(variables))),
-            'about': ocp.args.JsonSave({'card': card, 'versions': environment.versions()}),
-        }
-        handlers = {
-            'variables': ocp.StandardCheckpointHandler(),
-            'about': ocp.JsonCheckpointHandler(),
-        }
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
-            checkpointer.save(step, args=ocp.args.Composite(**items))
-        checksums.write(step)
-        atomic.write_json(partial / 'card.json', card)
 
 
 def check_alpha(alpha: Any) -> None:

@@ -18,7 +18,7 @@ from clip_jax.evaluation import evaluate
 from clip_jax.evaluation.evaluate import Evaluation
 from clip_jax.models import clip
 from clip_jax.places import naming
-from clip_jax.pretrained import Clip
+from clip_jax.pretrained import Clip, loaded
 from clip_jax.runtime import multihost
 from clip_jax.runtime.messages import Failures
 from clip_jax.step import compiler_options, ema, lora, projections, state
@@ -92,7 +92,7 @@ def prepare(config: ConfigDict, workdir: Any, stage: stages.Stage | None = None)
     params = params | projections.shapes(taught.projected)
     optimizer = build.optimizer(config.optimizer, params, config.total_steps)
     # Without variables: they change, and a second copy would stay on the devices.
-    model_clip = pretrained.from_card(card, {}, model, mesh)
+    model_clip = loaded.from_card(card, {}, model, mesh)
     model_clip = model_clip.with_preprocess(max_pixels=config.data.max_pixels)
     batches = _batches(config, source, model_clip, taught.stored, how)
     step = bind_step(

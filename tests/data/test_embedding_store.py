@@ -31,7 +31,7 @@ def spoil(folder, text: str) -> str:
 
 
 def test_a_description_is_read(folder):
-    assert embedding_store.read_description(folder).width == 8
+    assert embedding_store.read_description(folder).shape == [8]
 
 
 def test_a_damaged_description_is_named(folder):
@@ -44,7 +44,7 @@ def test_a_damaged_description_is_named(folder):
 def test_a_folder_that_is_not_complete_has_no_results_yet(folder):
     description = embedding_store.read_description(folder)
     started = dataclasses.replace(description, complete=False).to_json()
-    assert 'width' not in started
+    assert 'shape' not in started
     file = folder / embedding_store.DESCRIPTION
     file.write_text(json.dumps(started))
     assert not embedding_store.read_description(folder).complete
@@ -55,7 +55,7 @@ def test_a_folder_that_is_not_complete_has_no_results_yet(folder):
         embedding_store.read_description(folder)
 
 
-@pytest.mark.parametrize('name', ['card', 'compute_dtype', 'data_options', 'width', 'bad'])
+@pytest.mark.parametrize('name', ['card', 'compute_dtype', 'data_options', 'shape', 'bad'])
 def test_what_is_missing_is_named(folder, name):
     description = embedding_store.read_description(folder).to_json()
     del description[name]
@@ -70,7 +70,8 @@ def test_what_is_missing_is_named(folder, name):
         ('shards', [['4', 4]]),
         ('bad', {'empty': 3}),
         ('bad', {'empty': {'count': 3}}),
-        ('width', '8'),
+        ('shape', 8),
+        ('shape', [8, '8']),
         ('complete', 'yes'),
     ],
 )

@@ -93,7 +93,7 @@ def write(folder, shards: list[np.ndarray], **changes) -> None:
         'features': 'embedding',
         'dim': 0,
         'save_dtype': str(shards[0].dtype),
-        'width': shards[0].shape[1],
+        'shape': [shards[0].shape[1]],
         'label_names': [],
         'bad': {},
         'compute_dtype': 'float32',

@@ -120,7 +120,7 @@ def make_embeddings(path, captions) -> str:
         'features': 'embedding',
         'dim': 0,
         'save_dtype': 'float32',
-        'width': 8,
+        'shape': [8],
         'label_names': ['even', 'odd'],
         'bad': {'not_utf8': {'count': 1, 'examples': ['p/4']}} if len(usable) < 6 else {},
         'shards': [[4, 4], [len(usable) - 4] * 2],

@@ -105,7 +105,7 @@ def test_what_cannot_be_interpolated(pair, tmp_path):
         'tokenizer.name': {'tokenizer': {'name': 'bpe'}},
     }
     card, variables = small_models.made('clip', tokenizer={'name': 'sentencepiece'})
-    interpolation.write(tmp_path / 'a', card, variables)
+    pretrained.loaded.write(tmp_path / 'a', card, variables)
     for k, (name, change) in enumerate(others.items()):
         other = json.loads(json.dumps(card))
         for part, values in change.items():
@@ -113,7 +113,7 @@ def test_what_cannot_be_interpolated(pair, tmp_path):
                 other['model']['text'] |= values['text']
             else:
                 other[part] |= values
-        interpolation.write(tmp_path / f'{k}', other, variables)
+        pretrained.loaded.write(tmp_path / f'{k}', other, variables)
         error = refused(tmp_path / 'a', tmp_path / f'{k}', '--alpha=0.5', out)
         assert f'{name} is ' in error and 'same architecture' in error
     assert not (tmp_path / 'x').exists()

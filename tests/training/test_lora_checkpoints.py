@@ -12,8 +12,8 @@ from support.runs import command, train
 import clip_jax
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.models import clip
+from clip_jax.pretrained import loaded
 from clip_jax.tokenizers import bpe
-from clip_jax.training import interpolation
 
 WIDE = {'width': 256, 'depth': 1, 'heads': 4, 'mlp_dim': 1024, 'activation': 'quick_gelu'}
 MODEL = {
@@ -42,7 +42,7 @@ def runs(tiny_config, tmp_path_factory):
     variables = jax.tree.map(
         lambda x: rng.normal(0, 0.05, x.shape).astype(np.float32), clip.shapes(model)
     )
-    interpolation.write(folder / 'base', card, variables)
+    loaded.write(folder / 'base', card, variables)
     config = tiny_config.with_name('adapted.py')
     config.write_text("""
 import tiny

@@ -16,7 +16,7 @@ from support.runs import command
 from clip_jax import pretrained
 from clip_jax.cli import config_file
 from clip_jax.models import clip
-from clip_jax.training import interpolation, loop
+from clip_jax.training import loop
 
 PAGE = ROOT / 'docs/finetune.md'
 _BLOCK = re.compile(r'^```python title="(?P<file>[^"]+)"\n(?P<text>.*?)^```$', re.DOTALL | re.M)
@@ -36,7 +36,7 @@ def start(tiny_run, tmp_path_factory):
         clip.shapes(clip.from_card(card['model'])),
     )
     folder = tmp_path_factory.mktemp('start') / 'model'
-    interpolation.write(folder, card, variables)
+    pretrained.loaded.write(folder, card, variables)
     return str(folder)
 
 

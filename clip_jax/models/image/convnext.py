@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
-from clip_jax.models import on_cpu
+from clip_jax.models import capture, on_cpu
 from clip_jax.models.image_layers import patches
 from clip_jax.models.layers import REMAT, Mlp, Norm, check_rates, example_keys
 
@@ -99,6 +99,7 @@ class Encoder(nn.Module):
             )
             x = stage(x, keys)
             before += depth
+        capture.keep(self, 'patches', x)
         return Norm(epsilon=self.norm_eps, name='post_norm', **types)(x.mean(axis=(1, 2)))
 
     def _rate(self, block: int) -> float:

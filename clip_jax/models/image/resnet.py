@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
-from clip_jax.models import positions
+from clip_jax.models import capture, positions
 from clip_jax.models.attention import attend
 from clip_jax.models.batch_norm import BatchNorm
 from clip_jax.models.layers import REMAT
@@ -101,6 +101,7 @@ class Encoder(nn.Module):
                 **types,
             )
             x = stage(x, train=train)
+        capture.keep(self, 'patches', x)
         return AttentionPool(self.heads, name='attention_pool', **types)(x)
 
 

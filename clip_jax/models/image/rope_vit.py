@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_jax import lookup, sharding
-from clip_jax.models import on_cpu, positions
-from clip_jax.models.attention import attend, token
+from clip_jax.models import capture, on_cpu, positions
+from clip_jax.models.attention import attend, keep_weights, token
 from clip_jax.models.image_layers import AttentionPool, patch_dense, patches, prepended
 from clip_jax.models.layers import Mlp, Norm, Transformer, TransformerConfig, check_sizes
 
@@ -230,9 +230,11 @@ class Encoder(nn.Module):
         norm = functools.partial(Norm, epsilon=self.norm_eps, **types)
         if self.pre_norm:
             x = norm(name='pre_norm')(x)
-        position = 0 if self.pool == 'cls' else None
+        every = self.pool != 'cls' or capture.wanted(self, capture.FEATURES)
+        position = None if every else 0
         x = Transformer(Config.of(self), Block, name='transformer')(x, position=position)
         x = norm(name='post_norm')(x)
+        capture.keep(self, 'patches', x[:, self.tokens :])
         if self.pool == 'cls':
             return x[:, 0]
         assert self.pool_heads  # as was checked
@@ -299,6 +301,7 @@ class Attention(nn.Module):
         if config.rope != 'none':
             query, key = rotate(query, config), rotate(key, config)
         wanted = 'xla' if self.is_initializing() else config.attention
+        keep_weights(self, query, key)
         x = attend(query, key, value, implementation=wanted)
         if config.inner_norm:
             norm = Norm(epsilon=config.norm_eps, name='norm', **config.types)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup
-from clip_jax.models import positions
+from clip_jax.models import capture, positions
 from clip_jax.models.activations import gelu
 from clip_jax.models.batch_norm import BatchNorm
 from clip_jax.models.image_layers import AttentionPool, patch_dense, patches, prepended
@@ -210,13 +210,16 @@ class Encoder(nn.Module):
             x = jnp.concatenate([x[:, :tokens], kept], axis=1)
         if self.pre_norm:
             x = Norm(epsilon=self.norm_eps, name='pre_norm', **types)(x)
-        position = 0 if self.pool == 'cls' else None
+        every = self.pool != 'cls' or capture.wanted(self, capture.FEATURES)
+        position = None if every else 0
         transformer = Transformer(TransformerConfig.of(self), name='transformer')
         x = transformer(x, keys=keys, position=position)
         norm = Norm(epsilon=self.norm_eps, name='post_norm', **types)
-        if self.norm_after_pool or self.pool == 'queries':
-            return norm(self._pooled(x, tokens))
-        return self._pooled(norm(x), tokens)
+        pooled_first = self.norm_after_pool or self.pool == 'queries'
+        x = x if pooled_first else norm(x)
+        capture.keep(self, 'patches', x[:, tokens:])
+        x = self._pooled(x, tokens)
+        return norm(x) if pooled_first else x
 
     def _pooled(self, x: jax.Array, tokens: int) -> jax.Array:
         """Pools [B, tokens + patches, width] to [B, width]; `tokens`: 1 or 0 class tokens."""

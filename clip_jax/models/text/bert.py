@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup
-from clip_jax.models import attention
+from clip_jax.models import attention, capture
 from clip_jax.models.layers import (
     Embedding,
     Norm,
@@ -116,8 +116,10 @@ class Encoder(nn.Module):
         x = self._embedded(tokens, is_text)
         x = _padded.dropout(x, self.dropout, keys, self.depth)
         transformer = Transformer(TransformerConfig.of(self), name='transformer')
-        first: attention.Position | None = None if self.pool == 'mean' else 0
+        every = self.pool == 'mean' or capture.wanted(self, capture.FEATURES)
+        first: attention.Position | None = None if every else 0
         x = transformer(x, _padded.mask(is_text), keys, first)
+        capture.keep(self, 'tokens', x)
         if self.pool == 'mean':
             return _padded.mean(x, is_text)
         x = x[:, 0]

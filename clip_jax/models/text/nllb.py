@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup
+from clip_jax.models import capture
 from clip_jax.models.layers import (
     Embedding,
     Norm,
@@ -96,8 +97,10 @@ class Encoder(nn.Module):
             keys = example_keys(self.make_rng('dropout'), example_index, tokens.shape[0])
         x = _padded.dropout(x, self.dropout, keys, self.depth)
         transformer = Transformer(TransformerConfig.of(self), name='transformer')
-        x = transformer(x, _padded.mask(is_text), keys, None if self.pool == 'mean' else 0)
+        every = self.pool == 'mean' or capture.wanted(self, capture.FEATURES)
+        x = transformer(x, _padded.mask(is_text), keys, None if every else 0)
         x = Norm(epsilon=self.norm_eps, name='post_norm', **types)(x)
+        capture.keep(self, 'tokens', x)
         return _padded.mean(x, is_text) if self.pool == 'mean' else x[:, 0]
 
 

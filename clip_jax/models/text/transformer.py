@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup
+from clip_jax.models import capture
+from clip_jax.models.attention import token
 from clip_jax.models.layers import (
     Embedding,
     Norm,
@@ -119,9 +121,9 @@ class Encoder(nn.Module):
             )
         small, mask = nn.initializers.normal(0.01), None
         if self.pool == 'cls':
-            token = self.param('class_embedding', small, (self.width,), self.param_dtype)
-            token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.width))
-            x = jnp.concatenate([x, token], axis=1)
+            last = self.param('class_embedding', small, (self.width,), self.param_dtype)
+            last = jnp.broadcast_to(last.astype(x.dtype), (x.shape[0], 1, self.width))
+            x = jnp.concatenate([x, last], axis=1)
             mask = padding_mask(tokens != self.pad_id)
         length = self.context_length + (self.pool == 'cls')
         positions = self.param('position_embedding', small, (length, self.width), self.param_dtype)
@@ -133,9 +135,12 @@ class Encoder(nn.Module):
             position = x.shape[1] - 1
         else:
             position = jnp.argmax(tokens == self.eot_id if self.pool == 'eot' else tokens, axis=1)
+        every = capture.wanted(self, capture.FEATURES)
         transformer = Transformer(TransformerConfig.of(self), name='transformer')
-        x = transformer(x, mask, keys, position)[:, 0]
-        return Norm(epsilon=self.norm_eps, name='post_norm', **types)(x)
+        x = transformer(x, mask, keys, None if every else position)
+        x = Norm(epsilon=self.norm_eps, name='post_norm', **types)(x)
+        capture.keep(self, 'tokens', x[:, : tokens.shape[1]])
+        return (token(x, position) if every else x)[:, 0]
 
 
 def padding_mask(is_text: jax.Array) -> jax.Array:

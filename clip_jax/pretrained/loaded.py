@@ -1,7 +1,4 @@
-"""`load(path)` makes a `Clip` of a run directory or of any published checkpoint.
-
-A `Clip` embeds images and texts and classifies images.
-"""
+"""A `Clip`: a model that embeds and classifies images and texts; `load` makes one."""
 
 import collections
 import contextlib
@@ -15,20 +12,21 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
 from jax.sharding import Mesh
 
-from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, tokenizers
+from clip_jax import prompts, sharding, tokenizers
 from clip_jax.data import inputs
-from clip_jax.data.preprocess import Preprocess
+from clip_jax.data.preprocess import Preprocess, normalize
 from clip_jax.data.tools.scan import in_order
-from clip_jax.models import clip, inference, matryoshka
-from clip_jax.models.clip import CLIP, shapes
-from clip_jax.models.fingerprint import fingerprint
-from clip_jax.places import naming, resolve
-from clip_jax.step import lora
-from clip_jax.step.rules import LORA
+from clip_jax.models import inference, matryoshka
+from clip_jax.models.clip import CLIP
+from clip_jax.models.features import check as check_features
+from clip_jax.places import naming
+from clip_jax.runtime import atomic, checksums, environment
 
-FEATURES = ('embedding', 'pre_projection')
+STEP = 0  # the number of the checkpoint that `write` writes
 THREADS = min(32, (os.cpu_count() or 1) + 4)  # more than cores, since they also wait for I/O
 KNOWN_CLASSES = 64  # size of the cache of class embeddings, in lists of classes
 AHEAD = 2  # batches of images that are prefetched while the devices compute
@@ -65,6 +63,23 @@ class Clip:
         """Returns the same model with other fields of `preprocess`, such as `max_pixels`."""
         return dataclasses.replace(self, preprocess=dataclasses.replace(self.preprocess, **changes))
 
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes the model into a new folder, which `clip_jax.load` and every command read.
+
+        `clip-jax convert` makes checkpoints for other programs of it.
+
+        Args:
+            folder: the folder to create; it appears only when it is complete.
+
+        Raises:
+            ValueError: the folder exists.
+        """
+        write(pathlib.Path(folder).expanduser(), self.card, self.variables)
+
+    def normalize(self, pixels: jax.Array) -> jax.Array:
+        """Normalizes preprocessed images, values from 0 to 255, [..., 3] -> float32 [..., 3]."""
+        return normalize(pixels, self.preprocess.mean, self.preprocess.std)
+
     def encode_image(
         self, images: Any, *, features: str = 'embedding', dim: int | None = None
     ) -> np.ndarray:
@@ -76,12 +91,13 @@ class Clip:
             images: PIL images, paths, encoded bytes or uint8 arrays [H, W, 3], of NumPy, JAX or
                 another library; a sequence or a Series of these, a single one, or one uint8 array
                 [N, H, W, 3]. A generator is read batch by batch.
-            features: 'embedding', L2-normalized; or 'pre_projection', the image encoder's output
-                before the projection, not normalized.
+            features: 'embedding', L2-normalized; 'pre_projection', the image encoder's output
+                before the projection; 'patches', 'block:N' or 'attention:N', see
+                `models.features.image_features`.
             dim: only the first coordinates of embeddings, L2-normalized again (Matryoshka).
 
         Returns:
-            float32 [N, feature_dim(features)], or [N, dim].
+            float32 [N, *feature_shape(features)], or [N, dim].
 
         Raises:
             ValueError: an image cannot be read, `features` or `dim` is wrong, or the call is inside
@@ -104,7 +120,8 @@ class Clip:
             batches = map(np.stack, groups(prepared, self.batch_size))
             embedded = list(self.encode_batches(batches, features=features))
         if not embedded:
-            return np.zeros((0, dim or self.feature_dim(features)), np.float32)
+            shape = (dim,) if dim else self.feature_shape(features)
+            return np.zeros((0, *shape), np.float32)
         return matryoshka.first(np.concatenate(embedded), dim)
 
     def encode_batches(
@@ -114,38 +131,49 @@ class Clip:
 
         Args:
             batches: uint8 arrays [B, size, size, 3]; B may differ from batch to batch.
-            features: 'embedding' or 'pre_projection', as in `encode_image`.
+            features: as in `encode_image`.
 
         Yields:
-            float32 [B, feature_dim(features)] for each batch.
+            float32 [B, *feature_shape(features)] for each batch.
         """
         return self._embedded(_forward(self, features), batches, 'encode_image')
 
-    def feature_dim(self, features: str = 'embedding') -> int:
-        """Returns the size of one image's features, 'embedding' or 'pre_projection'."""
+    def feature_shape(self, features: str = 'embedding') -> tuple[int, ...]:
+        """Returns the shape of one image's features, (embed_dim,) of embeddings."""
         size = self.preprocess.size
         image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
-        return jax.eval_shape(_forward(self, features), self.variables, image).shape[1]
+        return jax.eval_shape(_forward(self, features), self.variables, image).shape[1:]
 
     def encode_text(
-        self, texts: str | Iterable[str] | np.ndarray, *, dim: int | None = None
+        self,
+        texts: str | Iterable[str] | np.ndarray,
+        *,
+        features: str = 'embedding',
+        dim: int | None = None,
     ) -> np.ndarray:
         """Embeds texts or tokens.
 
         Args:
             texts: one text; a sequence, generator or Series of texts; or their tokens, int [N, L].
+            features: 'embedding', L2-normalized; 'pre_projection', 'tokens', 'block:N' or
+                'attention:N', see `models.features.text_features`.
             dim: as in `encode_image`.
 
         Returns:
-            float32 [N, D], L2-normalized.
+            float32 [N, D], or [N, ...] of other features.
 
         Raises:
-            ValueError: a text is not a str, the model has no tokenizer, or the call is inside jit.
+            ValueError: a text is not a str, the model has no tokenizer, `features` or `dim` is
+                wrong, or the call is inside jit.
         """
-        matryoshka.check(dim, self.model.embed_dim)
+        matryoshka.check(dim, self.model.embed_dim, features=features)
         texts = inputs.texts(texts)
-        where = sharding.replicated(self.mesh)
-        forward = functools.partial(inference.text_embeddings, model=self.model, where=where)
+        forward = functools.partial(
+            inference.of_texts,
+            model=self.model,
+            features=check_features(features, 'text'),
+            where=sharding.replicated(self.mesh),
+        )
         if isinstance(texts, np.ndarray):
             tokenizer = functools.partial(np.asarray, dtype=np.int32)
         elif self.tokenizer is None:
@@ -161,9 +189,12 @@ class Clip:
             tokenizer(texts[start : start + self.batch_size])
             for start in range(0, len(texts), self.batch_size)
         )
-        empty = np.zeros((0, self.model.embed_dim), np.float32)
-        rows = np.concatenate([empty, *self._embedded(forward, batches, 'encode_text')])
-        return matryoshka.first(rows, dim)
+        found = list(self._embedded(forward, batches, 'encode_text'))
+        if not found:
+            token = jax.ShapeDtypeStruct((1, self.model.text.context_length), np.int32)
+            shape = jax.eval_shape(forward, self.variables, token).shape[1:]
+            found.append(np.zeros((0, *shape), np.float32))
+        return matryoshka.first(np.concatenate(found), dim)
 
     def classify(
         self,
@@ -238,11 +269,11 @@ class Clip:
 def _forward(clip: Clip, features: str) -> Callable:
     """The compiled function of variables and images that gives these features."""
     return functools.partial(
-        inference.image_features,
+        inference.of_images,
         model=clip.model,
         mean=tuple(clip.preprocess.mean),
         std=tuple(clip.preprocess.std),
-        features=lookup.check(features, FEATURES, what='features'),
+        features=check_features(features, 'image'),
         where=sharding.replicated(clip.mesh),
     )
 
@@ -267,6 +298,35 @@ def _check_tokenizer(tokenizer: Any, text: Any) -> None:
             f"the tokenizer's eot_id is {tokenizer.eot_id} and the model pools at eot_id "
             f'{text.eot_id}: the tokenizer does not belong to this model'
         )
+
+
+def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
+    """Writes a model, without a state of training, as a new folder that `load` reads.
+
+    Args:
+        folder: the folder to create; it appears only when it is complete.
+        card: the model card.
+        variables: the variables, arrays of NumPy or JAX.
+
+    Raises:
+        ValueError: the folder exists.
+    """
+    if folder.exists():
+        raise ValueError(f'{folder}: exists; name a new folder')
+    with atomic.new_folder(folder.absolute()) as partial:
+        step = epath.Path(partial) / naming.CHECKPOINTS / str(STEP)
+        items = {
+            'variables': ocp.args.StandardSave(jax.tree.map(jax.numpy.asarray, dict(variables))),
+            'about': ocp.args.JsonSave({'card': card, 'versions': environment.versions()}),
+        }
+        handlers = {
+            'variables': ocp.StandardCheckpointHandler(),
+            'about': ocp.JsonCheckpointHandler(),
+        }
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers)) as checkpointer:
+            checkpointer.save(step, args=ocp.args.Composite(**items))
+        checksums.write(step)
+        atomic.write_json(partial / 'card.json', card)
 
 
 def from_card(card: dict[str, Any], variables: dict, model: CLIP, mesh: Mesh) -> Clip:
@@ -295,202 +355,3 @@ def from_card(card: dict[str, Any], variables: dict, model: CLIP, mesh: Mesh) ->
         preprocess=Preprocess.from_card(card['preprocess']),
         mesh=mesh,
     )
-
-
-def find(path: str | pathlib.Path) -> tuple[Any, str]:
-    """Finds a checkpoint without loading it.
-
-    Args:
-        path: as for `load`.
-
-    Returns:
-        The checkpoint's path, and its published layout (a name in convert/), '' for our own.
-
-    Raises:
-        ValueError: there is no checkpoint at `path`.
-    """
-    path, average, base = naming.parts(path)
-    path, name = naming.bare(path)
-    if remote := resolve.found(path):
-        path = str(remote.path)
-    place = pathlib.Path(path).expanduser()
-    layout = f'{convert.BARE}{name}' if name else place.exists() and convert.layout_of(place)
-    if layout:
-        if average:
-            raise ValueError(f'{path}{naming.AVERAGE}: a published checkpoint has no average')
-        if base:
-            raise ValueError(f'{path}{naming.BASE}{base}: a published checkpoint has no adapters')
-        return place, layout
-    try:
-        return checkpoint.find(path), ''
-    except ValueError as error:
-        if place.exists() and (hint := convert.hint(place)):
-            raise ValueError(f'{place}: no checkpoint; {hint}') from None
-        raise ValueError(
-            f'{error}. Published checkpoints are {convert.EXPECTED}; those that `clip-jax models` '
-            f'lists are downloaded by name, and others as hf://OWNER/NAME{resolve.hint(path)}'
-        ) from None
-
-
-def located(path: str | pathlib.Path) -> str:
-    """Returns a name for a checkpoint that holds anywhere: its absolute path, or its address with
-    the revision.
-    """
-    place = find(path)[0]
-    return resolve.pinned(path) or f'{checkpoint.absolute(place)}{naming.split(path)[1]}'
-
-
-def read(
-    path: str | pathlib.Path, mesh: Mesh | None = None, *, adapters: bool = True
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads the card and the variables of a checkpoint; adapters are merged (config.lora).
-
-    Args:
-        path: as for `load`; the layout is detected by content.
-        mesh: the devices that our own checkpoints are restored to, the first device by default.
-        adapters: whether it may be a run with adapters.
-
-    Returns:
-        The model card, and the variables: on the mesh for our own checkpoints, NumPy arrays for
-        published ones.
-
-    Raises:
-        ValueError: there is no checkpoint at `path`, it is incomplete or corrupt, or its card names
-            a module that cannot be imported; or the base of its adapters is not where it was, or
-            is another model.
-    """
-    folder, layout = find(path)
-    if layout:
-        return convert.read(folder, layout)
-    mesh = mesh or sharding.make_mesh(jax.devices()[:1])
-    card = checkpoint.read_about(folder)['card']
-    build.check_importable(folder, card)
-    _, average, base = naming.parts(path)
-    of_run = lora.of_card(card.pop(LORA, None), f'{folder}: lora of its card')
-    if of_run and not adapters:
-        raise ValueError(
-            f'{path}: has adapters of another model itself; expected a whole model, as '
-            'clip-jax convert writes it of this run'
-        )
-    if base and not of_run:
-        raise ValueError(f'{path}: has no adapters, so that it has no base')
-    model = clip.from_card(card['model'])
-    if not of_run:
-        variables = checkpoint.read_variables(folder, shapes(model), mesh)
-    else:
-        places = [base] if base else lora.bases(of_run, folder.parent.parent)
-        hint = f'{naming.parts(path)[0]}{naming.AVERAGE if average else ""}{naming.BASE}PATH'
-        variables = read_base(card, of_run, places, mesh, hint)
-        adapted = lora.resolve(of_run, variables['params'], clip.logical_axes(model))
-        assert adapted  # a card has `lora` only if there are some
-        variables['params'][LORA] = adapted.zeros()
-        variables = checkpoint.read_trained(folder, variables, mesh)
-    if average:
-        variables = checkpoint.read_average(folder, variables, mesh)
-    return card, lora.merged(variables, of_run or {})
-
-
-def read_base(
-    card: Mapping[str, Any], of_run: Mapping[str, Any], places: list[str], mesh: Mesh, hint: str
-) -> dict[str, Any]:
-    """Reads the variables of the model that has the adapters of a run.
-
-    Args:
-        card: the card of the run.
-        of_run: its `lora`.
-        places: where the model may be.
-        mesh: the device mesh, on every device of which they are replicated.
-        hint: how a user names another place.
-
-    Raises:
-        ValueError: it is at none of these places, or it is another model there.
-    """
-    others = []
-    for place in dict.fromkeys(places):
-        alone = naming.parts(place)[0]
-        if not (resolve.is_address(alone) or checkpoint.absolute(alone).exists()):
-            continue
-        of_base, variables = read(place, mesh, adapters=False)
-        found = fingerprint(variables)
-        if found == of_run['fingerprint']:
-            size = card['model']['image']['image_size']
-            _, variables = clip.with_image_size(of_base['model'], variables, size)
-            return on_devices(variables, mesh)
-        others.append(f'{place} is another model (fingerprint {found[:8]})')
-    raise ValueError(
-        f'the base of the adapters, {of_run["base"]} (fingerprint {of_run["fingerprint"][:8]}), is '
-        f'not at {" or ".join(dict.fromkeys(places))}{"; " if others else ""}{"; ".join(others)}. '
-        f'Put it back, or name where it is: {hint}'
-    )
-
-
-def load(
-    path: str | pathlib.Path,
-    *,
-    model: str = '',
-    dtype: str = 'float32',
-    image_size: int | None = None,
-    mesh: Mesh | None = None,
-) -> Clip:
-    """Loads a model.
-
-    Args:
-        path: a run directory (its newest checkpoint is loaded), one checkpoint of a run, or a file
-            or folder as OpenAI, open_clip, Hugging Face, big_vision or OpenVision publish them; or
-            a published name or an address, see `clip_jax.places`. `#average` after a run or its
-            checkpoint loads the average of its weights (`config.ema`). Adapters are merged into
-            their base (`config.lora`); `#base=PATH` at the end says where that is, if it was moved.
-        model: the architecture of weights without settings, as open_clip or OpenVision names it
-            ('ViT-L-14'); the same as `#model=ViT-L-14` after the path.
-        dtype: the compute dtype: 'float32', 'bfloat16', or 'auto' (bfloat16 on accelerators).
-            Parameters stay float32.
-        image_size: another image size in pixels; position embeddings are interpolated.
-        mesh: the devices that embed; by default all devices of all processes.
-
-    Returns:
-        The `Clip`.
-
-    Raises:
-        ValueError: there is no checkpoint at `path`, it is incomplete, corrupt or not supported, or
-            its card names a module (an encoder, a tokenizer) that cannot be imported.
-    """
-    mesh = mesh or sharding.make_mesh()
-    card, variables = read(f'{path}{naming.MODEL}{model}' if model else path, mesh)
-    if image_size is not None:
-        card, variables = with_image_size(card, variables, image_size)
-    built = build.model(card['model'], dtype)
-    try:
-        return from_card(card, on_devices(variables, mesh), built, mesh)
-    except ValueError as error:  # of the tokenizer, which knows no path
-        raise ValueError(f'{path}: {error}') from error
-
-
-def with_image_size(
-    card: dict[str, Any], variables: dict[str, Any], image_size: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the card and the variables of the same model for another image size.
-
-    Args:
-        card: the model card.
-        variables: the model's variables.
-        image_size: the new image size in pixels; position embeddings are interpolated.
-
-    Raises:
-        ValueError: the image encoder does not work at that size.
-    """
-    model, variables = clip.with_image_size(card['model'], variables, image_size)
-    preprocess = {**card['preprocess'], 'size': image_size}
-    return {**card, 'model': model, 'preprocess': preprocess}, variables
-
-
-def on_devices(variables: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """Replicates variables on all devices of a mesh.
-
-    `variables` is emptied and each host array is freed once it is copied, so that host memory never
-    holds the model twice.
-    """
-    leaves, tree = jax.tree.flatten(variables)
-    variables.clear()
-    for i, leaf in enumerate(leaves):
-        leaves[i] = jax.block_until_ready(jax.device_put(leaf, sharding.replicated(mesh)))
-    return jax.tree.unflatten(tree, leaves)
