@@ -64,7 +64,7 @@ def openai(text: Mapping[str, Any]) -> Card | None:
     """Returns CLIP's tokenizer, which all of OpenAI's checkpoints use."""
     if text['vocab_size'] != CLIP_VOCABULARY:
         return None
-    return {'name': 'bpe', 'context_length': text['context_length']}
+    return {'name': 'bpe', 'context_length': text['context_length'], 'clean': 'lower'}
 
 
 def open_clip(

@@ -159,7 +159,9 @@ def test_with_clips_vocabulary_comes_clips_tokenizer():
     fields = {'vocab_size': 49408, 'context_length': 77}
     from clip_jax.convert import _tokenizer_files
 
-    assert _tokenizer_files.openai(fields) == {'name': 'bpe', 'context_length': 77}
+    card = _tokenizer_files.openai(fields)
+    assert card == {'name': 'bpe', 'context_length': 77, 'clean': 'lower'}
+    assert _tokenizer_files.open_clip_config(card) == {}  # open_clip's own, in what we write
 
 
 @pytest.mark.parametrize(

@@ -323,6 +323,23 @@ def test_trunk_features_are_the_rows_before_the_projection(
     assert not list(out.glob('texts-*')) and stored[0]['texts'] == source[0]['texts']
 
 
+@pytest.mark.parametrize('features', ['patches', 'attention:-1'])
+def test_features_with_more_axes_are_stored_as_they_are(
+    features, arguments, clip, source, tmp_path, capfd
+):
+    out = tmp_path / 'x'
+    run(*arguments, f'--out={out}', f'--features={features}', '--save-dtype=float16')
+    stored = open_source(f'embeddings:{out}')
+    rows = stored.embeddings(features)
+    expected = clip.encode_image([source[i]['image'] for i in range(3)], features=features)
+    assert rows.shape == (64, *clip.feature_shape(features)) and rows.ndim == expected.ndim
+    np.testing.assert_allclose(rows[:3], expected, atol=5e-3)
+    assert stored.description.shape == [*clip.feature_shape(features)]
+    capfd.readouterr()
+    with pytest.raises(ValueError, match=f'holds the features {features!r}'):
+        stored.embeddings('embedding')
+
+
 def test_rows_too_large_for_half_precision_are_an_error(arguments, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(embed, '_embed_texts', lambda job, texts: np.full((1, 16), 7e4, np.float32))
     run(*arguments, f'--out={tmp_path / "x"}', '--save-dtype=float16', code=1)

@@ -22,6 +22,9 @@ Fields named `remat`, `scan` and `attention` are set by config.model; they say h
 computed, and are not part of a checkpoint's card. All other fields are: a card has to be JSON, so
 they are numbers, strings, booleans or tuples of these.
 
+An encoder that calls `capture.keep(self, 'patches', x)` before pooling has the features 'patches';
+submodules named `block_0`, `block_1`, … are the blocks of the features 'block:N' (see features.py).
+
 Optional module attributes:
   VARIANTS: name -> fields, for `model.image.variant`.
   LOGICAL_AXES: end of a parameter's path -> its logical axes, as sharding.RULES names them, for all

@@ -5,5 +5,5 @@ fields `vocab_size` and `context_length`, `eot_id` if it reads the end-of-text t
 if it masks padding; the tokenizer of the config sets them.
 
 `Encoder.__call__(tokens, *, train=False, example_index=None)` maps token ids, int32 [B, L], to
-features [B, width].
+features [B, width]. It keeps all 'tokens' as an image encoder keeps 'patches'.
 """
