@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, tokenizers
 from clip_jax.data import inputs
+from clip_jax.data.patches import stacked
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.tools.scan import in_order
 from clip_jax.models import clip, inference, matryoshka
@@ -43,7 +44,7 @@ class Clip:
         variables: what `model.apply` takes: `{'params': …}`, for a ResNet also `batch_stats`.
         card: the model card: architecture, preprocessing and tokenizer, as JSON values.
         tokenizer: texts -> tokens, int32 [N, L]; None if the checkpoint has no tokenizer files.
-        preprocess: any image -> uint8 [size, size, 3].
+        preprocess: any image -> uint8 [size, size, 3], or Patches for a NaFlex model.
         mesh: the devices that embed; batches are sharded over them, parameters are replicated.
         batch_size: images or texts per forward pass, over all devices.
         on_batch: called before each batch, in the caller's thread.
@@ -101,19 +102,20 @@ class Clip:
             ahead=AHEAD * self.batch_size,
         )
         with contextlib.closing(prepared):
-            batches = map(np.stack, groups(prepared, self.batch_size))
+            batches = map(stacked, groups(prepared, self.batch_size))
             embedded = list(self.encode_batches(batches, features=features))
         if not embedded:
             return np.zeros((0, dim or self.feature_dim(features)), np.float32)
         return matryoshka.first(np.concatenate(embedded), dim)
 
     def encode_batches(
-        self, batches: Iterable[np.ndarray], *, features: str = 'embedding'
+        self, batches: Iterable[Any], *, features: str = 'embedding'
     ) -> Iterator[np.ndarray]:
         """Embeds batches of preprocessed images; the devices compute one batch ahead.
 
         Args:
-            batches: uint8 arrays [B, size, size, 3]; B may differ from batch to batch.
+            batches: uint8 arrays [B, size, size, 3], or Patches as `preprocess` makes them; B may
+                differ from batch to batch.
             features: 'embedding' or 'pre_projection', as in `encode_image`.
 
         Yields:
@@ -123,9 +125,8 @@ class Clip:
 
     def feature_dim(self, features: str = 'embedding') -> int:
         """Returns the size of one image's features, 'embedding' or 'pre_projection'."""
-        size = self.preprocess.size
-        image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
-        return jax.eval_shape(_forward(self, features), self.variables, image).shape[1]
+        images, _ = self.model.example_inputs(1)
+        return jax.eval_shape(_forward(self, features), self.variables, images).shape[1]
 
     def encode_text(
         self, texts: str | Iterable[str] | np.ndarray, *, dim: int | None = None
@@ -215,7 +216,7 @@ class Clip:
         return found
 
     def _embedded(
-        self, forward: Callable, batches: Iterable[np.ndarray], method: str
+        self, forward: Callable, batches: Iterable[Any], method: str
     ) -> Iterator[np.ndarray]:
         """Yields the output for each batch; batches are padded to a few sizes to limit recompiles.
 

@@ -69,13 +69,17 @@ def probabilities(
     return np.asarray(jax.nn.softmax(logits, axis=-1))
 
 
-def sharded(batch: np.ndarray, batch_size: int, mesh: Mesh) -> jax.Array:
-    """Pads a batch and shards it over the devices."""
+def sharded(batch: Any, batch_size: int, mesh: Mesh) -> Any:
+    """Pads a batch, an array or a tree of arrays, and shards it over the devices."""
     padding = _bucket(len(batch), batch_size, mesh.size) - len(batch)
-    if padding:
-        batch = np.pad(batch, [(0, padding)] + [(0, 0)] * (batch.ndim - 1))
-    # Every process has the full batch and passes its devices their shards.
-    return jax.make_array_from_callback(batch.shape, sharding.over_batch(mesh), batch.__getitem__)
+
+    def one(x: np.ndarray) -> jax.Array:
+        if padding:
+            x = np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
+        # Every process has the full batch and passes its devices their shards.
+        return jax.make_array_from_callback(x.shape, sharding.over_batch(mesh), x.__getitem__)
+
+    return jax.tree.map(one, batch)
 
 
 def _bucket(n: int, most: int, devices: int) -> int:

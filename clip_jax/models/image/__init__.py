@@ -22,6 +22,9 @@ Fields named `remat`, `scan` and `attention` are set by config.model; they say h
 computed, and are not part of a checkpoint's card. All other fields are: a card has to be JSON, so
 they are numbers, strings, booleans or tuples of these.
 
+An encoder of images of any aspect ratio (see naflex.py) has `example_images(count, max_patches,
+patch_size)`, the shapes of a batch, and is called with data.patches.Patches.
+
 Optional module attributes:
   VARIANTS: name -> fields, for `model.image.variant`.
   LOGICAL_AXES: end of a parameter's path -> its logical axes, as sharding.RULES names them, for all
