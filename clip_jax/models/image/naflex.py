@@ -99,6 +99,12 @@ class Encoder(nn.Module):
         pixels = jax.ShapeDtypeStruct((count, most, size, size, 3), jnp.uint8)
         return Patches(pixels, jax.ShapeDtypeStruct((count, 2), jnp.int32))
 
+    @property
+    def preprocess(self) -> dict[str, str | int]:
+        """Fields of data.preprocess.Preprocess for a new model."""
+        sizes = {'patch_size': self.patch_size, 'max_patches': self.grid**2}
+        return {'resize': 'patches', 'interpolation': 'bilinear', **sizes}
+
     def with_image_size(self, params: dict, image_size: int) -> dict:
         """Returns the parameters as they are; ValueError for another image size."""
         if image_size != self.image_size:
