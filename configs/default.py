@@ -81,8 +81,9 @@ def get_config() -> ConfigDict:
     c.data.train = 'tfds:shapes_captions/train'
     # For a model that takes images of any aspect ratio (naflex): pairs of the most patches of an
     # image and a probability, such as ((128, 0.25), (256, 0.75)), drawn for each batch; (): always
-    # preprocess.max_patches. The same for patch sizes in pixels; (): always model.image.patch_size.
+    # preprocess.max_patches.
     c.data.budgets = ()
+    # The same for the height and width of patches, in pixels; (): always model.image.patch_size.
     c.data.patch_sizes = ()
     c.data.num_threads = 4  # threads that read and decode
     c.data.num_workers = 0  # processes with that many threads each; 0: threads of the main process

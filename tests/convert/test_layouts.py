@@ -27,8 +27,8 @@ from clip_jax.runtime.foreign_arrays import Array
 
 WRITTEN = {
     'open_clip': ['clip', 'eot', 'quick', 'metaclip_2', 'resnet', 'clipa', 'scaled'],
-    'huggingface': ['clip', 'eot', 'quick', 'metaclip_2', 'siglip'],
-    'big_vision': ['siglip'],
+    'huggingface': ['clip', 'eot', 'quick', 'metaclip_2', 'siglip', 'naflex'],
+    'big_vision': ['siglip', 'naflex'],
 }
 PAIRS = [(layout, name) for layout, names in WRITTEN.items() for name in names]
 

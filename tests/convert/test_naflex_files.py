@@ -16,6 +16,8 @@ from clip_jax.convert import _files, big_vision, huggingface
 from clip_jax.data.patches import Patches
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.models import clip
+from clip_jax.models.image import naflex
+from clip_jax.step import state
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures'
 TOLERANCE = 2e-5
@@ -103,6 +105,23 @@ def test_what_is_written_is_what_was_read(stored, tmp_path, layout):
         assert len(weights) == sum(name.startswith('weights/') for name in content)
     else:
         assert again['preprocess']['max_patches'] == big_vision.MAX_PATCHES
+
+
+# Counted by transformers 5.24 in its own models of these sizes.
+@pytest.mark.parametrize(('variant', 'count'), [('B', 375_234_050), ('So400m', 1_135_670_962)])
+def test_numbers_of_parameters_of_the_published_models(variant, count):
+    sizes = naflex.VARIANTS[variant]
+    theirs = {
+        'hidden_size': sizes['width'],
+        'num_hidden_layers': sizes['depth'],
+        'num_attention_heads': sizes['heads'],
+        'intermediate_size': sizes['mlp_dim'],
+    }
+    config = {'model_type': 'siglip2', 'vision_config': theirs}
+    config['text_config'] = {**theirs, 'vocab_size': 256_000}
+    fields = huggingface.architecture(config, what='published')
+    assert (fields['image']['image_size'], fields['image']['patch_size']) == (256, 16)
+    assert state.count_parameters(clip.shapes(clip.from_card(fields))['params']) == count
 
 
 @pytest.mark.parametrize('stored', ['small'], indirect=True)
