@@ -1,17 +1,21 @@
 """Training on images of any aspect ratio: what each batch has, meshes, and resumption."""
 
-import json
+import io
 import re
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from support import small_training
-from support.runs import command, copied_until, train, training
+from support.runs import command, copied_until, rows, train, training
 
 import clip_jax
+from clip_jax.cli import config_file
 from clip_jax.data.patches import Patches
+from clip_jax.data.sources import open_source
+from clip_jax.planning import abstract_step
 
 CARD = {
     'image': {'name': 'naflex', 'image_size': 16, 'patch_size': 4, **small_training.SMALL},
@@ -62,7 +66,7 @@ def test_twenty_steps_on_eight_devices_are_those_on_one(alone, options):
 
 @pytest.fixture(scope='module')
 def config(tiny_config, tmp_path_factory) -> Path:
-    """A config of twelve steps with two budgets and two patch sizes."""
+    """A config of six steps with two budgets and patches of another size than the model's."""
     page = tmp_path_factory.mktemp('naflex') / 'naflex.py'
     page.write_text(f"""
 import sys
@@ -76,8 +80,9 @@ def get_config():
          'heads': 2, 'mlp_dim': 16}}
     )
     c.data.budgets = ((9, 0.5), (20, 0.5))
-    c.data.patch_sizes = ((4, 0.6), (6, 0.4))
-    c.checkpoint.update(every=4, keep=9)
+    c.data.patch_sizes = ((6, 1.0),)
+    c.total_steps, c.checkpoint.every, c.checkpoint.keep, c.eval_every = 6, 3, 9, 6
+    del c.evals['retrieval']
     return c.lock()
 """)
     return page
@@ -91,23 +96,27 @@ def run(config, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_a_run_embeds_and_is_scored_at_its_own_budget(run):
+def test_a_run_embeds_and_is_scored_at_its_own_budget(run, tiny_tars, tmp_path):
     model = clip_jax.load(run)
     rule = model.preprocess
     assert (rule.resize, rule.patch_size, rule.max_patches) == ('patches', 4, 16)
+    assert any('zeroshot/top1' in row for row in rows(run))
     images = [np.full((10, width, 3), 90, np.uint8) for width in (10, 40, 3)]
     together = model.encode_image(images)
     alone = np.concatenate([model.encode_image(image) for image in images])
     np.testing.assert_allclose(together, alone, atol=1e-5)
-    assert any('zeroshot/top1' in row for row in json_lines(run))
-
-
-def json_lines(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    out = tmp_path / 'embedded'
+    done = command('embed', f'--model={run}', f'--data={tiny_tars}', f'--out={out}')
+    assert done.returncode == 0, done.stderr
+    data = open_source(tiny_tars)
+    expected = model.encode_image([data[i]['image'] for i in range(len(data))])
+    np.testing.assert_allclose(open_source(f'embeddings:{out}').embeddings(), expected, atol=1e-3)
+    best = clip_jax.search(out, Image.open(io.BytesIO(data[5]['image'])), 1)
+    assert best[0].score > 0.99
 
 
 def test_it_resumes_with_the_batches_that_it_would_have_seen(run, config, tmp_path):
-    again = copied_until(run, tmp_path / 'again', 4)
+    again = copied_until(run, tmp_path / 'again', 3)
     done = train(config, again)
     assert done.returncode == 0, done.stderr
     assert training(again) == training(run)
@@ -115,15 +124,19 @@ def test_it_resumes_with_the_batches_that_it_would_have_seen(run, config, tmp_pa
     jax.tree.map(np.testing.assert_array_equal, *pair)
 
 
+TWO_SIZES = (
+    "({'steps': 2, 'model.image.image_size': 16}, {'steps': 4, 'model.image.image_size': 32})"
+)
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
         ('data.budgets=((9, 0.5), (20, 0.6))', 'data.budgets is .* add up to 1'),
-        ('data.budgets=((9, 0.5), (9, 0.5))', 'data.budgets is .* pairs of a number'),
         ('data.patch_sizes=((0, 1.0),)', 'data.patch_sizes is .* pairs of a number'),
         ('model.image.name=vit', r'data.budgets is .* expected \(\) or model.image.name naflex'),
         ('preprocess.resize=squash', "resize 'squash' with patch_size 4"),
-        ('stages=({"steps": 12, "model.image.image_size": 32},)', 'takes images of any size'),
+        (f'stages={TWO_SIZES}', 'takes images of any size'),
     ],
 )
 def test_wrong_values_are_refused_before_anything_is_written(config, tmp_path, change, message):
@@ -134,6 +147,16 @@ def test_wrong_values_are_refused_before_anything_is_written(config, tmp_path, c
 
 
 def test_a_plan_is_of_the_largest_batch(config):
-    done = command('plan', f'--config={config}', '--json')
-    assert done.returncode == 0, done.stderr
-    print(done.stdout)
+    def planned(*changes: str) -> abstract_step.Step:
+        found = config_file.read(str(config), [f'--config.{change}' for change in changes])
+        return abstract_step.step_of(found, jax.devices()[:1], 'float32')
+
+    drawn, largest = planned(), planned('data.budgets=((20, 1.0),)')
+    assert drawn.batch['image'].pixels.shape == (16, 20, 6, 6, 3)
+    assert drawn.batch['image'].pixels.shape == largest.batch['image'].pixels.shape
+    flops = [
+        abstract_step.forward_flops(x.model, x.batch['image'])
+        for x in (drawn, largest, planned('data.budgets=((9, 1.0),)'))
+    ]
+    assert flops[0] == flops[1] > 1.2 * flops[2]
+    assert jax.eval_shape(drawn.function, drawn.state, drawn.batch)[1]['loss'].shape == ()
