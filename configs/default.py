@@ -151,9 +151,7 @@ def get_config() -> ConfigDict:
     # Preprocessing for evaluation, stored in the model card. Default: OpenAI's, or init_from's.
     c.preprocess = ConfigDict()
     c.preprocess.resize = placeholder(str)  # shortest (default; then center crop) or squash
-    c.preprocess.max_patches = placeholder(
-        int
-    )  # naflex: patches of an image; default: its positions
+    c.preprocess.max_patches = placeholder(int)  # naflex: of an image; default: its positions
     c.preprocess.interpolation = placeholder(str)  # bicubic (default), bilinear, ...
     c.preprocess.mean = placeholder(tuple)  # per channel: red, green, blue
     c.preprocess.std = placeholder(tuple)  # per channel
