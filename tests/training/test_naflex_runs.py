@@ -15,7 +15,9 @@ import clip_jax
 from clip_jax.cli import config_file
 from clip_jax.data.patches import Patches
 from clip_jax.data.sources import open_source
+from clip_jax.models import clip
 from clip_jax.planning import abstract_step
+from clip_jax.step.teachers import Teacher
 
 CARD = {
     'image': {'name': 'naflex', 'image_size': 16, 'patch_size': 4, **small_training.SMALL},
@@ -160,3 +162,14 @@ def test_a_plan_is_of_the_largest_batch(config):
     ]
     assert flops[0] == flops[1] > 1.2 * flops[2]
     assert jax.eval_shape(drawn.function, drawn.state, drawn.batch)[1]['loss'].shape == ()
+
+
+def test_a_teacher_of_images_of_one_size_is_refused():
+    given = batch(0)
+    for card, images in (
+        (small_training.CARD, given['image']),
+        (CARD, small_training.batch(0)['image']),
+    ):
+        teacher = Teacher(clip.from_card(card), max, 1.0, (0.5,) * 3, (0.5,) * 3)
+        with pytest.raises(ValueError, match=r'distillation: the student takes images of .* kind'):
+            teacher.embed({}, images, given['tokens'])
