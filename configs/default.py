@@ -21,7 +21,8 @@ def get_config() -> ConfigDict:
     c.total_steps = 100_000  # updates; the learning rate reaches 0 at the last
     # Stages: mappings with steps, which add up to total_steps, and values that other stages have
     # from the config: model.image.image_size, model.image.patch_dropout, batch_size, microbatches,
-    # optimizer.learning_rate, data.train and data.augment.NAME. See docs/finetune.md.
+    # optimizer.learning_rate, data.train, data.budgets, data.patch_sizes and data.augment.NAME. See
+    # docs/finetune.md.
     c.stages = ()
     c.log_every = 50  # steps between lines of metrics
     c.eval_every = 5_000  # steps between evaluations; also at the start and at the end
@@ -78,6 +79,12 @@ def get_config() -> ConfigDict:
     # A SPEC: tfds:NAME[/CONFIG]/SPLIT, tars:GLOB, table:FILE, folder:DIR, or my_package.my_source:
     # ADDRESS. Or a mixture: '3 * tars:A-*.tar + 1 * tars:B-*.tar' takes 3 of 4 pairs from A.
     c.data.train = 'tfds:shapes_captions/train'
+    # For a model that takes images of any aspect ratio (naflex): pairs of the most patches of an
+    # image and a probability, such as ((128, 0.25), (256, 0.75)), drawn for each batch; (): always
+    # preprocess.max_patches.
+    c.data.budgets = ()
+    # The same for the height and width of patches, in pixels; (): always model.image.patch_size.
+    c.data.patch_sizes = ()
     c.data.num_threads = 4  # threads that read and decode
     c.data.num_workers = 0  # processes with that many threads each; 0: threads of the main process
     c.data.caption = 'random'  # which of an image's captions: random, first or longest
@@ -144,6 +151,7 @@ def get_config() -> ConfigDict:
     # Preprocessing for evaluation, stored in the model card. Default: OpenAI's, or init_from's.
     c.preprocess = ConfigDict()
     c.preprocess.resize = placeholder(str)  # shortest (default; then center crop) or squash
+    c.preprocess.max_patches = placeholder(int)  # naflex: of an image; default: its positions
     c.preprocess.interpolation = placeholder(str)  # bicubic (default), bilinear, ...
     c.preprocess.mean = placeholder(tuple)  # per channel: red, green, blue
     c.preprocess.std = placeholder(tuple)  # per channel

@@ -102,9 +102,9 @@ def _check_image_size(
     patch = image.get('patch_size', 32)  # a ResNet downsamples by 32
     grid, extra = image['image_size'] // patch, int(image.get('class_token', 'depths' in image))
     extra *= image.get('class_position', True)
-    shape = theirs[places[0]].shape
-    found = math.isqrt(max(shape[-2] - extra, 0)) if len(shape) > 1 else 0
-    if found and found != grid and found**2 + extra == shape[-2]:
+    count = math.prod(theirs[places[0]].shape[:-1])
+    found = math.isqrt(max(count - extra, 0))
+    if found and found != grid and found**2 + extra == count:
         raise ValueError(
             f'{what}: the weights are for images of {found * patch} pixels ({found} x {found} '
             f'patches), but {name} is {image["image_size"]}; set it to {found * patch}'

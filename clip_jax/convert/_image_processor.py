@@ -44,16 +44,29 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         'image_mean': list(_cards.HALF),
         'image_std': list(_cards.HALF),
     },
+    # NaFlex: it ignores size and crop_size.
+    'Siglip2ImageProcessor': {
+        **_SAME,
+        'resample': 2,
+        'patch_size': 16,
+        'max_num_patches': 256,
+        'image_mean': list(_cards.HALF),
+        'image_std': list(_cards.HALF),
+    },
 }
+_OF_PATCHES = ('patch_size', 'max_num_patches')
 
 
-def read(folder: pathlib.Path, size: int, *, siglip: bool) -> dict[str, Any]:
+def read(
+    folder: pathlib.Path, size: int, *, siglip: bool, patch_size: int | None = None
+) -> dict[str, Any]:
     """Reads the image processor of a folder.
 
     Args:
         folder: the folder of the weights.
         size: the image size of the model.
         siglip: whether the model is a SigLIP, whose class is the default.
+        patch_size: the patch size of a model that takes images of any size (NaFlex).
 
     Returns:
         The card's `preprocess`.
@@ -62,7 +75,7 @@ def read(folder: pathlib.Path, size: int, *, siglip: bool) -> dict[str, Any]:
         ValueError: a key is unknown, wrong, or asks for what `Preprocess` cannot do.
     """
     config, what = _found(folder)
-    default = 'SiglipImageProcessor' if siglip else 'CLIPImageProcessor'
+    default = _class(siglip, patch_size is not None)
     if config is None:
         logging.warning(
             '%s: has neither %s nor %s; images are prepared as by the %s of transformers for '
@@ -71,10 +84,16 @@ def read(folder: pathlib.Path, size: int, *, siglip: bool) -> dict[str, Any]:
         )
         sides = {'height': size, 'width': size}
         config = {'size': sides if siglip else size, 'crop_size': size}
+        config |= {} if patch_size is None else {'patch_size': patch_size}
     given = _settings.checked(config, _settings.IMAGE_PROCESSOR, what)
     old = given.get('feature_extractor_type', default).replace('FeatureExtractor', 'ImageProcessor')
     name = given.get('image_processor_type', old).removesuffix('Fast')
     lookup.check(name, DEFAULTS, what=f'{what}: image_processor_type')
+    if (name == _class(True, True)) != (patch_size is not None):
+        raise ValueError(
+            f'{what}: image_processor_type is {name}; expected {default}, as the model takes '
+            f'images {"of any size (NaFlex)" if patch_size else f"of {size} x {size} pixels"}'
+        )
     values = {**DEFAULTS[name], **given}
     if name == 'CLIPImageProcessor' and values.get('use_square_size'):
         values['size'] = {'height': 224, 'width': 224}
@@ -83,7 +102,7 @@ def read(folder: pathlib.Path, size: int, *, siglip: bool) -> dict[str, Any]:
         raise ValueError(f'{what}: resample is {values["resample"]}; expected 0 to 5, of Pillow')
     rule = {
         'size': size,
-        **_geometry(values, size, what),
+        **(_geometry if patch_size is None else _of_patches)(values, patch_size or size, what),
         'interpolation': RESAMPLE[values['resample']],
         'mean': mean,
         'std': std,
@@ -91,6 +110,22 @@ def read(folder: pathlib.Path, size: int, *, siglip: bool) -> dict[str, Any]:
         'crop': 'down',
     }
     return valid(rule, what)
+
+
+def _class(siglip: bool, naflex: bool) -> str:
+    return f'{"Siglip2" if naflex else "Siglip" if siglip else "CLIP"}ImageProcessor'
+
+
+def _of_patches(values: Mapping[str, Any], patch_size: int, what: str) -> dict[str, Any]:
+    """Returns the fields of the resize 'patches'; ValueError if the model has other patches."""
+    if not values['do_resize']:
+        raise ValueError(f'{what}: do_resize is false; expected true, so that patches fit')
+    if values['patch_size'] != patch_size:
+        raise ValueError(
+            f"{what}: patch_size is {values['patch_size']}; expected {patch_size}, the model's"
+        )
+    most = values['max_num_patches']
+    return {'resize': 'patches', 'patch_size': patch_size, 'max_patches': most}
 
 
 def valid(rule: dict[str, Any], what: str) -> dict[str, Any]:
@@ -116,6 +151,12 @@ def _found(folder: pathlib.Path) -> tuple[dict[str, Any] | None, str]:
 
 def _geometry(values: Mapping[str, Any], size: int, what: str) -> dict[str, Any]:
     """Returns `resize` and `resize_to`; ValueError unless every image becomes size x size."""
+    for key in _OF_PATCHES:
+        if key in values:
+            raise ValueError(
+                f'{what}: {key} is {values[key]}, which belongs to images of any size (NaFlex); '
+                'the model is not for them'
+            )
     crop, resize = values['do_center_crop'], 'none'
     to: Any = None
     if values['do_resize']:
@@ -190,10 +231,11 @@ def written(rule: Mapping[str, Any], *, siglip: bool) -> dict[str, Any]:
     Raises:
         ValueError: transformers has no such rule.
     """
-    size, name = rule['size'], 'SiglipImageProcessor' if siglip else 'CLIPImageProcessor'
+    size, naflex = rule['size'], rule['resize'] == 'patches'
+    name = _class(siglip, naflex)
     square = {'height': size, 'width': size}
     crop = rule['resize'] != 'squash' or rule.get('resize_to') is not None
-    if rule['resize'] == 'longest' or (siglip and crop):
+    if rule['resize'] == 'longest' or (siglip and crop and not naflex):
         raise ValueError(
             f'the layout huggingface cannot hold this model: {name} has no '
             f'preprocess.resize {rule["resize"]!r}'
@@ -201,11 +243,15 @@ def written(rule: Mapping[str, Any], *, siglip: bool) -> dict[str, Any]:
     to = rule.get('resize_to') or size
     height, width = [to, to] if isinstance(to, int) else to
     squash = {'height': height, 'width': width}
+    if naflex:
+        geometry = {'patch_size': rule['patch_size'], 'max_num_patches': rule['max_patches']}
+    else:
+        geometry = {'size': {'shortest_edge': to} if rule['resize'] == 'shortest' else squash}
     return {
         'image_processor_type': name,
         'do_convert_rgb': True,
         'do_resize': rule['resize'] != 'none',
-        'size': {'shortest_edge': to} if rule['resize'] == 'shortest' else squash,
+        **geometry,
         'resample': {ours: number for number, ours in RESAMPLE.items()}[rule['interpolation']],
         **({} if siglip else {'do_center_crop': crop, 'crop_size': square}),
         'do_rescale': True,

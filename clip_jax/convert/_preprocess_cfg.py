@@ -44,7 +44,7 @@ def read(config: Any, size: int, *, what: str) -> dict[str, Any]:
 
 def written(rule: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the `preprocess_cfg` of a card's `preprocess`; ValueError if there is none."""
-    if rule['resize'] == 'none' or rule.get('resize_to') is not None:
+    if rule['resize'] in ('none', 'patches') or rule.get('resize_to') is not None:
         raise ValueError(
             'the layout open_clip cannot hold this model: it always resizes to the size of the '
             f'model, but preprocess.resize is {rule["resize"]!r} and preprocess.resize_to '

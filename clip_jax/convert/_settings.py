@@ -85,8 +85,12 @@ IMAGE_PROCESSOR: Table = {
     'do_pad': read('without effect if pad_size is the size of the result', bool),
     'pad_size': read('another size than that of the result is refused', _SIZE),
     'use_square_size': read('true sets size to 224 x 224 (CLIPImageProcessor)', bool),
-    'patch_size': refused('belongs to images of any shape (NaFlex), which are not supported'),
-    'max_num_patches': refused('belongs to images of any shape (NaFlex), which are not supported'),
+    'patch_size': read(
+        'Siglip2ImageProcessor (NaFlex): must be that of the model; other classes are refused', int
+    ),
+    'max_num_patches': read(
+        'Siglip2ImageProcessor (NaFlex): the patches of an image; other classes are refused', int
+    ),
     'auto_map': refused(_CODE, {}),
     'data_format': irrelevant('the order of axes of their array'),
     'input_data_format': irrelevant('the order of axes of arrays given to them'),

@@ -47,6 +47,8 @@ def row(ours: str | Iterable[str], theirs: str | Iterable[str], rule: Rule) -> R
 SAME = Rule(lambda x: x, lambda x: x)
 LINEAR = Rule(np.transpose, np.transpose)  # (out, in) <-> (in, out)
 CONV = Rule(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
+# (out, size * size * in) <-> (size, size, in, out); `read` below gives it its four axes.
+PATCHES = Rule(np.transpose, lambda x: x.reshape(-1, x.shape[-1]).T)
 ONE = Rule(lambda x: x.reshape(()), lambda x: x.reshape(1))  # (1) <-> ()
 LEADING_ONE = Rule(lambda x: x[0], lambda x: x[None])  # (1, ...) <-> (...)
 LEADING_ONES = Rule(lambda x: x[0, 0], lambda x: x[None, None])  # (1, 1, ...) <-> (...)

@@ -1,4 +1,4 @@
-"""big_vision's two-tower models (SigLIP, SigLIP 2 at fixed resolution) in one `.npz`.
+"""big_vision's two-tower models (SigLIP, SigLIP 2, also NaFlex) in one `.npz`.
 
 Names are Flax paths; blocks are separate or stacked on a leading axis; bfloat16 is stored as raw
 bytes. All models use tanh GELU and epsilon 1e-6.
@@ -14,13 +14,16 @@ import ml_dtypes
 import numpy as np
 
 from clip_jax.convert import _big_vision_tokenizer, _cards, _files, _table, _tokenizer_files
-from clip_jax.convert._table import LEADING_ONE, ONE, SAME, STACKED, Row, row
+from clip_jax.convert._table import LEADING_ONE, ONE, SAME, STACKED, Row, Rule, row
 from clip_jax.runtime import foreign_arrays
 from clip_jax.runtime.foreign_arrays import Array
 
 _ATTENTION = 'MultiHeadDotProductAttention_0'
 FILE = 'model.npz'
+# What the file does not store: the patches of an image that SigLIP 2's NaFlex is evaluated with.
+MAX_PATCHES = 256
 _MOST_BLOCKS = 1_000  # on a leading axis
+_FLAT = Rule(lambda x: x, lambda x: x.reshape(-1, x.shape[-1]))  # (n, out) <-> (size, size, 3, out)
 _BLOCKS = {'image': 'img/Transformer/encoderblock', 'text': 'txt/Encoder_0/encoderblock'}
 
 
@@ -54,12 +57,6 @@ def complete(
         folder: where the tokenizer is, if there is one.
     """
     theirs = unstacked(arrays, str(path))
-    embedding = theirs.get('img/embedding/kernel')
-    if embedding and len(embedding.shape) == 2:
-        raise ValueError(
-            f'{path}: a model for images of any shape (NaFlex), which is not supported; '
-            'models of a fixed resolution are'
-        )
     with _cards.understood(f'{path}: not a SigLIP model of two towers'):
         fields = architecture(theirs)
     model, variables = _cards.complete(fields, rows, theirs, what=str(path))
@@ -67,7 +64,7 @@ def complete(
         'model': model,
         'preprocess': {
             'size': model['image']['image_size'],
-            'resize': 'squash',
+            **_resize(model['image']),
             'interpolation': 'bilinear',
             'mean': list(_cards.HALF),
             'std': list(_cards.HALF),
@@ -75,6 +72,13 @@ def complete(
         'tokenizer': _tokenizer_files.big_vision(folder, model['text']),
     }
     return card, variables
+
+
+def _resize(image: Mapping[str, Any]) -> dict[str, Any]:
+    if image['name'] == 'vit':
+        return {'resize': 'squash'}
+    sizes = {'patch_size': image['patch_size'], 'max_patches': MAX_PATCHES}
+    return {'resize': 'patches', **sizes}
 
 
 def missing(card: Mapping[str, Any]) -> str:
@@ -125,15 +129,19 @@ def unstacked(theirs: Mapping[str, Array], what: str) -> dict[str, Array]:
 def architecture(theirs: Mapping[str, Array]) -> dict[str, Any]:
     """Returns the card's `model`, inferred from shapes."""
     shape = {name: array.shape for name, array in theirs.items()}
-    patch_size, _, _, _ = shape['img/embedding/kernel']
-    _, patches, width = shape['img/pos_embedding']
+    naflex = len(shape['img/embedding/kernel']) == 2
+    if naflex:
+        patch_size = math.isqrt(shape['img/embedding/kernel'][0] // 3)
+    else:
+        patch_size, _, _, _ = shape['img/embedding/kernel']
+    *_, rows, columns, width = shape['img/pos_embedding']  # NaFlex's positions are a grid
     _, length, text_width = shape['txt/pos_embedding']
     if 'img/MAPHead_0/probe' not in shape:
         raise KeyError('img/MAPHead_0/probe')
     sizes = {
         'image': {
             **_tower(shape, _BLOCKS['image'], width),
-            'image_size': image_size(math.isqrt(patches), patch_size),
+            'image_size': image_size(math.isqrt(rows * columns), patch_size),
             'patch_size': patch_size,
         },
         'text': {
@@ -143,13 +151,14 @@ def architecture(theirs: Mapping[str, Array]) -> dict[str, Any]:
         },
         'embed_dim': shape['txt/head/kernel'][1],
     }
-    return siglip(sizes)
+    return siglip(sizes, naflex=naflex)
 
 
-def siglip(sizes: Mapping[str, Any]) -> dict[str, Any]:
+def siglip(sizes: Mapping[str, Any], *, naflex: bool) -> dict[str, Any]:
     """Returns SigLIP's architecture in the given sizes; the layout implies the other fields."""
     same = {'activation': 'gelu_tanh', 'norm_eps': 1e-6}
-    image = {'name': 'vit', 'pool': 'map', 'pre_norm': False, 'patch_bias': True, **same}
+    of_vit = {'name': 'vit', 'pool': 'map', 'pre_norm': False, 'patch_bias': True}
+    image = {**({'name': 'naflex'} if naflex else of_vit), **same}
     text = {'name': 'transformer', 'causal': False, 'pool': 'last', **same}
     return {
         'image': {**image, **sizes['image']},
@@ -178,8 +187,15 @@ def _tower(shape: Mapping[str, tuple[int, ...]], blocks: str, width: int) -> dic
 
 def rows(model: Mapping[str, Any]) -> Iterator[Row]:
     """Yields the table of the whole model, with separate blocks."""
-    yield from _pairs('params/image/patch_embedding', 'img/embedding')
-    yield row('params/image/position_embedding', 'img/pos_embedding', LEADING_ONE)
+    image, positions = model['image'], LEADING_ONE
+    embedding = 'params/image/patch_embedding', 'img/embedding'
+    if image['name'] == 'naflex':
+        yield from _pairs(*embedding, rule=_FLAT)
+        side = image['image_size'] // image['patch_size']
+        positions = Rule(lambda x: x, lambda x: x.reshape(side, side, -1))
+    else:
+        yield from _pairs(*embedding)
+    yield row('params/image/position_embedding', 'img/pos_embedding', positions)
     yield from _blocks(model['image']['depth'], 'params/image', _BLOCKS['image'])
     yield from _norm('params/image/post_norm', 'img/Transformer/encoder_norm')
     ours, theirs = 'params/image/attention_pool', 'img/MAPHead_0'
@@ -215,8 +231,8 @@ def _mlp(ours: str, theirs: str) -> Iterator[Row]:
     yield from _pairs(f'{ours}/out', f'{theirs}/Dense_1')
 
 
-def _pairs(ours: str, theirs: str, first: str = 'kernel') -> Iterator[Row]:
-    yield row(f'{ours}/{first}', f'{theirs}/{first}', SAME)
+def _pairs(ours: str, theirs: str, first: str = 'kernel', rule: Rule = SAME) -> Iterator[Row]:
+    yield row(f'{ours}/{first}', f'{theirs}/{first}', rule)
     yield row(f'{ours}/bias', f'{theirs}/bias', SAME)
 
 
@@ -228,7 +244,7 @@ def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str,
     """Writes `model.npz`, with separate blocks, and the tokenizer; returns the table applied."""
     model = card['model']
     image, text = model['image'], model['text']
-    if image['name'] != 'vit':
+    if image['name'] not in ('vit', 'naflex'):
         raise ValueError(f'the layout big_vision cannot hold this model: it has no {image["name"]}')
     sizes = ('width', 'depth', 'heads', 'mlp_dim')
     patch_size = image['patch_size']
@@ -241,7 +257,8 @@ def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str,
             },
             'text': {name: text[name] for name in (*sizes, 'vocab_size', 'context_length')},
             'embed_dim': model['embed_dim'],
-        }
+        },
+        naflex=image['name'] == 'naflex',
     )
     _cards.check_expressible(model, same, 'big_vision')
     table = list(rows(model))

@@ -1,10 +1,11 @@
 """Hugging Face folders: weights and the `config.json` of CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
 
-SigLIP 2 is supported at fixed resolution. Missing keys of the config have the defaults of
-transformers' classes.
+SigLIP 2 at fixed resolution is a SigLIP, and for images of any size (NaFlex) a `siglip2`. Missing
+keys of the config have the defaults of transformers' classes.
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from clip_jax.convert._table import (
     LEADING_ONE,
     LINEAR,
     ONE,
+    PATCHES,
     SAME,
     Row,
     dense,
@@ -72,11 +74,23 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
 }
+DEFAULTS['siglip2'] = {
+    'vision_config': {
+        **_TOWER,
+        **_SIGLIP,
+        'num_patches': 256,
+        'patch_size': 16,
+        'vision_use_head': True,
+    },
+    'text_config': DEFAULTS['siglip']['text_config'],
+}
 # The same model; but its text is pooled at eos_token_id whatever that is.
 DEFAULTS['metaclip_2'] = DEFAULTS['clip']
 # Old configs of CLIP have eos_token_id 2, which is ignored: the text is pooled at the largest id.
 LEGACY_EOS = 2
 _CLASSES = {'clip': 'CLIPModel', 'metaclip_2': 'MetaClip2Model', 'siglip': 'SiglipModel'}
+_CLASSES['siglip2'] = 'Siglip2Model'
+_SIGLIPS = ('siglip', 'siglip2')
 # Config keys of which our model supports one value.
 _ONLY = {'num_channels': 3, 'attention_dropout': 0.0, 'vision_use_head': True}
 
@@ -108,13 +122,20 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         rows,
         _files.arrays(weights),
         what=str(weights),
-        image_size='vision_config.image_size',
+        image_size=(
+            'patch_size * num_patches ** 0.5'
+            if config['model_type'] == 'siglip2'
+            else 'vision_config.image_size'
+        ),
         ignored=lambda name: name.endswith('.position_ids'),
     )
     card = {
         'model': model,
         'preprocess': _image_processor.read(
-            folder, model['image']['image_size'], siglip=config['model_type'] == 'siglip'
+            folder,
+            model['image']['image_size'],
+            siglip=config['model_type'] in _SIGLIPS,
+            patch_size=model['image']['patch_size'] if _is_naflex(model) else None,
         ),
         'tokenizer': _tokenizer_files.huggingface(folder, model['text']),
     }
@@ -124,25 +145,26 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def architecture(config: Mapping[str, Any], *, what: str) -> dict[str, Any]:
     """Returns the card's `model` that a `config.json` describes."""
     kind = config['model_type']
-    if kind == 'siglip2':
-        raise ValueError(
-            f'{what}: SigLIP 2 for images of any shape (NaFlex) is not supported; '
-            'SigLIP 2 at fixed resolution is (model_type siglip)'
-        )
     lookup.check(kind, DEFAULTS, what=f'{what}: model_type')
     vision, text = (_filled(config, kind, part, what) for part in ('vision_config', 'text_config'))
-    siglip = kind == 'siglip'
+    siglip = kind in _SIGLIPS
     eos = text.get('eos_token_id')
     legacy = kind == 'clip' and eos == LEGACY_EOS
     return {
         'image': {
-            'name': 'vit',
             **_tower(vision, what),
-            'image_size': vision['image_size'],
             'patch_size': vision['patch_size'],
-            'pool': 'map' if siglip else 'cls',
-            'pre_norm': not siglip,
-            'patch_bias': siglip,
+            **(
+                {'name': 'naflex', 'image_size': _side(vision, what) * vision['patch_size']}
+                if kind == 'siglip2'
+                else {
+                    'name': 'vit',
+                    'image_size': vision['image_size'],
+                    'pool': 'map' if siglip else 'cls',
+                    'pre_norm': not siglip,
+                    'patch_bias': siglip,
+                }
+            ),
         },
         'text': {
             'name': 'transformer',
@@ -160,6 +182,19 @@ def architecture(config: Mapping[str, Any], *, what: str) -> dict[str, Any]:
         'text_proj': 'biased' if siglip else 'linear',
         'init_logit_bias': -10.0 if siglip else None,
     }
+
+
+def _is_naflex(model: Mapping[str, Any]) -> bool:
+    return model['image']['name'] == 'naflex'
+
+
+def _side(vision: Mapping[str, Any], what: str) -> int:
+    """The positions along each axis, of which a NaFlex config has the number in all."""
+    count = vision['num_patches']
+    side = math.isqrt(count)
+    if side * side != count:
+        raise ValueError(f'{what}: vision_config.num_patches is {count}; expected a square number')
+    return side
 
 
 def _filled(config: Mapping[str, Any], kind: str, part: str, what: str) -> dict[str, Any]:
@@ -188,10 +223,12 @@ def _tower(config: Mapping[str, Any], what: str) -> dict[str, Any]:
 def rows(model: Mapping[str, Any]) -> Iterator[Row]:
     """Yields the table of the whole model."""
     image, text = model['image'], model['text']
-    siglip = image['pool'] == 'map'
+    naflex = _is_naflex(model)
+    siglip = naflex or image['pool'] == 'map'
     ours, theirs = 'params/image', 'vision_model'
     embeddings = f'{theirs}.embeddings'
-    yield row(f'{ours}/patch_embedding/kernel', f'{embeddings}.patch_embedding.weight', CONV)
+    kernel = PATCHES if naflex else CONV
+    yield row(f'{ours}/patch_embedding/kernel', f'{embeddings}.patch_embedding.weight', kernel)
     yield row(f'{ours}/position_embedding', f'{embeddings}.position_embedding.weight', SAME)
     if siglip:
         yield row(f'{ours}/patch_embedding/bias', f'{embeddings}.patch_embedding.bias', SAME)
@@ -267,6 +304,10 @@ def config_of(model: Mapping[str, Any], siglip: bool) -> dict[str, Any]:
         'image_size': image['image_size'],
         'patch_size': image.get('patch_size'),
     }
+    naflex = _is_naflex(model)
+    if naflex:
+        side = vision_config.pop('image_size') // image['patch_size']
+        vision_config['num_patches'] = side * side
     text_config = {
         **_tower_of(text, 'the text encoder'),
         'vocab_size': text['vocab_size'],
@@ -274,7 +315,7 @@ def config_of(model: Mapping[str, Any], siglip: bool) -> dict[str, Any]:
     }
     if siglip:
         text_config['projection_size'] = embed_dim
-        kind, special = 'siglip', {}
+        kind, special = 'siglip2' if naflex else 'siglip', {}
     else:
         eos = LEGACY_EOS if text['pool'] == 'argmax' else text['eot_id']
         vision_config['projection_dim'] = text_config['projection_dim'] = embed_dim

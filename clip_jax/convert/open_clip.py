@@ -388,6 +388,7 @@ def _family(image: Fields, projection: str) -> Any:
 
 def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
     """Writes config, weights and tokenizer files; returns the table applied."""
+    preprocess_cfg = _preprocess_cfg.written(card['preprocess'])
     model, config = card['model'], config_of(card['model'])
     table = list(rows(model, 'text.' if config['custom_text'] else ''))
     arrays = _table.write(table, variables)
@@ -396,7 +397,6 @@ def write(folder: pathlib.Path, card: Fields, variables: Fields) -> list[Row]:
     again = architecture(_filled(config, MODEL, 'open_clip'), lazy, what='open_clip')
     _cards.check_expressible(model, again, 'open_clip')
     config['text_cfg'] |= _tokenizer_files.open_clip_config(card['tokenizer'])
-    preprocess_cfg = _preprocess_cfg.written(card['preprocess'])
     content = {'model_cfg': config, 'preprocess_cfg': preprocess_cfg}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + '\n')
     _files.save(folder / SAFETENSORS, arrays)

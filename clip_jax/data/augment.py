@@ -9,9 +9,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from clip_jax.data import augment_ops
+from clip_jax.data import augment_ops, patches
 from clip_jax.data.image import arrays, decoders, headers
 from clip_jax.data.image.opening import MAX_PIXELS, check_size
+from clip_jax.data.patches import Patches
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601
 
@@ -83,7 +84,7 @@ class Augment:
         data: bytes | np.ndarray,
         shape: tuple[int, int],
         rng: np.random.Generator,
-        out: np.ndarray,
+        out: np.ndarray | Patches,
         *,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
@@ -93,14 +94,34 @@ class Augment:
             data: the image, encoded or uint8 [height, width, 3].
             shape: (height, width) of the upright image.
             rng: the random numbers of this example.
-            out: uint8 [size, size, 3], which is overwritten with the result.
+            out: uint8 [size, size, 3], which is overwritten with the result; or Patches of one
+                blank image, for a crop with the aspect ratio of the image, as large as they hold.
             max_pixels: images with more are refused.
 
         Raises:
             BadRecord: if the image cannot be decoded.
         """
+        if isinstance(out, Patches):
+            box = random_box(rng, *shape, scale=self.crop_scale, ratio=(shape[1] / shape[0],) * 2)
+            sides = patches.fitted(int(box.height), int(box.width), out.patch_size, len(out.pixels))
+            crop = np.empty((*sides, 3), np.uint8)
+            patches.put(self._changed(data, box, rng, crop, max_pixels), out)
+            return
         box = random_box(rng, *shape, scale=self.crop_scale)
-        image = resized_crop(data, box, len(out), out=out, max_pixels=max_pixels)
+        image = self._changed(data, box, rng, out, max_pixels)
+        if image is not out:
+            out[:] = image
+
+    def _changed(
+        self,
+        data: bytes | np.ndarray,
+        box: Box,
+        rng: np.random.Generator,
+        out: np.ndarray,
+        max_pixels: int,
+    ) -> np.ndarray:
+        """Returns the augmented crop, in `out` or in a new array of its shape."""
+        image = resized_crop(data, box, out.shape[:2], out=out, max_pixels=max_pixels)
         image = flip(image, rng, self.flip)
         if self.randaugment:
             image = augment_ops.rand_augment(image, rng, *self.randaugment)
@@ -121,8 +142,7 @@ class Augment:
             image = grayscale(image, rng, self.grayscale)
         if self.random_erasing:
             image = augment_ops.random_erasing(image, rng, self.random_erasing)
-        if image is not out:
-            out[:] = image
+        return image
 
 
 def random_box(
@@ -163,7 +183,7 @@ def random_box(
 def resized_crop(
     data: bytes | np.ndarray,
     box: Box,
-    size: int,
+    size: int | tuple[int, int],
     *,
     out: np.ndarray | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -176,17 +196,18 @@ def resized_crop(
     Args:
         data: the image, encoded or uint8 [height, width, 3].
         box: the crop, in pixels of the upright image.
-        size: side of the output in pixels.
+        size: height and width of the output in pixels, or the side of a square.
         out: where to write the output, if not to a new array.
         max_pixels: images with more are refused.
 
     Returns:
-        uint8 [size, size, 3].
+        uint8 [height, width, 3].
 
     Raises:
         BadRecord: if the image cannot be decoded.
     """
-    out = np.empty((size, size, 3), np.uint8) if out is None else out
+    size = (size, size) if isinstance(size, int) else size
+    out = np.empty((*size, 3), np.uint8) if out is None else out
     if isinstance(data, np.ndarray):
         image = arrays.as_rgb(data)
         height, width = image.shape[:2]
@@ -196,13 +217,16 @@ def resized_crop(
     header = headers.read(data, max_pixels=max_pixels)
     _check_inside(box, *header.upright)
     stored = _stored(box, header)
-    across, down = stored.width / size, stored.height / size
+    height, width = size if header.orientation <= 4 else size[::-1]
+    across, down = stored.width / width, stored.height / height
     image, factor = decoders.decode(
         data, header, reduce=min(_reduction(across), _reduction(down)), shrink=min(across, down)
     )
-    _resample(image, Box(*(x / factor for x in stored)), out, averaged=factor > 1)
+    # Turned by 90 degrees, an image that is no square has another shape.
+    turned = out if height == len(out) else np.empty((height, width, 3), np.uint8)
+    _resample(image, Box(*(x / factor for x in stored)), turned, averaged=factor > 1)
     if header.orientation != 1:
-        out[:] = arrays.turn(out, header.orientation)
+        out[:] = arrays.turn(turned, header.orientation)
     return out
 
 
@@ -269,14 +293,14 @@ def grayscale(image: np.ndarray, rng: np.random.Generator, p: float) -> np.ndarr
 def _resample(
     image: np.ndarray, box: Box, out: np.ndarray, *, averaged: bool = False
 ) -> np.ndarray:
-    """Resizes a crop of an image into `out` [size, size, 3], bicubic and antialiased.
+    """Resizes a crop of an image into `out` [height, width, 3], bicubic and antialiased.
 
     The box may have fractional coordinates; `averaged` says that the image was reduced before. The
     crop is halved by area averaging as often as possible, then low-pass filtered, then sampled.
     """
-    size = len(out)
+    high, wide = out.shape[:2]
     left, top = math.floor(box.left), math.floor(box.top)
-    x, y = (_reduction(side / size) for side in (box.width, box.height))
+    x, y = _reduction(box.width / wide), _reduction(box.height / high)
     # Complete blocks, if need be with pixels from outside of the crop.
     right = left + x * math.ceil((box.left + box.width - left) / x)
     bottom = top + y * math.ceil((box.top + box.height - top) / y)
@@ -287,10 +311,10 @@ def _resample(
             image[: height * y, : width * x], (width, height), interpolation=cv2.INTER_AREA
         )
     box = Box((box.left - left) / x, (box.top - top) / y, box.width / x, box.height / y)
-    across, down = box.width / size, box.height / size
+    across, down = box.width / wide, box.height / high
     image = _smooth(image, (across, down), averaged=averaged or max(x, y) > 1)
     if box == (0, 0, image.shape[1], image.shape[0]):
-        return cv2.resize(image, (size, size), out, interpolation=cv2.INTER_CUBIC)
+        return cv2.resize(image, (wide, high), out, interpolation=cv2.INTER_CUBIC)
     # In a box pixels are squares; for OpenCV they are points in the centers.
     to_image = np.array(
         [[across, 0, box.left + across / 2 - 0.5], [0, down, box.top + down / 2 - 0.5]]
@@ -298,7 +322,7 @@ def _resample(
     return cv2.warpAffine(
         image,
         to_image,
-        (size, size),
+        (wide, high),
         out,
         flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,

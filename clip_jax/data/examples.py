@@ -13,6 +13,7 @@ from clip_jax.data.captions import Captions
 from clip_jax.data.errors import BAD_RECORD_KINDS, FILTERED, BadRecord
 from clip_jax.data.image import upright
 from clip_jax.data.image.opening import MAX_PIXELS
+from clip_jax.data.patches import Patches
 from clip_jax.data.sources import Source, with_fields
 from clip_jax.data.stored_embeddings import StoredEmbeddings
 
@@ -92,7 +93,7 @@ class ExampleMaker:
         self,
         epoch: int,
         record: int,
-        image: np.ndarray,
+        image: np.ndarray | Patches,
         bad: np.ndarray,
         embeddings: Embeddings | None = None,
     ) -> list[str]:
@@ -101,7 +102,8 @@ class ExampleMaker:
         Args:
             epoch: the epoch of the record's part of the source.
             record: the index of the record.
-            image: uint8 [size, size, 3], overwritten with the augmented image.
+            image: uint8 [size, size, 3] or Patches of one blank image, overwritten with the
+                augmented image.
             bad: int64 [TRIES], -1 everywhere, overwritten with the records that were replaced (see
                 `bad_records`).
             embeddings: by name, 'image' and 'text', float32 [D] each, overwritten with the stored
@@ -137,7 +139,7 @@ class ExampleMaker:
         self,
         record: int,
         rng: np.random.Generator,
-        image: np.ndarray,
+        image: np.ndarray | Patches,
         embeddings: Embeddings,
     ) -> list[str]:
         example = with_fields(self.source, self.source[record])

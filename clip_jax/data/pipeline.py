@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from clip_jax.data.augment import Augment
+from clip_jax.data.budgets import Budgets
 from clip_jax.data.captions import Captions
 from clip_jax.data.examples import TRIES, ExampleMaker, Filter, bad_records
 from clip_jax.data.image.opening import MAX_PIXELS, check_max_pixels
@@ -34,6 +35,7 @@ def train_iterator(
     batch_size: int,
     seed: int,
     image_size: int,
+    budgets: Budgets | None = None,
     augment: Augment = Augment(),
     filter: Filter = Filter(),
     captions: Captions = Captions(),
@@ -57,6 +59,7 @@ def train_iterator(
         batch_size: examples per global batch, of all hosts.
         seed: the seed of everything random.
         image_size: side of the images in pixels.
+        budgets: for a model that takes images of any aspect ratio: what each batch has instead.
         augment: augmentation of images.
         filter: which records are used.
         captions: how captions are chosen.
@@ -69,12 +72,12 @@ def train_iterator(
         shard_count: the number of hosts.
 
     Returns:
-        An iterator of {'image': uint8 [b, size, size, 3], 'tokens': int32 [b, length],
-        'bad': int64 [b, examples.TRIES]} with b = batch_size / shard_count. If an example has
-        several texts, tokens are [b, texts, length]: captions, then hard negatives. With `stored`
-        also 'stored', by name the embeddings 'image' and 'text' (of the first caption), float32
-        [b, D] each. Its `get_state()` is {'global_next_index': n}, the same on all hosts;
-        `set_state` resumes from it.
+        An iterator of {'image': uint8 [b, size, size, 3], with `budgets` Patches; 'tokens': int32
+        [b, length], 'bad': int64 [b, examples.TRIES]} with b = batch_size / shard_count. If an
+        example has several texts, tokens are [b, texts, length]: captions, then hard negatives.
+        With `stored` also 'stored', by name the embeddings 'image' and 'text' (of the first
+        caption), float32 [b, D] each. Its `get_state()` is {'global_next_index': n}, the same
+        on all hosts; `set_state` resumes from it.
 
     Raises:
         ValueError: if batch_size is not a multiple of the number of hosts, or larger than the data;
@@ -107,6 +110,7 @@ def train_iterator(
             make,
             tokenizer,
             image_size,
+            budgets,
             block=slice(shard_index * local, (shard_index + 1) * local),
         ),
         batch_size,
@@ -156,11 +160,12 @@ class _Batches(grain.MapDataset):
         make: ExampleMaker,
         tokenizer: Callable[[list[str]], np.ndarray],
         image_size: int,
+        budgets: Budgets | None,
         block: slice,
     ):
         super().__init__()
         self._order, self._make, self._tokenizer = order, make, tokenizer
-        self._image_size, self._block = image_size, block
+        self._image_size, self._budgets, self._block = image_size, budgets, block
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -170,14 +175,19 @@ class _Batches(grain.MapDataset):
             return self.slice(index)
         places = [x[self._block].tolist() for x in self._order.batch(index)]
         count, size = len(places[0]), self._image_size
-        image = np.empty((count, size, size, 3), np.uint8)
+        image: Any = np.empty((count, size, size, 3), np.uint8)
+        if self._budgets:
+            image = self._budgets.blank(int(index), count)
         bad = np.full((count, TRIES), -1, np.int64)
         stored = {
             name: {side: np.empty((count, one.width), np.float32) for side in ('image', 'text')}
             for name, one in self._make.stored.items()
         }
-        rows = [jax.tree.map(lambda x, i=i: x[i], stored) for i in range(count)]
-        texts = [text for own in map(self._make, *places, image, bad, rows) for text in own]
+        images, rows = (
+            [jax.tree.map(lambda x, i=i: x[i], whole) for i in range(count)]
+            for whole in (image, stored)
+        )
+        texts = [text for own in map(self._make, *places, images, bad, rows) for text in own]
         tokens = self._tokenizer(texts)
         if len(texts) > count:
             tokens = tokens.reshape(count, -1, tokens.shape[-1])

@@ -6,15 +6,16 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from PIL import Image, UnidentifiedImageError
 
 from clip_jax import lookup
+from clip_jax.data import patches
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.image import arrays, opening
+from clip_jax.data.patches import Patches
 from clip_jax.runtime.messages import one_line, printable, shown
 
 # The statistics that published CLIP models normalize with (OpenAI's preprocessing).
@@ -27,24 +28,28 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # published programs decode all of them, and fail where memory ends.
 EXACT_PIXELS = 40_000_000
 DRAFT = 4
-_RESIZES = ('shortest', 'squash', 'longest', 'none')
+_RESIZES = ('shortest', 'squash', 'longest', 'none', 'patches')
+# Fields of the resize 'patches', which other cards do not have.
+_OF_PATCHES = ('patch_size', 'max_patches')
 # Of mean and std: what scaled values could have; 123.7 is a mean of values from 0 to 255.
 _MEAN, _STD = 100, (1e-5, 100)
 # Pillow's: bicubic, bilinear, lanczos, nearest, box, hamming.
 _INTERPOLATIONS = {filter.name.lower(): filter for filter in Image.Resampling}
 
 
-def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def normalize(images: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
     """Normalizes images on the device: (images / 255 - mean) / std.
 
     Args:
-        images: uint8 [..., 3].
+        images: uint8 [..., 3], or Patches of uint8.
         mean: mean of each channel, of values from 0 to 1.
         std: standard deviation of each channel.
 
     Returns:
         float32 of the same shape.
     """
+    if isinstance(images, Patches):
+        return dataclasses.replace(images, pixels=normalize(images.pixels, mean, std))
     images = jnp.asarray(images, jnp.float32) / 255
     return (images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
@@ -60,7 +65,8 @@ class Preprocess:
         resize: 'shortest' (OpenAI, open_clip) resizes the shortest side to `size` and takes the
             center crop, 'squash' (SigLIP) resizes both sides, 'longest' (open_clip) resizes the
             longest side and pads with zeros, 'none' only crops or pads (transformers without
-            `do_resize`).
+            `do_resize`), 'patches' (SigLIP 2 NaFlex) keeps the aspect ratio as far as both sides
+            are multiples of `patch_size` and there are at most `max_patches` patches.
         interpolation: one of Pillow's filters, in lowercase.
         mean: mean of each channel.
         std: standard deviation of each channel.
@@ -73,6 +79,8 @@ class Preprocess:
             open_clip) or 'down' (transformers, which rounds half of missing columns up).
         gray16: 16-bit grayscale: values above 255 'clip' to white, as published, or 'scale' to 8
             bits, as in training.
+        patch_size: for 'patches', height and width of a patch in pixels.
+        max_patches: for 'patches', the number of patches that images are padded to.
         max_pixels: encoded images with more are refused; not part of the card.
     """
 
@@ -85,6 +93,8 @@ class Preprocess:
     crop: str = 'even'
     gray16: str = 'clip'
     resize_to: int | tuple[int, int] | None = None
+    patch_size: int | None = None
+    max_patches: int | None = None
     max_pixels: int = opening.MAX_PIXELS
 
     def __post_init__(self):
@@ -96,14 +106,15 @@ class Preprocess:
         lookup.check(self.interpolation, _INTERPOLATIONS, what='preprocess: interpolation')
         opening.check_max_pixels(self.max_pixels)
 
-    def __call__(self, image: Image.Image | str | os.PathLike | bytes | np.ndarray) -> np.ndarray:
-        """Preprocesses a PIL image, path, encoded bytes or uint8 array to uint8 [size, size, 3].
+    def __call__(self, image: Image.Image | str | os.PathLike | bytes | np.ndarray) -> Any:
+        """Preprocesses a PIL image, path, encoded bytes or uint8 array to uint8 [size, size, 3], or
+        with the resize 'patches' to Patches without a batch axis.
 
         Raises BadRecord if it is an image that cannot be used, ValueError for anything else.
         """
         shape = (self.size, self.size, 3)
         right = isinstance(image, np.ndarray) and (image.shape, image.dtype) == (shape, np.uint8)
-        if right and self.resize_to is None:
+        if right and self.resize_to is None and self.resize != 'patches':
             return image  # an image of the right size does not change
         try:
             with _opened(image, self.max_pixels) as opened:
@@ -112,9 +123,9 @@ class Preprocess:
                 if opened is not image and opened.width * opened.height > EXACT_PIXELS:
                     opened.draft(None, (DRAFT * resized[0], DRAFT * resized[1]))
                 if self.gray16 == 'scale':
-                    return self._square(arrays.eight_bits(opened), resized)
+                    return self._prepared(arrays.eight_bits(opened), resized)
                 _warn_if_clipped(opened, image)
-                return self._square(opened, resized)
+                return self._prepared(opened, resized)
         except BadRecord as error:
             raise BadRecord(error.kind, f'{_named(image)}: {error}') from error
         except Exception as error:  # Pillow's decoders raise many types
@@ -124,7 +135,14 @@ class Preprocess:
             kind = _kind(image, error)
             raise (BadRecord(kind, message) if kind else ValueError(message)) from error
 
-    def _square(self, image: Image.Image, resized: tuple[int, int]) -> np.ndarray:
+    def blank(self, *shape: int) -> Any:
+        """Returns black images as this makes them, with a leading `shape`."""
+        if self.resize != 'patches':
+            return np.zeros((*shape, self.size, self.size, 3), np.uint8)
+        assert self.patch_size and self.max_patches  # as __post_init__ found
+        return patches.blank(shape, self.max_patches, self.patch_size)
+
+    def _prepared(self, image: Image.Image, resized: tuple[int, int]) -> Any:
         transparent = 'A' in image.getbands() or image.info.get('transparency') is not None
         if self.rgb == 'white' and transparent:
             white = Image.new('RGBA', image.size, 'white')
@@ -133,6 +151,9 @@ class Preprocess:
             image = image.convert('RGB')
         if self.resize != 'none':
             image = image.resize(resized, _INTERPOLATIONS[self.interpolation])
+        if self.resize == 'patches':
+            patches.put(np.asarray(image.convert('RGB')), row := self.blank())
+            return row
         left, top = map(self._first, image.size)
         box = left, top, left + self.size, top + self.size
         return np.asarray(image.crop(box).convert('RGB'))
@@ -152,6 +173,10 @@ class Preprocess:
         """Returns width and height after resizing, before the crop or padding."""
         if self.resize == 'none':
             return width, height
+        if self.resize == 'patches':
+            assert self.patch_size and self.max_patches  # as __post_init__ found
+            sides = patches.fitted(height, width, self.patch_size, self.max_patches)
+            return sides[1], sides[0]
         to = self.size if self.resize_to is None else self.resize_to
         if self.resize == 'squash':
             return (to[1], to[0]) if isinstance(to, tuple) else (to, to)
@@ -166,6 +191,7 @@ class Preprocess:
     def card(self) -> dict:
         """What a checkpoint's card says of these fields, JSON values; see `from_card`."""
         fields = {name: getattr(self, name) for name in card_fields()}
+        fields = {k: v for k, v in fields.items() if v is not None or k not in _OF_PATCHES}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
     @classmethod
@@ -193,6 +219,13 @@ def _check_numbers(rule: Preprocess) -> None:
         raise ValueError(
             f'preprocess: resize {rule.resize!r} does not take resize_to {rule.resize_to!r}'
         )
+    for name in _OF_PATCHES:
+        count, wanted = getattr(rule, name), rule.resize == 'patches'
+        if wanted != (type(count) is int and count > 0) or (not wanted and count is not None):
+            expected = 'a positive integer' if wanted else "None: only 'patches' takes it"
+            raise ValueError(
+                f'preprocess: resize {rule.resize!r} with {name} {count!r}; expected {expected}'
+            )
     for name, low, high in (('mean', -_MEAN, _MEAN), ('std', *_STD)):
         numbers = getattr(rule, name)
         if (

@@ -27,6 +27,7 @@ from clip_jax.data.embedding_index import hash_of
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.examples import describe_counts
 from clip_jax.data.image import opening
+from clip_jax.data.patches import stacked
 from clip_jax.data.sharded_job import ShardedJob, check_settings
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, error_message, in_order
@@ -303,16 +304,15 @@ def write_shards(job: EmbedJob, shards: Sequence[int]) -> None:
 def _embedded(job: EmbedJob, pieces: Iterator[Piece], progress: Progress) -> Iterator[Shard]:
     """Yields each shard when all its images are embedded; each device gets one piece at a time."""
     waiting: collections.deque[list[Piece]] = collections.deque()
-    size, per_device = job.clip.preprocess.size, job.options.batch_size
+    per_device = job.options.batch_size
 
-    def batches() -> Iterator[np.ndarray]:
+    def batches() -> Iterator[Any]:
         for group in loaded.groups(pieces, job.clip.mesh.size):
             waiting.append(group)
-            batch = np.zeros((job.clip.batch_size, size, size, 3), np.uint8)
+            rows = [job.clip.preprocess.blank()] * job.clip.batch_size
             for k, piece in enumerate(group):
-                for i, image in enumerate(piece.images, start=k * per_device):
-                    batch[i] = image
-            yield batch
+                rows[k * per_device : k * per_device + len(piece.images)] = piece.images
+            yield stacked(rows)
 
     for found in job.clip.encode_batches(batches(), features=job.options.features):
         for k, piece in enumerate(waiting.popleft()):

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 
 class Choice(NamedTuple):
@@ -56,14 +55,11 @@ def describe(model: Any, batch_size: int) -> str:
         For instance 'attention: image cudnn (on gpu) for 197 tokens, 12 heads of 64; text …'.
     """
     parts, key = [], jax.eval_shape(lambda: jax.random.key(0))
-    for name, shape, dtype in (
-        ('image', (batch_size, *[model.image.image_size] * 2, 3), jnp.float32),
-        ('text', (batch_size, model.text.context_length), jnp.int32),
-    ):
+    for name, x in zip(('image', 'text'), model.example_inputs(batch_size), strict=True):
         encoder = getattr(model, name)
         if hasattr(encoder, 'depth'):
             encoder = encoder.clone(depth=1, parent=None)
-        inputs = key, jax.ShapeDtypeStruct(shape, dtype)
+        inputs = key, x
         variables = jax.eval_shape(encoder.init, *inputs)
         with recorded() as choices:
             jax.eval_shape(functools.partial(_apply, encoder), variables, *inputs)

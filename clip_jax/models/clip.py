@@ -108,6 +108,22 @@ class CLIP(nn.Module):
         """Embeds token ids, int32 [B, L]: [B, embed_dim], before L2 normalization."""
         return self.text_projection(self.text(tokens, train=train, example_index=example_index))
 
+    def example_inputs(
+        self, count: int, *, max_patches: int | None = None, patch_size: int | None = None
+    ) -> tuple[Any, jax.ShapeDtypeStruct]:
+        """Returns the shapes of a batch of images and tokens, as preprocessing makes them.
+
+        Args:
+            count: the number of images and of texts.
+            max_patches: patches of an image, for an encoder that takes images of any size.
+            patch_size: height and width of these patches, in pixels.
+        """
+        size = self.image.image_size
+        images: Any = jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
+        if hasattr(self.image, 'example_images'):
+            images = self.image.example_images(count, max_patches, patch_size)
+        return images, jax.ShapeDtypeStruct((count, self.text.context_length), jnp.int32)
+
     def scale_and_bias(self) -> tuple[jax.Array, jax.Array | None]:
         """Returns the factor exp(logit_scale) of the similarities, [], and the bias, [] or None."""
         bias = None if self.init_logit_bias is None else self.logit_bias
@@ -253,11 +269,12 @@ def _fields(module: nn.Module) -> dict[str, Any]:
 
 def init(model: CLIP, key: jax.Array) -> dict[str, Any]:
     """Initializes the variables of a model: `params`, and `batch_stats` if it has a ResNet."""
-    size, length = model.image.image_size, model.text.context_length
-    images, tokens = jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
-    return jax.jit(model.init)(
-        key, images, tokens
-    )  # without jit, each operation is compiled on its own
+    inputs = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, jnp.float32 if x.dtype == jnp.uint8 else x.dtype),
+        model.example_inputs(1),
+    )
+    # Without jit, each operation is compiled on its own.
+    return jax.jit(model.init)(key, *inputs)
 
 
 def shapes(model: CLIP) -> dict[str, Any]:

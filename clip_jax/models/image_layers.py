@@ -11,7 +11,10 @@ from clip_jax.models.layers import Mlp, Norm
 
 
 class AttentionPool(nn.Module):
-    """Attention pooling with one learned query, then an MLP: [B, L, width] -> [B, width]."""
+    """Attention pooling with one learned query, then an MLP: [B, L, width] -> [B, width].
+
+    `mask`, bool [B, 1, 1, L], hides the tokens where it is False.
+    """
 
     heads: int
     mlp_dim: int
@@ -21,13 +24,13 @@ class AttentionPool(nn.Module):
     param_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         probe = self.param('probe', nn.initializers.xavier_uniform(), (1, width), self.param_dtype)
         probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, width))
         attention: Any = nn.MultiHeadDotProductAttention(self.heads, name='attention', **types)
-        x = attention(probe, x)
+        x = attention(probe, x, mask=mask)
         y = Norm(epsilon=self.norm_eps, name='norm', **types)(x)
         mlp = Mlp(
             mlp_dim=self.mlp_dim,

@@ -1,6 +1,5 @@
-"""What a model that is loaded computes: features of a batch, and probabilities of classes."""
+"""What surrounds a forward pass: padded and sharded batches, and probabilities of classes."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,36 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clip_jax import lookup, sharding
-from clip_jax.data.preprocess import normalize
-from clip_jax.models.clip import CLIP
-from clip_jax.models.features import image_features, text_features
 
 ACTIVATIONS = ('auto', 'softmax', 'sigmoid')
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'mean', 'std', 'features', 'where'))
-def of_images(
-    variables,
-    images,
-    *,
-    model: CLIP,
-    mean: tuple,
-    std: tuple,
-    features: str,
-    where: jax.sharding.Sharding,
-) -> jax.Array:
-    """Returns the features of preprocessed images, float32 [B, ...], with the sharding `where`."""
-    found = image_features(model, variables, normalize(images, mean, std), features)
-    return jax.lax.with_sharding_constraint(found, where)
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'features', 'where'))
-def of_texts(
-    variables, tokens, *, model: CLIP, features: str, where: jax.sharding.Sharding
-) -> jax.Array:
-    """Returns the features of tokens, float32 [B, ...], with the sharding `where`."""
-    found = text_features(model, variables, tokens, features)
-    return jax.lax.with_sharding_constraint(found, where)
 
 
 def is_sigmoid(activation: str, params: Mapping[str, Any]) -> bool:
@@ -62,13 +33,17 @@ def probabilities(
     return np.asarray(jax.nn.softmax(logits, axis=-1))
 
 
-def sharded(batch: np.ndarray, batch_size: int, mesh: Mesh) -> jax.Array:
-    """Pads a batch and shards it over the devices."""
+def sharded(batch: Any, batch_size: int, mesh: Mesh) -> Any:
+    """Pads a batch, an array or a tree of arrays, and shards it over the devices."""
     padding = _bucket(len(batch), batch_size, mesh.size) - len(batch)
-    if padding:
-        batch = np.pad(batch, [(0, padding)] + [(0, 0)] * (batch.ndim - 1))
-    # Every process has the full batch and passes its devices their shards.
-    return jax.make_array_from_callback(batch.shape, sharding.over_batch(mesh), batch.__getitem__)
+
+    def one(x: np.ndarray) -> jax.Array:
+        if padding:
+            x = np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
+        # Every process has the full batch and passes its devices their shards.
+        return jax.make_array_from_callback(x.shape, sharding.over_batch(mesh), x.__getitem__)
+
+    return jax.tree.map(one, batch)
 
 
 def _bucket(n: int, most: int, devices: int) -> int:

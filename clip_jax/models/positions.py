@@ -48,3 +48,44 @@ def resized(table: jax.Array, grid: int, *, tokens: int) -> jax.Array:
     patches = table[tokens:].reshape(old, old, width)
     patches = jax.image.resize(patches, (grid, grid, width), 'bicubic', antialias=True)
     return jnp.concatenate([table[:tokens], patches.reshape(-1, width)])
+
+
+def interpolated(table: jax.Array, grid: jax.Array, length: int) -> jax.Array:
+    """Interpolates learned position embeddings to the grid of each image of a batch.
+
+    Bilinear with antialiasing, row and column on their own, as SigLIP 2 was trained. The grids are
+    data, so that one compiled program serves all of them.
+
+    Args:
+        table: position embeddings [n^2, width].
+        grid: int32 [B, 2], rows and columns of patches.
+        length: the number of tokens; after rows * columns of them there is padding, which has the
+            embedding of the first patch.
+
+    Returns:
+        [B, length, width], of the table's dtype.
+
+    Source: SigLIP 2 (arXiv 2502.14786), section 2.4.2.
+    """
+    side = math.isqrt(len(table))
+    grid = jnp.maximum(grid, 1)  # padding of a batch has no patches
+    place = jnp.arange(length)
+    place = jnp.where(place < grid.prod(axis=1, keepdims=True), place, 0)
+    row, column = jnp.divmod(place, grid[:, 1:])
+    rows, columns = (
+        _weights(at, count[:, None], side)
+        for at, count in ((row, grid[:, 0]), (column, grid[:, 1]))
+    )
+    weights = (rows[..., :, None] * columns[..., None, :]).reshape(*place.shape, -1)
+    found = jnp.matmul(weights, table.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    return found.astype(table.dtype)
+
+
+def _weights(place: jax.Array, count: jax.Array, side: int) -> jax.Array:
+    """The weights of `side` positions along an axis for the `place` among `count`: [..., side]."""
+    scale = side / count.astype(jnp.float32)
+    center = ((place + 0.5) * scale - 0.5)[..., None]
+    # A triangle, as wide as the step between two places if that is more than one position.
+    distance = jnp.abs(jnp.arange(side) - center) / jnp.maximum(scale, 1)[..., None]
+    weights = jnp.maximum(1 - distance, 0)
+    return weights / weights.sum(axis=-1, keepdims=True)

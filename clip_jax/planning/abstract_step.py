@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from clip_jax import build, sharding
-from clip_jax.data import preprocess
+from clip_jax.data import budgets, preprocess
 from clip_jax.models import clip
 from clip_jax.planning import hlo
 from clip_jax.step import compiler_options, ema, lora, projections, rules, state, train_step
@@ -145,13 +145,24 @@ def _batch(
     config: ConfigDict, card: dict[str, Any], mesh: Mesh, stored: dict[str, int]
 ) -> dict[str, Any]:
     """The shapes of a batch; `stored` are the dimensions of stored embeddings by teacher."""
-    size, length = card['image']['image_size'], card['text']['context_length']
+    model = clip.from_card(card)
+    drawn = budgets.of_model(
+        model.image,
+        config.seed,
+        config.data.budgets,
+        config.data.patch_sizes,
+        config.preprocess.get('max_patches'),
+    )
+    most, patch_size = drawn.largest if drawn else (None, None)
+    images, tokens = model.example_inputs(
+        config.batch_size, max_patches=most, patch_size=patch_size
+    )
     rows = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.over_batch(mesh))
     total = build.captions(config.data).total
     several = (total,) if total > 1 else ()
     batch = {
-        'image': rows((config.batch_size, size, size, 3), jnp.uint8),
-        'tokens': rows((config.batch_size, *several, length), jnp.int32),
+        'image': jax.tree.map(lambda x: rows(x.shape, x.dtype), images),
+        'tokens': rows((config.batch_size, *several, tokens.shape[1]), jnp.int32),
     }
     embeddings = {
         name: {side: rows((config.batch_size, width), jnp.float32) for side in projections.SIDES}
@@ -169,16 +180,23 @@ def local_mib(tree: Any) -> float:
     return sum(sizes) / hlo.MIB
 
 
-def forward_flops(model: clip.CLIP, batch_size: int) -> int:
-    """FLOPs of the forward pass of both encoders for a batch, by the architecture alone."""
+def forward_flops(model: clip.CLIP, images: Any) -> int:
+    """FLOPs of the forward pass of both encoders for the images of a batch and a text of each, by
+    the architecture alone.
+    """
     model = clip.from_card(clip.to_card(model))  # a fused attention hides its products
-    size, length = model.image.image_size, model.text.context_length
+    length = model.text.context_length
+
+    def one(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        normalized = jnp.float32 if x.dtype == jnp.uint8 else x.dtype
+        return jax.ShapeDtypeStruct((1, *x.shape[1:]), normalized)
+
     # With intermediates the last block computes all tokens, as MFU counts them.
     mutable = ['batch_stats', 'intermediates']
     jaxpr = jax.make_jaxpr(functools.partial(model.apply, train=True, mutable=mutable))(
         clip.shapes(model),
-        jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
+        jax.tree.map(one, images),
         jax.ShapeDtypeStruct((1, length), jnp.int32),
         rngs={'dropout': jax.random.key(0)},
     ).jaxpr
-    return batch_size * sum(hlo.flops(jaxpr).values())
+    return jax.tree.leaves(images)[0].shape[0] * sum(hlo.flops(jaxpr).values())

@@ -48,7 +48,7 @@ def plan(config: ConfigDict, planned: Planned) -> dict[str, Any]:
                 raise
             refused = str(error)
     devices = len(planned.devices)
-    model_flops = 3 * abstract_step.forward_flops(step.model, config.batch_size)
+    model_flops = 3 * abstract_step.forward_flops(step.model, step.batch['image'])
     by_type = hlo.flops(traced.jaxpr.jaxpr)
     report = {
         'topology': planned.name,

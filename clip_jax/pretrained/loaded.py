@@ -18,11 +18,13 @@ from jax.sharding import Mesh
 
 from clip_jax import prompts, sharding, tokenizers
 from clip_jax.data import inputs
+from clip_jax.data.patches import stacked
 from clip_jax.data.preprocess import Preprocess, normalize
 from clip_jax.data.tools.scan import in_order
 from clip_jax.models import inference, matryoshka
 from clip_jax.models.clip import CLIP
 from clip_jax.models.features import check as check_features
+from clip_jax.models.features import image_features, text_features
 from clip_jax.places import naming
 from clip_jax.runtime import atomic, checksums, environment
 
@@ -41,7 +43,7 @@ class Clip:
         variables: what `model.apply` takes: `{'params': …}`, for a ResNet also `batch_stats`.
         card: the model card: architecture, preprocessing and tokenizer, as JSON values.
         tokenizer: texts -> tokens, int32 [N, L]; None if the checkpoint has no tokenizer files.
-        preprocess: any image -> uint8 [size, size, 3].
+        preprocess: any image -> uint8 [size, size, 3], or Patches for a NaFlex model.
         mesh: the devices that embed; batches are sharded over them, parameters are replicated.
         batch_size: images or texts per forward pass, over all devices.
         on_batch: called before each batch, in the caller's thread.
@@ -117,7 +119,7 @@ class Clip:
             ahead=AHEAD * self.batch_size,
         )
         with contextlib.closing(prepared):
-            batches = map(np.stack, groups(prepared, self.batch_size))
+            batches = map(stacked, groups(prepared, self.batch_size))
             embedded = list(self.encode_batches(batches, features=features))
         if not embedded:
             shape = (dim,) if dim else self.feature_shape(features)
@@ -125,24 +127,24 @@ class Clip:
         return matryoshka.first(np.concatenate(embedded), dim)
 
     def encode_batches(
-        self, batches: Iterable[np.ndarray], *, features: str = 'embedding'
+        self, batches: Iterable[Any], *, features: str = 'embedding'
     ) -> Iterator[np.ndarray]:
         """Embeds batches of preprocessed images; the devices compute one batch ahead.
 
         Args:
-            batches: uint8 arrays [B, size, size, 3]; B may differ from batch to batch.
+            batches: uint8 arrays [B, size, size, 3], or Patches as `preprocess` makes them; B may
+                differ from batch to batch.
             features: as in `encode_image`.
 
         Yields:
             float32 [B, *feature_shape(features)] for each batch.
         """
-        return self._embedded(_forward(self, features), batches, 'encode_image')
+        return _embedded(self, _forward(self, features), batches, 'encode_image')
 
     def feature_shape(self, features: str = 'embedding') -> tuple[int, ...]:
         """Returns the shape of one image's features, (embed_dim,) of embeddings."""
-        size = self.preprocess.size
-        image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
-        return jax.eval_shape(_forward(self, features), self.variables, image).shape[1:]
+        images, _ = self.model.example_inputs(1)
+        return jax.eval_shape(_forward(self, features), self.variables, images).shape[1:]
 
     def encode_text(
         self,
@@ -169,7 +171,7 @@ class Clip:
         matryoshka.check(dim, self.model.embed_dim, features=features)
         texts = inputs.texts(texts)
         forward = functools.partial(
-            inference.of_texts,
+            _of_texts,
             model=self.model,
             features=check_features(features, 'text'),
             where=sharding.replicated(self.mesh),
@@ -189,7 +191,7 @@ class Clip:
             tokenizer(texts[start : start + self.batch_size])
             for start in range(0, len(texts), self.batch_size)
         )
-        found = list(self._embedded(forward, batches, 'encode_text'))
+        found = list(_embedded(self, forward, batches, 'encode_text'))
         if not found:
             token = jax.ShapeDtypeStruct((1, self.model.text.context_length), np.int32)
             shape = jax.eval_shape(forward, self.variables, token).shape[1:]
@@ -228,48 +230,75 @@ class Clip:
         """
         params = self.variables['params']
         sigmoid = inference.is_sigmoid(activation, params)
-        classes = self._class_embeddings(inputs.names(labels), prompts.templates(templates))
+        classes = _class_embeddings(self, inputs.names(labels), prompts.templates(templates))
         return inference.probabilities(self.encode_image(images), classes, params, sigmoid=sigmoid)
 
-    def _class_embeddings(
-        self, labels: tuple[str, ...], templates: prompts.Templates
-    ) -> np.ndarray:
-        """Returns float32 [classes, D], cached for the last KNOWN_CLASSES lists of classes."""
-        prompts.check_classes(labels, templates)
-        key = tuple(tuple(prompts.filled(label, templates)) for label in labels)
-        found = self._known_classes.pop(key, None)
-        if found is None:
-            found = prompts.class_embeddings(self.encode_text, labels, templates)
-        self._known_classes[key] = found  # the most recently used comes last
-        if len(self._known_classes) > KNOWN_CLASSES:
-            del self._known_classes[next(iter(self._known_classes))]
-        return found
 
-    def _embedded(
-        self, forward: Callable, batches: Iterable[np.ndarray], method: str
-    ) -> Iterator[np.ndarray]:
-        """Yields the output for each batch; batches are padded to a few sizes to limit recompiles.
+def _class_embeddings(
+    clip: Clip, labels: tuple[str, ...], templates: prompts.Templates
+) -> np.ndarray:
+    """Returns float32 [classes, D], cached for the last KNOWN_CLASSES lists of classes."""
+    prompts.check_classes(labels, templates)
+    key = tuple(tuple(prompts.filled(label, templates)) for label in labels)
+    found = clip._known_classes.pop(key, None)
+    if found is None:
+        found = prompts.class_embeddings(clip.encode_text, labels, templates)
+    clip._known_classes[key] = found  # the most recently used comes last
+    if len(clip._known_classes) > KNOWN_CLASSES:
+        del clip._known_classes[next(iter(clip._known_classes))]
+    return found
 
-        A batch is dispatched before the previous one's output is fetched.
-        """
-        waiting = collections.deque()
-        for batch in batches:
-            if self.on_batch:
-                self.on_batch()
-            embedded = forward(self.variables, inference.sharded(batch, self.batch_size, self.mesh))
-            inputs.check_concrete(embedded, method)
-            waiting.append((embedded, len(batch)))
-            if len(waiting) > 1:
-                embedded, count = waiting.popleft()
-                yield np.asarray(embedded)[:count]
-        for embedded, count in waiting:
+
+def _embedded(
+    clip: Clip, forward: Callable, batches: Iterable[Any], method: str
+) -> Iterator[np.ndarray]:
+    """Yields the output for each batch; batches are padded to a few sizes to limit recompiles.
+
+    A batch is dispatched before the previous one's output is fetched.
+    """
+    waiting = collections.deque()
+    for batch in batches:
+        if clip.on_batch:
+            clip.on_batch()
+        embedded = forward(clip.variables, inference.sharded(batch, clip.batch_size, clip.mesh))
+        inputs.check_concrete(embedded, method)
+        waiting.append((embedded, len(batch)))
+        if len(waiting) > 1:
+            embedded, count = waiting.popleft()
             yield np.asarray(embedded)[:count]
+    for embedded, count in waiting:
+        yield np.asarray(embedded)[:count]
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'mean', 'std', 'features', 'where'))
+def _of_images(
+    variables,
+    images,
+    *,
+    model: CLIP,
+    mean: tuple,
+    std: tuple,
+    features: str,
+    where: jax.sharding.Sharding,
+) -> jax.Array:
+    """Returns the features of preprocessed images, float32 [B, ...], with the sharding `where`."""
+    found = image_features(model, variables, normalize(images, mean, std), features)
+    return jax.lax.with_sharding_constraint(found, where)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'features', 'where'))
+def _of_texts(
+    variables, tokens, *, model: CLIP, features: str, where: jax.sharding.Sharding
+) -> jax.Array:
+    """Returns the features of tokens, float32 [B, ...], with the sharding `where`."""
+    found = text_features(model, variables, tokens, features)
+    return jax.lax.with_sharding_constraint(found, where)
 
 
 def _forward(clip: Clip, features: str) -> Callable:
     """The compiled function of variables and images that gives these features."""
     return functools.partial(
-        inference.of_images,
+        _of_images,
         model=clip.model,
         mean=tuple(clip.preprocess.mean),
         std=tuple(clip.preprocess.std),

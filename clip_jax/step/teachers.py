@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from clip_jax.data import preprocess
+from clip_jax.data.patches import Patches
 from clip_jax.models import clip, layers
 from clip_jax.step import grad_cache
 
@@ -38,14 +39,22 @@ class Teacher:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def embed(self, variables: Any, images: jax.Array, tokens: jax.Array) -> tuple:
-        """Embeds uint8 images [B, H, W, 3] and token ids [B, L]; returns image, text and scale.
+    def embed(self, variables: Any, images: Any, tokens: jax.Array) -> tuple:
+        """Embeds images, uint8 [B, H, W, 3] or Patches, and token ids [B, L]; returns image, text
+        and scale.
 
         Images of another size than the teacher's are resized as the evaluation does it, by an
         antialiased cubic filter.
         """
+        flexible = isinstance(images, Patches)
+        if flexible != hasattr(self.model.image, 'example_images'):
+            kinds = 'any size (NaFlex)', 'one size'
+            raise ValueError(
+                f'distillation: the student takes images of {kinds[not flexible]} and a teacher of '
+                f'{kinds[flexible]}; expected models of the same kind'
+            )
         size = self.model.image.image_size
-        if images.shape[1:3] != (size, size):
+        if not flexible and images.shape[1:3] != (size, size):
             shape = (len(images), size, size, images.shape[-1])
             resized = jax.image.resize(images.astype(jnp.float32), shape, 'cubic')
             images = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)

@@ -42,8 +42,9 @@ def train_step(
 
     Args:
         state: the training state.
-        batch: {'image': uint8 [B, H, W, 3], 'tokens': int32 [B, L]}; or tokens int32 [B, K, L] of
-            K texts of each image, captions, then hard negatives. 'stored': see Teachers.targets.
+        batch: {'image': uint8 [B, H, W, 3] or Patches, 'tokens': int32 [B, L]}; or tokens int32 [B,
+            K, L] of K texts of each image, captions, then hard negatives. 'stored': see
+            Teachers.targets.
         model: the model.
         loss: (image, text, scale, bias) -> (value, metrics), as build.loss makes it; with hard
             negatives it also takes `negatives`.

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from clip_jax import build, checkpoint, lookup, pretrained, sharding, tokenizers
-from clip_jax.data import examples, pipeline, sources
+from clip_jax.data import budgets, examples, pipeline, sources
 from clip_jax.data.sources import Source
 from clip_jax.data.stored_embeddings import StoredEmbeddings
 from clip_jax.evaluation import evaluate
@@ -209,6 +209,13 @@ def _batches(
         batch_size=config.batch_size,
         seed=config.seed,
         image_size=clip.preprocess.size,
+        budgets=budgets.of_model(
+            clip.model.image,
+            config.seed,
+            config.data.budgets,
+            config.data.patch_sizes,
+            clip.preprocess.max_patches,
+        ),
         stored=stored,
         max_pixels=config.data.max_pixels,
         num_threads=config.data.num_threads,
@@ -286,7 +293,10 @@ def _card(config: ConfigDict, source: Source, init: dict[str, Any]) -> dict[str,
         config.model, tokenizer, init.get('model'), loss=config.loss.name
     )
     image_size = architecture['image']['image_size']
-    preprocess = build.preprocess(config.preprocess, image_size, init.get('preprocess'))
+    base = init.get('preprocess')
+    if base is None:
+        base = getattr(clip.from_card(architecture).image, 'preprocess', None)
+    preprocess = build.preprocess(config.preprocess, image_size, base)
     card = {'model': architecture, 'preprocess': preprocess.card, 'tokenizer': tokenizer.card}
     return json.loads(json.dumps(card))  # as it will be read back: tuples are lists
 

@@ -24,6 +24,8 @@ KEYS: dict[str, type] = {
     'microbatches': int,
     'optimizer.learning_rate': float,
     'data.train': str,
+    'data.budgets': tuple,
+    'data.patch_sizes': tuple,
     'model.image.image_size': int,
     'model.image.patch_dropout': float,
 }

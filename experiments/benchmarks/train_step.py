@@ -103,7 +103,7 @@ def in_jax(config: Any) -> tuple[Variant, Any]:
             used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         return f'{used / 2**30:.2f} | {compiling:.1f}'
 
-    flops = 3 * abstract_step.forward_flops(step.model, config.batch_size)
+    flops = 3 * abstract_step.forward_flops(step.model, step.batch['image'])
     return Variant(run, config.batch_size, flops, rest), step.model
 
 
@@ -179,7 +179,7 @@ def compare(configs: dict[str, Any], steps: int, turns: int, with_torch: bool) -
         import torch_step
 
         name, run = torch_step.runner(config, model)
-        flops = 3 * abstract_step.forward_flops(model, config.batch_size)
+        flops = 3 * abstract_step.forward_flops(model, model.example_inputs(config.batch_size)[0])
         together[name] = Variant(run, config.batch_size, flops, lambda: '- | -')
     seconds = measure()
     if with_torch and turns > 1:

@@ -92,8 +92,14 @@ def test_a_number_as_size_makes_no_square_of_siglips_images(tmp_path):
         ({'crop_size': {'height': 32, 'width': 28}}, 'crop_size gives 32 x 28 pixels'),
         ({'do_pad': True, 'pad_size': 40}, 'do_pad with a pad_size other than 32 x 32'),
         ({'image_processor_type': 'ViTImageProcessor'}, "image_processor_type: there is no 'ViT"),
-        ({'image_processor_type': 'Siglip2ImageProcessor'}, 'image_processor_type: there is no'),
-        ({'max_num_patches': 256}, 'max_num_patches is 256, which is not supported: .*NaFlex'),
+        (
+            {'image_processor_type': 'Siglip2ImageProcessor'},
+            'is Siglip2ImageProcessor; expected CLIPImageProcessor, as the model .* of 32 x 32',
+        ),
+        (
+            {'max_num_patches': 256},
+            'max_num_patches is 256, which belongs to .*NaFlex',
+        ),
         (
             {'auto_map': {'AutoImageProcessor': 'a.B'}},
             'auto_map .* code of the folder',

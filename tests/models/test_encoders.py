@@ -11,9 +11,10 @@ import pytest
 from support.small_models import random_variables
 
 from clip_jax import build, lookup, sharding
+from clip_jax.data import patches
 from clip_jax.models import clip, positions, presets
 from clip_jax.models.attention import token
-from clip_jax.models.image import vit
+from clip_jax.models.image import naflex, vit
 from clip_jax.models.layers import Transformer, TransformerConfig
 from clip_jax.models.text import transformer
 from clip_jax.planning import hlo
@@ -25,8 +26,10 @@ QUERIES = {'pool_queries': 3, 'pool_width': 16, 'pool_heads': 2}
 RESNET = {'name': 'resnet', 'image_size': 32, 'width': 4, 'depths': (1, 1, 1, 1), 'heads': 4}
 CONVNEXT = {'name': 'convnext', 'image_size': 32, 'widths': (8, 8, 8, 16), 'depths': (1, 1, 1, 1)}
 ROPE_VIT = {**IMAGE, 'name': 'rope_vit', 'mlp': 'swiglu', 'inner_norm': True, 'rope': 'rows_first'}
+NAFLEX = {**IMAGE, 'name': 'naflex'}
 IMAGES = {'vit': IMAGE, 'resnet': RESNET, 'convnext': CONVNEXT, 'rope_vit': ROPE_VIT}
-FEATURES = {'vit': 32, 'resnet': 128, 'convnext': 16, 'rope_vit': 32}
+IMAGES['naflex'] = NAFLEX
+FEATURES = {'vit': 32, 'resnet': 128, 'convnext': 16, 'rope_vit': 32, 'naflex': 32}
 TEXT = {
     'name': 'transformer',
     'vocab_size': 50,
@@ -40,6 +43,16 @@ class Vocabulary:
     """As much of a tokenizer as an architecture needs: CLIP's."""
 
     vocab_size, context_length, eot_id = 49408, 77, 49407
+
+
+def blank(encoder, count: int):
+    """Black images as an image encoder takes them."""
+    size = encoder.image_size
+    if isinstance(encoder, naflex.Encoder):
+        made = patches.blank((count,), 6, encoder.patch_size)
+        made.grid[:] = 2, 3
+        return made
+    return jnp.zeros((count, size, size, 3))
 
 
 def text_model(**fields):
@@ -72,7 +85,7 @@ def test_image_encoder_contract(name):
     module = lookup.module('models.image', name)
     fields = {k: v for k, v in IMAGES[name].items() if k != 'name'}
     model = module.Encoder(**fields)
-    images = jnp.zeros((2, model.image_size, model.image_size, 3))
+    images = blank(model, 2)
     variables = jax.jit(model.init)(jax.random.key(0), images)
     features = jax.jit(model.apply)(variables, images)
     assert features.shape == (2, FEATURES[name]) and features.dtype == jnp.float32
@@ -101,7 +114,7 @@ def scanned() -> list:
             given = IMAGES[name] if tower == 'image' else {**TEXT, 'pad_id': 0}
             if 'scan' in known:
                 model = make(**{k: v for k, v in given.items() if k in known}, scan=True)
-                x = jnp.zeros((8, 16, 16, 3)) if tower == 'image' else jnp.ones((8, 10), jnp.int32)
+                x = blank(model, 8) if tower == 'image' else jnp.ones((8, 10), jnp.int32)
                 made.append(pytest.param(model, x, id=name))
     return made
 

@@ -104,7 +104,8 @@ def of_row(row: names.Published) -> tuple[dict[str, bytes], dict]:
         return orbax_trees.openvision_files(), orbax_trees.openvision_variables()
     if row.name == row.repository:
         kind = next(
-            (x for x in ('siglip', 'metaclip_2') if x in row.name.replace('-', '_')), 'clip'
+            (x for x in ('naflex', 'siglip', 'metaclip_2') if x in row.name.replace('-', '_')),
+            'clip',
         )
         return exported('huggingface', kind), made(kind)[1]
     model = row.name.partition('/')[0]

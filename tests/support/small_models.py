@@ -39,6 +39,7 @@ RESNET = {
     'image': {'name': 'resnet', 'image_size': 64, 'width': 4, 'depths': [1, 2, 1, 1], 'heads': 2},
     'image_proj': 'biased',
 }
+NAFLEX = {**SIGLIP, 'image': {**VIT, 'name': 'naflex', 'activation': 'gelu_tanh', 'norm_eps': 1e-6}}
 MODELS = {
     'clip': CLIP,
     'eot': EOT,
@@ -46,6 +47,7 @@ MODELS = {
     'quick': QUICK,
     'resnet': RESNET,
     'siglip': SIGLIP,
+    'naflex': NAFLEX,
     'clipa': {
         **CLIP,
         'image': {
@@ -87,7 +89,9 @@ def _made(name: str) -> tuple[str, dict]:
 
     variables = jax.tree.map(random, clip.shapes(model))
     siglip = name.startswith('siglip')
-    preprocess = Preprocess(model.image.image_size, resize='squash' if siglip else 'shortest')
+    rule = {'resize': 'squash' if siglip else 'shortest'}
+    rule = getattr(model.image, 'preprocess', rule)
+    preprocess = Preprocess(model.image.image_size, **rule)
     fields = {'model': clip.to_card(model), 'preprocess': preprocess.card, 'tokenizer': None}
     return json.dumps(fields), variables
 

@@ -25,6 +25,9 @@ they are numbers, strings, booleans or tuples of these.
 An encoder that calls `capture.keep(self, 'patches', x)` before pooling has the features 'patches';
 submodules named `block_0`, `block_1`, … are the blocks of the features 'block:N' (see features.py).
 
+An encoder of images of any aspect ratio (see naflex.py) has `example_images(count, max_patches,
+patch_size)`, the shapes of a batch, and is called with data.patches.Patches.
+
 Optional module attributes:
   VARIANTS: name -> fields, for `model.image.variant`.
   LOGICAL_AXES: end of a parameter's path -> its logical axes, as sharding.RULES names them, for all
