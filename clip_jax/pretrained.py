@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, tokenizers
+from clip_jax import build, captioning, checkpoint, convert, lookup, prompts, sharding, tokenizers
 from clip_jax.data import inputs
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.tools.scan import in_order
@@ -92,6 +92,13 @@ class Clip:
             encode = functools.partial(self.encode_image, features=features, dim=dim)
             parts = [encode(some) for some in groups(images, self.batch_size)]
             return np.concatenate(parts or [encode([])])
+        embedded = list(self.encode_batches(self._prepared(images), features=features))
+        if not embedded:
+            return np.zeros((0, dim or self.feature_dim(features)), np.float32)
+        return matryoshka.first(np.concatenate(embedded), dim)
+
+    def _prepared(self, images: Any) -> Iterator[np.ndarray]:
+        """Yields batches of images, read and preprocessed in threads ahead of the devices."""
         images = inputs.images(images)
         prepared = in_order(
             lambda i: self.preprocess(inputs.image(images[i])),
@@ -101,11 +108,19 @@ class Clip:
             ahead=AHEAD * self.batch_size,
         )
         with contextlib.closing(prepared):
-            batches = map(np.stack, groups(prepared, self.batch_size))
-            embedded = list(self.encode_batches(batches, features=features))
-        if not embedded:
-            return np.zeros((0, dim or self.feature_dim(features)), np.float32)
-        return matryoshka.first(np.concatenate(embedded), dim)
+            yield from map(np.stack, groups(prepared, self.batch_size))
+
+    def caption(self, images: Any, **options: Any) -> list[str]:
+        """Writes a caption for each image, with a model that has a caption decoder (CoCa).
+
+        Args:
+            images: as in `encode_image`.
+            **options: fields of models.generate.Generation, such as method='beam', and `seed`.
+
+        Raises:
+            ValueError: no decoder, no tokenizer, a wrong option or an unreadable image.
+        """
+        return captioning.caption(self, self._prepared(images), **options)
 
     def encode_batches(
         self, batches: Iterable[np.ndarray], *, features: str = 'embedding'
@@ -253,22 +268,6 @@ def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     return iter(lambda: list(itertools.islice(items, size)), [])
 
 
-def _check_tokenizer(tokenizer: Any, text: Any) -> None:
-    """Raises a ValueError if a tokenizer's tokens do not fit a text encoder."""
-    for name in ('vocab_size', 'context_length'):
-        ours, its = getattr(tokenizer, name), getattr(text, name)
-        if ours > its:
-            raise ValueError(
-                f"the tokenizer's {name} is {ours:,} and the model's {its:,}: the tokenizer does "
-                'not belong to this model'
-            )
-    if text.eot_id not in (None, tokenizer.eot_id):
-        raise ValueError(
-            f"the tokenizer's eot_id is {tokenizer.eot_id} and the model pools at eot_id "
-            f'{text.eot_id}: the tokenizer does not belong to this model'
-        )
-
-
 def from_card(card: dict[str, Any], variables: dict, model: CLIP, mesh: Mesh) -> Clip:
     """Joins a model and its variables with the tokenizer and the preprocessing of its card.
 
@@ -286,7 +285,7 @@ def from_card(card: dict[str, Any], variables: dict, model: CLIP, mesh: Mesh) ->
     """
     tokenizer = card['tokenizer'] and tokenizers.from_card(card['tokenizer'])
     if tokenizer:
-        _check_tokenizer(tokenizer, model.text)
+        tokenizers.check_fits(tokenizer, model.text)
     return Clip(
         model=model,
         variables=variables,

@@ -176,8 +176,16 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        example_index: jax.Array | None = None,
+        all_tokens: bool = False,
+    ) -> Any:
+        """Encodes images; with `all_tokens` it also returns what a caption decoder reads: the
+        queries after the first, or the patches, [B, N, width].
+        """
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         embedding = nn.initializers.normal(self.width**-0.5)
         if self.stem == 'convolutions':
@@ -210,13 +218,17 @@ class Encoder(nn.Module):
             x = jnp.concatenate([x[:, :tokens], kept], axis=1)
         if self.pre_norm:
             x = Norm(epsilon=self.norm_eps, name='pre_norm', **types)(x)
-        position = 0 if self.pool == 'cls' else None
+        position = 0 if self.pool == 'cls' and not all_tokens else None
         transformer = Transformer(TransformerConfig.of(self), name='transformer')
         x = transformer(x, keys=keys, position=position)
         norm = Norm(epsilon=self.norm_eps, name='post_norm', **types)
-        if self.norm_after_pool or self.pool == 'queries':
-            return norm(self._pooled(x, tokens))
-        return self._pooled(norm(x), tokens)
+        if self.pool == 'queries':
+            x = norm(self._queried(x, all_tokens))
+            return (x[:, 0], x[:, 1:]) if all_tokens else x[:, 0]
+        x = x if self.norm_after_pool else norm(x)
+        pooled = self._pooled(x, tokens)
+        pooled = norm(pooled) if self.norm_after_pool else pooled
+        return (pooled, x[:, tokens:]) if all_tokens else pooled
 
     def _pooled(self, x: jax.Array, tokens: int) -> jax.Array:
         """Pools [B, tokens + patches, width] to [B, width]; `tokens`: 1 or 0 class tokens."""
@@ -224,17 +236,6 @@ class Encoder(nn.Module):
             return x[:, 0]
         if self.pool == 'mean':
             return x[:, tokens:].mean(axis=1)
-        if self.pool == 'queries':
-            assert self.pool_queries and self.pool_width and self.pool_heads  # as was checked
-            return QueryPool(
-                self.pool_queries,
-                self.pool_width,
-                self.pool_heads,
-                self.norm_eps,
-                self.dtype,
-                self.param_dtype,
-                name='attention_pool',
-            )(x)
         return AttentionPool(
             self.heads,
             self.mlp_dim,
@@ -244,6 +245,19 @@ class Encoder(nn.Module):
             self.param_dtype,
             name='attention_pool',
         )(x[:, tokens:])
+
+    def _queried(self, x: jax.Array, all_tokens: bool) -> jax.Array:
+        """Pools [B, L, width] by all queries, or the first: [B, queries or 1, pool_width]."""
+        assert self.pool_queries and self.pool_width and self.pool_heads  # as was checked
+        return QueryPool(
+            self.pool_queries,
+            self.pool_width,
+            self.pool_heads,
+            self.norm_eps,
+            self.dtype,
+            self.param_dtype,
+            name='attention_pool',
+        )(x, self.pool_queries if all_tokens else 1)
 
 
 class ConvolutionStem(nn.Module):
@@ -268,7 +282,7 @@ class ConvolutionStem(nn.Module):
 
 
 class QueryPool(nn.Module):
-    """CoCa's attention pooling with the first of `queries`: [B, L, C] -> [B, width]."""
+    """CoCa's attention pooling with the first `count` queries: [B, L, C] -> [B, count, width]."""
 
     queries: int
     width: int
@@ -278,17 +292,17 @@ class QueryPool(nn.Module):
     param_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, count: int) -> jax.Array:
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         norm = functools.partial(Norm, epsilon=self.norm_eps, **types)
         shape = (self.queries, self.width)
         probe = self.param('probe', nn.initializers.normal(1.0), shape, self.param_dtype)
-        query = norm(name='query_norm')(probe[:1].astype(x.dtype))
-        query = jnp.broadcast_to(query, (x.shape[0], 1, self.width))
+        query = norm(name='query_norm')(probe[:count].astype(x.dtype))
+        query = jnp.broadcast_to(query, (x.shape[0], count, self.width))
         attention: Any = nn.MultiHeadDotProductAttention(
             self.heads, qkv_features=self.width, name='attention', **types
         )
-        return attention(query, norm(name='key_norm')(x))[:, 0]
+        return attention(query, norm(name='key_norm')(x))
 
 
 def drop_patches(x: jax.Array, share: float, keys: jax.Array) -> jax.Array:
