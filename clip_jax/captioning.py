@@ -18,6 +18,11 @@ OPTIONS = [name for name in Generation.__dataclass_fields__ if name not in OF_MO
 
 def start_id(tokenizer: Any) -> int:
     """Returns the token that begins every text of a tokenizer; ValueError if there is none."""
+    if tokenizer.pad_id == tokenizer.eot_id:
+        raise ValueError(
+            f'captions: the tokenizer {tokenizer.card["name"]} pads with its end token; expected '
+            'another one, since padding is not predicted'
+        )
     first = int(tokenizer([''])[0][0])
     if first in (tokenizer.eot_id, tokenizer.pad_id):
         raise ValueError(

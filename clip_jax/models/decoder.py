@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -241,6 +242,31 @@ class CrossAttention(nn.Module):
             name='out',
             **config.types,
         )(attend(query, key, value))
+
+
+def fields(own: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Completes the fields of a decoder.
+
+    Args:
+        own: those that are set.
+        text: the fields of the text encoder, which has the same tokens; its sizes are the default.
+
+    Returns:
+        The fields; None if none is set.
+
+    Raises:
+        ValueError: a field is unknown, or the depth is missing.
+    """
+    if not own:
+        return None
+    known = {field.name for field in dataclasses.fields(Decoder)}
+    for name in own:
+        lookup.check(name, known - {'parent', 'name', 'dtype', 'param_dtype'}, what='model.decoder')
+    if 'depth' not in own:
+        raise ValueError(f'model.decoder: {", ".join(own)} is set; expected depth too')
+    tokens = {x: text[x] for x in ('vocab_size', 'context_length') if x in text}
+    sizes = {x: text[x] for x in ('width', 'heads', 'mlp_dim') if x in text}
+    return {**sizes, **own, **tokens, 'pad_id': text.get('pad_id') or 0}
 
 
 def caption_sums(logits: jax.Array, tokens: jax.Array, pad_id: int) -> jax.Array:

@@ -10,7 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from clip_jax import build, checkpoint, lookup, pretrained, sharding, tokenizers
+from clip_jax import build, captioning, checkpoint, lookup, pretrained, sharding, tokenizers
 from clip_jax.data import examples, pipeline, sources
 from clip_jax.data.sources import Source
 from clip_jax.data.stored_embeddings import StoredEmbeddings
@@ -21,7 +21,7 @@ from clip_jax.places import naming
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import multihost
 from clip_jax.runtime.messages import Failures
-from clip_jax.step import compiler_options, ema, lora, projections, state
+from clip_jax.step import captions, compiler_options, ema, lora, projections, state
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.rules import LORA
 from clip_jax.step.state import TrainState
@@ -89,11 +89,14 @@ def prepare(config: ConfigDict, workdir: Any, stage: stages.Stage | None = None)
     model = build.model(begun.card['model'], config.model.dtype, **execution)
     card, variables, params = adapters.added(config, begun.card, begun.variables, model, mesh)
     taught = teachers.prepare(config.distillation, config.model.dtype, card, mesh, pretrained.read)
+    of_captions = captions.make(config.captioning, model, teachers=taught.teachers is not None)
     params = params | projections.shapes(taught.projected)
     optimizer = build.optimizer(config.optimizer, params, config.total_steps)
     # Without variables: they change, and a second copy would stay on the devices.
     model_clip = pretrained.from_card(card, {}, model, mesh)
     model_clip = model_clip.with_preprocess(max_pixels=config.data.max_pixels)
+    if of_captions:
+        captioning.start_id(model_clip.tokenizer)
     batches = _batches(config, source, model_clip, taught.stored, how)
     step = bind_step(
         model,
@@ -108,6 +111,7 @@ def prepare(config: ConfigDict, workdir: Any, stage: stages.Stage | None = None)
         captions_per_image=config.data.captions_per_image,
         teachers=taught.teachers,
         lora_scales=lora.scales(card.get(LORA, {})),
+        captioning=of_captions,
     )
     create = {
         'mesh': mesh,

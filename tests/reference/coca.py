@@ -27,7 +27,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 MODELS = tuple(CONFIGS)
-SEEDS = {'coca_wide': 1, 'coca_equal': 1}  # with captions of several lengths
+SEEDS = {'coca_wide': 6, 'coca_equal': 10}  # with captions of several lengths
 LENGTH, MIN_LENGTH = 8, 3  # of generated captions
 
 
