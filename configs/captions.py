@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     c = quickstart.get_config().unlock()
     c.total_steps = 720
     c.eval_every = 720
-    c.evals.pop('retrieval')
+    del c.evals.retrieval
 
     # Widths that open_clip's files can hold: the decoder, the text encoder and the pooler agree.
     c.model.embed_dim = 64

@@ -22,7 +22,7 @@ NEVER = -1e9  # the logit of a token that must not follow; finite, so that sums 
 class Generation:
     """How captions are generated.
 
-    Attributes:
+    Args:
         start_id: the first token.
         end_id: the token that ends a caption.
         pad_id: what fills up tokens after the end; where it is generated, a caption ends too.
