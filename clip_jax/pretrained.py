@@ -17,11 +17,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax import build, captioning, checkpoint, convert, lookup, prompts, sharding, tokenizers
+from clip_jax import build, checkpoint, convert, lookup, prompts, sharding, tokenizers
 from clip_jax.data import inputs
 from clip_jax.data.preprocess import Preprocess
 from clip_jax.data.tools.scan import in_order
-from clip_jax.models import clip, inference, matryoshka
+from clip_jax.models import captions, clip, inference, matryoshka
 from clip_jax.models.clip import CLIP, shapes
 from clip_jax.models.fingerprint import fingerprint
 from clip_jax.places import naming, resolve
@@ -92,23 +92,10 @@ class Clip:
             encode = functools.partial(self.encode_image, features=features, dim=dim)
             parts = [encode(some) for some in groups(images, self.batch_size)]
             return np.concatenate(parts or [encode([])])
-        embedded = list(self.encode_batches(self._prepared(images), features=features))
+        embedded = list(self.encode_batches(_prepared(self, images), features=features))
         if not embedded:
             return np.zeros((0, dim or self.feature_dim(features)), np.float32)
         return matryoshka.first(np.concatenate(embedded), dim)
-
-    def _prepared(self, images: Any) -> Iterator[np.ndarray]:
-        """Yields batches of images, read and preprocessed in threads ahead of the devices."""
-        images = inputs.images(images)
-        prepared = in_order(
-            lambda i: self.preprocess(inputs.image(images[i])),
-            0,
-            len(images),
-            threads=THREADS,
-            ahead=AHEAD * self.batch_size,
-        )
-        with contextlib.closing(prepared):
-            yield from map(np.stack, groups(prepared, self.batch_size))
 
     def caption(self, images: Any, **options: Any) -> list[str]:
         """Writes a caption for each image, with a model that has a caption decoder (CoCa).
@@ -120,7 +107,7 @@ class Clip:
         Raises:
             ValueError: no decoder, no tokenizer, a wrong option or an unreadable image.
         """
-        return captioning.caption(self, self._prepared(images), **options)
+        return captions.caption(self, _prepared(self, images), inference.sharded, **options)
 
     def encode_batches(
         self, batches: Iterable[np.ndarray], *, features: str = 'embedding'
@@ -248,6 +235,20 @@ class Clip:
                 yield np.asarray(embedded)[:count]
         for embedded, count in waiting:
             yield np.asarray(embedded)[:count]
+
+
+def _prepared(clip: Clip, images: Any) -> Iterator[np.ndarray]:
+    """Yields batches of images, read and preprocessed in threads ahead of the devices."""
+    images = inputs.images(images)
+    prepared = in_order(
+        lambda i: clip.preprocess(inputs.image(images[i])),
+        0,
+        len(images),
+        threads=THREADS,
+        ahead=AHEAD * clip.batch_size,
+    )
+    with contextlib.closing(prepared):
+        yield from map(np.stack, groups(prepared, clip.batch_size))
 
 
 def _forward(clip: Clip, features: str) -> Callable:

@@ -18,7 +18,7 @@ LAYERS = {
     'command line': ('cli',),
     'programs': ('training', 'planning', 'embeddings', 'evaluation', 'reports'),
     'scoring': ('evals',),
-    'assembly': ('pretrained', 'captioning', 'checkpoint', 'build'),
+    'assembly': ('pretrained', 'checkpoint', 'build'),
     'bricks': (
         'models',
         'losses',

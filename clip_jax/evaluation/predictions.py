@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_jax import build, captioning, pretrained, prompts
+from clip_jax import build, pretrained, prompts
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.examples import describe_counts
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, error_message, in_order
+from clip_jax.models import captions
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import atomic
 from clip_jax.runtime.progress import Progress
@@ -102,7 +103,7 @@ def write_captions(
         out: the CSV file to write, complete or not at all.
         dtype: the compute dtype: 'auto', 'float32' or 'bfloat16'.
         threads: how many threads read and decode images.
-        **options: how captions are generated, see captioning.settings; and `seed`.
+        **options: how captions are generated, see captions.settings; and `seed`.
 
     Returns:
         A summary: counts and seconds.
@@ -116,7 +117,7 @@ def write_captions(
     def caption(images: Sequence[np.ndarray]) -> list[list[str]]:
         return [[text] for text in clip.caption(images, **options)]
 
-    captioning.settings(clip, **build.given(options, 'seed'))  # before images are read
+    captions.settings(clip, **build.given(options, 'seed'))  # before images are read
     summary = write_rows(clip, source, out, threads, ['caption'], caption, what='caption')
     return {**summary, **_speed(source, time.monotonic() - began)}
 

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax import lookup, sharding
-from clip_jax.models import decoder as caption_decoder
 from clip_jax.models import layers
 from clip_jax.models.activations import gelu
 
@@ -166,7 +165,7 @@ class CLIP(nn.Module):
         Returns:
             float32 [B, L, vocab_size].
         """
-        decoder = self._captioner()
+        decoder = self.captioner()
         inputs = tokens
         if decoder.inputs == 'text':
             _, inputs = self.text(tokens, all_tokens=True)
@@ -187,12 +186,12 @@ class CLIP(nn.Module):
         Returns:
             float32 [B, vocab_size].
         """
-        decoder = self._captioner()
+        decoder = self.captioner()
         inputs = tokens if decoder.inputs == 'tokens' else self.text(tokens, index=index)
         return decoder(inputs, image_tokens, index=index)[:, 0]
 
-    def _captioner(self) -> Any:
-        """The decoder; ValueError if there is none."""
+    def captioner(self) -> Any:
+        """Returns the decoder; ValueError if there is none."""
         if self.decoder is None:
             raise ValueError(
                 'this model has no caption decoder (model.decoder); expected one that has, such as '
@@ -200,53 +199,52 @@ class CLIP(nn.Module):
             )
         return self.decoder
 
-    def captioned(
-        self,
-        images: jax.Array,
-        tokens: jax.Array,
-        *,
-        train: bool = False,
-        locked: tuple[str, ...] = (),
-        example_index: jax.Array | None = None,
-        parallel: float = 0.0,
-        contrastive: bool = True,
-    ) -> tuple[jax.Array, ...]:
-        """Computes what a contrastive loss and a captioning loss need.
 
-        Args:
-            images, tokens, train, locked, example_index: as in a call of the model. Of several
-                texts of an image, the first is its caption.
-            parallel: share of the captions that are predicted in parallel.
-            contrastive: whether embeddings are computed.
+def captioned(
+    model: CLIP,
+    images: jax.Array,
+    tokens: jax.Array,
+    *,
+    train: bool = False,
+    locked: tuple[str, ...] = (),
+    example_index: jax.Array | None = None,
+    parallel: float = 0.0,
+    contrastive: bool = True,
+) -> tuple[jax.Array, ...]:
+    """Computes what a contrastive loss and a captioning loss need.
 
-        Returns:
-            L2-normalized embeddings of images and texts, if `contrastive`, as a call returns them;
-            then decoder.caption_sums, float32 [B, 3].
-        """
-        decoder = self._captioner()
-        of_image, of_text = (train and tower not in locked for tower in ('image', 'text'))
-        image, seen = self.image(
-            images, train=of_image, example_index=example_index, all_tokens=True
-        )
-        captions = tokens if tokens.ndim == 2 else tokens[:, 0]
-        inputs, embeddings = captions, ()
-        if contrastive or decoder.inputs == 'text':
-            texts, of_texts = _flat(tokens if contrastive else captions, example_index)
-            how = {'train': of_text, 'example_index': of_texts}
-            if decoder.inputs == 'tokens':
-                text = self.text(texts, **how)
-            else:
-                text, inputs = self.text(texts, all_tokens=True, **how)
-                inputs = inputs.reshape(len(images), -1, *inputs.shape[1:])[:, 0]
-            text = text.reshape(*tokens.shape[:-1], -1) if contrastive else text
-            embeddings = (self.image_projection(image), self.text_projection(text))
-        masked = None
-        if train and parallel:
-            keys = layers.example_keys(self.make_rng('dropout'), example_index, len(images))
-            masked = jax.vmap(lambda key: jax.random.bernoulli(key, parallel))(keys)
-        logits = decoder(inputs, seen, masked=masked, train=train, example_index=example_index)
-        sums = caption_decoder.caption_sums(logits, captions, decoder.pad_id)
-        return (*map(l2_normalize, embeddings if contrastive else ()), sums)
+    Args:
+        images, tokens, train, locked, example_index: as in a call of the model. Of several
+            texts of an image, the first is its caption.
+        parallel: share of the captions that are predicted in parallel.
+        contrastive: whether embeddings are computed.
+
+    Returns:
+        L2-normalized embeddings of images and texts, if `contrastive`, as a call returns them;
+        then the decoder's caption_sums, float32 [B, 3].
+    """
+    decoder = model.captioner()
+    of_image, of_text = (train and tower not in locked for tower in ('image', 'text'))
+    image, seen = model.image(images, train=of_image, example_index=example_index, all_tokens=True)
+    captions = tokens if tokens.ndim == 2 else tokens[:, 0]
+    inputs, embeddings = captions, ()
+    if contrastive or decoder.inputs == 'text':
+        texts, of_texts = _flat(tokens if contrastive else captions, example_index)
+        how = {'train': of_text, 'example_index': of_texts}
+        if decoder.inputs == 'tokens':
+            text = model.text(texts, **how)
+        else:
+            text, inputs = model.text(texts, all_tokens=True, **how)
+            inputs = inputs.reshape(len(images), -1, *inputs.shape[1:])[:, 0]
+        text = text.reshape(*tokens.shape[:-1], -1) if contrastive else text
+        embeddings = (model.image_projection(image), model.text_projection(text))
+    masked = None
+    if train and parallel:
+        keys = layers.example_keys(model.make_rng('dropout'), example_index, len(images))
+        masked = jax.vmap(lambda key: jax.random.bernoulli(key, parallel))(keys)
+    logits = decoder(inputs, seen, masked=masked, train=train, example_index=example_index)
+    sums = decoder.caption_sums(logits, captions)
+    return (*map(l2_normalize, embeddings if contrastive else ()), sums)
 
 
 def _flat(tokens: jax.Array, example_index: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
@@ -373,7 +371,8 @@ def from_card(fields: Mapping[str, Any], dtype: Any = jnp.float32, **execution: 
         for tower in ('image', 'text')
     }
     if fields.get('decoder'):
-        parts['decoder'] = module(caption_decoder.Decoder, fields['decoder'])
+        make = lookup.module('models', 'decoder', 'Decoder').Decoder
+        parts['decoder'] = module(make, fields['decoder'])
     return CLIP(**{**fields, **parts}, **types)
 
 

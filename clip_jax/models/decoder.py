@@ -173,6 +173,10 @@ class Decoder(nn.Module):
         start = 0 if index is None else index
         return x + lax.dynamic_slice_in_dim(positions, start, x.shape[1]).astype(x.dtype)
 
+    def caption_sums(self, logits: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Sums the cross-entropy of captions, see caption_sums."""
+        return caption_sums(logits, tokens, self.pad_id)
+
 
 class CrossBlock(nn.Module):
     """x + attention(norm(x), norm(image)), then x + mlp(norm(x)): [B, L, width].

@@ -187,7 +187,7 @@ def forward_flops(model: clip.CLIP, batch_size: int) -> int:
     size, length = model.image.image_size, model.text.context_length
     # With intermediates the last block computes all tokens, as MFU counts them.
     mutable = ['batch_stats', 'intermediates']
-    method = '__call__' if model.decoder is None else 'captioned'
+    method = '__call__' if model.decoder is None else clip.captioned
     forward = functools.partial(model.apply, train=True, mutable=mutable, method=method)
     jaxpr = jax.make_jaxpr(forward)(
         clip.shapes(model),

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clip_jax.models.clip import CLIP
+from clip_jax.models.clip import CLIP, captioned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Captioning:
 
     @property
     def call(self) -> dict[str, Any]:
-        """What a call of the model needs besides, so that it returns CLIP.captioned."""
+        """What a call of the model needs besides, so that it returns what `captioned` does."""
         contrastive = self.contrastive > 0
-        return {'method': 'captioned', 'parallel': self.parallel, 'contrastive': contrastive}
+        return {'method': captioned, 'parallel': self.parallel, 'contrastive': contrastive}
 
     def added(self, loss: Callable) -> Callable:
         """Returns the loss of what the model returns.

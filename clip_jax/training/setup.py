@@ -10,13 +10,14 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from clip_jax import build, captioning, checkpoint, lookup, pretrained, sharding, tokenizers
+from clip_jax import build, checkpoint, lookup, pretrained, sharding, tokenizers
 from clip_jax.data import examples, pipeline, sources
 from clip_jax.data.sources import Source
 from clip_jax.data.stored_embeddings import StoredEmbeddings
 from clip_jax.evaluation import evaluate
 from clip_jax.evaluation.evaluate import Evaluation
 from clip_jax.models import clip
+from clip_jax.models.captions import start_id
 from clip_jax.places import naming
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import multihost
@@ -96,7 +97,7 @@ def prepare(config: ConfigDict, workdir: Any, stage: stages.Stage | None = None)
     model_clip = pretrained.from_card(card, {}, model, mesh)
     model_clip = model_clip.with_preprocess(max_pixels=config.data.max_pixels)
     if of_captions:
-        captioning.start_id(model_clip.tokenizer)
+        start_id(model_clip.tokenizer)
     batches = _batches(config, source, model_clip, taught.stored, how)
     step = bind_step(
         model,

@@ -88,7 +88,7 @@ def test_captions_alone_do_not_compute_the_text_encoder(on_one_device):
     variables = random_variables(model)
     del variables['params']['text'], variables['params']['text_projection']
     images, tokens = jnp.zeros((2, 16, 16, 3)), jnp.full((2, 8), 4)
-    how = {'method': 'captioned', 'contrastive': False}
+    how = {'method': clip.captioned, 'contrastive': False}
     (sums,) = model.apply(variables, images, tokens, **how)
     assert sums.shape == (2, 3) and np.all(sums[:, 1] == 7)
     assert np.isfinite(current.params['logit_scale'])

@@ -223,7 +223,7 @@ class Encoder(nn.Module):
         x = transformer(x, keys=keys, position=position)
         norm = Norm(epsilon=self.norm_eps, name='post_norm', **types)
         if self.pool == 'queries':
-            x = norm(self._queried(x, all_tokens))
+            x = norm(_query_pool(self)(x, all_tokens))
             return (x[:, 0], x[:, 1:]) if all_tokens else x[:, 0]
         x = x if self.norm_after_pool else norm(x)
         pooled = self._pooled(x, tokens)
@@ -246,18 +246,18 @@ class Encoder(nn.Module):
             name='attention_pool',
         )(x[:, tokens:])
 
-    def _queried(self, x: jax.Array, all_tokens: bool) -> jax.Array:
-        """Pools [B, L, width] by all queries, or the first: [B, queries or 1, pool_width]."""
-        assert self.pool_queries and self.pool_width and self.pool_heads  # as was checked
-        return QueryPool(
-            self.pool_queries,
-            self.pool_width,
-            self.pool_heads,
-            self.norm_eps,
-            self.dtype,
-            self.param_dtype,
-            name='attention_pool',
-        )(x, self.pool_queries if all_tokens else 1)
+
+def _query_pool(encoder: Encoder) -> 'QueryPool':
+    assert encoder.pool_queries and encoder.pool_width and encoder.pool_heads  # as was checked
+    return QueryPool(
+        encoder.pool_queries,
+        encoder.pool_width,
+        encoder.pool_heads,
+        encoder.norm_eps,
+        encoder.dtype,
+        encoder.param_dtype,
+        name='attention_pool',
+    )
 
 
 class ConvolutionStem(nn.Module):
@@ -282,7 +282,7 @@ class ConvolutionStem(nn.Module):
 
 
 class QueryPool(nn.Module):
-    """CoCa's attention pooling with the first `count` queries: [B, L, C] -> [B, count, width]."""
+    """CoCa's attention pooling with all queries, or the first: [B, L, C] -> [B, queries or 1, width]."""
 
     queries: int
     width: int
@@ -292,10 +292,10 @@ class QueryPool(nn.Module):
     param_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, count: int) -> jax.Array:
+    def __call__(self, x: jax.Array, every: bool) -> jax.Array:
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         norm = functools.partial(Norm, epsilon=self.norm_eps, **types)
-        shape = (self.queries, self.width)
+        shape, count = (self.queries, self.width), self.queries if every else 1
         probe = self.param('probe', nn.initializers.normal(1.0), shape, self.param_dtype)
         query = norm(name='query_norm')(probe[:count].astype(x.dtype))
         query = jnp.broadcast_to(query, (x.shape[0], count, self.width))
