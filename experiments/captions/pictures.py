@@ -13,7 +13,7 @@ import clip_jax
 from clip_jax.data import shapes
 
 SPLITS = ('test_seen', 'test_heldout')
-COUNT, ROWS, COLUMNS = 500, 3, 6
+COUNT, ROWS, COLUMNS = 200, 3, 6
 
 
 def named(caption: str, words: tuple[str, ...]) -> set[str]:

@@ -282,7 +282,7 @@ class ConvolutionStem(nn.Module):
 
 
 class QueryPool(nn.Module):
-    """CoCa's attention pooling with all queries, or the first: [B, L, C] -> [B, queries or 1, width]."""
+    """CoCa's attention pooling with all queries, or the first: [B, L, C] -> [B, 1 or N, width]."""
 
     queries: int
     width: int
