@@ -20,7 +20,7 @@ from clip_jax.data.image.opening import MAX_PIXELS
 from clip_jax.data.image.upright import decode
 from clip_jax.data.preprocess import Preprocess, card_fields
 from clip_jax.data.sources import Source, open_source
-from clip_jax.models import attention, clip, layers, presets
+from clip_jax.models import attention, clip, decoder, layers, presets
 from clip_jax.runtime import atomic
 from clip_jax.step import optimizer as step_optimizer
 from clip_jax.step import rules, schedules
@@ -218,10 +218,12 @@ def architecture(
         base |= initial_scale_and_bias(loss)
     fields = {
         **base,
-        **given(config, 'preset', 'dtype', *clip.EXECUTION),
+        **given(config, 'preset', 'dtype', 'decoder', *clip.EXECUTION),
         'image': _fields('models.image', config['image'], {**IMAGE, **base.get('image', {})}),
         'text': _fields('models.text', config['text'], {**TEXT, **base['text']}),
     }
+    own = {**(base.get('decoder') or {}), **given(config.get('decoder') or {})}
+    fields['decoder'] = decoder.fields(own, fields['text'])
     if 'embed_dim' not in fields:
         raise ValueError('model: embed_dim must be given, or a preset that sets it')
     return clip.to_card(clip.from_card(fields))

@@ -217,6 +217,19 @@ def get_config() -> ConfigDict:
     c.model.text.dropout = placeholder(float)  # as for the image encoder
     c.model.text.activation = placeholder(str)  # gelu (default), gelu_tanh or quick_gelu
 
+    # The caption decoder (CoCa, CapPa): there is one if its depth is set. Its other sizes are by
+    # default those of the text encoder. The image encoder must be vit.
+    c.model.decoder = ConfigDict()
+    c.model.decoder.depth = placeholder(int)  # number of layers; default: no decoder
+    # text (default): it reads the output of the text encoder, transformer, at each token (CoCa);
+    # tokens: embeddings of its own.
+    c.model.decoder.inputs = placeholder(str)
+    c.model.decoder.parallel = placeholder(bool)  # a mask token, for captioning.parallel
+    c.model.decoder.width = placeholder(int)  # token dimension
+    c.model.decoder.heads = placeholder(int)  # attention heads
+    c.model.decoder.mlp_dim = placeholder(int)  # hidden dimension of the MLPs
+    c.model.decoder.dropout = placeholder(float)  # as for the image encoder
+
     # Fine-tuning: the checkpoint to start from, a run directory or files of OpenAI, open_clip,
     # Hugging Face or big_vision. Its architecture, tokenizer and preprocessing replace
     # model.preset, tokenizer and the defaults of preprocess. Values set in model and preprocess
@@ -251,6 +264,13 @@ def get_config() -> ConfigDict:
     c.loss.block_size = placeholder(int)  # texts per block; default: 512
     # Matryoshka: also train the first coordinates of embeddings; lengths, as (64, 128, 256, 512).
     c.loss.dims = placeholder(tuple)
+
+    # Of models with a decoder (model.decoder): the captioning loss.
+    c.captioning = ConfigDict()
+    c.captioning.weight = 2.0  # of the captioning loss
+    c.captioning.contrastive = 1.0  # of the contrastive loss; 0: captions alone
+    # Share of the captions that are predicted in parallel, from mask tokens alone (CapPa: 0.75).
+    c.captioning.parallel = 0.0
 
     # Distillation from frozen models. NAME -> path (a checkpoint with the same tokenizer, which
     # embeds each batch too) or embeddings (a folder that clip-jax embed wrote over the training

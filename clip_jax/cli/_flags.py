@@ -286,3 +286,14 @@ def local_path(out: str | None) -> pathlib.Path | None:
 
     atomic.check_local(out, '--out')
     return pathlib.Path(out).expanduser()
+
+
+def new_csv(out: str) -> pathlib.Path:
+    """Returns the path of the CSV file that --out names; ValueError if it exists or is none."""
+    path = local_path(out)
+    if not path or path.suffix != '.csv' or path.exists():
+        raise ValueError(f'--out: {path}: expected a new name that ends in .csv')
+    from clip_jax.runtime import atomic
+
+    atomic.check_place(path, '--out')
+    return path

@@ -54,14 +54,10 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Classifies; returns the exit code."""
     options, source_options = _flags.split_options(rest, 'data')
     threads = _flags.threads(args)
-    out = _flags.local_path(args.out)
-    if not out or out.suffix != '.csv' or out.exists():
-        raise ValueError(f'--out: {out}: expected a new name that ends in .csv')
+    out = _flags.new_csv(args.out)
     from clip_jax import build
     from clip_jax.evaluation import predictions
-    from clip_jax.runtime import atomic
 
-    atomic.check_place(out, '--out')
     write = build.bind(predictions.write, options, what='classify', own=OWN)
     build.check_dtype(args.dtype)
     of_kind = _flags.by_kind(args.spec, source_options, 'data.')

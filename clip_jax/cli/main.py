@@ -28,6 +28,7 @@ COMMANDS = {
         'train',
         'eval',
         'classify',
+        'caption',
         'embed',
         'convert',
         'interpolate',

@@ -76,8 +76,8 @@ def complete(
 def _check_sizes(card: Mapping[str, Any], theirs: Mapping[str, Array]) -> None:
     """Raises a ValueError for sizes that the arrays cannot have, before the model is traced."""
     total = sum(math.prod(array.shape) for array in theirs.values())
-    for tower in ('image', 'text'):
-        fields = card[tower]
+    for tower in ('image', 'text', 'decoder'):
+        fields = card.get(tower, {'depth': 0})
         depths = fields['depths'] if 'depths' in fields else [fields['depth']]
         if sum(depths) * _LEAST > len(theirs):
             raise ValueError(

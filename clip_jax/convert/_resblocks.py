@@ -98,18 +98,29 @@ def text_tower(fields: Fields, theirs: str) -> Iterator[Row]:
 
 def blocks(fields: Fields, ours: str, theirs: str) -> Iterator[Row]:
     """Yields the table of the blocks of one tower."""
-    heads = fields['heads']
     for i in range(fields['depth']):
-        a, b = f'{ours}/transformer/block_{i}', f'{theirs}transformer.resblocks.{i}'
-        yield from norm(f'{a}/attention_norm', f'{b}.ln_1')
-        yield row(f'{a}/attention/qkv/kernel', f'{b}.attn.in_proj_weight', into_heads(3, heads))
-        yield row(f'{a}/attention/qkv/bias', f'{b}.attn.in_proj_bias', into_heads(3, heads))
-        yield from dense(f'{a}/attention/out', f'{b}.attn.out_proj', out_of_heads(heads))
-        yield from norm(f'{a}/mlp_norm', f'{b}.ln_2')
-        yield from mlp(f'{a}/mlp', f'{b}.mlp', 'c_fc', 'c_proj')
-        if fields['layer_scale']:
-            yield row(f'{a}/attention_scale', f'{b}.ls_1.gamma', SAME)
-            yield row(f'{a}/mlp_scale', f'{b}.ls_2.gamma', SAME)
+        names = f'{ours}/transformer/block_{i}', f'{theirs}transformer.resblocks.{i}'
+        yield from block(fields, *names)
+
+
+def block(fields: Fields, ours: str, theirs: str) -> Iterator[Row]:
+    """Yields the table of one block."""
+    heads = fields['heads']
+    yield from norm(f'{ours}/attention_norm', f'{theirs}.ln_1')
+    fused = into_heads(3, heads)
+    yield row(f'{ours}/attention/qkv/kernel', f'{theirs}.attn.in_proj_weight', fused)
+    yield row(f'{ours}/attention/qkv/bias', f'{theirs}.attn.in_proj_bias', fused)
+    yield from dense(f'{ours}/attention/out', f'{theirs}.attn.out_proj', out_of_heads(heads))
+    yield from norm(f'{ours}/mlp_norm', f'{theirs}.ln_2')
+    yield from mlp(f'{ours}/mlp', f'{theirs}.mlp', 'c_fc', 'c_proj')
+    yield from layer_scales(fields, ours, theirs)
+
+
+def layer_scales(fields: Fields, ours: str, theirs: str) -> Iterator[Row]:
+    """Yields the table of the LayerScales of one block, if it has them."""
+    if fields['layer_scale']:
+        yield row(f'{ours}/attention_scale', f'{theirs}.ls_1.gamma', SAME)
+        yield row(f'{ours}/mlp_scale', f'{theirs}.ls_2.gamma', SAME)
 
 
 def resnet(fields: Fields, theirs: str) -> Iterator[Row]:

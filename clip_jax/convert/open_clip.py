@@ -11,11 +11,10 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from absl import logging
-
 from clip_jax import lookup
 from clip_jax.convert import (
     _cards,
+    _coca,
     _files,
     _hf_text,
     _preprocess_cfg,
@@ -42,7 +41,6 @@ WEIGHTS = (
     'open_clip_pytorch_model.bin.index.json',
 )
 SIGLIP_BIAS = -10.0
-DECODER = 'text_decoder.'  # CoCa's captioning decoder: not read
 
 VISION = {
     'layers': 12,
@@ -141,15 +139,6 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     theirs = _files.arrays(weights)
     with _cards.understood(what):
         fields = architecture(model_cfg, theirs, what=what, folder=folder)
-    decoder = [name for name in theirs if name.startswith(DECODER)]
-    if decoder:
-        logging.warning(
-            '%s: CoCa, whose captioning decoder is not supported; its two towers are read, but '
-            'not these %d parameters: %s',
-            weights,
-            len(decoder),
-            ', '.join(sorted(decoder)),
-        )
     prefix = 'text.' if any(name.startswith('text.') for name in theirs) else ''
     model, variables = _cards.complete(
         fields,
@@ -157,7 +146,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         theirs,
         what=str(weights),
         image_size='vision_cfg.image_size',
-        ignored=_ignored,
+        ignored=lambda name: _ignored(name) or _coca.ignored(name, fields),
     )
     card = {
         'model': model,
@@ -180,7 +169,7 @@ def settings(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _ignored(name: str) -> bool:
-    return _resblocks.ignored(name) or _hf_text.ignored(name) or name.startswith(DECODER)
+    return _resblocks.ignored(name) or _hf_text.ignored(name)
 
 
 def architecture(
@@ -209,7 +198,7 @@ def architecture(
             raise ValueError(f'{what}: the weights lack {_hf_text.TRUNK}{error.args[0]}') from error
     else:
         text, text_proj = transformer(config['text_cfg'], quick, what)
-    return {
+    model = {
         'image': image,
         'text': text,
         'embed_dim': config['embed_dim'],
@@ -217,6 +206,7 @@ def architecture(
         'text_proj': text_proj,
         'init_logit_bias': _logit_bias(config, theirs),
     }
+    return _coca.with_decoder(config['multimodal_cfg'], model, theirs, what)
 
 
 def transformer(given: Fields, quick: bool, what: str) -> tuple[dict[str, Any], str]:
@@ -269,17 +259,6 @@ def _common(config: Fields, quick: bool) -> dict[str, Any]:
 def vit(vision: Fields, embed_dim: int, quick: bool, what: str) -> dict[str, Any]:
     """Returns the fields of open_clip's VisionTransformer."""
     lookup.check(vision['pool_type'], IMAGE_POOLS, what=f'{what}: vision_cfg.pool_type')
-    if vision['attentional_pool'] not in (False, True):
-        raise ValueError(
-            f'{what}: vision_cfg.attentional_pool = {vision["attentional_pool"]!r} '
-            'is not supported; true is'
-        )
-    queries = {
-        'pool': 'queries',
-        'pool_queries': vision['attn_pooler_queries'],
-        'pool_heads': vision['attn_pooler_heads'],
-        'pool_width': embed_dim,
-    }
     return {
         'name': 'vit',
         'image_size': _one(vision['image_size'], f'{what}: vision_cfg.image_size'),
@@ -291,7 +270,8 @@ def vit(vision: Fields, embed_dim: int, quick: bool, what: str) -> dict[str, Any
         'norm_after_pool': vision['final_ln_after_pool'],
         'patch_dropout': vision['patch_dropout'],
         **_common(vision, quick),
-        **(queries if vision['attentional_pool'] else {'pool': IMAGE_POOLS[vision['pool_type']]}),
+        'pool': IMAGE_POOLS[vision['pool_type']],
+        **_coca.image_pool(vision, embed_dim, what),
     }
 
 
@@ -368,6 +348,8 @@ def rows(model: Fields, text: str = '') -> Iterator[Row]:
         yield from _hf_text.rows(model)
     else:
         yield from _resblocks.text_rows(model, text)
+    if model.get('decoder'):
+        yield from _coca.rows(model['decoder'])
 
 
 def _projection_rows(kind: str, classifier: str) -> Iterator[Row]:
@@ -411,29 +393,37 @@ def config_of(model: Fields) -> dict[str, Any]:
     config: dict[str, Any] = {
         'embed_dim': model['embed_dim'],
         'quick_gelu': quick.get('activation') == 'quick_gelu',
-        'custom_text': foreign or (family is not None and family.CUSTOM_TEXT),
+        'custom_text': foreign
+        or (family is not None and family.CUSTOM_TEXT)
+        or model['text'].get('pool') == 'cls',
         'vision_cfg': _vision_of(image, model['image_proj']),
         'text_cfg': _hf_text.text_of(model) if foreign else _text_of(model),
     }
     if model['init_logit_bias'] is not None:
         config['init_logit_bias'] = model['init_logit_bias']
-    return config
+    return _coca.with_config(config, model)
 
 
 def _text_of(model: Fields) -> dict[str, Any]:
     text = model['text']
-    config = {
+    return {
         'context_length': text['context_length'],
         'vocab_size': text['vocab_size'],
         'heads': text['heads'],
         'layers': text['depth'],
         'no_causal_mask': not text['causal'],
-        'pool_type': _inverse(TEXT_POOLS, text['pool'], 'text pool'),
+        **_text_pool_of(text),
         'proj_type': 'none' if model['text_proj'] == 'none' else 'linear',
         'proj_bias': model['text_proj'] == 'biased',
         **_common_of(text),
     }
-    return {**config, 'eos_id': text['eot_id']} if text['pool'] == 'eot' else config
+
+
+def _text_pool_of(text: Fields) -> dict[str, Any]:
+    if text['pool'] == 'cls':
+        return {'embed_cls': True, 'pad_id': text['pad_id']}
+    pool = {'pool_type': _inverse(TEXT_POOLS, text['pool'], 'text pool')}
+    return {**pool, 'eos_id': text['eot_id']} if text['pool'] == 'eot' else pool
 
 
 def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
@@ -459,11 +449,17 @@ def _vision_of(image: Fields, projection: str) -> dict[str, Any]:
         'layers': image['depth'],
         'head_width': image['width'] // image['heads'],
         'no_ln_pre': not image['pre_norm'],
-        'pool_type': _inverse(IMAGE_POOLS, image['pool'], 'image pool'),
+        **_image_pool_of(image),
         'final_ln_after_pool': image['norm_after_pool'],
         'patch_dropout': image['patch_dropout'],
         **_common_of(image),
     }
+
+
+def _image_pool_of(image: Fields) -> dict[str, Any]:
+    if image['pool'] == 'queries':
+        return _coca.image_pool_of(image)
+    return {'pool_type': _inverse(IMAGE_POOLS, image['pool'], 'image pool')}
 
 
 def _timm_projection(family: Any, projection: str) -> str | None:

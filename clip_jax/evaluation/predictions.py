@@ -1,20 +1,23 @@
-"""Zero-shot predictions for images that need no labels, as a CSV file: `clip-jax classify`."""
+"""What a model says of images that need no labels, as a CSV file: zero-shot predictions (`clip-jax
+classify`) and captions (`clip-jax caption`).
+"""
 
 import contextlib
 import csv
 import pathlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from clip_jax import pretrained, prompts
+from clip_jax import build, pretrained, prompts
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.examples import describe_counts
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, error_message, in_order
+from clip_jax.models import captions
 from clip_jax.pretrained import Clip, loaded
 from clip_jax.runtime import atomic
 from clip_jax.runtime.progress import Progress
@@ -77,32 +80,97 @@ def write(
     prompts.check_classes(names, filled)
     clip = pretrained.load(model, dtype=dtype)
 
-    def classify(images: Sequence[np.ndarray]) -> np.ndarray:
-        return clip.classify(images, names, templates=filled, activation=activation)
+    def classify(images: Sequence[np.ndarray]) -> list[list[str]]:
+        found = clip.classify(images, names, templates=filled, activation=activation)
+        return [_best(one, names, top_k) for one in found]
 
     classify([])  # what the model cannot do is found before images are read
+    columns = _columns(top_k)
+    summary = write_rows(clip, source, out, threads, columns, classify, what='classify')
+    return {'labels': len(names), **summary, **_speed(source, time.monotonic() - began)}
+
+
+def write_captions(
+    model: str, source: Source, out: pathlib.Path, dtype: str, threads: int, **options: Any
+) -> dict[str, Any]:
+    """Writes a caption for each image of a data set, with a row for each record of it.
+
+    The columns are `where`, `caption` and `bad`, as in `write`.
+
+    Args:
+        model: a run directory or a checkpoint of any known layout, with a caption decoder.
+        source: the data; labels and captions in it are not read.
+        out: the CSV file to write, complete or not at all.
+        dtype: the compute dtype: 'auto', 'float32' or 'bfloat16'.
+        threads: how many threads read and decode images.
+        **options: how captions are generated, see captions.settings; and `seed`.
+
+    Returns:
+        A summary: counts and seconds.
+
+    Raises:
+        ValueError: an option is wrong, the model has no decoder, or no record can be used.
+    """
+    began = time.monotonic()
+    clip = pretrained.load(model, dtype=dtype)
+
+    def caption(images: Sequence[np.ndarray]) -> list[list[str]]:
+        return [[text] for text in clip.caption(images, **options)]
+
+    captions.settings(clip, **build.given(options, 'seed'))  # before images are read
+    summary = write_rows(clip, source, out, threads, ['caption'], caption, what='caption')
+    return {**summary, **_speed(source, time.monotonic() - began)}
+
+
+def write_rows(
+    clip: Clip,
+    source: Source,
+    out: pathlib.Path,
+    threads: int,
+    columns: Sequence[str],
+    of_images: Callable[[Sequence[np.ndarray]], list[list[str]]],
+    *,
+    what: str,
+) -> dict[str, Any]:
+    """Writes a CSV file with a row for each record of a data set, of what a model says of it.
+
+    Args:
+        clip: the model.
+        source: the data.
+        out: the file, which appears only when it is complete.
+        threads: how many threads read and decode images.
+        columns: the names of what `of_images` returns.
+        of_images: preprocessed images -> a row for each.
+        what: what is done, for the progress bar.
+
+    Returns:
+        Counts of images, and of bad and skipped records.
+
+    Raises:
+        ValueError: no record can be used.
+    """
     bad: Counter[str] = Counter()
-    with atomic.writing(out) as file, Progress('classify', len(source), unit='images') as progress:
+    with atomic.writing(out) as file, Progress(what, len(source), unit='images') as progress:
         rows = csv.writer(file, lineterminator='\n')
-        rows.writerow(['where', *_columns(top_k), 'bad'])
+        rows.writerow(['where', *columns, 'bad'])
         for records in _read(clip, source, threads):
-            found = iter(classify([one.image for one in records if one.image is not None]))
+            found = iter(of_images([one.image for one in records if one.image is not None]))
             for one in records:
-                best = _best(next(found), names, top_k) if not one.bad else [''] * 2 * top_k
-                rows.writerow([one.where, *best, one.bad])
+                row = next(found) if not one.bad else [''] * len(columns)
+                rows.writerow([one.where, *row, one.bad])
             bad.update(one.bad for one in records if one.bad)
             progress.advance(len(records))
         if bad.total() == len(source):
             raise ValueError(f'{source}: none of its records can be used: {describe_counts(bad)}')
-    seconds = time.monotonic() - began
     return {
         'images': len(source) - bad.total(),
-        'labels': len(names),
         'bad_records': dict(bad),
         'skipped': {kind: found.count for kind, found in source.skipped.items()},
-        'seconds': seconds,
-        'images_a_second': len(source) / seconds,
     }
+
+
+def _speed(source: Source, seconds: float) -> dict[str, float]:
+    return {'seconds': seconds, 'images_a_second': len(source) / seconds}
 
 
 def _check_options(names: Sequence[str], top_k: Any) -> None:

@@ -20,6 +20,7 @@ from clip_jax.models.short_attention import Place
 
 ATTENTION = ('auto', 'xla', 'short', 'splash', 'cudnn')
 Position = int | jax.Array  # of a token: the same for all rows of a batch, or int32 [B]
+CACHE = 'cache'  # the collection of keys and values of earlier tokens; see `generating`
 KERNELS = {'tpu': 'short', 'gpu': 'cudnn', 'cuda': 'cudnn'}  # by the kind of device
 
 
@@ -190,12 +191,19 @@ def token(x: jax.Array, position: Position) -> jax.Array:
     return jnp.take_along_axis(x, position[:, None, None], axis=1)
 
 
+def generating(module: nn.Module) -> bool:
+    """Whether tokens are generated one by one: the collection CACHE is mutable."""
+    return module.is_mutable_collection(CACHE) and not module.is_initializing()
+
+
 class Attention(nn.Module):
     """Multi-head self-attention: [B, L, width] -> [B, L, width].
 
     `mask` is a bool array that broadcasts to [B, heads, L (queries), L (keys)]; it is combined with
     the causal mask. With `position` only that token is a query, and the result is [B, 1, width];
-    `mask` is then the same for all queries.
+    `mask` is then the same for all queries. While tokens are generated one by one, x is the next
+    one, [B, 1, width], and `mask` says to which of all positions it attends, the causal mask
+    included; the collection `cache` keeps keys and values.
 
     Attributes:
         heads: the number of attention heads.
@@ -221,7 +229,8 @@ class Attention(nn.Module):
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         heads = jax.ShapeDtypeStruct((*x.shape[:2], self.heads, width // self.heads), self.dtype)
         # Initialization is compiled for any device, and nothing depends on its result.
-        plain = self.is_initializing() or capture.wanted(self, capture.ATTENTION)
+        asked = generating(self) or capture.wanted(self, capture.ATTENTION)
+        plain = self.is_initializing() or asked
         wanted = 'xla' if plain else self.implementation
         implementation, place = _choose(wanted, heads, heads, heads, mask)
         if position is not None:
@@ -240,8 +249,12 @@ class Attention(nn.Module):
                 **types,
             )(x)
             query, key, value = _split(qkv, place)
-            keep_weights(self, query, key, mask, causal=self.causal)
-            x = _attend(implementation, place, query, key, value, mask, causal=self.causal)
+            if generating(self):
+                assert mask is not None  # as the docstring says
+                key, value = self._appended(key, value, mask.shape[-1])
+            causal = self.causal and not generating(self)
+            keep_weights(self, query, key, mask, causal=causal)
+            x = _attend(implementation, place, query, key, value, mask, causal=causal)
         return nn.DenseGeneral(
             width,
             axis=(-2, -1),
@@ -250,6 +263,22 @@ class Attention(nn.Module):
             name='out',
             **types,
         )(x)
+
+    def _appended(
+        self, key: jax.Array, value: jax.Array, length: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Puts keys and values [B, 1, heads, head_dim] after those of earlier tokens in the cache,
+        which has `length` positions; returns all of them.
+        """
+        index = self.variable(CACHE, 'index', jnp.zeros, (), jnp.int32)
+        shape = (key.shape[0], length, *key.shape[2:])
+        stored = []
+        for name, x in (('key', key), ('value', value)):
+            kept = self.variable(CACHE, name, jnp.zeros, shape, x.dtype)
+            kept.value = jax.lax.dynamic_update_slice_in_dim(kept.value, x, index.value, axis=1)
+            stored.append(kept.value)
+        index.value += 1
+        return stored[0], stored[1]
 
 
 def _of_token(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,8 +30,8 @@ LOGICAL_AXES = {
 class CLIP(nn.Module):
     """CLIP: embeds images and texts in one space, where cosine similarity says how well they match.
 
-    Parameters are under `image`, `text`, `image_projection`, `text_projection`, `logit_scale` and
-    `logit_bias`.
+    Parameters are under `image`, `text`, `image_projection`, `text_projection`, `logit_scale`,
+    `logit_bias` and `decoder`.
 
     Attributes:
         image: the image encoder, see models/image.
@@ -44,6 +45,7 @@ class CLIP(nn.Module):
         text_proj: projection of text features; 'biased' in SigLIP.
         init_logit_scale: initial log inverse temperature.
         init_logit_bias: initial logit bias; None for losses without one.
+        decoder: the caption decoder, see models/decoder.py; None: there is none.
         dtype: the compute dtype.
         param_dtype: the dtype of the parameters.
 
@@ -58,6 +60,7 @@ class CLIP(nn.Module):
     text_proj: str = 'linear'
     init_logit_scale: float = INIT_LOGIT_SCALE
     init_logit_bias: float | None = None
+    decoder: nn.Module | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
@@ -66,6 +69,8 @@ class CLIP(nn.Module):
             raise ValueError(f'embed_dim is {self.embed_dim}; expected at least 1')
         lookup.check(self.image_proj, PROJECTIONS, what='models/clip: image_proj')
         lookup.check(self.text_proj, PROJECTIONS, what='models/clip: text_proj')
+        if self.decoder is not None:
+            _check_decoder(self.decoder, self.image, self.text)
         super().__post_init__()
 
     def setup(self):
@@ -155,14 +160,143 @@ class CLIP(nn.Module):
         """
         of_image, of_text = (train and tower not in locked for tower in ('image', 'text'))
         image = self.encode_image(images, train=of_image, example_index=example_index)
-        *shape, length = tokens.shape
-        if example_index is not None and len(shape) == 2:
-            # Every text has random numbers of its own.
-            example_index = (example_index[:, None] * shape[1] + jnp.arange(shape[1])).reshape(-1)
-        texts = tokens.reshape(-1, length)
-        text = self.encode_text(texts, train=of_text, example_index=example_index)
+        texts, of_texts = _flat(tokens, example_index)
+        text = self.encode_text(texts, train=of_text, example_index=of_texts)
         image, text = l2_normalize(image), l2_normalize(text)
-        return image, text.reshape(*shape, -1), *self.scale_and_bias()
+        if self.decoder is not None and self.is_initializing():
+            self.caption_logits(images, texts)
+        return image, text.reshape(*tokens.shape[:-1], -1), *self.scale_and_bias()
+
+    def image_tokens(self, images: jax.Array) -> jax.Array:
+        """Returns what the decoder reads of images [B, H, W, 3]: [B, N, width]."""
+        return self.image(images, all_tokens=True)[1]
+
+    def caption_logits(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Returns the logits of the next token after each one of captions.
+
+        Args:
+            images: float [B, H, W, 3], normalized by mean and std.
+            tokens: token ids, int32 [B, L].
+
+        Returns:
+            float32 [B, L, vocab_size].
+        """
+        decoder = self.captioner()
+        inputs = tokens
+        if decoder.inputs == 'text':
+            _, inputs = self.text(tokens, all_tokens=True)
+        return decoder(inputs, self.image_tokens(images))
+
+    def next_token_logits(
+        self, tokens: jax.Array, image_tokens: jax.Array, index: jax.Array
+    ) -> jax.Array:
+        """Returns the logits of the token after the one at a position.
+
+        The collection `cache` must be mutable and keeps what was computed for earlier positions.
+
+        Args:
+            tokens: token ids, int32 [B, context_length]; those after `index` do not count.
+            image_tokens: what `image_tokens` returned.
+            index: the position, int32 []; 0 in the first call, then 1, 2, …
+
+        Returns:
+            float32 [B, vocab_size].
+        """
+        decoder = self.captioner()
+        inputs = tokens if decoder.inputs == 'tokens' else self.text(tokens, index=index)
+        return decoder(inputs, image_tokens, index=index)[:, 0]
+
+    def captioner(self) -> Any:
+        """Returns the decoder; ValueError if there is none."""
+        if self.decoder is None:
+            raise ValueError(
+                'this model has no caption decoder (model.decoder); expected one that has, such as '
+                'CoCa'
+            )
+        return self.decoder
+
+
+def captioned(
+    model: CLIP,
+    images: jax.Array,
+    tokens: jax.Array,
+    *,
+    train: bool = False,
+    locked: tuple[str, ...] = (),
+    example_index: jax.Array | None = None,
+    parallel: float = 0.0,
+    contrastive: bool = True,
+) -> tuple[jax.Array, ...]:
+    """Computes what a contrastive loss and a captioning loss need.
+
+    Args:
+        images, tokens, train, locked, example_index: as in a call of the model. Of several
+            texts of an image, the first is its caption.
+        parallel: share of the captions that are predicted in parallel.
+        contrastive: whether embeddings are computed.
+
+    Returns:
+        L2-normalized embeddings of images and texts, if `contrastive`, as a call returns them;
+        then the decoder's caption_sums, float32 [B, 3].
+    """
+    decoder = model.captioner()
+    of_image, of_text = (train and tower not in locked for tower in ('image', 'text'))
+    image, seen = model.image(images, train=of_image, example_index=example_index, all_tokens=True)
+    captions = tokens if tokens.ndim == 2 else tokens[:, 0]
+    inputs, embeddings = captions, ()
+    if contrastive or decoder.inputs == 'text':
+        texts, of_texts = _flat(tokens if contrastive else captions, example_index)
+        how = {'train': of_text, 'example_index': of_texts}
+        if decoder.inputs == 'tokens':
+            text = model.text(texts, **how)
+        else:
+            text, inputs = model.text(texts, all_tokens=True, **how)
+            inputs = inputs.reshape(len(images), -1, *inputs.shape[1:])[:, 0]
+        text = text.reshape(*tokens.shape[:-1], -1) if contrastive else text
+        embeddings = (model.image_projection(image), model.text_projection(text))
+    masked = None
+    if train and parallel:
+        keys = layers.example_keys(model.make_rng('dropout'), example_index, len(images))
+        masked = jax.vmap(lambda key: jax.random.bernoulli(key, parallel))(keys)
+    logits = decoder(inputs, seen, masked=masked, train=train, example_index=example_index)
+    sums = decoder.caption_sums(logits, captions)
+    return (*map(l2_normalize, embeddings if contrastive else ()), sums)
+
+
+def _flat(tokens: jax.Array, example_index: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    """Returns tokens [B, L] or [B, K, L] as [B * K, L], and the index of each text."""
+    *shape, length = tokens.shape
+    if example_index is not None and len(shape) == 2:
+        # Every text has random numbers of its own.
+        example_index = (example_index[:, None] * shape[1] + jnp.arange(shape[1])).reshape(-1)
+    return tokens.reshape(-1, length), example_index
+
+
+def _check_decoder(decoder: nn.Module, image: nn.Module, text: nn.Module) -> None:
+    """Raises ValueError if encoders do not give what a caption decoder reads."""
+    for tower, encoder in (('image', image), ('text', text)):
+        if tower == 'text' and decoder.inputs == 'tokens':
+            continue
+        if 'all_tokens' not in inspect.signature(type(encoder).__call__).parameters:
+            raise ValueError(
+                f'models/decoder: the {tower} encoder {type(encoder).__module__} does not return '
+                "its tokens (all_tokens); choose vit and transformer, or the decoder's inputs "
+                "'tokens' for another text encoder"
+            )
+    if getattr(image, 'pool', '') == 'queries' and image.pool_queries < 2:
+        raise ValueError('models/decoder: image.pool_queries is 1; expected 2 or more')
+    if decoder.inputs == 'text':
+        if not text.causal:
+            raise ValueError(
+                "models/decoder: inputs 'text' need a causal text encoder; set text.causal"
+            )
+        for name in ('width', 'vocab_size', 'context_length'):
+            ours, its = getattr(decoder, name), getattr(text, name)
+            if ours != its:
+                raise ValueError(
+                    f"models/decoder: {name} is {ours} and the text encoder's is {its}; inputs "
+                    "'text' need equal ones"
+                )
 
 
 def _dense(features: int, *, bias: bool, **rest: Any) -> nn.Dense:
@@ -200,6 +334,12 @@ def l2_normalize(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
+def _modules(model: CLIP) -> dict[str, nn.Module]:
+    """The encoders, and the decoder if there is one, by their fields."""
+    modules = {'image': model.image, 'text': model.text, 'decoder': model.decoder}
+    return {name: x for name, x in modules.items() if x is not None}
+
+
 def logical_axes(model: CLIP) -> sharding.LogicalAxes:
     """Returns the function that names the axes of a model's parameters, for sharding.of_tree.
 
@@ -207,7 +347,7 @@ def logical_axes(model: CLIP) -> sharding.LogicalAxes:
     """
     encoders = {
         name: getattr(importlib.import_module(type(encoder).__module__), 'LOGICAL_AXES', {})
-        for name, encoder in (('image', model.image), ('text', model.text))
+        for name, encoder in _modules(model).items()
     }
 
     def axes(path: str, ndim: int) -> tuple[str | None, ...]:
@@ -226,25 +366,30 @@ def from_card(fields: Mapping[str, Any], dtype: Any = jnp.float32, **execution: 
         fields: the card's `model`. Fields that are missing or None are the defaults of the
             encoders.
         dtype: the compute dtype; parameters are float32.
-        **execution: fields of EXECUTION, for the encoders that have them.
+        **execution: fields of EXECUTION, for the encoders and the decoder that have them.
 
     Raises:
         ValueError: an encoder is unknown or cannot be imported, or a field is wrong.
     """
     types = {'dtype': jnp.dtype(dtype), 'param_dtype': jnp.dtype('float32')}
 
-    def encoder(folder: str, fields: Mapping[str, Any]) -> nn.Module:
+    def module(make: type[nn.Module], fields: Mapping[str, Any]) -> nn.Module:
         given = {k: v for k, v in fields.items() if v is not None and k != 'name'}
-        make = lookup.module(folder, fields['name'], 'Encoder').Encoder
         known = {field.name for field in dataclasses.fields(make)}
         how = {k: v for k, v in execution.items() if k in known}
         return make(**given, **how, **types)
 
-    encoders: dict[str, Any] = {
-        'image': encoder('models.image', fields['image']),
-        'text': encoder('models.text', fields['text']),
+    parts: dict[str, Any] = {
+        tower: module(
+            lookup.module(f'models.{tower}', fields[tower]['name'], 'Encoder').Encoder,
+            fields[tower],
+        )
+        for tower in ('image', 'text')
     }
-    return CLIP(**{**fields, **encoders}, **types)
+    if fields.get('decoder'):
+        make = lookup.module('models', 'decoder', 'Decoder').Decoder
+        parts['decoder'] = module(make, fields['decoder'])
+    return CLIP(**{**fields, **parts}, **types)
 
 
 def to_card(model: CLIP) -> dict[str, Any]:
@@ -256,7 +401,9 @@ def to_card(model: CLIP) -> dict[str, Any]:
         }
         for name, encoder in (('image', model.image), ('text', model.text))
     }
-    return {**_fields(model), **encoders}
+    decoder = {} if model.decoder is None else {'decoder': _fields(model.decoder)}
+    fields = {k: v for k, v in _fields(model).items() if k != 'decoder'}
+    return {**fields, **encoders, **decoder}
 
 
 def _fields(module: nn.Module) -> dict[str, Any]:

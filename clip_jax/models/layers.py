@@ -340,9 +340,9 @@ class Transformer(nn.Module):
             static = (4,) if isinstance(position, int) else ()
             block = nn.remat(block, policy=REMAT[config.remat], static_argnums=static)
         for i in range(config.depth - 1):
-            x = block(config, out_std, name=f'block_{i}')(x, mask, _fold_in(keys, i), None)
+            x = block(config, out_std, name=f'block_{i}')(x, mask, fold_in(keys, i), None)
         last = block(config, out_std, name=f'block_{config.depth - 1}')
-        keys = _fold_in(keys, config.depth - 1)
+        keys = fold_in(keys, config.depth - 1)
         # Whoever captures the outputs of blocks wants all tokens; dropout draws for all of them.
         if position is not None and (
             self.is_initializing()
@@ -366,14 +366,15 @@ class Transformer(nn.Module):
 
         def body(x: jax.Array, layer: tuple) -> tuple[Any, None]:
             params, i = layer
-            return block.apply({'params': params}, x, mask, _fold_in(keys, i)), None
+            return block.apply({'params': params}, x, mask, fold_in(keys, i)), None
 
         if self.config.remat != 'none':
             body = jax.checkpoint(body, policy=REMAT[self.config.remat], prevent_cse=False)
         return jax.lax.scan(body, x, (stacked, jnp.arange(self.config.depth)))[0]
 
 
-def _fold_in(keys: jax.Array | None, number: int | jax.Array) -> jax.Array | None:
+def fold_in(keys: jax.Array | None, number: int | jax.Array) -> jax.Array | None:
+    """Returns the random keys [B] of one of the layers that share them; None stays None."""
     return None if keys is None else jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
@@ -422,7 +423,7 @@ class Block(nn.Module):
             **config.types,
         )(y, mask, position)
         x = x if position is None else token(x, position)
-        x = x + dropout(self._scaled(y, 'attention_scale'), config.dropout, _fold_in(keys, 0))
+        x = x + dropout(layer_scaled(self, y, 'attention_scale'), config.dropout, fold_in(keys, 0))
         x = on_cpu.computed_once(after('attention_norm', x))
         y = before('mlp_norm', x)
         y = Mlp(
@@ -433,12 +434,14 @@ class Block(nn.Module):
             name='mlp',
             **config.types,
         )(y)
-        x = x + dropout(self._scaled(y, 'mlp_scale'), config.dropout, _fold_in(keys, 1))
+        x = x + dropout(layer_scaled(self, y, 'mlp_scale'), config.dropout, fold_in(keys, 1))
         return after('mlp_norm', x)
 
-    def _scaled(self, x: jax.Array, name: str) -> jax.Array:
-        """Multiplies a branch's output by its LayerScale."""
-        if not self.config.layer_scale:
-            return x
-        init = nn.initializers.constant(self.config.layer_scale)
-        return x * self.param(name, init, x.shape[-1:], self.config.param_dtype).astype(x.dtype)
+
+def layer_scaled(block: Any, x: jax.Array, name: str) -> jax.Array:
+    """Multiplies the output of a branch of a block by its LayerScale, if its config has one."""
+    config = block.config
+    if not config.layer_scale:
+        return x
+    init = nn.initializers.constant(config.layer_scale)
+    return x * block.param(name, init, x.shape[-1:], config.param_dtype).astype(x.dtype)

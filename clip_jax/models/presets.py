@@ -3,8 +3,8 @@
 OpenAI's models (arXiv 2103.00020, tables 18 and 19) are those with the suffix `-quickgelu`, the
 activation that its weights were trained with; open_clip trained the same sizes with GELU (arXiv
 2212.07143). CLIPA is arXiv 2305.07017, EVA-CLIP 2303.15389, PE (Perception Encoder) 2504.13181.
-MobileCLIP is 2311.17049, MobileCLIP2 2508.20691. SigLIP (2303.15343) and SigLIP 2 (2502.14786) use
-the tanh approximation of GELU.
+MobileCLIP is 2311.17049, MobileCLIP2 2508.20691, CoCa 2205.01917. SigLIP (2303.15343) and SigLIP 2
+(2502.14786) use the tanh approximation of GELU.
 """
 
 from typing import Any
@@ -119,6 +119,11 @@ _MOBILECLIP = {
     'MobileCLIP2-B': ('B/16', 'B', 512, True),
     'MobileCLIP2-L-14': ('L/14', 'L', 768, False),
 }
+# name: name with the same image and text encoders, embed_dim
+_COCA = {
+    'coca_ViT-B-32': ('ViT-B-32', 512),
+    'coca_ViT-L-14': ('ViT-L-14', 768),
+}
 _CONVOLUTIONS = {
     'stem': 'convolutions',
     'class_position': False,
@@ -171,6 +176,7 @@ def names() -> list[str]:
         *_ROPE_VIT,
         *_SIGLIP,
         *_MOBILECLIP,
+        *_COCA,
         *_OTHER_TEXT,
     ]
 
@@ -210,6 +216,8 @@ def architecture(name: str) -> dict[str, Any]:
         image = _vit(variant, image_size, 'rope_vit')
         text = {**CLIP_TEXT, **_text(text), 'context_length': context_length}
         return _model(image, text, embed_dim, image_proj='biased')
+    if base in _COCA:
+        return _coca(*_COCA[base])
     if base in _MOBILECLIP:
         variant, text, embed_dim, causal = _MOBILECLIP[base]
         image = {**_vit(variant, 224), **(_CONVOLUTIONS if variant == 'B/16' else {})}
@@ -241,6 +249,16 @@ def _other_text(
     if 'SigLIP' in like:
         given['init_logit_bias'] = model['init_logit_bias']
     return _model(image, {**sizes, **text}, embed_dim, **given)
+
+
+def _coca(like: str, embed_dim: int) -> dict[str, Any]:
+    model = architecture(like)
+    pool = {'pool': 'queries', 'pool_queries': 256, 'pool_heads': 8, 'pool_width': embed_dim}
+    tokens = {'context_length': 76, 'pool': 'cls', 'eot_id': None, 'pad_id': 0}
+    text = {**model['text'], **tokens}
+    sizes = ('vocab_size', 'context_length', 'width', 'depth', 'heads', 'mlp_dim', 'pad_id')
+    image = {**model['image'], **pool, 'class_token': True}
+    return _model(image, text, embed_dim, decoder={name: text[name] for name in sizes})
 
 
 def _model(image: dict, text: dict, embed_dim: int, **rest: Any) -> dict[str, Any]:

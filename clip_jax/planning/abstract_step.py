@@ -15,7 +15,16 @@ from clip_jax import build, sharding
 from clip_jax.data import budgets, preprocess
 from clip_jax.models import clip
 from clip_jax.planning import hlo
-from clip_jax.step import compiler_options, ema, lora, projections, rules, state, train_step
+from clip_jax.step import (
+    captions,
+    compiler_options,
+    ema,
+    lora,
+    projections,
+    rules,
+    state,
+    train_step,
+)
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.training import config_schema, stages, teachers
 
@@ -95,6 +104,7 @@ def step_of(
         captions_per_image=config.data.captions_per_image,
         teachers=taught.teachers,
         lora_scales=scales,
+        captioning=captions.make(config.captioning, model, teachers=taught.teachers is not None),
     )
     shapes = state.abstract_state(
         model,
@@ -181,8 +191,8 @@ def local_mib(tree: Any) -> float:
 
 
 def forward_flops(model: clip.CLIP, images: Any) -> int:
-    """FLOPs of the forward pass of both encoders for the images of a batch and a text of each, by
-    the architecture alone.
+    """FLOPs of the forward pass of both encoders, and of a decoder, for the images of a batch and a
+    text of each, by the architecture alone.
     """
     model = clip.from_card(clip.to_card(model))  # a fused attention hides its products
     length = model.text.context_length
@@ -193,7 +203,9 @@ def forward_flops(model: clip.CLIP, images: Any) -> int:
 
     # With intermediates the last block computes all tokens, as MFU counts them.
     mutable = ['batch_stats', 'intermediates']
-    jaxpr = jax.make_jaxpr(functools.partial(model.apply, train=True, mutable=mutable))(
+    method = '__call__' if model.decoder is None else clip.captioned
+    forward = functools.partial(model.apply, train=True, mutable=mutable, method=method)
+    jaxpr = jax.make_jaxpr(forward)(
         clip.shapes(model),
         jax.tree.map(one, images),
         jax.ShapeDtypeStruct((1, length), jnp.int32),

@@ -21,7 +21,7 @@ from clip_jax.data import inputs
 from clip_jax.data.patches import stacked
 from clip_jax.data.preprocess import Preprocess, normalize
 from clip_jax.data.tools.scan import in_order
-from clip_jax.models import inference, matryoshka
+from clip_jax.models import captions, inference, matryoshka
 from clip_jax.models.clip import CLIP
 from clip_jax.models.features import check as check_features
 from clip_jax.models.features import image_features, text_features
@@ -110,21 +110,23 @@ class Clip:
             encode = functools.partial(self.encode_image, features=features, dim=dim)
             parts = [encode(some) for some in groups(images, self.batch_size)]
             return np.concatenate(parts or [encode([])])
-        images = inputs.images(images)
-        prepared = in_order(
-            lambda i: self.preprocess(inputs.image(images[i])),
-            0,
-            len(images),
-            threads=THREADS,
-            ahead=AHEAD * self.batch_size,
-        )
-        with contextlib.closing(prepared):
-            batches = map(stacked, groups(prepared, self.batch_size))
-            embedded = list(self.encode_batches(batches, features=features))
+        embedded = list(self.encode_batches(_prepared(self, images), features=features))
         if not embedded:
             shape = (dim,) if dim else self.feature_shape(features)
             return np.zeros((0, *shape), np.float32)
         return matryoshka.first(np.concatenate(embedded), dim)
+
+    def caption(self, images: Any, **options: Any) -> list[str]:
+        """Writes a caption for each image, with a model that has a caption decoder (CoCa).
+
+        Args:
+            images: as in `encode_image`.
+            **options: fields of models.generate.Generation, such as method='beam', and `seed`.
+
+        Raises:
+            ValueError: no decoder, no tokenizer, a wrong option or an unreadable image.
+        """
+        return captions.caption(self, _prepared(self, images), inference.sharded, **options)
 
     def encode_batches(
         self, batches: Iterable[Any], *, features: str = 'embedding'
@@ -234,6 +236,20 @@ class Clip:
         return inference.probabilities(self.encode_image(images), classes, params, sigmoid=sigmoid)
 
 
+def _prepared(clip: Clip, images: Any) -> Iterator[Any]:
+    """Yields batches of images, read and preprocessed in threads ahead of the devices."""
+    images = inputs.images(images)
+    prepared = in_order(
+        lambda i: clip.preprocess(inputs.image(images[i])),
+        0,
+        len(images),
+        threads=THREADS,
+        ahead=AHEAD * clip.batch_size,
+    )
+    with contextlib.closing(prepared):
+        yield from map(stacked, groups(prepared, clip.batch_size))
+
+
 def _class_embeddings(
     clip: Clip, labels: tuple[str, ...], templates: prompts.Templates
 ) -> np.ndarray:
@@ -313,22 +329,6 @@ def groups(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     return iter(lambda: list(itertools.islice(items, size)), [])
 
 
-def _check_tokenizer(tokenizer: Any, text: Any) -> None:
-    """Raises a ValueError if a tokenizer's tokens do not fit a text encoder."""
-    for name in ('vocab_size', 'context_length'):
-        ours, its = getattr(tokenizer, name), getattr(text, name)
-        if ours > its:
-            raise ValueError(
-                f"the tokenizer's {name} is {ours:,} and the model's {its:,}: the tokenizer does "
-                'not belong to this model'
-            )
-    if text.eot_id not in (None, tokenizer.eot_id):
-        raise ValueError(
-            f"the tokenizer's eot_id is {tokenizer.eot_id} and the model pools at eot_id "
-            f'{text.eot_id}: the tokenizer does not belong to this model'
-        )
-
-
 def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
     """Writes a model, without a state of training, as a new folder that `load` reads.
 
@@ -375,7 +375,7 @@ def from_card(card: dict[str, Any], variables: dict, model: CLIP, mesh: Mesh) ->
     """
     tokenizer = card['tokenizer'] and tokenizers.from_card(card['tokenizer'])
     if tokenizer:
-        _check_tokenizer(tokenizer, model.text)
+        tokenizers.check_fits(tokenizer, model.text)
     return Clip(
         model=model,
         variables=variables,

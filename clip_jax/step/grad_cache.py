@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Embed = Callable[[Any, Any, Any], tuple[tuple[jax.Array, jax.Array], Any]]
+Embed = Callable[[Any, Any, Any], tuple[tuple[jax.Array, ...], Any]]
 
 
 def value_and_grad(
@@ -32,10 +32,11 @@ def value_and_grad(
     for each.
 
     Args:
-        embed: (params, buffers, batch) -> ((image, text), buffers), embeddings [B, …, D]. It is
-            called twice for each micro-batch and must draw the same random numbers both times.
+        embed: (params, buffers, batch) -> (embeddings, buffers), of images and texts [B, …, D],
+            or any other arrays [B, ...] by which examples enter the loss. It is called twice for
+            each micro-batch and must draw the same random numbers both times.
         others: params -> (scale, bias), the other inputs of the loss; and projections, if any.
-        loss: (image, text, *others) -> (value, metrics).
+        loss: (*embeddings, *others) -> (value, metrics).
         constrain: constrains the sharding of gradients.
         params: the parameters.
         buffers: the other variables of the model.
@@ -48,8 +49,8 @@ def value_and_grad(
     if microbatches == 1:
 
         def objective(params: Any) -> tuple[jax.Array, tuple]:
-            (image, text), new = embed(params, buffers, batch)
-            value, metrics = loss(image, text, *others(params))
+            embeddings, new = embed(params, buffers, batch)
+            value, metrics = loss(*embeddings, *others(params))
             return value, (metrics, new)
 
         gradient = jax.value_and_grad(objective, has_aux=True)
@@ -57,12 +58,12 @@ def value_and_grad(
         return value, metrics, buffers, constrain(grads)
 
     parts = split(batch, microbatches)
-    image, text = join(lax.map(lambda part: embed(params, buffers, part)[0], parts))
+    embeddings = join(lax.map(lambda part: embed(params, buffers, part)[0], parts))
     inputs, inputs_backward = jax.vjp(others, params)
     loss_gradient = jax.value_and_grad(
-        lambda image, text, inputs: loss(image, text, *inputs), argnums=(0, 1, 2), has_aux=True
+        lambda embeddings, inputs: loss(*embeddings, *inputs), argnums=(0, 1), has_aux=True
     )
-    (value, metrics), (d_image, d_text, d_inputs) = loss_gradient(image, text, inputs)
+    (value, metrics), (d_embeddings, d_inputs) = loss_gradient(embeddings, inputs)
 
     def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
         grads, buffers = carry
@@ -72,7 +73,7 @@ def value_and_grad(
         return (grads, buffers), None
 
     start = constrain(*inputs_backward(d_inputs)), buffers
-    (grads, buffers), _ = lax.scan(add, start, (parts, split((d_image, d_text), microbatches)))
+    (grads, buffers), _ = lax.scan(add, start, (parts, split(d_embeddings, microbatches)))
     return value, metrics, buffers, grads
 
 

@@ -13,6 +13,7 @@ from clip_jax import sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip, layers
 from clip_jax.step import ema, grad_cache, lora, projections, rules, skip_updates
+from clip_jax.step.captions import Captioning
 from clip_jax.step.ema import Average
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.state import TrainState, optimizer_axes
@@ -37,6 +38,7 @@ def train_step(
     captions_per_image: int = 1,
     teachers: Teachers | None = None,
     lora_scales: Mapping[str, float] | None = None,
+    captioning: Captioning | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one update on a global batch.
 
@@ -59,6 +61,7 @@ def train_step(
         captions_per_image: the number of texts of an image that are its positives.
         teachers: models that the student learns from; their variables are `state.teachers`.
         lora_scales: the factors of adapters by tower (lora.scales); None: there are none.
+        captioning: how the captioning loss is added; None: the model has no caption decoder.
 
     Returns:
         The next state, and scalar metrics.
@@ -68,12 +71,13 @@ def train_step(
     """
     loss = _taught(loss, teachers, state, batch, microbatches)
     loss = _with_texts(loss, batch['tokens'].shape, captions_per_image)
+    loss = captioning.added(loss) if captioning else loss
     logical_axes = lora.logical_axes(projections.logical_axes(clip.logical_axes(model)))
     trained, frozen = optimizer.split(state.params)
     batch = {'image': batch['image'], 'tokens': batch['tokens']}
     batch['example_index'] = jnp.arange(len(batch['image']), dtype=jnp.int32)
     value, metrics, buffers, grads = grad_cache.value_and_grad(
-        _embedder(state, frozen, model, optimizer, normalize, lora_scales),
+        _embedder(state, frozen, model, optimizer, normalize, lora_scales, captioning),
         _others(model, frozen),
         jax.named_scope('loss')(loss),
         lambda grads: sharding.constrain_tree(grads, logical_axes, over_data=shard_optimizer),
@@ -137,6 +141,7 @@ def _embedder(
     optimizer: Optimizer,
     normalize: Callable[[jax.Array], jax.Array],
     lora_scales: Mapping[str, float] | None,
+    captioning: Captioning | None,
 ) -> grad_cache.Embed:
     """Returns the function (trained parameters, buffers, batch) -> (embeddings, buffers)."""
     key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
@@ -147,7 +152,8 @@ def _embedder(
         every, _ = projections.split(rules.merge(params, frozen))
         every = lora.merge(every, lora_scales or {})
         every = layers.cast(every, model.dtype, clip.logical_axes(model))
-        (image, text, _, _), updated = model.apply(
+        found: Any
+        found, updated = model.apply(
             {'params': every, **buffers},
             jax.named_scope('normalize')(normalize)(part['image']),
             part['tokens'],
@@ -156,8 +162,9 @@ def _embedder(
             example_index=part['example_index'],
             rngs={'dropout': key},
             mutable=[*buffers],
+            **(captioning.call if captioning else {}),
         )
-        return (image, text), updated
+        return found if captioning else found[:2], updated
 
     return embed
 
@@ -221,6 +228,7 @@ def bind_step(
     captions_per_image: int = 1,
     teachers: Teachers | None = None,
     lora_scales: Mapping[str, float] | None = None,
+    captioning: Captioning | None = None,
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Binds the arguments of `train_step` other than state and batch.
 
@@ -228,7 +236,7 @@ def bind_step(
         mean: the mean that is subtracted from the pixels of red, green and blue.
         std: the standard deviation that they are divided by.
         model, loss, optimizer, microbatches, spike, shard_optimizer, average,
-            captions_per_image, teachers, lora_scales: see `train_step`.
+            captions_per_image, teachers, lora_scales, captioning: see `train_step`.
     """
     return functools.partial(
         train_step,
@@ -243,6 +251,7 @@ def bind_step(
         captions_per_image=captions_per_image,
         teachers=teachers,
         lora_scales=lora_scales,
+        captioning=captioning,
     )
 
 

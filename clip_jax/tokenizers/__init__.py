@@ -59,3 +59,19 @@ def from_card(card: Mapping[str, Any]) -> Any:
     for field in card:
         lookup.check(field, known, what=f'tokenizers/{card["name"]}: field of its card')
     return tokenizer
+
+
+def check_fits(tokenizer: Any, text: Any) -> None:
+    """Raises a ValueError if a tokenizer's tokens do not fit a text encoder."""
+    for name in ('vocab_size', 'context_length'):
+        ours, its = getattr(tokenizer, name), getattr(text, name)
+        if ours > its:
+            raise ValueError(
+                f"the tokenizer's {name} is {ours:,} and the model's {its:,}: the tokenizer does "
+                'not belong to this model'
+            )
+    if text.eot_id not in (None, tokenizer.eot_id):
+        raise ValueError(
+            f"the tokenizer's eot_id is {tokenizer.eot_id} and the model pools at eot_id "
+            f'{text.eot_id}: the tokenizer does not belong to this model'
+        )

@@ -16,6 +16,7 @@ OPEN += (
     'distillation.teachers',
     'model.image',
     'model.text',
+    'model.decoder',
     'data.options',
     'data.caption_fields',
 )

@@ -17,11 +17,12 @@ from clip_jax.data.stored_embeddings import StoredEmbeddings
 from clip_jax.evaluation import evaluate
 from clip_jax.evaluation.evaluate import Evaluation
 from clip_jax.models import clip
+from clip_jax.models.captions import start_id
 from clip_jax.places import naming
 from clip_jax.pretrained import Clip, loaded
 from clip_jax.runtime import multihost
 from clip_jax.runtime.messages import Failures
-from clip_jax.step import compiler_options, ema, lora, projections, state
+from clip_jax.step import captions, compiler_options, ema, lora, projections, state
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.rules import LORA
 from clip_jax.step.state import TrainState
@@ -89,11 +90,14 @@ def prepare(config: ConfigDict, workdir: Any, stage: stages.Stage | None = None)
     model = build.model(begun.card['model'], config.model.dtype, **execution)
     card, variables, params = adapters.added(config, begun.card, begun.variables, model, mesh)
     taught = teachers.prepare(config.distillation, config.model.dtype, card, mesh, pretrained.read)
+    of_captions = captions.make(config.captioning, model, teachers=taught.teachers is not None)
     params = params | projections.shapes(taught.projected)
     optimizer = build.optimizer(config.optimizer, params, config.total_steps)
     # Without variables: they change, and a second copy would stay on the devices.
     model_clip = loaded.from_card(card, {}, model, mesh)
     model_clip = model_clip.with_preprocess(max_pixels=config.data.max_pixels)
+    if of_captions:
+        start_id(model_clip.tokenizer)
     batches = _batches(config, source, model_clip, taught.stored, how)
     step = bind_step(
         model,
@@ -108,6 +112,7 @@ def prepare(config: ConfigDict, workdir: Any, stage: stages.Stage | None = None)
         captions_per_image=config.data.captions_per_image,
         teachers=taught.teachers,
         lora_scales=lora.scales(card.get(LORA, {})),
+        captioning=of_captions,
     )
     create = {
         'mesh': mesh,

@@ -20,10 +20,8 @@ from clip_jax.models import clip, presets
 from clip_jax.places import names, resolve
 
 LOADS = [row for row in names.published() if row.loads]
-# Of open_clip without a preset: CoCa, whose towers are read; others are sizes of a preset's kind.
+# Of open_clip without a preset: sizes of a preset's kind.
 LIKE = {
-    'coca_ViT-B-32': 'coca',
-    'coca_ViT-L-14': 'coca',
     'ViT-SO400M-16-SigLIP-i18n-256': 'ViT-SO400M-14-SigLIP',
     'ViT-SO400M-14-SigLIP-378': 'ViT-SO400M-14-SigLIP-384',
     'ViT-H-14-worldwide': 'ViT-H-14',
@@ -38,8 +36,6 @@ SIZES = {'width': 32, 'depth': 1, 'heads': 2, 'mlp_dim': 64}
 
 def shrunk(model: str) -> dict:
     """The architecture of an open_clip model, with the smallest sizes."""
-    if model == 'coca':
-        return made('clip')[0]['model']
     card = presets.architecture(model)
     image, text = card['image'], card['text']
     text |= {**SIZES, 'vocab_size': 60}
@@ -52,6 +48,10 @@ def shrunk(model: str) -> dict:
         image |= {**SIZES, 'patch_size': 8, 'image_size': 16}
         image |= {'rope_grid': 2} if image.get('pool') == 'map' else {}
         image |= {'pool_heads': 8} if image.get('pool') == 'map' else {}
+    elif image.get('pool') == 'queries':
+        image |= {**SIZES, 'patch_size': 8, 'image_size': 16}
+        image |= {'pool_queries': 4, 'pool_heads': 2, 'pool_width': 32}
+        card['decoder'] |= {**SIZES, 'mlp_dim': 128, 'vocab_size': 60}
     elif image.get('pool') == 'map':  # whose heads open_clip's file does not say
         width = WIDTHS[image['width']]
         heads = width // 64 if image['width'] in (768, 1024) else 16

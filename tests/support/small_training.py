@@ -13,6 +13,7 @@ from clip_jax import build, lookup, sharding
 from clip_jax.data import preprocess
 from clip_jax.models import clip
 from clip_jax.step import ema, lora, projections, rules, state
+from clip_jax.step.captions import Captioning
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.teachers import Teachers
 from clip_jax.step.train_step import bind_step
@@ -80,6 +81,7 @@ def setup(
     teacher_variables: dict | None = None,
     projected: dict | None = None,
     adapters: dict | None = None,
+    captioning: Captioning | None = None,
     **execution: str | bool,
 ) -> tuple[state.TrainState, Callable, Callable]:
     """A new state on a number of devices, its step, and a function that shards a batch."""
@@ -104,6 +106,7 @@ def setup(
             captions_per_image=captions,
             teachers=teachers,
             lora_scales=lora.scales(adapters or {}),
+            captioning=captioning,
         )
     )
 

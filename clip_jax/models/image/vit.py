@@ -176,8 +176,16 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        example_index: jax.Array | None = None,
+        all_tokens: bool = False,
+    ) -> Any:
+        """Encodes images; with `all_tokens` it also returns what a caption decoder reads: the
+        queries after the first, or the patches, [B, N, width].
+        """
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         embedding = nn.initializers.normal(self.width**-0.5)
         if self.stem == 'convolutions':
@@ -210,16 +218,19 @@ class Encoder(nn.Module):
             x = jnp.concatenate([x[:, :tokens], kept], axis=1)
         if self.pre_norm:
             x = Norm(epsilon=self.norm_eps, name='pre_norm', **types)(x)
-        every = self.pool != 'cls' or capture.wanted(self, capture.FEATURES)
+        every = all_tokens or self.pool != 'cls' or capture.wanted(self, capture.FEATURES)
         position = None if every else 0
         transformer = Transformer(TransformerConfig.of(self), name='transformer')
         x = transformer(x, keys=keys, position=position)
         norm = Norm(epsilon=self.norm_eps, name='post_norm', **types)
-        pooled_first = self.norm_after_pool or self.pool == 'queries'
-        x = x if pooled_first else norm(x)
+        x = x if self.norm_after_pool or self.pool == 'queries' else norm(x)
         capture.keep(self, 'patches', x[:, tokens:])
-        x = self._pooled(x, tokens)
-        return norm(x) if pooled_first else x
+        if self.pool == 'queries':
+            x = norm(_query_pool(self)(x, all_tokens))
+            return (x[:, 0], x[:, 1:]) if all_tokens else x[:, 0]
+        pooled = self._pooled(x, tokens)
+        pooled = norm(pooled) if self.norm_after_pool else pooled
+        return (pooled, x[:, tokens:]) if all_tokens else pooled
 
     def _pooled(self, x: jax.Array, tokens: int) -> jax.Array:
         """Pools [B, tokens + patches, width] to [B, width]; `tokens`: 1 or 0 class tokens."""
@@ -227,17 +238,6 @@ class Encoder(nn.Module):
             return x[:, 0]
         if self.pool == 'mean':
             return x[:, tokens:].mean(axis=1)
-        if self.pool == 'queries':
-            assert self.pool_queries and self.pool_width and self.pool_heads  # as was checked
-            return QueryPool(
-                self.pool_queries,
-                self.pool_width,
-                self.pool_heads,
-                self.norm_eps,
-                self.dtype,
-                self.param_dtype,
-                name='attention_pool',
-            )(x)
         return AttentionPool(
             self.heads,
             self.mlp_dim,
@@ -247,6 +247,19 @@ class Encoder(nn.Module):
             self.param_dtype,
             name='attention_pool',
         )(x[:, tokens:])
+
+
+def _query_pool(encoder: Encoder) -> 'QueryPool':
+    assert encoder.pool_queries and encoder.pool_width and encoder.pool_heads  # as was checked
+    return QueryPool(
+        encoder.pool_queries,
+        encoder.pool_width,
+        encoder.pool_heads,
+        encoder.norm_eps,
+        encoder.dtype,
+        encoder.param_dtype,
+        name='attention_pool',
+    )
 
 
 class ConvolutionStem(nn.Module):
@@ -271,7 +284,7 @@ class ConvolutionStem(nn.Module):
 
 
 class QueryPool(nn.Module):
-    """CoCa's attention pooling with the first of `queries`: [B, L, C] -> [B, width]."""
+    """CoCa's attention pooling with all queries, or the first: [B, L, C] -> [B, 1 or N, width]."""
 
     queries: int
     width: int
@@ -281,17 +294,17 @@ class QueryPool(nn.Module):
     param_dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, every: bool) -> jax.Array:
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
         norm = functools.partial(Norm, epsilon=self.norm_eps, **types)
-        shape = (self.queries, self.width)
+        shape, count = (self.queries, self.width), self.queries if every else 1
         probe = self.param('probe', nn.initializers.normal(1.0), shape, self.param_dtype)
-        query = norm(name='query_norm')(probe[:1].astype(x.dtype))
-        query = jnp.broadcast_to(query, (x.shape[0], 1, self.width))
+        query = norm(name='query_norm')(probe[:count].astype(x.dtype))
+        query = jnp.broadcast_to(query, (x.shape[0], count, self.width))
         attention: Any = nn.MultiHeadDotProductAttention(
             self.heads, qkv_features=self.width, name='attention', **types
         )
-        return attention(query, norm(name='key_norm')(x))[:, 0]
+        return attention(query, norm(name='key_norm')(x))
 
 
 def drop_patches(x: jax.Array, share: float, keys: jax.Array) -> jax.Array:

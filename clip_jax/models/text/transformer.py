@@ -2,9 +2,12 @@
 2.4), SigLIP (bidirectional, pooled at the last token; arXiv 2303.15343) and CoCa.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from clip_jax import lookup
 from clip_jax.models import capture
@@ -108,25 +111,56 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
-    ) -> jax.Array:
+        self,
+        tokens: jax.Array,
+        *,
+        train: bool = False,
+        example_index: jax.Array | None = None,
+        all_tokens: bool = False,
+        index: jax.Array | None = None,
+    ) -> Any:
+        """Encodes texts.
+
+        Args:
+            tokens: token ids, int32 [B, L].
+            train: whether dropout is on.
+            example_index: see CLIP.
+            all_tokens: whether to return the features of all tokens too, for a caption decoder.
+            index: int32 [], a position: only the token there is encoded, with the keys and values
+                of the earlier ones in the collection `cache`, which must be mutable.
+
+        Returns:
+            Features [B, width]; with `all_tokens` also those of the tokens, [B, L, width]; with
+            `index` only those of that token, [B, 1, width].
+        """
         types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-        x = Embedding(self.vocab_size, self.width, std=0.02, name='token_embedding', **types)(
-            tokens
-        )
+        of_class = self.pool == 'cls'
         if self.pool in ('last', 'cls') and tokens.shape[1] != self.context_length:
             raise ValueError(
                 f'models/text/transformer: pool {self.pool!r} needs texts of {self.context_length} '
                 f'tokens, these have {tokens.shape[1]}; pad them'
             )
         small, mask = nn.initializers.normal(0.01), None
-        if self.pool == 'cls':
+        embed = Embedding(self.vocab_size, self.width, std=0.02, name='token_embedding', **types)
+        transformer = Transformer(TransformerConfig.of(self), name='transformer')
+        norm = Norm(epsilon=self.norm_eps, name='post_norm', **types)
+        last: Any = None
+        if of_class:
             last = self.param('class_embedding', small, (self.width,), self.param_dtype)
+            mask = padding_mask(tokens != self.pad_id)
+        length = self.context_length + of_class
+        positions = self.param('position_embedding', small, (length, self.width), self.param_dtype)
+        if index is not None:
+            x = embed(lax.dynamic_slice_in_dim(tokens, index, 1, axis=1))
+            x = x + lax.dynamic_slice_in_dim(positions, index, 1).astype(x.dtype)
+            earlier = (jnp.arange(tokens.shape[1]) <= index)[None, None, None]
+            mask = earlier if mask is None else mask[..., : tokens.shape[1]] & earlier
+            x = transformer(x, mask)
+            return x if of_class else norm(x)
+        x = embed(tokens)
+        if of_class:
             last = jnp.broadcast_to(last.astype(x.dtype), (x.shape[0], 1, self.width))
             x = jnp.concatenate([x, last], axis=1)
-            mask = padding_mask(tokens != self.pad_id)
-        length = self.context_length + (self.pool == 'cls')
-        positions = self.param('position_embedding', small, (length, self.width), self.param_dtype)
         x = x + positions[: x.shape[1]].astype(x.dtype)
         keys = None
         if train and self.dropout:
@@ -135,12 +169,14 @@ class Encoder(nn.Module):
             position = x.shape[1] - 1
         else:
             position = jnp.argmax(tokens == self.eot_id if self.pool == 'eot' else tokens, axis=1)
-        every = capture.wanted(self, capture.FEATURES)
-        transformer = Transformer(TransformerConfig.of(self), name='transformer')
-        x = transformer(x, mask, keys, None if every else position)
-        x = Norm(epsilon=self.norm_eps, name='post_norm', **types)(x)
-        capture.keep(self, 'tokens', x[:, : tokens.shape[1]])
-        return (token(x, position) if every else x)[:, 0]
+        if not all_tokens and not capture.wanted(self, capture.FEATURES):
+            return norm(transformer(x, mask, keys, position)[:, 0])
+        x = transformer(x, mask, keys)
+        # As in open_clip, the norm at the end is of the class token alone.
+        features = x[:, :-1] if of_class else norm(x)
+        pooled = norm(token(x, position)) if of_class else token(features, position)
+        capture.keep(self, 'tokens', features)
+        return (pooled[:, 0], features) if all_tokens else pooled[:, 0]
 
 
 def padding_mask(is_text: jax.Array) -> jax.Array:
