@@ -116,8 +116,7 @@ def test_encoders_alone_are_read_without_a_decoder(tmp_path):
     assert again == card and equal(back, variables)
 
 
-@pytest.mark.parametrize('layout', ['huggingface', 'big_vision'])
-def test_other_layouts_refuse_the_decoder(layout, tmp_path):
+def test_another_layout_refuses_the_decoder(tmp_path):
     card, variables = convert.read(coca.FIXTURES / 'coca_wide')
     with pytest.raises(ValueError, match='cannot hold this model'):
-        convert.write(tmp_path / 'x', layout, card, variables)
+        convert.write(tmp_path / 'x', 'big_vision', card, variables)
