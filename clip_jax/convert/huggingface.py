@@ -1,12 +1,14 @@
-"""Hugging Face folders: weights and the `config.json` of CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
+"""Hugging Face folders: weights and the `config.json` of CLIP, MetaCLIP 2, SigLIP or SigLIP 2, and
+of one tower of these.
 
 SigLIP 2 is supported at fixed resolution. Missing keys of the config have the defaults of
 transformers' classes.
 """
 
+import functools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from clip_jax import lookup
@@ -77,6 +79,20 @@ DEFAULTS['metaclip_2'] = DEFAULTS['clip']
 # Old configs of CLIP have eos_token_id 2, which is ignored: the text is pooled at the largest id.
 LEGACY_EOS = 2
 _CLASSES = {'clip': 'CLIPModel', 'metaclip_2': 'MetaClip2Model', 'siglip': 'SiglipModel'}
+# `model_type` of one tower alone -> that of both, and the part of its config.
+TOWERS = {
+    f'{kind}_{name}_model': (kind, f'{name}_config')
+    for kind in DEFAULTS
+    for name in ('vision', 'text')
+}
+_REFUSED = {
+    'siglip2': (
+        'SigLIP 2 for images of any shape (NaFlex) is not supported; SigLIP 2 at fixed resolution '
+        'is (model_type siglip)'
+    ),
+    'clipseg': 'CLIPSeg segments images and is not supported; load the CLIP that it was made from',
+    'clap': 'CLAP embeds audio, which is not supported; only images and texts are',
+}
 # Config keys of which our model supports one value.
 _ONLY = {'num_channels': 3, 'attention_dropout': 0.0, 'vision_use_head': True}
 
@@ -92,7 +108,11 @@ def sniff(path: pathlib.Path) -> bool:
     if not describes(config):
         return False
     if path.is_file():
-        return any(name.startswith('vision_model.') for name in _files.names_of(path))
+        names = list(_files.names_of(path))
+        return any(name.startswith(('vision_model.', 'text_model.')) for name in names) or (
+            _files.json_of(config)['model_type'] in TOWERS
+            and not any('visual.' in x for x in names)
+        )
     return any((path / name).is_file() for name in WEIGHTS)
 
 
@@ -100,36 +120,45 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a folder, or one weight file in it."""
     folder = _files.folder_of(path)
     config = _files.json_of(folder / CONFIG)
-    with _cards.understood(str(folder / CONFIG)):
-        fields = architecture(config, what=str(folder / CONFIG))
     weights = _files.locate(path, WEIGHTS)
+    theirs = _files.arrays(weights)
+    with _cards.understood(str(folder / CONFIG)):
+        fields = architecture(config, theirs, what=str(folder / CONFIG))
+    # One tower alone may have no prefix before its names.
+    prefixed = any(name.startswith(('vision_model.', 'text_model.')) for name in theirs)
     model, variables = _cards.complete(
         fields,
-        rows,
-        _files.arrays(weights),
+        functools.partial(rows, prefixed=prefixed),
+        theirs,
         what=str(weights),
         image_size='vision_config.image_size',
         ignored=lambda name: name.endswith('.position_ids'),
     )
+    image, text = model['image'], model['text']
+    siglip = _is_siglip(model)
     card = {
         'model': model,
-        'preprocess': _image_processor.read(
-            folder, model['image']['image_size'], siglip=config['model_type'] == 'siglip'
-        ),
-        'tokenizer': _tokenizer_files.huggingface(folder, model['text']),
+        'preprocess': image and _image_processor.read(folder, image['image_size'], siglip=siglip),
+        'tokenizer': text and _tokenizer_files.huggingface(folder, text),
     }
     return card, variables
 
 
-def architecture(config: Mapping[str, Any], *, what: str) -> dict[str, Any]:
-    """Returns the card's `model` that a `config.json` describes."""
+def _is_siglip(model: Mapping[str, Any]) -> bool:
+    text = model['text']
+    return text['pool'] == 'last' if text else model['image']['pool'] == 'map'
+
+
+def architecture(config: Mapping[str, Any], names: Container[str], *, what: str) -> dict[str, Any]:
+    """Returns the card's `model` that a `config.json` describes; `names` are those of its weights,
+    which decide whether one tower alone has a projection.
+    """
     kind = config['model_type']
-    if kind == 'siglip2':
-        raise ValueError(
-            f'{what}: SigLIP 2 for images of any shape (NaFlex) is not supported; '
-            'SigLIP 2 at fixed resolution is (model_type siglip)'
-        )
-    lookup.check(kind, DEFAULTS, what=f'{what}: model_type')
+    if kind in _REFUSED:
+        raise ValueError(f'{what}: {_REFUSED[kind]}')
+    lookup.check(kind, [*DEFAULTS, *TOWERS], what=f'{what}: model_type')
+    if kind in TOWERS:
+        return _one_tower(config, names, what)
     vision, text = (_filled(config, kind, part, what) for part in ('vision_config', 'text_config'))
     siglip = kind == 'siglip'
     eos = text.get('eos_token_id')
@@ -162,6 +191,22 @@ def architecture(config: Mapping[str, Any], *, what: str) -> dict[str, Any]:
     }
 
 
+def _one_tower(config: Mapping[str, Any], names: Container[str], what: str) -> dict[str, Any]:
+    """Returns the card's `model` of one tower alone."""
+    kind, part = TOWERS[config['model_type']]
+    both = {**config, 'model_type': kind, part: config}
+    fields = architecture(both, names, what=what)
+    image = part == 'vision_config'
+    ours, other = ('image', 'text') if image else ('text', 'image')
+    fields |= {other: None, f'{other}_proj': 'none', 'init_logit_bias': None}
+    name = 'visual_projection' if image else 'text_projection'
+    named = any('WithProjection' in str(x) for x in config.get('architectures') or ())
+    projected = named or f'{name}.weight' in names
+    if image if kind == 'siglip' else not projected:
+        fields |= {f'{ours}_proj': 'none', 'embed_dim': fields[ours]['width']}
+    return fields
+
+
 def _filled(config: Mapping[str, Any], kind: str, part: str, what: str) -> dict[str, Any]:
     """Returns one tower's config with its defaults; ValueError for unsupported values."""
     # Old files have both keys; the second overrides the first.
@@ -185,43 +230,56 @@ def _tower(config: Mapping[str, Any], what: str) -> dict[str, Any]:
     }
 
 
-def rows(model: Mapping[str, Any]) -> Iterator[Row]:
-    """Yields the table of the whole model."""
-    image, text = model['image'], model['text']
-    siglip = image['pool'] == 'map'
-    ours, theirs = 'params/image', 'vision_model'
-    embeddings = f'{theirs}.embeddings'
-    yield row(f'{ours}/patch_embedding/kernel', f'{embeddings}.patch_embedding.weight', CONV)
-    yield row(f'{ours}/position_embedding', f'{embeddings}.position_embedding.weight', SAME)
-    if siglip:
-        yield row(f'{ours}/patch_embedding/bias', f'{embeddings}.patch_embedding.bias', SAME)
-        yield from pooling_head(image['heads'])
+def rows(model: Mapping[str, Any], *, prefixed: bool = True) -> Iterator[Row]:
+    """Yields the table of the whole model; `prefixed`: whether names start with `vision_model.` or
+    `text_model.`, without which there is only one tower.
+    """
+    siglip = _is_siglip(model)
+    if model['image']:
+        yield from _image_rows(model, 'vision_model.' if prefixed else '')
+    if model['text']:
+        yield from _text_rows(model, 'text_model.' if prefixed else '')
+    if model['image'] and model['text']:
+        yield row('params/logit_scale', 'logit_scale', ONE if siglip else SAME)
+        if siglip:
+            yield row('params/logit_bias', 'logit_bias', ONE)
+
+
+def _image_rows(model: Mapping[str, Any], theirs: str) -> Iterator[Row]:
+    ours, image = 'params/image', model['image']
+    at = f'{theirs}embeddings'
+    yield row(f'{ours}/patch_embedding/kernel', f'{at}.patch_embedding.weight', CONV)
+    yield row(f'{ours}/position_embedding', f'{at}.position_embedding.weight', SAME)
+    if image['pool'] == 'map':
+        yield row(f'{ours}/patch_embedding/bias', f'{at}.patch_embedding.bias', SAME)
+        yield from pooling_head(image['heads'], f'{theirs}head')
     else:
-        yield row(f'{ours}/class_embedding', f'{embeddings}.class_embedding', SAME)
-        yield from norm(f'{ours}/pre_norm', f'{theirs}.pre_layrnorm')
+        yield row(f'{ours}/class_embedding', f'{at}.class_embedding', SAME)
+        yield from norm(f'{ours}/pre_norm', f'{theirs}pre_layrnorm')
+    if model['image_proj'] == 'linear':
         yield row('params/image_projection/kernel', 'visual_projection.weight', LINEAR)
     yield from layers(image, ours, theirs)
-    yield from norm(f'{ours}/post_norm', f'{theirs}.post_layernorm')
+    yield from norm(f'{ours}/post_norm', f'{theirs}post_layernorm')
 
-    ours, theirs = 'params/text', 'text_model'
-    embeddings = f'{theirs}.embeddings'
-    yield row(f'{ours}/token_embedding/embedding', f'{embeddings}.token_embedding.weight', SAME)
-    yield row(f'{ours}/position_embedding', f'{embeddings}.position_embedding.weight', SAME)
-    yield from layers(text, ours, theirs)
-    yield from norm(f'{ours}/post_norm', f'{theirs}.final_layer_norm')
-    if siglip:
-        yield from dense('params/text_projection', f'{theirs}.head')
-        yield row('params/logit_bias', 'logit_bias', ONE)
-    else:
+
+def _text_rows(model: Mapping[str, Any], theirs: str) -> Iterator[Row]:
+    ours = 'params/text'
+    at = f'{theirs}embeddings'
+    yield row(f'{ours}/token_embedding/embedding', f'{at}.token_embedding.weight', SAME)
+    yield row(f'{ours}/position_embedding', f'{at}.position_embedding.weight', SAME)
+    yield from layers(model['text'], ours, theirs)
+    yield from norm(f'{ours}/post_norm', f'{theirs}final_layer_norm')
+    if model['text_proj'] == 'biased':
+        yield from dense('params/text_projection', f'{theirs}head')
+    elif model['text_proj'] == 'linear':
         yield row('params/text_projection/kernel', 'text_projection.weight', LINEAR)
-    yield row('params/logit_scale', 'logit_scale', ONE if siglip else SAME)
 
 
 def layers(tower: Mapping[str, Any], ours: str, theirs: str) -> Iterator[Row]:
     """Yields the table of the blocks of one tower, with separate query, key and value."""
     heads = tower['heads']
     for i in range(tower['depth']):
-        a, b = f'{ours}/transformer/block_{i}', f'{theirs}.encoder.layers.{i}'
+        a, b = f'{ours}/transformer/block_{i}', f'{theirs}encoder.layers.{i}'
         yield from norm(f'{a}/attention_norm', f'{b}.layer_norm1')
         for part, name in (('kernel', 'weight'), ('bias', 'bias')):
             three = [f'{b}.self_attn.{x}_proj.{name}' for x in 'qkv']
@@ -231,9 +289,9 @@ def layers(tower: Mapping[str, Any], ours: str, theirs: str) -> Iterator[Row]:
         yield from mlp(f'{a}/mlp', f'{b}.mlp', 'fc1', 'fc2')
 
 
-def pooling_head(heads: int) -> Iterator[Row]:
+def pooling_head(heads: int, theirs: str) -> Iterator[Row]:
     """Yields the table of SigLIP's attention pooling, with fused query, key and value."""
-    ours, theirs = 'params/image/attention_pool', 'vision_model.head'
+    ours = 'params/image/attention_pool'
     yield row(f'{ours}/probe', f'{theirs}.probe', LEADING_ONE)
     for part, name in (('kernel', 'weight'), ('bias', 'bias')):
         three = [f'{ours}/attention/{x}/{part}' for x in ('query', 'key', 'value')]
@@ -246,13 +304,17 @@ def pooling_head(heads: int) -> Iterator[Row]:
 def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str, Any]) -> list[Row]:
     """Writes config, weights, preprocessing and tokenizer files; returns the table applied."""
     model = card['model']
-    siglip = model['text']['pool'] == 'last'
+    siglip = _is_siglip(model)
     config = config_of(model, siglip)
-    _cards.check_expressible(model, architecture(config, what='huggingface'), 'huggingface')
     table = list(rows(model))
+    names = {name for row in table for name in row.theirs}
+    _cards.check_expressible(model, architecture(config, names, what='huggingface'), 'huggingface')
     arrays = _table.write(table, variables)
-    preprocessor = _image_processor.written(card['preprocess'], siglip=siglip)
-    for name, content in ((CONFIG, config), (_image_processor.PREPROCESSOR, preprocessor)):
+    files = {CONFIG: config}
+    if model['image']:
+        processor = _image_processor.written(card['preprocess'], siglip=siglip)
+        files[_image_processor.PREPROCESSOR] = processor
+    for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + '\n')
     _files.save(folder / SAFETENSORS, arrays)
     _tokenizer_files.save(folder, card['tokenizer'])
@@ -262,32 +324,39 @@ def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str,
 def config_of(model: Mapping[str, Any], siglip: bool) -> dict[str, Any]:
     """Returns the `config.json` closest to an architecture; `write` checks that it is exact."""
     image, text, embed_dim = model['image'], model['text'], model['embed_dim']
-    vision_config = {
-        **_tower_of(image, 'the image encoder'),
-        'image_size': image['image_size'],
-        'patch_size': image.get('patch_size'),
-    }
-    text_config = {
-        **_tower_of(text, 'the text encoder'),
-        'vocab_size': text['vocab_size'],
-        'max_position_embeddings': text['context_length'],
-    }
-    if siglip:
-        text_config['projection_size'] = embed_dim
-        kind, special = 'siglip', {}
-    else:
-        eos = LEGACY_EOS if text['pool'] == 'argmax' else text['eot_id']
-        vision_config['projection_dim'] = text_config['projection_dim'] = embed_dim
-        text_config['eos_token_id'] = eos
-        kind, special = 'clip', {'projection_dim': embed_dim}
-        if text['pool'] == 'eot' and eos == LEGACY_EOS:
-            kind = 'metaclip_2'
+    kind = 'siglip' if siglip else 'clip'
+    parts = {}
+    if image:
+        parts['vision'] = {
+            **_tower_of(image, 'the image encoder'),
+            'image_size': image['image_size'],
+            'patch_size': image.get('patch_size'),
+        }
+    if text:
+        parts['text'] = {
+            **_tower_of(text, 'the text encoder'),
+            'vocab_size': text['vocab_size'],
+            'max_position_embeddings': text['context_length'],
+        }
+        if siglip:
+            parts['text']['projection_size'] = embed_dim
+        else:
+            eos = LEGACY_EOS if text['pool'] == 'argmax' else text['eot_id']
+            parts['text']['eos_token_id'] = eos
+            kind = 'metaclip_2' if text['pool'] == 'eot' and eos == LEGACY_EOS else 'clip'
+    special = {} if siglip else {'projection_dim': embed_dim}
+    for name, part in parts.items():
+        parts[name] = {'model_type': f'{kind}_{name}_model', **part, **special}
+    if len(parts) == 1:
+        ((name, part),) = parts.items()
+        linear = 'linear' in (model['image_proj'], model['text_proj'])
+        end = f'{name.title()}Model{"WithProjection" if linear else ""}'
+        return {**part, 'architectures': [_CLASSES[kind].replace('Model', end)], 'dtype': 'float32'}
     return {
         'model_type': kind,
         'architectures': [_CLASSES[kind]],
         **special,
-        'vision_config': {'model_type': f'{kind}_vision_model', **vision_config},
-        'text_config': {'model_type': f'{kind}_text_model', **text_config},
+        **{f'{name}_config': part for name, part in parts.items()},
         'dtype': 'float32',
     }
 

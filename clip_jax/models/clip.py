@@ -33,8 +33,9 @@ class CLIP(nn.Module):
     `logit_bias`.
 
     Attributes:
-        image: the image encoder, see models/image.
-        text: the text encoder, see models/text.
+        image: the image encoder, see models/image; None: the model has only a text tower, without
+            `logit_scale`.
+        text: the text encoder, see models/text; None: the model has only an image tower.
         embed_dim: features of the shared space.
         image_proj: projection of image features. 'linear': without a bias; 'biased': with a bias,
             as after OpenAI's ResNets; 'mlp': two layers without biases and GELU between them, as
@@ -51,8 +52,8 @@ class CLIP(nn.Module):
     2103.00020), figure 3.
     """
 
-    image: nn.Module
-    text: nn.Module
+    image: Any  # a module or None
+    text: Any
     embed_dim: int
     image_proj: str = 'linear'
     text_proj: str = 'linear'
@@ -66,11 +67,29 @@ class CLIP(nn.Module):
             raise ValueError(f'embed_dim is {self.embed_dim}; expected at least 1')
         lookup.check(self.image_proj, PROJECTIONS, what='models/clip: image_proj')
         lookup.check(self.text_proj, PROJECTIONS, what='models/clip: text_proj')
+        if not self.towers:
+            raise ValueError('models/clip: image and text are None; expected at least one encoder')
         super().__post_init__()
+
+    @property
+    def towers(self) -> dict[str, Any]:
+        """The encoders that the model has, by 'image' and 'text'."""
+        both = {'image': self.image, 'text': self.text}
+        return {name: encoder for name, encoder in both.items() if encoder is not None}
+
+    def check_has(self, tower: str) -> None:
+        """Raises a ValueError if the model has no encoder of that name, 'image' or 'text'."""
+        if tower not in self.towers:
+            raise ValueError(
+                f'this model has no {tower} encoder, only the other one; load a checkpoint that '
+                'has both, or train the missing one (config.init_towers)'
+            )
 
     def setup(self):
         self.image_projection = self._projection(self.image_proj)
         self.text_projection = self._projection(self.text_proj)
+        if len(self.towers) < 2:
+            return
         self.logit_scale = self._scalar('logit_scale', self.init_logit_scale)
         if self.init_logit_bias is not None:
             self.logit_bias = self._scalar('logit_bias', self.init_logit_bias)
@@ -100,12 +119,14 @@ class CLIP(nn.Module):
         """Embeds images [B, H, W, 3], normalized by mean and std: [B, embed_dim], before L2
         normalization.
         """
+        self.check_has('image')
         return self.image_projection(self.image(images, train=train, example_index=example_index))
 
     def encode_text(
         self, tokens: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
     ) -> jax.Array:
         """Embeds token ids, int32 [B, L]: [B, embed_dim], before L2 normalization."""
+        self.check_has('text')
         return self.text_projection(self.text(tokens, train=train, example_index=example_index))
 
     def scale_and_bias(self) -> tuple[jax.Array, jax.Array | None]:
@@ -191,7 +212,7 @@ def logical_axes(model: CLIP) -> sharding.LogicalAxes:
     """
     encoders = {
         name: getattr(importlib.import_module(type(encoder).__module__), 'LOGICAL_AXES', {})
-        for name, encoder in (('image', model.image), ('text', model.text))
+        for name, encoder in model.towers.items()
     }
 
     def axes(path: str, ndim: int) -> tuple[str | None, ...]:
@@ -217,7 +238,9 @@ def from_card(fields: Mapping[str, Any], dtype: Any = jnp.float32, **execution: 
     """
     types = {'dtype': jnp.dtype(dtype), 'param_dtype': jnp.dtype('float32')}
 
-    def encoder(folder: str, fields: Mapping[str, Any]) -> nn.Module:
+    def encoder(folder: str, fields: Mapping[str, Any] | None) -> nn.Module | None:
+        if fields is None:
+            return None
         given = {k: v for k, v in fields.items() if v is not None and k != 'name'}
         make = lookup.module(folder, fields['name'], 'Encoder').Encoder
         known = {field.name for field in dataclasses.fields(make)}
@@ -238,7 +261,7 @@ def to_card(model: CLIP) -> dict[str, Any]:
             'name': type(encoder).__module__.removeprefix(f'clip_jax.models.{name}.'),
             **_fields(encoder),
         }
-        for name, encoder in (('image', model.image), ('text', model.text))
+        for name, encoder in model.towers.items()
     }
     return {**_fields(model), **encoders}
 
@@ -253,11 +276,15 @@ def _fields(module: nn.Module) -> dict[str, Any]:
 
 def init(model: CLIP, key: jax.Array) -> dict[str, Any]:
     """Initializes the variables of a model: `params`, and `batch_stats` if it has a ResNet."""
-    size, length = model.image.image_size, model.text.context_length
-    images, tokens = jnp.zeros((1, size, size, 3)), jnp.zeros((1, length), jnp.int32)
-    return jax.jit(model.init)(
-        key, images, tokens
-    )  # without jit, each operation is compiled on its own
+    inputs: dict[str, jax.Array] = {}
+    if model.image is not None:
+        inputs['image'] = jnp.zeros((1, *[model.image.image_size] * 2, 3))
+    if model.text is not None:
+        inputs['text'] = jnp.zeros((1, model.text.context_length), jnp.int32)
+    method = '__call__' if len(inputs) == 2 else f'encode_{next(iter(inputs))}'
+    # Without jit, each operation is compiled on its own.
+    make = functools.partial(model.init, method=method)
+    return jax.jit(make)(key, *inputs.values())
 
 
 def shapes(model: CLIP) -> dict[str, Any]:
@@ -281,7 +308,9 @@ def with_image_size(
     Raises:
         ValueError: the encoder cannot take images of this size.
     """
-    image = from_card(fields).image
+    model = from_card(fields)
+    model.check_has('image')
+    image = model.image
     params = variables['params']
     params = {**params, 'image': image.with_image_size(params['image'], image_size)}
     fields = {**fields, 'image': {**fields['image'], 'image_size': image_size}}
