@@ -12,7 +12,13 @@ from absl import logging
 
 from clip_jax import lookup
 from clip_jax.convert import _cards, _files, _settings
-from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from clip_jax.data.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocess,
+)
 
 PREPROCESSOR = 'preprocessor_config.json'
 PROCESSOR = 'processor_config.json'  # since transformers 5, with the other one inside
@@ -47,13 +53,41 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def read(folder: pathlib.Path, size: int, *, siglip: bool) -> dict[str, Any]:
+for _same in ('ChineseCLIPImageProcessor', 'BitImageProcessor'):
+    DEFAULTS[_same] = DEFAULTS['CLIPImageProcessor']
+DEFAULTS['DINOv3ViTImageProcessor'] = {
+    **DEFAULTS['SiglipImageProcessor'],
+    'resample': 2,
+    'image_mean': list(IMAGENET_MEAN),
+    'image_std': list(IMAGENET_STD),
+}
+
+
+def size_of(folder: pathlib.Path, usual: str) -> int | None:
+    """Returns the side of the images that the image processor of a folder makes; None if it has
+    none, or they are not square.
+    """
+    config, what = _found(folder)
+    if config is None:
+        return None
+    given = _settings.checked(config, _settings.IMAGE_PROCESSOR, what)
+    name = given.get('image_processor_type', usual).removesuffix('Fast')
+    values = {
+        **DEFAULTS[lookup.check(name, DEFAULTS, what=f'{what}: image_processor_type')],
+        **given,
+    }
+    key = 'crop_size' if values['do_center_crop'] else 'size'
+    sides = _sides(values[key], True, f'{what}: {key}')
+    return sides['height'] if sides.get('height') == sides.get('width') else None
+
+
+def read(folder: pathlib.Path, size: int, *, usual: str) -> dict[str, Any]:
     """Reads the image processor of a folder.
 
     Args:
         folder: the folder of the weights.
         size: the image size of the model.
-        siglip: whether the model is a SigLIP, whose class is the default.
+        usual: the class of the model's image processor, if the folder names none.
 
     Returns:
         The card's `preprocess`.
@@ -62,17 +96,17 @@ def read(folder: pathlib.Path, size: int, *, siglip: bool) -> dict[str, Any]:
         ValueError: a key is unknown, wrong, or asks for what `Preprocess` cannot do.
     """
     config, what = _found(folder)
-    default = 'SiglipImageProcessor' if siglip else 'CLIPImageProcessor'
     if config is None:
         logging.warning(
             '%s: has neither %s nor %s; images are prepared as by the %s of transformers for '
             '%d pixels',
-            *(folder, PROCESSOR, PREPROCESSOR, default, size),
+            *(folder, PROCESSOR, PREPROCESSOR, usual, size),
         )
         sides = {'height': size, 'width': size}
-        config = {'size': sides if siglip else size, 'crop_size': size}
+        crops = DEFAULTS[usual]['do_center_crop']
+        config = {'size': size if crops else sides, 'crop_size': size}
     given = _settings.checked(config, _settings.IMAGE_PROCESSOR, what)
-    old = given.get('feature_extractor_type', default).replace('FeatureExtractor', 'ImageProcessor')
+    old = given.get('feature_extractor_type', usual).replace('FeatureExtractor', 'ImageProcessor')
     name = given.get('image_processor_type', old).removesuffix('Fast')
     lookup.check(name, DEFAULTS, what=f'{what}: image_processor_type')
     values = {**DEFAULTS[name], **given}

@@ -1,5 +1,5 @@
-"""Hugging Face folders: weights and the `config.json` of CLIP, MetaCLIP 2, SigLIP or SigLIP 2, and
-of one tower of these.
+"""Hugging Face folders: weights and the `config.json` of CLIP, MetaCLIP 2, Chinese-CLIP, SigLIP or
+SigLIP 2, and of one tower of these.
 
 SigLIP 2 is supported at fixed resolution. Missing keys of the config have the defaults of
 transformers' classes.
@@ -12,7 +12,15 @@ from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from clip_jax import lookup
-from clip_jax.convert import _cards, _files, _image_processor, _table, _tokenizer_files
+from clip_jax.convert import (
+    _cards,
+    _files,
+    _hf_dino,
+    _hf_text,
+    _image_processor,
+    _table,
+    _tokenizer_files,
+)
 from clip_jax.convert._table import (
     CONV,
     LEADING_ONE,
@@ -76,14 +84,34 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 # The same model; but its text is pooled at eos_token_id whatever that is.
 DEFAULTS['metaclip_2'] = DEFAULTS['clip']
+# Chinese-CLIP (arXiv 2211.01335): the same image encoder, and a BERT.
+DEFAULTS['chinese_clip'] = {
+    'vision_config': DEFAULTS['clip']['vision_config'],
+    'text_config': {
+        **_TOWER,
+        'hidden_act': 'gelu',
+        'layer_norm_eps': 1e-12,
+        'vocab_size': 30522,
+        'max_position_embeddings': 512,
+        'type_vocab_size': 2,
+        'pad_token_id': 0,
+    },
+}
+CHINESE_TOKENS = 52  # of a text in Chinese-CLIP's training; the table of positions is longer
 # Old configs of CLIP have eos_token_id 2, which is ignored: the text is pooled at the largest id.
 LEGACY_EOS = 2
-_CLASSES = {'clip': 'CLIPModel', 'metaclip_2': 'MetaClip2Model', 'siglip': 'SiglipModel'}
+_CLASSES = {
+    'clip': 'CLIPModel',
+    'metaclip_2': 'MetaClip2Model',
+    'chinese_clip': 'ChineseCLIPModel',
+    'siglip': 'SiglipModel',
+}
 # `model_type` of one tower alone -> that of both, and the part of its config.
 TOWERS = {
     f'{kind}_{name}_model': (kind, f'{name}_config')
     for kind in DEFAULTS
     for name in ('vision', 'text')
+    if kind != 'chinese_clip'
 }
 _REFUSED = {
     'siglip2': (
@@ -92,6 +120,12 @@ _REFUSED = {
     ),
     'clipseg': 'CLIPSeg segments images and is not supported; load the CLIP that it was made from',
     'clap': 'CLAP embeds audio, which is not supported; only images and texts are',
+}
+_PROCESSORS = {
+    'chinese_clip': 'ChineseCLIPImageProcessor',
+    'dinov2': 'BitImageProcessor',
+    'dinov2_with_registers': 'BitImageProcessor',
+    'dinov3_vit': 'DINOv3ViTImageProcessor',
 }
 # Config keys of which our model supports one value.
 _ONLY = {'num_channels': 3, 'attention_dropout': 0.0, 'vision_use_head': True}
@@ -110,7 +144,7 @@ def sniff(path: pathlib.Path) -> bool:
     if path.is_file():
         names = list(_files.names_of(path))
         return any(name.startswith(('vision_model.', 'text_model.')) for name in names) or (
-            _files.json_of(config)['model_type'] in TOWERS
+            _files.json_of(config)['model_type'] in {*TOWERS, *_hf_dino.DEFAULTS}
             and not any('visual.' in x for x in names)
         )
     return any((path / name).is_file() for name in WEIGHTS)
@@ -132,13 +166,18 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         theirs,
         what=str(weights),
         image_size='vision_config.image_size',
-        ignored=lambda name: name.endswith('.position_ids'),
+        ignored=lambda name: name.endswith('.position_ids') or _hf_dino.ignored(name),
     )
+    usual = _PROCESSORS.get(config['model_type'], 'CLIPImageProcessor')
+    if _is_siglip(model):
+        usual = 'SiglipImageProcessor'
+    if _hf_dino.holds(model['image']) and (size := _image_processor.size_of(folder, usual)):
+        # Trained on larger images than transformers' processor makes.
+        model, variables = _hf_dino.resized(model, variables, size)
     image, text = model['image'], model['text']
-    siglip = _is_siglip(model)
     card = {
         'model': model,
-        'preprocess': image and _image_processor.read(folder, image['image_size'], siglip=siglip),
+        'preprocess': image and _image_processor.read(folder, image['image_size'], usual=usual),
         'tokenizer': text and _tokenizer_files.huggingface(folder, text),
     }
     return card, variables
@@ -156,7 +195,9 @@ def architecture(config: Mapping[str, Any], names: Container[str], *, what: str)
     kind = config['model_type']
     if kind in _REFUSED:
         raise ValueError(f'{what}: {_REFUSED[kind]}')
-    lookup.check(kind, [*DEFAULTS, *TOWERS], what=f'{what}: model_type')
+    lookup.check(kind, [*DEFAULTS, *TOWERS, *_hf_dino.DEFAULTS], what=f'{what}: model_type')
+    if kind in _hf_dino.DEFAULTS:
+        return _hf_dino.architecture(config, what)
     if kind in TOWERS:
         return _one_tower(config, names, what)
     vision, text = (_filled(config, kind, part, what) for part in ('vision_config', 'text_config'))
@@ -173,7 +214,9 @@ def architecture(config: Mapping[str, Any], names: Container[str], *, what: str)
             'pre_norm': not siglip,
             'patch_bias': siglip,
         },
-        'text': {
+        'text': _bert(text, what)
+        if kind == 'chinese_clip'
+        else {
             'name': 'transformer',
             **_tower(text, what),
             'vocab_size': text['vocab_size'],
@@ -188,6 +231,20 @@ def architecture(config: Mapping[str, Any], names: Container[str], *, what: str)
         'image_proj': 'none' if siglip else 'linear',
         'text_proj': 'biased' if siglip else 'linear',
         'init_logit_bias': -10.0 if siglip else None,
+    }
+
+
+def _bert(text: Mapping[str, Any], what: str) -> dict[str, Any]:
+    return {
+        'name': 'bert',
+        **_tower(text, what),
+        'vocab_size': text['vocab_size'],
+        'context_length': min(CHINESE_TOKENS, text['max_position_embeddings']),
+        'max_positions': text['max_position_embeddings'],
+        'token_types': text['type_vocab_size'],
+        'pad_id': text['pad_token_id'],
+        'numbering': 'all',
+        'pool': 'cls',
     }
 
 
@@ -235,7 +292,9 @@ def rows(model: Mapping[str, Any], *, prefixed: bool = True) -> Iterator[Row]:
     `text_model.`, without which there is only one tower.
     """
     siglip = _is_siglip(model)
-    if model['image']:
+    if _hf_dino.holds(model['image']):
+        yield from _hf_dino.rows(model['image'])
+    elif model['image']:
         yield from _image_rows(model, 'vision_model.' if prefixed else '')
     if model['text']:
         yield from _text_rows(model, 'text_model.' if prefixed else '')
@@ -265,10 +324,13 @@ def _image_rows(model: Mapping[str, Any], theirs: str) -> Iterator[Row]:
 def _text_rows(model: Mapping[str, Any], theirs: str) -> Iterator[Row]:
     ours = 'params/text'
     at = f'{theirs}embeddings'
-    yield row(f'{ours}/token_embedding/embedding', f'{at}.token_embedding.weight', SAME)
-    yield row(f'{ours}/position_embedding', f'{at}.position_embedding.weight', SAME)
-    yield from layers(model['text'], ours, theirs)
-    yield from norm(f'{ours}/post_norm', f'{theirs}final_layer_norm')
+    if model['text']['name'] == 'bert':
+        yield from _hf_text.bert(model['text'], ours, theirs.removesuffix('.'))
+    else:
+        yield row(f'{ours}/token_embedding/embedding', f'{at}.token_embedding.weight', SAME)
+        yield row(f'{ours}/position_embedding', f'{at}.position_embedding.weight', SAME)
+        yield from layers(model['text'], ours, theirs)
+        yield from norm(f'{ours}/post_norm', f'{theirs}final_layer_norm')
     if model['text_proj'] == 'biased':
         yield from dense('params/text_projection', f'{theirs}head')
     elif model['text_proj'] == 'linear':
@@ -324,6 +386,8 @@ def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str,
 def config_of(model: Mapping[str, Any], siglip: bool) -> dict[str, Any]:
     """Returns the `config.json` closest to an architecture; `write` checks that it is exact."""
     image, text, embed_dim = model['image'], model['text'], model['embed_dim']
+    if _hf_dino.holds(image) and not text:
+        return _hf_dino.config_of(model)
     kind = 'siglip' if siglip else 'clip'
     parts = {}
     if image:
@@ -340,6 +404,13 @@ def config_of(model: Mapping[str, Any], siglip: bool) -> dict[str, Any]:
         }
         if siglip:
             parts['text']['projection_size'] = embed_dim
+        elif text['name'] == 'bert':
+            kind = 'chinese_clip'
+            parts['text'] |= {
+                'max_position_embeddings': text['max_positions'],
+                'type_vocab_size': text['token_types'],
+                'pad_token_id': text['pad_id'],
+            }
         else:
             eos = LEGACY_EOS if text['pool'] == 'argmax' else text['eot_id']
             parts['text']['eos_token_id'] = eos

@@ -414,7 +414,8 @@ class Block(nn.Module):
             **config.types,
         )(y, mask, position)
         x = x if position is None else token(x, position)
-        x = x + dropout(self._scaled(y, 'attention_scale'), config.dropout, _fold_in(keys, 0))
+        y = scaled(self, y, 'attention_scale')
+        x = x + dropout(y, config.dropout, _fold_in(keys, 0))
         x = on_cpu.computed_once(after('attention_norm', x))
         y = before('mlp_norm', x)
         y = Mlp(
@@ -425,12 +426,14 @@ class Block(nn.Module):
             name='mlp',
             **config.types,
         )(y)
-        x = x + dropout(self._scaled(y, 'mlp_scale'), config.dropout, _fold_in(keys, 1))
+        x = x + dropout(scaled(self, y, 'mlp_scale'), config.dropout, _fold_in(keys, 1))
         return after('mlp_norm', x)
 
-    def _scaled(self, x: jax.Array, name: str) -> jax.Array:
-        """Multiplies a branch's output by its LayerScale."""
-        if not self.config.layer_scale:
-            return x
-        init = nn.initializers.constant(self.config.layer_scale)
-        return x * self.param(name, init, x.shape[-1:], self.config.param_dtype).astype(x.dtype)
+
+def scaled(block: Any, x: jax.Array, name: str) -> jax.Array:
+    """Multiplies a branch's output by its LayerScale, a parameter of the block, if it has one."""
+    config = block.config
+    if not config.layer_scale:
+        return x
+    init = nn.initializers.constant(config.layer_scale)
+    return x * block.param(name, init, x.shape[-1:], config.param_dtype).astype(x.dtype)
