@@ -125,8 +125,7 @@ class Clip:
 
     def feature_dim(self, features: str = 'embedding') -> int:
         """Returns the size of one image's features, 'embedding' or 'pre_projection'."""
-        size = self.preprocess.size
-        image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+        image = jax.ShapeDtypeStruct((1, *[self.preprocess.size] * 2, 3), np.uint8)
         return jax.eval_shape(_forward(self, features), self.variables, image).shape[1]
 
     def encode_text(
