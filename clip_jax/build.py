@@ -198,6 +198,7 @@ def architecture(
     base: Mapping[str, Any] | None = None,
     *,
     loss: str = 'softmax',
+    towers: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Resolves a config's model to the complete fields of both encoders, the `model` of a card.
 
@@ -207,6 +208,7 @@ def architecture(
         base: the `model` of the checkpoint that training starts from. None: that of the preset that
             the config names, for this tokenizer and with the loss's initial scale and bias.
         loss: the name of the loss.
+        towers: encoders that replace those of the preset, by 'image' and 'text'.
 
     Raises:
         ValueError: a name or a field is unknown, or a required field is missing.
@@ -215,7 +217,7 @@ def architecture(
         base = presets.architecture(config['preset']) if config.get('preset') else {}
         of_tokenizer = {x: getattr(tokenizer, x) for x in TOKENS if hasattr(tokenizer, x)}
         base = {**base, 'text': {**base.get('text', {}), **of_tokenizer}}
-        base |= initial_scale_and_bias(loss)
+        base |= {**initial_scale_and_bias(loss), **(towers or {})}
     fields = {
         **base,
         **given(config, 'preset', 'dtype', 'decoder', *clip.EXECUTION),

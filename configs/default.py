@@ -239,6 +239,10 @@ def get_config() -> ConfigDict:
     # weights; or all: also the optimizer's state, the step (total_steps counts from step 0 of that
     # run), the random key and, for the same data, the input position of a run of clip_jax.
     c.init_state = 'weights'
+    # The encoders to take from init_from. With one of them, such as ('image',) for LiT, the other
+    # encoder and both projections are new, as model says, with the tokenizer of this config for a
+    # new text encoder.
+    c.init_towers = ('image', 'text')
 
     # Low-rank adaptation of init_from (LoRA): matrices of a tower get adapters, and nothing else is
     # trained but what optimizer.rules un-freezes. Checkpoints have only what is trained.

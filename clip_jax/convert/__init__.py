@@ -77,7 +77,7 @@ def read(path: pathlib.Path, layout: str | None = None) -> tuple[dict[str, Any],
         )
     card, variables = _read(path, layout)
     missing = getattr(_module(layout), 'missing', None)
-    if missing and card['tokenizer'] is None:
+    if missing and card['tokenizer'] is None and card['model']['text']:
         logging.warning(
             '%s: no tokenizer beside it, so that it embeds images and tokens, but no texts; to '
             'embed texts, copy %s into %s and load again',
@@ -95,7 +95,9 @@ def _module(layout: str) -> ModuleType:
 def _read(path: pathlib.Path, layout: str) -> tuple[dict[str, Any], dict[str, Any]]:
     names = [layout.removeprefix(BARE)] if layout.startswith(BARE) else []
     card, variables = _module(layout).read(path, *names)
-    return {**card, 'preprocess': Preprocess.from_card(card['preprocess']).card}, variables
+    if card['preprocess'] is not None:  # a text tower alone has none
+        card['preprocess'] = Preprocess.from_card(card['preprocess']).card
+    return card, variables
 
 
 def hint(path: pathlib.Path) -> str:
@@ -159,11 +161,16 @@ def write(
     module = lookup.module('convert', check_layout(layout))
     if folder.exists():
         raise ValueError(f'{folder}: exists; name a new folder')
-    for encoder in (card['model']['image']['name'], card['model']['text']['name']):
-        if '.' in encoder:
+    towers = [card['model'][tower] for tower in ('image', 'text')]
+    if None in towers and layout != 'huggingface':
+        raise ValueError(
+            f'the layout {layout} cannot hold this model, which has one tower; expected huggingface'
+        )
+    for tower in filter(None, towers):
+        if '.' in tower['name']:
             raise ValueError(
-                f'{layout} cannot hold the encoder {encoder}; load the model with clip_jax.load, '
-                'from its run directory'
+                f'{layout} cannot hold the encoder {tower["name"]}; load the model with '
+                'clip_jax.load, from its run directory'
             )
     model, variables = _cards.learned_positions(card['model'], variables)
     card = {**card, 'model': model}
@@ -185,13 +192,13 @@ def _check_equal(written: Mapping[str, Any], back: Mapping[str, Any], layout: st
 
 def _changed(card: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
     """Returns the settings of preprocessing and tokenizer that a layout cannot express."""
-    before, after = card['preprocess'], again['preprocess']
+    before, after = card['preprocess'] or {}, again['preprocess'] or {}
     changed = [
         f'preprocess.{name} {before[name]!r} becomes {after[name]!r}'
         for name in before
         if before[name] != after[name]
     ]
-    if card['tokenizer'] is None:
+    if card['tokenizer'] is None and card['model']['text']:
         changed.append('no tokenizer was written, since the checkpoint has none')
     return changed
 

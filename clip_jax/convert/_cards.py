@@ -77,7 +77,9 @@ def _check_sizes(card: Mapping[str, Any], theirs: Mapping[str, Array]) -> None:
     """Raises a ValueError for sizes that the arrays cannot have, before the model is traced."""
     total = sum(math.prod(array.shape) for array in theirs.values())
     for tower in ('image', 'text', 'decoder'):
-        fields = card.get(tower, {'depth': 0})
+        fields = card.get(tower)
+        if fields is None:
+            continue
         depths = fields['depths'] if 'depths' in fields else [fields['depth']]
         if sum(depths) * _LEAST > len(theirs):
             raise ValueError(
@@ -95,6 +97,8 @@ def _check_image_size(
 ) -> None:
     """Raises a ValueError that names both sizes if the weights are of another image size."""
     image = card['image']
+    if image is None:
+        return
     paths = [f'params/image/{x}position_embedding' for x in ('', 'attention_pool/')]
     places = [row.theirs[0] for row in table if row.ours[0] in paths]
     if not places or places[0] not in theirs:
@@ -136,7 +140,7 @@ def learned_positions(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the same model with fixed image positions turned into learned ones, for export."""
     image = model['image']
-    if image.get('positions', 'learned') == 'learned':
+    if image is None or image.get('positions', 'learned') == 'learned':
         return dict(model), dict(variables)
     table = positions.sincos2d(image['image_size'] // image['patch_size'], image['width'])
     table = jnp.pad(table, ((int(image['class_token']), 0), (0, 0)))

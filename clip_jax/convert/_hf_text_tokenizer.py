@@ -1,12 +1,18 @@
-"""Rules of transformers' tokenizers for RoBERTa, XLM-R and NLLB beside those of their files."""
+"""Rules of transformers' tokenizers for BERT, RoBERTa, XLM-R and NLLB beside their files'."""
 
+import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
-from tokenizers import processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 NLLB = 'NllbTokenizer'
+WORDS = 'vocab.txt'  # BERT's vocabulary, a word a line
+BERT_TOKENS = {
+    f'{name}_token': f'[{name.upper()}]' for name in ('unk', 'sep', 'pad', 'cls', 'mask')
+}
 _LANGUAGE = 'eng_Latn'
 _REBUILT = ('CLIPTokenizer', 'GemmaTokenizer', 'Siglip2Tokenizer')  # no space before the text
 
@@ -36,6 +42,44 @@ def check(content: Mapping[str, Any], given: Mapping[str, Any], name: str, what:
                 f'{what}: the settings have {key} {given[key]!r}, which only {NLLB} has, not '
                 f'{name or "this tokenizer"}; remove it'
             )
+
+
+def bert(path: pathlib.Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what stands for the `tokenizer.json` of a vocabulary of BertTokenizer.
+
+    Args:
+        path: the vocabulary; a line of its text is a word, numbered from 0.
+        given: the settings.
+
+    Raises:
+        ValueError: the file is not text, or lacks a special token.
+    """
+    try:
+        lines = path.read_text(encoding='utf-8').split('\n')
+    except ValueError as error:
+        raise ValueError(f'{path}: not text in UTF-8') from error
+    words = {word: i for i, word in enumerate(lines[:-1] if not lines[-1] else lines)}
+    tokens = {**BERT_TOKENS, **given}
+    tokens = {
+        x: y if isinstance(y, str) else y['content'] for x, y in tokens.items() if x in BERT_TOKENS
+    }
+    lacking = [token for token in tokens.values() if token not in words]
+    if lacking:
+        raise ValueError(f'{path}: lacks {", ".join(lacking)}; expected the vocabulary of a BERT')
+    library = tokenizers.Tokenizer(models.WordPiece(words, unk_token=tokens['unk_token']))
+    library.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=given.get('tokenize_chinese_chars', True),
+        strip_accents=given.get('strip_accents'),
+        lowercase=given.get('do_lower_case', True),
+    )
+    library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    library.decoder = decoders.WordPiece(prefix='##')
+    first, last = tokens['cls_token'], tokens['sep_token']
+    library.post_processor = processors.TemplateProcessing(
+        single=[first, '$A', last], special_tokens=[(x, words[x]) for x in (first, last)]
+    )
+    return json.loads(library.to_str())
 
 
 def _adds_space(rules: Any) -> bool | None:

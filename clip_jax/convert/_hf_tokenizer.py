@@ -172,11 +172,12 @@ def card(
     Raises:
         ValueError: a file is damaged, or needs what the tokenizer cannot do.
     """
-    content = _content(folder, name)
+    content = _content(folder, name, given)
     if content is None:
         return None
     what, rules = str(folder / JSON), _CLASSES.get(name)
-    given = {**(rules.tokens if rules else {}), **given}
+    bert = _hf_text_tokenizer.BERT_TOKENS if name == 'BertTokenizer' else {}
+    given = {**(rules.tokens if rules else bert), **given}
     with _cards.understood(what):
         library, made = _completed(folder, content, given, rules)
     if name == 'BertTokenizer':
@@ -238,10 +239,12 @@ def _check_added(library: tokenizers.Tokenizer, given: Options, what: str) -> No
             )
 
 
-def _content(folder: pathlib.Path, name: str) -> dict[str, Any] | None:
+def _content(folder: pathlib.Path, name: str, given: Options) -> dict[str, Any] | None:
     """Returns the content of a `tokenizer.json`, or what stands for one."""
     if (folder / JSON).is_file():
         return _files.json_of(folder / JSON, _FILE)
+    if name == 'BertTokenizer' and (folder / _hf_text_tokenizer.WORDS).is_file():
+        return _hf_text_tokenizer.bert(folder / _hf_text_tokenizer.WORDS, given)
     if name != 'CLIPTokenizer' or not (folder / MERGES).is_file():
         return None
     vocabulary = _files.json_of(folder / VOCABULARY, {foreign_json.ANY: int})
@@ -272,7 +275,8 @@ def _completed(
     """Returns the library's tokenizer with all added tokens, and its file."""
     what = str(folder / JSON)
     if rules is None:
-        text = (folder / JSON).read_text(encoding='utf-8')
+        there = (folder / JSON).is_file()
+        text = (folder / JSON).read_text(encoding='utf-8') if there else json.dumps(content)
         library = _library_of(text, what)
     else:
         text, library = '', _rebuilt(content, rules, given, what)

@@ -12,7 +12,13 @@ from absl import logging
 
 from clip_jax import lookup
 from clip_jax.convert import _cards, _files, _settings
-from clip_jax.data.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
+from clip_jax.data.preprocess import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocess,
+)
 
 PREPROCESSOR = 'preprocessor_config.json'
 PROCESSOR = 'processor_config.json'  # since transformers 5, with the other one inside
@@ -28,6 +34,7 @@ _SAME: dict[str, Any] = {
     'do_normalize': True,
     'do_pad': False,
 }
+NAFLEX = 'Siglip2ImageProcessor'
 DEFAULTS: dict[str, dict[str, Any]] = {
     'CLIPImageProcessor': {
         **_SAME,
@@ -45,7 +52,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         'image_std': list(_cards.HALF),
     },
     # NaFlex: it ignores size and crop_size.
-    'Siglip2ImageProcessor': {
+    NAFLEX: {
         **_SAME,
         'resample': 2,
         'patch_size': 16,
@@ -57,15 +64,43 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 _OF_PATCHES = ('patch_size', 'max_num_patches')
 
 
+for _same in ('ChineseCLIPImageProcessor', 'BitImageProcessor'):
+    DEFAULTS[_same] = DEFAULTS['CLIPImageProcessor']
+DEFAULTS['DINOv3ViTImageProcessor'] = {
+    **DEFAULTS['SiglipImageProcessor'],
+    'resample': 2,
+    'image_mean': list(IMAGENET_MEAN),
+    'image_std': list(IMAGENET_STD),
+}
+
+
+def size_of(folder: pathlib.Path, usual: str) -> int | None:
+    """Returns the side of the images that the image processor of a folder makes; None if it has
+    none, or they are not square.
+    """
+    config, what = _found(folder)
+    if config is None:
+        return None
+    given = _settings.checked(config, _settings.IMAGE_PROCESSOR, what)
+    name = given.get('image_processor_type', usual).removesuffix('Fast')
+    values = {
+        **DEFAULTS[lookup.check(name, DEFAULTS, what=f'{what}: image_processor_type')],
+        **given,
+    }
+    key = 'crop_size' if values['do_center_crop'] else 'size'
+    sides = _sides(values[key], True, f'{what}: {key}')
+    return sides['height'] if sides.get('height') == sides.get('width') else None
+
+
 def read(
-    folder: pathlib.Path, size: int, *, siglip: bool, patch_size: int | None = None
+    folder: pathlib.Path, size: int, *, usual: str, patch_size: int | None = None
 ) -> dict[str, Any]:
     """Reads the image processor of a folder.
 
     Args:
         folder: the folder of the weights.
         size: the image size of the model.
-        siglip: whether the model is a SigLIP, whose class is the default.
+        usual: the class of the model's image processor, if the folder names none.
         patch_size: the patch size of a model that takes images of any size (NaFlex).
 
     Returns:
@@ -75,23 +110,23 @@ def read(
         ValueError: a key is unknown, wrong, or asks for what `Preprocess` cannot do.
     """
     config, what = _found(folder)
-    default = _class(siglip, patch_size is not None)
     if config is None:
         logging.warning(
             '%s: has neither %s nor %s; images are prepared as by the %s of transformers for '
             '%d pixels',
-            *(folder, PROCESSOR, PREPROCESSOR, default, size),
+            *(folder, PROCESSOR, PREPROCESSOR, usual, size),
         )
         sides = {'height': size, 'width': size}
-        config = {'size': sides if siglip else size, 'crop_size': size}
+        crops = DEFAULTS[usual].get('do_center_crop')
+        config = {'size': size if crops else sides, 'crop_size': size}
         config |= {} if patch_size is None else {'patch_size': patch_size}
     given = _settings.checked(config, _settings.IMAGE_PROCESSOR, what)
-    old = given.get('feature_extractor_type', default).replace('FeatureExtractor', 'ImageProcessor')
+    old = given.get('feature_extractor_type', usual).replace('FeatureExtractor', 'ImageProcessor')
     name = given.get('image_processor_type', old).removesuffix('Fast')
     lookup.check(name, DEFAULTS, what=f'{what}: image_processor_type')
-    if (name == _class(True, True)) != (patch_size is not None):
+    if (name == NAFLEX) != (patch_size is not None):
         raise ValueError(
-            f'{what}: image_processor_type is {name}; expected {default}, as the model takes '
+            f'{what}: image_processor_type is {name}; expected {usual}, as the model takes '
             f'images {"of any size (NaFlex)" if patch_size else f"of {size} x {size} pixels"}'
         )
     values = {**DEFAULTS[name], **given}
@@ -110,10 +145,6 @@ def read(
         'crop': 'down',
     }
     return valid(rule, what)
-
-
-def _class(siglip: bool, naflex: bool) -> str:
-    return f'{"Siglip2" if naflex else "Siglip" if siglip else "CLIP"}ImageProcessor'
 
 
 def _of_patches(values: Mapping[str, Any], patch_size: int, what: str) -> dict[str, Any]:
@@ -232,7 +263,7 @@ def written(rule: Mapping[str, Any], *, siglip: bool) -> dict[str, Any]:
         ValueError: transformers has no such rule.
     """
     size, naflex = rule['size'], rule['resize'] == 'patches'
-    name = _class(siglip, naflex)
+    name = NAFLEX if naflex else f'{"Siglip" if siglip else "CLIP"}ImageProcessor'
     square = {'height': size, 'width': size}
     crop = rule['resize'] != 'squash' or rule.get('resize_to') is not None
     if rule['resize'] == 'longest' or (siglip and crop and not naflex):

@@ -99,7 +99,9 @@ def huggingface(folder: pathlib.Path, text: Mapping[str, Any]) -> Card | None:
     given, what = _hf_tokenizer.options(folder), str(folder / _hf_tokenizer.CONFIG)
     _hf_tokenizer.check_use(given, text, what)
     siglip = text['pool'] == 'last'
-    kind = _hf_tokenizer.class_of(given, 'SiglipTokenizer' if siglip else 'CLIPTokenizer')
+    bert = text.get('name') == 'bert'
+    usual = 'SiglipTokenizer' if siglip else 'BertTokenizer' if bert else 'CLIPTokenizer'
+    kind = _hf_tokenizer.class_of(given, usual)
     if kind == 'SiglipTokenizer' and (folder / PIECES[0]).is_file():
         return _siglip(folder, text, given, what)
     how: Card = {}

@@ -1,17 +1,27 @@
-"""Hugging Face folders: weights and the `config.json` of CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
+"""Hugging Face folders: weights and the `config.json` of CLIP, MetaCLIP 2, Chinese-CLIP, SigLIP or
+SigLIP 2, and of one tower of these.
 
 SigLIP 2 at fixed resolution is a SigLIP, and for images of any size (NaFlex) a `siglip2`. Missing
 keys of the config have the defaults of transformers' classes.
 """
 
+import functools
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from clip_jax import lookup
-from clip_jax.convert import _cards, _files, _image_processor, _table, _tokenizer_files
+from clip_jax.convert import (
+    _cards,
+    _files,
+    _hf_dino,
+    _hf_text,
+    _image_processor,
+    _table,
+    _tokenizer_files,
+)
 from clip_jax.convert._table import (
     CONV,
     LEADING_ONE,
@@ -86,10 +96,46 @@ DEFAULTS['siglip2'] = {
 }
 # The same model; but its text is pooled at eos_token_id whatever that is.
 DEFAULTS['metaclip_2'] = DEFAULTS['clip']
+# Chinese-CLIP (arXiv 2211.01335): the same image encoder, and a BERT.
+DEFAULTS['chinese_clip'] = {
+    'vision_config': DEFAULTS['clip']['vision_config'],
+    'text_config': {
+        **_TOWER,
+        'hidden_act': 'gelu',
+        'layer_norm_eps': 1e-12,
+        'vocab_size': 30522,
+        'max_position_embeddings': 512,
+        'type_vocab_size': 2,
+        'pad_token_id': 0,
+    },
+}
+CHINESE_TOKENS = 52  # of a text in Chinese-CLIP's training; the table of positions is longer
 # Old configs of CLIP have eos_token_id 2, which is ignored: the text is pooled at the largest id.
 LEGACY_EOS = 2
-_CLASSES = {'clip': 'CLIPModel', 'metaclip_2': 'MetaClip2Model', 'siglip': 'SiglipModel'}
-_CLASSES['siglip2'] = 'Siglip2Model'
+_CLASSES = {
+    'clip': 'CLIPModel',
+    'metaclip_2': 'MetaClip2Model',
+    'chinese_clip': 'ChineseCLIPModel',
+    'siglip': 'SiglipModel',
+    'siglip2': 'Siglip2Model',
+}
+# `model_type` of one tower alone -> that of both, and the part of its config.
+TOWERS = {
+    f'{kind}_{name}_model': (kind, f'{name}_config')
+    for kind in DEFAULTS
+    for name in ('vision', 'text')
+    if kind not in ('chinese_clip', 'siglip2')
+}
+_REFUSED = {
+    'clipseg': 'CLIPSeg segments images and is not supported; load the CLIP that it was made from',
+    'clap': 'CLAP embeds audio, which is not supported; only images and texts are',
+}
+_PROCESSORS = {
+    'chinese_clip': 'ChineseCLIPImageProcessor',
+    'dinov2': 'BitImageProcessor',
+    'dinov2_with_registers': 'BitImageProcessor',
+    'dinov3_vit': 'DINOv3ViTImageProcessor',
+}
 _SIGLIPS = ('siglip', 'siglip2')
 # Config keys of which our model supports one value.
 _ONLY = {'num_channels': 3, 'attention_dropout': 0.0, 'vision_use_head': True}
@@ -106,7 +152,11 @@ def sniff(path: pathlib.Path) -> bool:
     if not describes(config):
         return False
     if path.is_file():
-        return any(name.startswith('vision_model.') for name in _files.names_of(path))
+        names = list(_files.names_of(path))
+        return any(name.startswith(('vision_model.', 'text_model.')) for name in names) or (
+            _files.json_of(config)['model_type'] in {*TOWERS, *_hf_dino.DEFAULTS}
+            and not any('visual.' in x for x in names)
+        )
     return any((path / name).is_file() for name in WEIGHTS)
 
 
@@ -114,38 +164,63 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a folder, or one weight file in it."""
     folder = _files.folder_of(path)
     config = _files.json_of(folder / CONFIG)
-    with _cards.understood(str(folder / CONFIG)):
-        fields = architecture(config, what=str(folder / CONFIG))
     weights = _files.locate(path, WEIGHTS)
+    theirs = _files.arrays(weights)
+    with _cards.understood(str(folder / CONFIG)):
+        fields = architecture(config, theirs, what=str(folder / CONFIG))
+    # One tower alone may have no prefix before its names.
+    prefixed = any(name.startswith(('vision_model.', 'text_model.')) for name in theirs)
     model, variables = _cards.complete(
         fields,
-        rows,
-        _files.arrays(weights),
+        functools.partial(rows, prefixed=prefixed),
+        theirs,
         what=str(weights),
         image_size=(
             'patch_size * num_patches ** 0.5'
             if config['model_type'] == 'siglip2'
             else 'vision_config.image_size'
         ),
-        ignored=lambda name: name.endswith('.position_ids'),
+        ignored=lambda name: name.endswith('.position_ids') or _hf_dino.ignored(name),
     )
+    usual = _PROCESSORS.get(config['model_type'], 'CLIPImageProcessor')
+    if _is_siglip(model):
+        naflex = _is_naflex(model['image'])
+        usual = _image_processor.NAFLEX if naflex else 'SiglipImageProcessor'
+    if _hf_dino.holds(model['image']) and (size := _image_processor.size_of(folder, usual)):
+        # Trained on larger images than transformers' processor makes.
+        model, variables = _hf_dino.resized(model, variables, size)
+    image, text = model['image'], model['text']
     card = {
         'model': model,
-        'preprocess': _image_processor.read(
+        'preprocess': image
+        and _image_processor.read(
             folder,
-            model['image']['image_size'],
-            siglip=config['model_type'] in _SIGLIPS,
-            patch_size=model['image']['patch_size'] if _is_naflex(model) else None,
+            image['image_size'],
+            usual=usual,
+            patch_size=image['patch_size'] if _is_naflex(image) else None,
         ),
-        'tokenizer': _tokenizer_files.huggingface(folder, model['text']),
+        'tokenizer': text and _tokenizer_files.huggingface(folder, text),
     }
     return card, variables
 
 
-def architecture(config: Mapping[str, Any], *, what: str) -> dict[str, Any]:
-    """Returns the card's `model` that a `config.json` describes."""
+def _is_siglip(model: Mapping[str, Any]) -> bool:
+    text = model['text']
+    return text['pool'] == 'last' if text else model['image'].get('pool') == 'map'
+
+
+def architecture(config: Mapping[str, Any], names: Container[str], *, what: str) -> dict[str, Any]:
+    """Returns the card's `model` that a `config.json` describes; `names` are those of its weights,
+    which decide whether one tower alone has a projection.
+    """
     kind = config['model_type']
-    lookup.check(kind, DEFAULTS, what=f'{what}: model_type')
+    if kind in _REFUSED:
+        raise ValueError(f'{what}: {_REFUSED[kind]}')
+    lookup.check(kind, [*DEFAULTS, *TOWERS, *_hf_dino.DEFAULTS], what=f'{what}: model_type')
+    if kind in _hf_dino.DEFAULTS:
+        return _hf_dino.architecture(config, what)
+    if kind in TOWERS:
+        return _one_tower(config, names, what)
     vision, text = (_filled(config, kind, part, what) for part in ('vision_config', 'text_config'))
     siglip = kind in _SIGLIPS
     eos = text.get('eos_token_id')
@@ -166,7 +241,9 @@ def architecture(config: Mapping[str, Any], *, what: str) -> dict[str, Any]:
                 }
             ),
         },
-        'text': {
+        'text': _bert(text, what)
+        if kind == 'chinese_clip'
+        else {
             'name': 'transformer',
             **_tower(text, what),
             'vocab_size': text['vocab_size'],
@@ -184,8 +261,8 @@ def architecture(config: Mapping[str, Any], *, what: str) -> dict[str, Any]:
     }
 
 
-def _is_naflex(model: Mapping[str, Any]) -> bool:
-    return model['image']['name'] == 'naflex'
+def _is_naflex(image: Mapping[str, Any] | None) -> bool:
+    return image is not None and image['name'] == 'naflex'
 
 
 def _side(vision: Mapping[str, Any], what: str) -> int:
@@ -195,6 +272,36 @@ def _side(vision: Mapping[str, Any], what: str) -> int:
     if side * side != count:
         raise ValueError(f'{what}: vision_config.num_patches is {count}; expected a square number')
     return side
+
+
+def _bert(text: Mapping[str, Any], what: str) -> dict[str, Any]:
+    return {
+        'name': 'bert',
+        **_tower(text, what),
+        'vocab_size': text['vocab_size'],
+        'context_length': min(CHINESE_TOKENS, text['max_position_embeddings']),
+        'max_positions': text['max_position_embeddings'],
+        'token_types': text['type_vocab_size'],
+        'pad_id': text['pad_token_id'],
+        'numbering': 'all',
+        'pool': 'cls',
+    }
+
+
+def _one_tower(config: Mapping[str, Any], names: Container[str], what: str) -> dict[str, Any]:
+    """Returns the card's `model` of one tower alone."""
+    kind, part = TOWERS[config['model_type']]
+    both = {**config, 'model_type': kind, part: config}
+    fields = architecture(both, names, what=what)
+    image = part == 'vision_config'
+    ours, other = ('image', 'text') if image else ('text', 'image')
+    fields |= {other: None, f'{other}_proj': 'none', 'init_logit_bias': None}
+    name = 'visual_projection' if image else 'text_projection'
+    named = any('WithProjection' in str(x) for x in config.get('architectures') or ())
+    projected = named or f'{name}.weight' in names
+    if image if kind == 'siglip' else not projected:
+        fields |= {f'{ours}_proj': 'none', 'embed_dim': fields[ours]['width']}
+    return fields
 
 
 def _filled(config: Mapping[str, Any], kind: str, part: str, what: str) -> dict[str, Any]:
@@ -220,45 +327,62 @@ def _tower(config: Mapping[str, Any], what: str) -> dict[str, Any]:
     }
 
 
-def rows(model: Mapping[str, Any]) -> Iterator[Row]:
-    """Yields the table of the whole model."""
-    image, text = model['image'], model['text']
-    naflex = _is_naflex(model)
-    siglip = naflex or image['pool'] == 'map'
-    ours, theirs = 'params/image', 'vision_model'
-    embeddings = f'{theirs}.embeddings'
-    kernel = PATCHES if naflex else CONV
-    yield row(f'{ours}/patch_embedding/kernel', f'{embeddings}.patch_embedding.weight', kernel)
-    yield row(f'{ours}/position_embedding', f'{embeddings}.position_embedding.weight', SAME)
-    if siglip:
-        yield row(f'{ours}/patch_embedding/bias', f'{embeddings}.patch_embedding.bias', SAME)
-        yield from pooling_head(image['heads'])
+def rows(model: Mapping[str, Any], *, prefixed: bool = True) -> Iterator[Row]:
+    """Yields the table of the whole model; `prefixed`: whether names start with `vision_model.` or
+    `text_model.`, without which there is only one tower.
+    """
+    siglip = _is_siglip(model)
+    if _hf_dino.holds(model['image']):
+        yield from _hf_dino.rows(model['image'])
+    elif model['image']:
+        yield from _image_rows(model, 'vision_model.' if prefixed else '')
+    if model['text']:
+        yield from _text_rows(model, 'text_model.' if prefixed else '')
+    if model['image'] and model['text']:
+        yield row('params/logit_scale', 'logit_scale', ONE if siglip else SAME)
+        if siglip:
+            yield row('params/logit_bias', 'logit_bias', ONE)
+
+
+def _image_rows(model: Mapping[str, Any], theirs: str) -> Iterator[Row]:
+    ours, image = 'params/image', model['image']
+    at = f'{theirs}embeddings'
+    kernel = PATCHES if _is_naflex(image) else CONV
+    yield row(f'{ours}/patch_embedding/kernel', f'{at}.patch_embedding.weight', kernel)
+    yield row(f'{ours}/position_embedding', f'{at}.position_embedding.weight', SAME)
+    if _is_naflex(image) or image['pool'] == 'map':
+        yield row(f'{ours}/patch_embedding/bias', f'{at}.patch_embedding.bias', SAME)
+        yield from pooling_head(image['heads'], f'{theirs}head')
     else:
-        yield row(f'{ours}/class_embedding', f'{embeddings}.class_embedding', SAME)
-        yield from norm(f'{ours}/pre_norm', f'{theirs}.pre_layrnorm')
+        yield row(f'{ours}/class_embedding', f'{at}.class_embedding', SAME)
+        yield from norm(f'{ours}/pre_norm', f'{theirs}pre_layrnorm')
+    if model['image_proj'] == 'linear':
         yield row('params/image_projection/kernel', 'visual_projection.weight', LINEAR)
     yield from layers(image, ours, theirs)
-    yield from norm(f'{ours}/post_norm', f'{theirs}.post_layernorm')
+    yield from norm(f'{ours}/post_norm', f'{theirs}post_layernorm')
 
-    ours, theirs = 'params/text', 'text_model'
-    embeddings = f'{theirs}.embeddings'
-    yield row(f'{ours}/token_embedding/embedding', f'{embeddings}.token_embedding.weight', SAME)
-    yield row(f'{ours}/position_embedding', f'{embeddings}.position_embedding.weight', SAME)
-    yield from layers(text, ours, theirs)
-    yield from norm(f'{ours}/post_norm', f'{theirs}.final_layer_norm')
-    if siglip:
-        yield from dense('params/text_projection', f'{theirs}.head')
-        yield row('params/logit_bias', 'logit_bias', ONE)
+
+def _text_rows(model: Mapping[str, Any], theirs: str) -> Iterator[Row]:
+    ours = 'params/text'
+    at = f'{theirs}embeddings'
+    if model['text']['name'] == 'bert':
+        yield from _hf_text.bert(model['text'], ours, theirs.removesuffix('.'))
     else:
+        yield row(f'{ours}/token_embedding/embedding', f'{at}.token_embedding.weight', SAME)
+        yield row(f'{ours}/position_embedding', f'{at}.position_embedding.weight', SAME)
+        yield from layers(model['text'], ours, theirs)
+        yield from norm(f'{ours}/post_norm', f'{theirs}final_layer_norm')
+    if model['text_proj'] == 'biased':
+        yield from dense('params/text_projection', f'{theirs}head')
+    elif model['text_proj'] == 'linear':
         yield row('params/text_projection/kernel', 'text_projection.weight', LINEAR)
-    yield row('params/logit_scale', 'logit_scale', ONE if siglip else SAME)
 
 
 def layers(tower: Mapping[str, Any], ours: str, theirs: str) -> Iterator[Row]:
     """Yields the table of the blocks of one tower, with separate query, key and value."""
     heads = tower['heads']
     for i in range(tower['depth']):
-        a, b = f'{ours}/transformer/block_{i}', f'{theirs}.encoder.layers.{i}'
+        a, b = f'{ours}/transformer/block_{i}', f'{theirs}encoder.layers.{i}'
         yield from norm(f'{a}/attention_norm', f'{b}.layer_norm1')
         for part, name in (('kernel', 'weight'), ('bias', 'bias')):
             three = [f'{b}.self_attn.{x}_proj.{name}' for x in 'qkv']
@@ -268,9 +392,9 @@ def layers(tower: Mapping[str, Any], ours: str, theirs: str) -> Iterator[Row]:
         yield from mlp(f'{a}/mlp', f'{b}.mlp', 'fc1', 'fc2')
 
 
-def pooling_head(heads: int) -> Iterator[Row]:
+def pooling_head(heads: int, theirs: str) -> Iterator[Row]:
     """Yields the table of SigLIP's attention pooling, with fused query, key and value."""
-    ours, theirs = 'params/image/attention_pool', 'vision_model.head'
+    ours = 'params/image/attention_pool'
     yield row(f'{ours}/probe', f'{theirs}.probe', LEADING_ONE)
     for part, name in (('kernel', 'weight'), ('bias', 'bias')):
         three = [f'{ours}/attention/{x}/{part}' for x in ('query', 'key', 'value')]
@@ -283,13 +407,17 @@ def pooling_head(heads: int) -> Iterator[Row]:
 def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str, Any]) -> list[Row]:
     """Writes config, weights, preprocessing and tokenizer files; returns the table applied."""
     model = card['model']
-    siglip = model['text']['pool'] == 'last'
+    siglip = _is_siglip(model)
     config = config_of(model, siglip)
-    _cards.check_expressible(model, architecture(config, what='huggingface'), 'huggingface')
     table = list(rows(model))
+    names = {name for row in table for name in row.theirs}
+    _cards.check_expressible(model, architecture(config, names, what='huggingface'), 'huggingface')
     arrays = _table.write(table, variables)
-    preprocessor = _image_processor.written(card['preprocess'], siglip=siglip)
-    for name, content in ((CONFIG, config), (_image_processor.PREPROCESSOR, preprocessor)):
+    files = {CONFIG: config}
+    if model['image']:
+        processor = _image_processor.written(card['preprocess'], siglip=siglip)
+        files[_image_processor.PREPROCESSOR] = processor
+    for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + '\n')
     _files.save(folder / SAFETENSORS, arrays)
     _tokenizer_files.save(folder, card['tokenizer'])
@@ -299,36 +427,52 @@ def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str,
 def config_of(model: Mapping[str, Any], siglip: bool) -> dict[str, Any]:
     """Returns the `config.json` closest to an architecture; `write` checks that it is exact."""
     image, text, embed_dim = model['image'], model['text'], model['embed_dim']
-    vision_config = {
-        **_tower_of(image, 'the image encoder'),
-        'image_size': image['image_size'],
-        'patch_size': image.get('patch_size'),
-    }
-    naflex = _is_naflex(model)
-    if naflex:
-        side = vision_config.pop('image_size') // image['patch_size']
-        vision_config['num_patches'] = side * side
-    text_config = {
-        **_tower_of(text, 'the text encoder'),
-        'vocab_size': text['vocab_size'],
-        'max_position_embeddings': text['context_length'],
-    }
-    if siglip:
-        text_config['projection_size'] = embed_dim
-        kind, special = 'siglip2' if naflex else 'siglip', {}
-    else:
-        eos = LEGACY_EOS if text['pool'] == 'argmax' else text['eot_id']
-        vision_config['projection_dim'] = text_config['projection_dim'] = embed_dim
-        text_config['eos_token_id'] = eos
-        kind, special = 'clip', {'projection_dim': embed_dim}
-        if text['pool'] == 'eot' and eos == LEGACY_EOS:
-            kind = 'metaclip_2'
+    if _hf_dino.holds(image) and not text:
+        return _hf_dino.config_of(model)
+    naflex = _is_naflex(image)
+    kind = 'siglip2' if naflex else 'siglip' if siglip else 'clip'
+    parts = {}
+    if image:
+        parts['vision'] = {
+            **_tower_of(image, 'the image encoder'),
+            'image_size': image['image_size'],
+            'patch_size': image.get('patch_size'),
+        }
+        if naflex:
+            side = parts['vision'].pop('image_size') // image['patch_size']
+            parts['vision']['num_patches'] = side * side
+    if text:
+        parts['text'] = {
+            **_tower_of(text, 'the text encoder'),
+            'vocab_size': text['vocab_size'],
+            'max_position_embeddings': text['context_length'],
+        }
+        if siglip:
+            parts['text']['projection_size'] = embed_dim
+        elif text['name'] == 'bert':
+            kind = 'chinese_clip'
+            parts['text'] |= {
+                'max_position_embeddings': text['max_positions'],
+                'type_vocab_size': text['token_types'],
+                'pad_token_id': text['pad_id'],
+            }
+        else:
+            eos = LEGACY_EOS if text['pool'] == 'argmax' else text['eot_id']
+            parts['text']['eos_token_id'] = eos
+            kind = 'metaclip_2' if text['pool'] == 'eot' and eos == LEGACY_EOS else 'clip'
+    special = {} if siglip else {'projection_dim': embed_dim}
+    for name, part in parts.items():
+        parts[name] = {'model_type': f'{kind}_{name}_model', **part, **special}
+    if len(parts) == 1:
+        ((name, part),) = parts.items()
+        linear = 'linear' in (model['image_proj'], model['text_proj'])
+        end = f'{name.title()}Model{"WithProjection" if linear else ""}'
+        return {**part, 'architectures': [_CLASSES[kind].replace('Model', end)], 'dtype': 'float32'}
     return {
         'model_type': kind,
         'architectures': [_CLASSES[kind]],
         **special,
-        'vision_config': {'model_type': f'{kind}_vision_model', **vision_config},
-        'text_config': {'model_type': f'{kind}_text_model', **text_config},
+        **{f'{name}_config': part for name, part in parts.items()},
         'dtype': 'float32',
     }
 

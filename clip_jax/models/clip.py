@@ -34,8 +34,9 @@ class CLIP(nn.Module):
     `logit_bias` and `decoder`.
 
     Attributes:
-        image: the image encoder, see models/image.
-        text: the text encoder, see models/text.
+        image: the image encoder, see models/image; None: the model has only a text tower, without
+            `logit_scale`.
+        text: the text encoder, see models/text; None: the model has only an image tower.
         embed_dim: features of the shared space.
         image_proj: projection of image features. 'linear': without a bias; 'biased': with a bias,
             as after OpenAI's ResNets; 'mlp': two layers without biases and GELU between them, as
@@ -53,8 +54,8 @@ class CLIP(nn.Module):
     2103.00020), figure 3.
     """
 
-    image: nn.Module
-    text: nn.Module
+    image: Any  # a module or None
+    text: Any
     embed_dim: int
     image_proj: str = 'linear'
     text_proj: str = 'linear'
@@ -69,13 +70,31 @@ class CLIP(nn.Module):
             raise ValueError(f'embed_dim is {self.embed_dim}; expected at least 1')
         lookup.check(self.image_proj, PROJECTIONS, what='models/clip: image_proj')
         lookup.check(self.text_proj, PROJECTIONS, what='models/clip: text_proj')
+        if not self.towers:
+            raise ValueError('models/clip: image and text are None; expected at least one encoder')
         if self.decoder is not None:
             _check_decoder(self.decoder, self.image, self.text)
         super().__post_init__()
 
+    @property
+    def towers(self) -> dict[str, Any]:
+        """The encoders that the model has, by 'image' and 'text'."""
+        both = {'image': self.image, 'text': self.text}
+        return {name: encoder for name, encoder in both.items() if encoder is not None}
+
+    def check_has(self, tower: str) -> None:
+        """Raises a ValueError if the model has no encoder of that name, 'image' or 'text'."""
+        if tower not in self.towers:
+            raise ValueError(
+                f'this model has no {tower} encoder, only the other one; load a checkpoint that '
+                'has both, or train the missing one (config.init_towers)'
+            )
+
     def setup(self):
-        self.image_projection = self._projection(self.image_proj)
-        self.text_projection = self._projection(self.text_proj)
+        self.image_projection = _projection(self, self.image_proj)
+        self.text_projection = _projection(self, self.text_proj)
+        if len(self.towers) < 2:
+            return
         self.logit_scale = self._scalar('logit_scale', self.init_logit_scale)
         if self.init_logit_bias is not None:
             self.logit_bias = self._scalar('logit_bias', self.init_logit_bias)
@@ -83,50 +102,41 @@ class CLIP(nn.Module):
     def _scalar(self, name: str, init: float) -> jax.Array:
         return self.param(name, nn.initializers.constant(init), (), jnp.float32)
 
-    def _projection(self, kind: str) -> Callable[[jax.Array], jax.Array]:
-        types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
-        if kind == 'none':
-            return self._unprojected
-        if kind in ('mlp', 'wide_mlp'):
-            return MlpProjection(self.embed_dim, kind == 'wide_mlp', **types)
-        return _dense(self.embed_dim, bias=kind == 'biased', **types)
-
-    def _unprojected(self, features: jax.Array) -> jax.Array:
-        if features.shape[-1] != self.embed_dim:
-            raise ValueError(
-                f'models/clip: embed_dim is {self.embed_dim}; without a projection it must be the '
-                f'number of features of the encoder, {features.shape[-1]}'
-            )
-        return features
-
     def encode_image(
         self, images: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
     ) -> jax.Array:
         """Embeds images [B, H, W, 3], normalized by mean and std: [B, embed_dim], before L2
         normalization.
         """
+        self.check_has('image')
         return self.image_projection(self.image(images, train=train, example_index=example_index))
 
     def encode_text(
         self, tokens: jax.Array, *, train: bool = False, example_index: jax.Array | None = None
     ) -> jax.Array:
         """Embeds token ids, int32 [B, L]: [B, embed_dim], before L2 normalization."""
+        self.check_has('text')
         return self.text_projection(self.text(tokens, train=train, example_index=example_index))
 
     def example_inputs(
         self, count: int, *, max_patches: int | None = None, patch_size: int | None = None
-    ) -> tuple[Any, jax.ShapeDtypeStruct]:
-        """Returns the shapes of a batch of images and tokens, as preprocessing makes them.
+    ) -> tuple[Any, Any]:
+        """Returns the shapes of a batch of images and tokens, as preprocessing makes them; None for
+        those of an encoder that the model has not.
 
         Args:
             count: the number of images and of texts.
             max_patches: patches of an image, for an encoder that takes images of any size.
             patch_size: height and width of these patches, in pixels.
         """
-        size = self.image.image_size
-        images: Any = jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
+        images: Any = None
         if hasattr(self.image, 'example_images'):
             images = self.image.example_images(count, max_patches, patch_size)
+        elif self.image is not None:
+            size = self.image.image_size
+            images = jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8)
+        if self.text is None:
+            return images, None
         return images, jax.ShapeDtypeStruct((count, self.text.context_length), jnp.int32)
 
     def scale_and_bias(self) -> tuple[jax.Array, jax.Array | None]:
@@ -299,6 +309,24 @@ def _check_decoder(decoder: nn.Module, image: nn.Module, text: nn.Module) -> Non
                 )
 
 
+def _projection(model: CLIP, kind: str) -> Callable[[jax.Array], jax.Array]:
+    types = {'dtype': model.dtype, 'param_dtype': model.param_dtype}
+    if kind == 'none':
+        return functools.partial(_unprojected, model.embed_dim)
+    if kind in ('mlp', 'wide_mlp'):
+        return MlpProjection(model.embed_dim, kind == 'wide_mlp', **types)
+    return _dense(model.embed_dim, bias=kind == 'biased', **types)
+
+
+def _unprojected(embed_dim: int, features: jax.Array) -> jax.Array:
+    if features.shape[-1] != embed_dim:
+        raise ValueError(
+            f'models/clip: embed_dim is {embed_dim}; without a projection it must be the number of '
+            f'features of the encoder, {features.shape[-1]}'
+        )
+    return features
+
+
 def _dense(features: int, *, bias: bool, **rest: Any) -> nn.Dense:
     # Standard deviation width^-0.5, as in OpenAI's released code.
     init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
@@ -336,8 +364,8 @@ def l2_normalize(x: jax.Array) -> jax.Array:
 
 def _modules(model: CLIP) -> dict[str, nn.Module]:
     """The encoders, and the decoder if there is one, by their fields."""
-    modules = {'image': model.image, 'text': model.text, 'decoder': model.decoder}
-    return {name: x for name, x in modules.items() if x is not None}
+    decoder = {} if model.decoder is None else {'decoder': model.decoder}
+    return {**model.towers, **decoder}
 
 
 def logical_axes(model: CLIP) -> sharding.LogicalAxes:
@@ -384,6 +412,8 @@ def from_card(fields: Mapping[str, Any], dtype: Any = jnp.float32, **execution: 
             lookup.module(f'models.{tower}', fields[tower]['name'], 'Encoder').Encoder,
             fields[tower],
         )
+        if fields[tower] is not None
+        else None
         for tower in ('image', 'text')
     }
     if fields.get('decoder'):
@@ -399,7 +429,7 @@ def to_card(model: CLIP) -> dict[str, Any]:
             'name': type(encoder).__module__.removeprefix(f'clip_jax.models.{name}.'),
             **_fields(encoder),
         }
-        for name, encoder in (('image', model.image), ('text', model.text))
+        for name, encoder in model.towers.items()
     }
     decoder = {} if model.decoder is None else {'decoder': _fields(model.decoder)}
     fields = {k: v for k, v in _fields(model).items() if k != 'decoder'}
@@ -416,12 +446,14 @@ def _fields(module: nn.Module) -> dict[str, Any]:
 
 def init(model: CLIP, key: jax.Array) -> dict[str, Any]:
     """Initializes the variables of a model: `params`, and `batch_stats` if it has a ResNet."""
+    example = model.example_inputs(1)
     inputs = jax.tree.map(
         lambda x: jnp.zeros(x.shape, jnp.float32 if x.dtype == jnp.uint8 else x.dtype),
-        model.example_inputs(1),
+        [x for x in example if x is not None],
     )
+    method = '__call__' if len(model.towers) == 2 else f'encode_{next(iter(model.towers))}'
     # Without jit, each operation is compiled on its own.
-    return jax.jit(model.init)(key, *inputs)
+    return jax.jit(functools.partial(model.init, method=method))(key, *inputs)
 
 
 def shapes(model: CLIP) -> dict[str, Any]:
@@ -445,7 +477,9 @@ def with_image_size(
     Raises:
         ValueError: the encoder cannot take images of this size.
     """
-    image = from_card(fields).image
+    model = from_card(fields)
+    model.check_has('image')
+    image = model.image
     params = variables['params']
     params = {**params, 'image': image.with_image_size(params['image'], image_size)}
     fields = {**fields, 'image': {**fields['image'], 'image_size': image_size}}

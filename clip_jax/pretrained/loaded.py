@@ -43,7 +43,8 @@ class Clip:
         variables: what `model.apply` takes: `{'params': …}`, for a ResNet also `batch_stats`.
         card: the model card: architecture, preprocessing and tokenizer, as JSON values.
         tokenizer: texts -> tokens, int32 [N, L]; None if the checkpoint has no tokenizer files.
-        preprocess: any image -> uint8 [size, size, 3], or Patches for a NaFlex model.
+        preprocess: any image -> uint8 [size, size, 3], or Patches for a NaFlex model; None if there
+            is only a text tower.
         mesh: the devices that embed; batches are sharded over them, parameters are replicated.
         batch_size: images or texts per forward pass, over all devices.
         on_batch: called before each batch, in the caller's thread.
@@ -63,18 +64,14 @@ class Clip:
 
     def with_preprocess(self, **changes: Any) -> 'Clip':
         """Returns the same model with other fields of `preprocess`, such as `max_pixels`."""
+        self.model.check_has('image')
         return dataclasses.replace(self, preprocess=dataclasses.replace(self.preprocess, **changes))
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the model into a new folder, which `clip_jax.load` and every command read.
 
-        `clip-jax convert` makes checkpoints for other programs of it.
-
-        Args:
-            folder: the folder to create; it appears only when it is complete.
-
-        Raises:
-            ValueError: the folder exists.
+        `clip-jax convert` makes checkpoints for other programs of it. The folder must not exist; it
+        appears only when it is complete.
         """
         write(pathlib.Path(folder).expanduser(), self.card, self.variables)
 
@@ -105,6 +102,7 @@ class Clip:
             ValueError: an image cannot be read, `features` or `dim` is wrong, or the call is inside
                 jit.
         """
+        self.model.check_has('image')
         matryoshka.check(dim, self.model.embed_dim, features=features)
         if isinstance(images, Iterator):
             encode = functools.partial(self.encode_image, features=features, dim=dim)
@@ -170,6 +168,7 @@ class Clip:
             ValueError: a text is not a str, the model has no tokenizer, `features` or `dim` is
                 wrong, or the call is inside jit.
         """
+        self.model.check_has('text')
         matryoshka.check(dim, self.model.embed_dim, features=features)
         texts = inputs.texts(texts)
         forward = functools.partial(
@@ -381,6 +380,7 @@ def from_card(card: dict[str, Any], variables: dict, model: CLIP, mesh: Mesh) ->
         variables=variables,
         card=card,
         tokenizer=tokenizer,
-        preprocess=Preprocess.from_card(card['preprocess']),
+        # pyrefly: ignore[bad-argument-type]  # None of a text tower alone, which takes no images
+        preprocess=card['preprocess'] and Preprocess.from_card(card['preprocess']),
         mesh=mesh,
     )

@@ -70,8 +70,8 @@ def check_fits(tokenizer: Any, text: Any) -> None:
                 f"the tokenizer's {name} is {ours:,} and the model's {its:,}: the tokenizer does "
                 'not belong to this model'
             )
-    if text.eot_id not in (None, tokenizer.eot_id):
+    if (eot_id := getattr(text, 'eot_id', None)) not in (None, tokenizer.eot_id):
         raise ValueError(
             f"the tokenizer's eot_id is {tokenizer.eot_id} and the model pools at eot_id "
-            f'{text.eot_id}: the tokenizer does not belong to this model'
+            f'{eot_id}: the tokenizer does not belong to this model'
         )

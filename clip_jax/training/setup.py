@@ -22,7 +22,7 @@ from clip_jax.places import naming
 from clip_jax.pretrained import Clip, loaded
 from clip_jax.runtime import multihost
 from clip_jax.runtime.messages import Failures
-from clip_jax.step import captions, compiler_options, ema, lora, projections, state
+from clip_jax.step import captions, compiler_options, ema, lora, projections, rules, state
 from clip_jax.step.optimizer import Optimizer
 from clip_jax.step.rules import LORA
 from clip_jax.step.state import TrainState
@@ -242,11 +242,24 @@ def initial_variables(
         return multihost.run_on_primary(lambda: _card(config, source, {})), None
     adapted = adapters.wanted(config)
     init_card, variables = pretrained.read(start, mesh, adapters=not adapted)
-    card = _card(config, source, init_card)
+    for tower in config.init_towers:
+        if init_card['model'][tower] is None:
+            (other,) = {*rules.TOWERS} - {tower}
+            raise ValueError(
+                f'init_from {config.init_from} has no {tower} encoder; to train a new one, set '
+                f"init_towers to ('{other}',)"
+            )
+    if 'text' in config.init_towers:
+        card = _card(config, source, init_card)
+    else:  # whose vocabulary may be trained
+        card = multihost.run_on_primary(lambda: _card(config, source, init_card))
     if adapted:
         card[LORA] = adapters.base(start, variables, workdir)
-    size = card['model']['image']['image_size']
-    _, variables = clip.with_image_size(init_card['model'], variables, size)
+    if 'image' in config.init_towers:
+        size = card['model']['image']['image_size']
+        _, variables = clip.with_image_size(init_card['model'], variables, size)
+    if len(config.init_towers) < 2:
+        variables = _with_new(config, card, variables)
     wrong = checkpoint.differences(variables, clip.shapes(clip.from_card(card['model'])))
     if wrong:
         raise Failures(
@@ -257,11 +270,37 @@ def initial_variables(
     return card, pretrained.on_devices(variables, mesh)
 
 
+def _with_new(
+    config: ConfigDict, card: dict[str, Any], variables: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns variables of which `init_towers` are given, and the others are random."""
+    model = clip.from_card(card['model'])
+    found = jax.device_get(clip.init(model, jax.random.key(config.seed)))
+    for tower in config.init_towers:
+        for kind in {*found, *variables}:
+            found.setdefault(kind, {}).pop(tower, None)
+            if tower in variables.get(kind, {}):
+                found[kind][tower] = variables[kind][tower]
+    return {kind: tree for kind, tree in found.items() if tree}
+
+
 def find_start(config: ConfigDict) -> str:
     """The checkpoint that a new run starts from, '' for none. For the whole state of a run it is
     that of one step: a run that still trains writes others meanwhile.
     """
     lookup.check(config.init_state, ('weights', 'all'), what='init_state')
+    towers = tuple(config.init_towers)
+    if towers not in (('image',), ('text',), rules.TOWERS):
+        raise ValueError(
+            f"init_towers is {towers}; expected ('image', 'text'), ('image',) or ('text',)"
+        )
+    if len(towers) < 2 and (adapters.wanted(config) or config.init_state == 'all'):
+        raise ValueError(
+            f'init_towers is {towers}, which has neither adapters (lora) nor init_state all; '
+            "expected ('image', 'text')"
+        )
+    if len(towers) < 2 and not config.init_from:
+        raise ValueError(f'init_towers is {towers}, which needs init_from, a checkpoint with it')
     if adapters.wanted(config):
         return pretrained.located(config.init_from)
     if config.init_state == 'weights':
@@ -289,16 +328,21 @@ def _base_again(
 
 def _card(config: ConfigDict, source: Source, init: dict[str, Any]) -> dict[str, Any]:
     """The card of a run; `init` is the card of the checkpoint `init_from`, {} without one."""
+    kept = config.init_towers if init else ()
     tokenizer = (
         tokenizers.from_card(init['tokenizer'])
-        if init.get('tokenizer')
+        if 'text' in kept and init['tokenizer']
         else build.tokenizer(config.tokenizer, source)
     )
     architecture = build.architecture(
-        config.model, tokenizer, init.get('model'), loss=config.loss.name
+        config.model,
+        tokenizer,
+        init['model'] if len(kept) == 2 else None,
+        loss=config.loss.name,
+        towers={tower: init['model'][tower] for tower in kept},
     )
     image_size = architecture['image']['image_size']
-    base = init.get('preprocess')
+    base = init['preprocess'] if 'image' in kept else None
     if base is None:
         base = getattr(clip.from_card(architecture).image, 'preprocess', None)
     preprocess = build.preprocess(config.preprocess, image_size, base)

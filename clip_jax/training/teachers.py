@@ -72,6 +72,8 @@ def prepare(
             if 'tokenizer' in card:
                 _check_tokenizer(what, of_teacher, card)
             model = build.model(of_teacher['model'], dtype)
+            if len(model.towers) < 2:
+                raise ValueError(f'{what}: has one encoder; expected a teacher of images and texts')
             size = model.embed_dim
             loss = _loss(what, options, mesh, own, size)
             statistics = (tuple(of_teacher['preprocess'][x]) for x in ('mean', 'std'))

@@ -15,6 +15,7 @@ from clip_jax import convert, tokenizers
 from clip_jax.convert import _image_processor, _settings, _tokenizer_files, open_clip
 from clip_jax.data.preprocess import Preprocess
 
+PROCESSORS = {False: 'CLIPImageProcessor', True: 'SiglipImageProcessor'}
 NUMBERS = {'image_mean': [0.1, 0.2, 0.3], 'image_std': [0.5, 0.4, 0.3]}
 SIGLIP = {'vocab_size': 60, 'context_length': 9, 'pool': 'last', 'causal': False}
 CLIP = {**SIGLIP, 'pool': 'eot', 'causal': True}
@@ -22,7 +23,7 @@ CLIP = {**SIGLIP, 'pool': 'eot', 'causal': True}
 
 def read(folder: pathlib.Path, config, *, siglip: bool = False, size: int = 32) -> dict:
     (folder / 'preprocessor_config.json').write_text(json.dumps(config))
-    return _image_processor.read(folder, size, siglip=siglip)
+    return _image_processor.read(folder, size, usual=PROCESSORS[siglip])
 
 
 def test_a_nested_image_processor_goes_before_the_older_file(tmp_path):
@@ -115,7 +116,7 @@ def test_what_image_processors_may_not_say(tmp_path, config, message):
 
 
 def test_a_folder_without_image_processor_is_warned_of(tmp_path, caplog):
-    found = _image_processor.read(tmp_path, 48, siglip=True)
+    found = _image_processor.read(tmp_path, 48, usual=PROCESSORS[True])
     assert (found['size'], found['resize'], found['resize_to']) == (48, 'squash', None)
     assert 'has neither processor_config.json nor preprocessor_config.json' in caplog.text
 

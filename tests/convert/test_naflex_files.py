@@ -119,7 +119,7 @@ def test_numbers_of_parameters_of_the_published_models(variant, count):
     }
     config = {'model_type': 'siglip2', 'vision_config': theirs}
     config['text_config'] = {**theirs, 'vocab_size': 256_000}
-    fields = huggingface.architecture(config, what='published')
+    fields = huggingface.architecture(config, (), what='published')
     assert (fields['image']['image_size'], fields['image']['patch_size']) == (256, 16)
     assert state.count_parameters(clip.shapes(clip.from_card(fields))['params']) == count
 

@@ -1,15 +1,18 @@
 """Runs that begin from another run, with rules and averaged weights."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
 from support.runs import copied_until, rows, summary, train, training
 
 import clip_jax
-from clip_jax import checkpoint
+from clip_jax import checkpoint, convert
 from clip_jax.step import rules
+from clip_jax.training import config_schema, setup
 
+ONE_TOWER = pathlib.Path(__file__).parents[1] / 'convert' / 'fixtures' / 'CLIPVisionModel'
 CHANGES = (
     'ema.decay=0.9',
     'optimizer.freeze=("lock_image:1",)',
@@ -117,3 +120,44 @@ def test_wrong_settings_are_one_line(changes, message, tiny_run, tiny_config, tm
     assert done.returncode != 0
     assert message in done.stderr and 'Traceback' not in done.stderr
     assert not checkpoint.steps(checkpoint.absolute(tmp_path / 'run') / 'checkpoints')
+
+
+def test_a_new_text_tower_is_trained_for_an_image_tower_alone(tiny_config, tmp_path):
+    frozen = 'optimizer.rules=({"path": "image/.*", "frozen": True},)'
+    given = 'init_towers=("image",)', f'init_from={ONE_TOWER}'
+    # The tiny config has sizes of its own, which it would override.
+    sizes = {'width': 16, 'mlp_dim': 24, 'depth': 2, 'heads': 2, 'patch_size': 4, 'image_size': 16}
+    sizes = [f'model.image.{key}={x}' for key, x in sizes.items()]
+    brief = 'total_steps=2', 'optimizer.warmup_steps=0', 'eval_every=2', 'figures=False'
+    done = train(tiny_config, tmp_path / 'run', frozen, *given, *sizes, *brief)
+    assert done.returncode == 0, done.stderr
+    made = clip_jax.load(tmp_path / 'run')
+    before = convert.read(ONE_TOWER)[1]['params']['image']
+    after = made.variables['params']['image']
+    np.testing.assert_array_equal(
+        after['transformer']['block_1']['mlp']['in']['kernel'],
+        before['transformer']['block_1']['mlp']['in']['kernel'],
+    )
+    assert after['position_embedding'].shape == (1 + 4 * 4, 16)
+    assert made.encode_text(['a red circle']).shape == (1, made.model.embed_dim)
+
+
+def test_a_tower_that_is_not_there_is_one_line(tiny_config, tmp_path):
+    done = train(tiny_config, tmp_path / 'run', f'init_from={ONE_TOWER}')
+    line = "has no text encoder; to train a new one, set init_towers to ('image',)"
+    assert done.returncode == 1 and line in done.stderr
+
+
+@pytest.mark.parametrize(
+    ('changes', 'line'),
+    [
+        ({'init_from': None}, r"init_towers is \('image',\), which needs init_from"),
+        ({'init_towers': ('text', 'image')}, r"expected \('image', 'text'\), \('image',\) or"),
+        ({'init_state': 'all'}, 'which has neither adapters'),
+    ],
+)
+def test_towers_that_cannot_be_taken_are_one_line(changes, line):
+    config = config_schema.defaults().copy_and_resolve_references()
+    config.update({'init_towers': ('image',), 'init_from': str(ONE_TOWER)} | changes)
+    with pytest.raises(ValueError, match=line):
+        setup.find_start(config)

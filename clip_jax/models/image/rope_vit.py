@@ -1,6 +1,6 @@
 """Vision Transformers with rotary positions, gated MLPs and norms inside of blocks: EVA-CLIP (arXiv
-2303.15389), which has them from EVA-02 (arXiv 2303.11331) on, and the Perception Encoder (PE, arXiv
-2504.13181).
+2303.15389), which has them from EVA-02 (arXiv 2303.11331) on, the Perception Encoder (PE, arXiv
+2504.13181), DINOv2 (arXiv 2304.07193) and DINOv3 (arXiv 2508.10104).
 """
 
 import dataclasses
@@ -16,7 +16,14 @@ from clip_jax import lookup, sharding
 from clip_jax.models import capture, on_cpu, positions
 from clip_jax.models.attention import attend, keep_weights, token
 from clip_jax.models.image_layers import AttentionPool, patch_dense, patches, prepended
-from clip_jax.models.layers import Mlp, Norm, Transformer, TransformerConfig, check_sizes
+from clip_jax.models.layers import (
+    Mlp,
+    Norm,
+    Transformer,
+    TransformerConfig,
+    check_sizes,
+    layer_scaled,
+)
 
 _EVA02: dict[str, Any] = {
     'mlp': 'swiglu',
@@ -86,13 +93,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 LOGICAL_AXES = {
     'patch_embedding/kernel': ('pixels', 'pixels', 'channels', 'width'),
     'position_embedding': ('length', 'width'),
+    'register_embedding': ('length', 'width'),
     'probe': ('length', 'width'),
 }
 POOLS = ('cls', 'map')
-ROPE = ('none', 'rows_first', 'columns_first')
+ROPE = ('none', 'rows_first', 'columns_first', 'centered')
 MLPS = ('gelu', 'swiglu')
 STD = 0.02  # initial standard deviation of kernels and embeddings
-_BASE = 10_000  # of the wavelengths of rotary positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,10 +109,12 @@ class Config(TransformerConfig):
     mlp: str = 'gelu'
     inner_norm: bool = False
     key_bias: bool = False
+    query_bias: bool = True
     post_norm: bool = False
     rope: str = 'none'
     rope_grid: int = 0
     rope_offset: float = 0.0
+    rope_base: float = 10_000.0
     grid: int = 0
     tokens: int = 1
 
@@ -121,6 +130,9 @@ class Encoder(nn.Module):
             query (arXiv 2106.04560, section 3.1).
         pool_heads: attention heads of the pool 'map'.
         class_token: whether there is a class token.
+        registers: learned tokens between the class token and the patches, which nothing reads
+            (Vision Transformers Need Registers, arXiv 2309.16588).
+        learned_positions: whether there are learned position embeddings too.
         pre_norm: whether there is a layer norm before the first block; then the patch embedding
             has no bias.
         mlp: 'gelu', two layers with a GELU, or 'swiglu' (arXiv 2002.05202), whose `mlp_dim` is that
@@ -128,13 +140,18 @@ class Encoder(nn.Module):
         inner_norm: whether there are layer norms before the output projections of attention and
             MLP (sub-LN, arXiv 2303.11331, section 2).
         key_bias: whether keys have a bias, as queries and values have.
+        query_bias: whether queries and values have a bias although keys have none.
         post_norm: whether the norms of a block come after its branches instead of before.
         rope: rotary positions of patches (RoFormer, arXiv 2104.09864, in two dimensions): 'none',
-            or 'rows_first', or 'columns_first': which of the two numbers rotates the first half.
+            or 'rows_first', or 'columns_first': which of the two numbers rotates the first half; or
+            'centered', as rows_first, but the image is from -2 pi to 2 pi whatever its size
+            (DINOv3, section 3.2).
         rope_grid: the number of patches along a side that positions are scaled to, so that models
             take other image sizes; 0: that of `image_size`.
         rope_offset: added to the numbers of rows and columns.
-        depth, heads, mlp_dim, norm_eps, remat, scan, attention: see layers.TransformerConfig.
+        rope_base: of the wavelengths of rotary positions.
+        depth, heads, mlp_dim, norm_eps, layer_scale, remat, scan, attention: see
+            layers.TransformerConfig.
     """
 
     image_size: int
@@ -146,14 +163,19 @@ class Encoder(nn.Module):
     pool: str = 'cls'
     pool_heads: int | None = None
     class_token: bool = True
+    registers: int = 0
+    learned_positions: bool = True
     pre_norm: bool = False
     mlp: str = 'gelu'
     inner_norm: bool = False
     key_bias: bool = False
+    query_bias: bool = True
     post_norm: bool = False
     rope: str = 'none'
     rope_grid: int = 0
     rope_offset: float = 0.0
+    rope_base: float = 10_000.0
+    layer_scale: float = 0.0
     norm_eps: float = 1e-6
     remat: str = 'none'
     scan: bool = False
@@ -200,12 +222,14 @@ class Encoder(nn.Module):
     @property
     def tokens(self) -> int:
         """The number of tokens before those of the patches."""
-        return int(self.class_token)
+        return self.class_token + self.registers
 
     def with_image_size(self, params: dict, image_size: int) -> dict:
         """Returns parameters for another image size: position embeddings are interpolated."""
-        grid = image_size // self.patch_size
-        table = positions.resized(params['position_embedding'], grid, tokens=self.tokens)
+        if not self.learned_positions:
+            return params
+        grid, tokens = image_size // self.patch_size, int(self.class_token)
+        table = positions.resized(params['position_embedding'], grid, tokens=tokens)
         return {**params, 'position_embedding': table}
 
     @nn.compact
@@ -225,8 +249,15 @@ class Encoder(nn.Module):
         if self.class_token:
             first = self.param('class_embedding', embedding, (self.width,), self.param_dtype)
             x = prepended(first, x)
-        table = self.param('position_embedding', embedding, x.shape[1:], self.param_dtype)
-        x = x + table.astype(x.dtype)
+        if self.learned_positions:
+            table = self.param('position_embedding', embedding, x.shape[1:], self.param_dtype)
+            x = x + table.astype(x.dtype)
+        if self.registers:
+            shape = (self.registers, self.width)
+            more = self.param('register_embedding', embedding, shape, self.param_dtype)
+            more = jnp.broadcast_to(more.astype(x.dtype), (x.shape[0], *shape))
+            at = int(self.class_token)
+            x = jnp.concatenate([x[:, :at], more, x[:, at:]], axis=1)
         norm = functools.partial(Norm, epsilon=self.norm_eps, **types)
         if self.pre_norm:
             x = norm(name='pre_norm')(x)
@@ -269,7 +300,7 @@ class Block(nn.Module):
         for name, branch in (('attention', attention), ('mlp', mlp)):
             norm = Norm(epsilon=config.norm_eps, name=f'{name}_norm', **config.types)
             y = norm(branch(x)) if config.post_norm else branch(norm(x))
-            x = on_cpu.computed_once(x + y)
+            x = on_cpu.computed_once(x + layer_scaled(self, y, f'{name}_scale'))
         return x if position is None else token(x, position)
 
 
@@ -293,7 +324,7 @@ class Attention(nn.Module):
         )(x)
         qkv = sharding.constrain(qkv, 'batch', 'length', 'qkv', 'heads', 'head_dim')
         query, key, value = (qkv[:, :, i] for i in range(3))
-        if not config.key_bias:
+        if config.query_bias and not config.key_bias:
             query, value = (
                 y + self._bias(name, shape).astype(y.dtype)
                 for name, y in (('query_bias', query), ('value_bias', value))
@@ -341,7 +372,13 @@ class GatedMlp(nn.Module):
 def rotate(x: jax.Array, config: Config) -> jax.Array:
     """Rotates pairs of features by the positions of patches; [B, L, heads, head_dim]."""
     sine, cosine = rotations(
-        x.shape[-1], config.grid, config.rope_grid, config.rope_offset, config.rope, config.tokens
+        x.shape[-1],
+        config.grid,
+        config.rope_grid,
+        config.rope_offset,
+        config.rope,
+        config.tokens,
+        config.rope_base,
     )
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     one, two = pairs[..., 0], pairs[..., 1]
@@ -352,7 +389,13 @@ def rotate(x: jax.Array, config: Config) -> jax.Array:
 
 @functools.cache
 def rotations(
-    head_dim: int, grid: int, reference: int, offset: float, order: str, tokens: int
+    head_dim: int,
+    grid: int,
+    reference: int,
+    offset: float,
+    order: str,
+    tokens: int,
+    base: float = 10_000.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns sines and cosines of the angles of the pairs of features.
 
@@ -361,14 +404,17 @@ def rotations(
         grid: patches along a side.
         reference: patches along a side that positions are scaled to; 0: `grid`.
         offset: added to the numbers of rows and columns.
-        order: 'rows_first' or 'columns_first'.
+        order: 'rows_first', 'columns_first' or 'centered'.
         tokens: the number of tokens before the patches, which are not rotated.
+        base: of the wavelengths.
 
     Returns:
         Two arrays, float32 [tokens + grid^2, head_dim / 2].
     """
     numbers = (np.arange(grid, dtype=np.float32) + offset) / grid * (reference or grid)
-    bands = 1 / _BASE ** (np.arange(head_dim // 4, dtype=np.float32) / (head_dim // 4))
+    if order == 'centered':
+        numbers = 2 * np.pi * (2 * (np.arange(grid, dtype=np.float32) + 0.5) / grid - 1)
+    bands = 1 / base ** (np.arange(head_dim // 4, dtype=np.float32) / (head_dim // 4))
     angles = numbers.astype(np.float32)[:, None] * bands.astype(np.float32)
     rows = np.broadcast_to(angles[:, None], (grid, grid, head_dim // 4))
     parts = [rows, rows.swapaxes(0, 1)]
