@@ -15,7 +15,9 @@ from support.layouts import edit, equal
 
 import clip_jax
 from clip_jax import convert
+from clip_jax.convert import huggingface
 from clip_jax.models import clip
+from clip_jax.step import state
 
 TOLERANCE = 2e-5
 WEIGHTS = 'model.safetensors'
@@ -197,3 +199,48 @@ def test_a_vocabulary_without_special_tokens_is_one_line(tmp_path):
     (folder / 'vocab.txt').write_text('a\n')
     with pytest.raises(ValueError, match=r'vocab.txt: lacks \[UNK\].*expected the vocabulary of'):
         convert.read(folder)
+
+
+def sizes(width: int, depth: int, heads: int, mlp_dim: int, **more) -> dict:
+    return {
+        'hidden_size': width,
+        'num_hidden_layers': depth,
+        'num_attention_heads': heads,
+        'intermediate_size': mlp_dim,
+        **more,
+    }
+
+
+def chinese_clip(image: dict, text: dict, dim: int) -> dict:
+    text = {**text, 'vocab_size': 21128}
+    parts = {'vision_config': image, 'text_config': text}
+    return {'model_type': 'chinese_clip', 'projection_dim': dim, **parts}
+
+
+BASE, LARGE = sizes(768, 12, 12, 3072), sizes(1024, 24, 16, 4096)
+DINOV2 = {'model_type': 'dinov2', 'image_size': 518, 'patch_size': 14}
+DINOV3 = {'model_type': 'dinov3_vit', 'num_register_tokens': 4}
+
+
+# Counted by transformers 5.24 in its own models of these sizes; DINO's also have a mask token.
+@pytest.mark.parametrize(
+    ('config', 'count'),
+    [
+        (chinese_clip({**BASE, 'patch_size': 16}, BASE, 512), 188_262_913),
+        (chinese_clip({**LARGE, 'patch_size': 14}, BASE, 768), 406_233_089),
+        (chinese_clip({**LARGE, 'patch_size': 14, 'image_size': 336}, BASE, 768), 406_560_769),
+        (chinese_clip(sizes(1280, 32, 16, 5120, patch_size=14), LARGE, 1024), 957_598_209),
+        ({**DINOV2, **sizes(384, 12, 6, 0)}, 22_056_576 - 384),
+        ({**DINOV2, **sizes(768, 12, 12, 0)}, 86_580_480 - 768),
+        ({**DINOV2, **sizes(1024, 24, 16, 0)}, 304_368_640 - 1024),
+        ({**DINOV2, **sizes(1536, 40, 24, 0), 'use_swiglu_ffn': True}, 1_136_480_768 - 1536),
+        ({**DINOV3, **sizes(384, 12, 6, 1536)}, 21_596_544 - 384),
+        ({**DINOV3, **sizes(768, 12, 12, 3072)}, 85_660_416 - 768),
+        ({**DINOV3, **sizes(1024, 24, 16, 4096)}, 303_129_600 - 1024),
+        ({**DINOV3, **sizes(1280, 32, 20, 5120)}, 630_713_600 - 1280),
+    ],
+)
+def test_numbers_of_parameters_of_the_published_models(config, count):
+    config = {k: v for k, v in config.items() if (k, v) != ('intermediate_size', 0)}
+    fields = huggingface.architecture(config, (), what='published')
+    assert state.count_parameters(clip.shapes(clip.from_card(fields))['params']) == count

@@ -27,7 +27,7 @@ from clip_jax.runtime.foreign_arrays import Array
 
 WRITTEN = {
     'open_clip': ['clip', 'eot', 'quick', 'metaclip_2', 'resnet', 'clipa', 'scaled'],
-    'huggingface': ['clip', 'eot', 'quick', 'metaclip_2', 'siglip', 'naflex'],
+    'huggingface': ['clip', 'eot', 'quick', 'metaclip_2', 'siglip', 'naflex', 'chinese_clip'],
     'big_vision': ['siglip', 'naflex'],
 }
 PAIRS = [(layout, name) for layout, names in WRITTEN.items() for name in names]

@@ -48,6 +48,21 @@ MODELS = {
     'resnet': RESNET,
     'siglip': SIGLIP,
     'naflex': NAFLEX,
+    'chinese_clip': {
+        **CLIP,
+        'image': {**VIT, 'activation': 'quick_gelu'},
+        'text': {
+            'name': 'bert',
+            **SMALL,
+            'vocab_size': 60,
+            'context_length': 9,
+            'pad_id': 0,
+            'numbering': 'all',
+            'token_types': 2,
+            'pool': 'cls',
+            'norm_eps': 1e-12,
+        },
+    },
     'clipa': {
         **CLIP,
         'image': {
