@@ -60,14 +60,18 @@ def test_sums_are_optax_cross_entropy_without_padding():
         np.testing.assert_allclose(sums, [each.sum(), len(labels), right], rtol=1e-5)
 
 
-@pytest.mark.parametrize('kind', CARDS)
+PARTS = {'devices': 1, 'microbatches': 4}
+MESH = {'devices': 8, 'fsdp': 2, 'tensor': 2, 'microbatches': 2}
+
+
 @pytest.mark.parametrize(
-    'options',
+    ('kind', 'options'),
     [
-        {'devices': 1, 'microbatches': 4},
-        {'devices': 8, 'fsdp': 2, 'tensor': 2, 'microbatches': 2},
+        ('coca', MESH),
+        ('cappa', PARTS),
+        pytest.param('coca', PARTS, marks=pytest.mark.slow),
+        pytest.param('cappa', MESH, marks=pytest.mark.slow),
     ],
-    ids=['microbatches', 'mesh'],
 )
 def test_micro_batches_and_meshes_change_nothing(kind, options, on_one_device):
     assert_same(steps(kind=kind, **options), on_one_device[kind])
