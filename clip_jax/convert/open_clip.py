@@ -24,6 +24,7 @@ from clip_jax.convert import (
     _timm_eva,
     _timm_mobileclip,
     _timm_siglip,
+    _timm_vit,
     _tokenizer_files,
 )
 from clip_jax.convert._table import Row, dense
@@ -112,7 +113,7 @@ _OF_NO_EFFECT = {
 IMAGE_POOLS = {'tok': 'cls', 'avg': 'mean'}
 TRUNK = 'visual.trunk.'  # before the names of timm's weights
 # Of timm's image encoders.
-FAMILIES = (_timm_siglip, _timm_convnext, _timm_eva, _timm_mobileclip)
+FAMILIES = (_timm_siglip, _timm_convnext, _timm_eva, _timm_vit, _timm_mobileclip)
 TEXT_POOLS = {'argmax': 'argmax', 'last': 'last', 'eos': 'eot'}
 
 
@@ -301,8 +302,8 @@ def timm(vision: Fields, theirs: Mapping[str, Array], what: str) -> tuple[dict[s
         raise ValueError(
             f'{what}: timm model {vision["timm_model_name"]!r} with pooling '
             f'{vision["timm_pool"]!r} is not supported; supported timm models are those of SigLIP '
-            '(vit_*_siglip_*, pooling map), convnext_*, eva_*, eva02_*, vit_pe_core_* and '
-            f'{", ".join(_timm_mobileclip.TRUNKS)}'
+            '(vit_*_siglip_*, pooling map), convnext_*, eva_*, eva02_*, vit_pe_core_*, '
+            f'{", ".join([*_timm_vit.TRUNKS, *_timm_mobileclip.TRUNKS])}'
         )
     shapes = {
         name.removeprefix(TRUNK): x.shape for name, x in theirs.items() if name.startswith(TRUNK)

@@ -9,17 +9,18 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from reference import convnext, eva, timm_towers
+from reference import convnext, eva, plain_vit, timm_towers
 from support.layouts import edit, equal
 
 from clip_jax import convert, lookup
-from clip_jax.convert import _timm_convnext, _timm_eva
-from clip_jax.models import clip
+from clip_jax.convert import _timm_convnext, _timm_eva, _timm_vit
+from clip_jax.models import clip, layers
 
 TOLERANCE = 2e-5
 WEIGHTS = 'open_clip_model.safetensors'
 # The script, the family in convert/, our encoder.
 FAMILIES = [(convnext, _timm_convnext, 'convnext'), (eva, _timm_eva, 'rope_vit')]
+FAMILIES += [(plain_vit, _timm_vit, 'vit')]
 CASES = [
     pytest.param(script, family, encoder, name, id=name)
     for script, family, encoder in FAMILIES
@@ -37,7 +38,7 @@ def small(monkeypatch):
 def outputs(card: dict, variables: dict, encoder: str) -> tuple[np.ndarray, np.ndarray, list]:
     """Embeddings of images and texts, and the outputs of the image encoder's blocks."""
     model = clip.from_card(card['model'])
-    block = lookup.module('models.image', encoder).Block
+    block = getattr(lookup.module('models.image', encoder), 'Block', layers.Block)
 
     @jax.jit
     def apply(variables, *inputs):

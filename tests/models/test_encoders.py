@@ -381,9 +381,22 @@ def test_embeddings_are_l2_normalized_and_the_initial_scale_is_one_over_007():
     )
 
 
-@pytest.mark.parametrize('image', [IMAGE, {**IMAGE, 'pool': 'map'}, RESNET])
-def test_both_encoders_are_exported_for_any_batch_size(image):
-    model = build.model({'image': image, 'text': {**TEXT, 'pool': 'cls'}, 'embed_dim': 16})
+PADDED = {k: v for k, v in {**TEXT, 'pad_id': 0}.items() if k != 'eot_id'}
+
+
+@pytest.mark.parametrize(
+    ('image', 'text'),
+    [
+        (IMAGE, {**TEXT, 'pool': 'cls'}),
+        ({**IMAGE, 'pool': 'map'}, TEXT),
+        (RESNET, {**TEXT, 'pool': 'last'}),
+        (CONVNEXT, {**PADDED, 'name': 'nllb'}),
+        (ROPE_VIT, {**PADDED, 'name': 'bert'}),
+    ],
+    ids=['cls', 'map', 'resnet', 'convnext', 'rope_vit'],
+)
+def test_both_encoders_are_exported_for_any_batch_size(image, text):
+    model = build.model({'image': image, 'text': text, 'embed_dim': 16})
     variables = random_variables(model)
     (batch,) = jax.export.symbolic_shape('batch')
     size = image['image_size']
