@@ -16,6 +16,7 @@ COMMANDS = (
     'train',
     'eval',
     'classify',
+    'caption',
     'embed',
     'convert',
     'interpolate',

@@ -1,5 +1,6 @@
 """Scores and folders of the first coordinates of embeddings (Matryoshka)."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_every_evaluation_scores_dimensions(name, options, clip, tiny_tars):
     others = {'train': tiny_tars} if name in ('fewshot', 'linear_probe') else {}
     asked = {**options, **others, 'dims': (8, 4)}
     calls = []
-    counted = pretrained.dataclasses.replace(clip, on_batch=lambda: calls.append(1))
+    counted = dataclasses.replace(clip, on_batch=lambda: calls.append(1))
     report = evaluate.prepare(name, asked, tiny_tars).report(counted)
     once = len(calls)
     calls.clear()
@@ -92,7 +93,7 @@ def test_a_folder_of_cut_embeddings_serves_evaluations_and_search(
     folder, clip, tiny_run, tiny_tars
 ):
     stored = build.source(f'embeddings:{folder}', {}, embeddings=True)
-    assert stored.description.dim == 6 and stored.description.width == 6
+    assert stored.description.dim == 6 and stored.description.shape == [6]
     images = [build.source(tiny_tars, {})[i]['image'] for i in range(3)]
     np.testing.assert_allclose(stored.embeddings()[:3], clip.encode_image(images, dim=6), atol=1e-5)
     np.testing.assert_allclose(

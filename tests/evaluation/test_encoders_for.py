@@ -24,7 +24,7 @@ def stored(clip, tiny_run):
         source_records=1,
         images=1,
         texts=1,
-        width=16,
+        shape=[16],
         shards=[[1, 1]],
         label_names=[],
         features='embedding',

@@ -60,7 +60,7 @@ def oracle(module, image, text, negatives, mask=None):
 def assert_exact(result, exact, sizes):
     (value, _), gradients = result
     for ours, theirs, size in zip((value, *gradients), exact, sizes, strict=False):
-        assert np.linalg.norm(np.asarray(ours, np.float64) - theirs) <= 2e-6 * size
+        assert np.linalg.norm(np.asarray(ours, np.float64) - theirs) <= 5e-6 * size
 
 
 @pytest.mark.parametrize(('module', 'implementation'), LOSSES)

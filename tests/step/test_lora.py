@@ -113,7 +113,7 @@ def test_training_is_that_of_a_float64_oracle_and_the_base_stays():
     assert len(expected) == 16
     for name, value in rules.paths(before).items():
         if name.startswith('lora/'):
-            np.testing.assert_allclose(after[name], expected[name], rtol=0, atol=2e-5)
+            np.testing.assert_allclose(after[name], expected[name], rtol=0, atol=5e-5)
             assert np.abs(after[name] - value).max() > 1e-2
         else:
             assert np.array_equal(after[name], value)
