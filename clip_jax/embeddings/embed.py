@@ -195,6 +195,7 @@ def run(
     mesh = sharding.make_mesh(jax.local_devices())
     clip = pretrained.load(model, dtype=options.dtype, mesh=mesh)
     matryoshka.check(options.dim or None, clip.model.embed_dim, features=options.features)
+    clip.feature_shape(options.features)  # ValueError before anything is written
     clip = dataclasses.replace(clip, batch_size=options.batch_size * clip.mesh.size)
     clip = clip.with_preprocess(
         gray16=options.gray16 or clip.preprocess.gray16, max_pixels=options.max_pixels

@@ -340,6 +340,12 @@ def test_features_with_more_axes_are_stored_as_they_are(
         stored.embeddings('embedding')
 
 
+def test_a_block_that_the_encoder_has_not_leaves_nothing(arguments, tmp_path, capfd):
+    run(*arguments, f'--out={tmp_path / "x"}', '--features=block:9', code=1)
+    assert "features 'block:9': the encoder has" in capfd.readouterr().err
+    assert not (tmp_path / 'x').exists()
+
+
 def test_rows_too_large_for_half_precision_are_an_error(arguments, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(embed, '_embed_texts', lambda job, texts: np.full((1, 16), 7e4, np.float32))
     run(*arguments, f'--out={tmp_path / "x"}', '--save-dtype=float16', code=1)
