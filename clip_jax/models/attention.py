@@ -193,7 +193,7 @@ def token(x: jax.Array, position: Position) -> jax.Array:
 
 def generating(module: nn.Module) -> bool:
     """Whether tokens are generated one by one: the collection CACHE is mutable."""
-    return module.is_mutable_collection(CACHE) and not module.is_initializing()
+    return capture.wanted(module, CACHE)
 
 
 class Attention(nn.Module):

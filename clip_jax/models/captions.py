@@ -1,15 +1,14 @@
 """Captions of images by a loaded model with a caption decoder: `Clip.caption`."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from clip_jax import lookup, sharding
-from clip_jax.models import generate
+from clip_jax.models import generate, inference
 from clip_jax.models.generate import Generation
 
 # What the model and its tokenizer say.
@@ -60,7 +59,6 @@ def settings(clip: Any, **options: Any) -> Generation:
 def caption(
     clip: Any,
     batches: Iterable[np.ndarray],
-    shard: Callable[[np.ndarray, int, Mesh], jax.Array],
     *,
     seed: int = 0,
     **options: Any,
@@ -70,7 +68,6 @@ def caption(
     Args:
         clip: the Clip, whose model has a decoder.
         batches: preprocessed images, uint8 [B, size, size, 3].
-        shard: inference.sharded.
         seed: of the random numbers of method='sample'.
         **options: see `settings`.
 
@@ -90,7 +87,7 @@ def caption(
     for batch in batches:
         if clip.on_batch:
             clip.on_batch()
-        images = shard(batch, clip.batch_size, clip.mesh)
+        images = inference.sharded(batch, clip.batch_size, clip.mesh)
         index = np.arange(len(texts), len(texts) + len(images), dtype=np.int32)
         tokens = compiled(clip.variables, images, jax.random.key(seed), index)
         texts += [clip.tokenizer.decode(row[1:]) for row in np.asarray(tokens)[: len(batch)]]

@@ -105,7 +105,7 @@ def _of_encoder(
         return cast(jax.Array, encoder.apply(variables, inputs)).astype(jnp.float32)
     # A scan over blocks has no output of a block; parameters are the same without it.
     encoder = encoder.clone(scan=False) if hasattr(encoder, 'scan') else encoder
-    kinds, number = _OF_BLOCK.fullmatch(features), 0
+    kinds = _OF_BLOCK.fullmatch(features)
     if not kinds:
         found = _captured(encoder, variables, inputs, capture.FEATURES).get(every)
         if found is None:

@@ -126,11 +126,7 @@ def generate(
 
 def context_length(model: Any) -> int:
     """Returns the most tokens of a model's captions; ValueError if it has no decoder."""
-    if model.decoder is None:
-        raise ValueError(
-            'this model has no caption decoder (model.decoder); expected one that has, such as CoCa'
-        )
-    return model.decoder.context_length
+    return model.captioner().context_length
 
 
 def _allowed(logits: jax.Array, length: Any, how: Generation) -> jax.Array:

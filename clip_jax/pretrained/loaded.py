@@ -124,7 +124,7 @@ class Clip:
         Raises:
             ValueError: no decoder, no tokenizer, a wrong option or an unreadable image.
         """
-        return captions.caption(self, _prepared(self, images), inference.sharded, **options)
+        return captions.caption(self, _prepared(self, images), **options)
 
     def encode_batches(
         self, batches: Iterable[Any], *, features: str = 'embedding'
