@@ -402,7 +402,7 @@ class Embeddings:
             yield end - len(part), shard, part
 
     def texts(self) -> tuple[list[str], np.ndarray]:
-        """Returns captions and their embeddings, float32 [M, D], or other features; none if none."""
+        """Returns captions and their embeddings, float32 [M, D], or features; none if none."""
         values = self._memory(text_file, self.description.texts)
         captions: list[str] = []
         for shard, (_, count) in enumerate(self.description.shards):
