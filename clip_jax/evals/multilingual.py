@@ -8,7 +8,7 @@ import numpy as np
 from clip_jax import lookup
 from clip_jax.data import sources
 from clip_jax.data.sources import Source
-from clip_jax.evals import _embed, _recall, _similarity, score
+from clip_jax.evals import _embed, _ranks, _similarity, score
 
 
 def evaluate(
@@ -92,7 +92,11 @@ def _of_language(
     captions = [text for texts in own for text in texts]
     owner = np.repeat(np.arange(len(chosen)), [len(own[i]) for i in chosen])
     text = _similarity.on_grid(_embed.texts(encode_text, captions))
-    return _recall.at(*_recall.ranks(image[chosen], text, owner))
+    ways = ('image_to_text', 'text_to_image')
+    both = zip(ways, _ranks.of(image[chosen], text, owner), strict=True)
+    return {
+        f'{way}/recall@{k}': float(np.mean(ranks <= k)) for way, ranks in both for k in _ranks.AT
+    }
 
 
 def _title(name: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data.sources import Source
-from clip_jax.evals import _embed, _recall, _similarity, score
+from clip_jax.evals import _embed, _ranks, _similarity, score
 
 EXAMPLES = 10
 QUERIES = 6  # of each direction
@@ -40,10 +40,17 @@ def evaluate(encode_image: Callable, encode_text: Callable, data: Source) -> dic
     image = _similarity.on_grid(image)
     text = _similarity.on_grid(_embed.texts(encode_text, captions))
 
-    to_text, to_image = _recall.ranks(image, text, owner)
-    scores = {name: score(value) for name, value in _recall.at(to_text, to_image).items()}
-    for way, ranks in zip(_recall.WAYS, (to_text, to_image), strict=True):
-        scores[f'{way}/median_rank'] = score(_median(ranks), better='lower', unit='rank')
+    to_text, to_image = _ranks.of(image, text, owner)
+    both = {'image_to_text': to_text, 'text_to_image': to_image}
+    scores = {
+        f'{way}/recall@{k}': score(np.mean(ranks <= k))
+        for way, ranks in both.items()
+        for k in _ranks.AT
+    }
+    scores |= {
+        f'{way}/median_rank': score(_median(ranks), better='lower', unit='rank')
+        for way, ranks in both.items()
+    }
     return {
         'scores': scores,
         'counts': {'images': len(data), 'texts': len(captions)},

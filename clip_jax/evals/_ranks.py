@@ -1,14 +1,13 @@
-"""Ranks and recall of retrieval between images and their captions."""
+"""Ranks of captions for each image, and of images for each caption."""
 
 import numpy as np
 
 from clip_jax.evals import _embed, _similarity
 
-WAYS = ('image_to_text', 'text_to_image')
-AT = (1, 5, 10)
+AT = (1, 5, 10)  # of recall
 
 
-def ranks(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def of(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ranks all captions for each image, and all images for each caption.
 
     What ties with the right one counts as ranked before it; an image's own captions do not count.
@@ -32,12 +31,6 @@ def ranks(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> tuple[np.nd
     # tie with its best one.
     mine = np.bincount(owner[own == best[owner]], minlength=len(image))
     return over_images - mine + 1, over_texts
-
-
-def at(to_text: np.ndarray, to_image: np.ndarray) -> dict[str, float]:
-    """Returns recall by name, such as 'image_to_text/recall@1', from the ranks of both ways."""
-    both = zip(WAYS, (to_text, to_image), strict=True)
-    return {f'{way}/recall@{k}': float(np.mean(found <= k)) for way, found in both for k in AT}
 
 
 def _parts(count: int) -> list[slice]:
