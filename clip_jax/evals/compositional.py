@@ -27,8 +27,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores the questions of a data set (see `clip_jax.data.sources.Question`).
 
-    What ties with the right one counts as preferred to it. A wrong text that equals the right one
-    is no choice and is left out; `counts['equal_texts']` counts these.
+    What ties with the right one counts as preferred to it; `counts['ties']` counts questions where
+    something does. A wrong text that equals the right one is no choice and is left out;
+    `counts['equal_texts']` counts these.
 
     Args:
         encode_image: images -> unit-length embeddings, float32 [N, D].
@@ -66,12 +67,11 @@ def evaluate(
     captions = list(dict.fromkeys(text for question in questions for text in question.texts))
     texts = _similarity.on_grid(_embed.texts(encode_text, captions))
     place = {text: k for k, text in enumerate(captions)}
-    values = np.array(
-        [
-            kind(_similarity.matrix(images[list(q.images)], texts[[place[t] for t in q.texts]]), q)
-            for q in questions
-        ]
-    )
+    similarities = [
+        _similarity.matrix(images[list(q.images)], texts[[place[text] for text in q.texts]])
+        for q in questions
+    ]
+    values = np.array(list(map(kind, similarities, questions)))
     chances = [_chance(kind, question) for question in questions]
     return {
         **_scores(kind, values, questions, counted),
@@ -80,6 +80,7 @@ def evaluate(
             'texts': len(captions),
             'questions': len(questions),
             'equal_texts': equal,
+            'ties': sum(map(_ties, similarities, questions)),
         },
         'info': {'chance': float(np.mean(chances))},
     }
@@ -105,18 +106,33 @@ def _accuracy(similarity: np.ndarray, question: Question) -> list[float]:
 
 def _both(similarity: np.ndarray, question: Question) -> list[float]:
     """The text, image and group score of a question."""
-    turned = question._replace(matches=tuple((k, i) for i, k in question.matches))
-    text, image = _prefers(similarity, question), _prefers(similarity.T, turned)
+    text, image = _prefers(similarity, question), _prefers(similarity.T, _turned(question))
     return [text, image, text and image]
+
+
+def _turned(question: Question) -> Question:
+    """The question of the transposed similarities."""
+    return question._replace(matches=tuple((k, i) for i, k in question.matches))
 
 
 def _prefers(similarity: np.ndarray, question: Question) -> bool:
     """Whether what belongs to a row is nearer to it than all else, in every row."""
+    right, wrong = _bounds(similarity, question)
+    return bool((right > wrong).all())
+
+
+def _ties(similarity: np.ndarray, question: Question) -> bool:
+    """Whether something right and something wrong that decide a question are equally near."""
+    both = _bounds(similarity, question), _bounds(similarity.T, _turned(question))
+    return any((right == wrong).any() for right, wrong in both)
+
+
+def _bounds(similarity: np.ndarray, question: Question) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest similarity of what belongs to each row, and the highest of all else."""
     right = np.zeros(similarity.shape, bool)
     right[tuple(np.transpose(question.matches))] = True
-    worst = np.where(right, similarity, np.inf).min(axis=1)
-    best = np.where(right, -np.inf, similarity).max(axis=1)
-    return bool((worst > best).all())
+    lowest = np.where(right, similarity, np.inf).min(axis=1)
+    return lowest, np.where(right, -np.inf, similarity).max(axis=1)
 
 
 def _jaccard(similarity: np.ndarray, question: Question) -> list[float]:

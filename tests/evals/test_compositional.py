@@ -108,9 +108,12 @@ def test_groups_may_be_named_in_a_file_or_with_commas(tmp_path):
 def test_a_tie_is_wrong():
     own = vector('right')
     question = [Question((0,), ('right', 'wrong'), ((0, 0),), 'one')]
-    assert flat(evaluate(question, vectors={'wrong': own}))['accuracy'] == 0
-    low = unit(own - IMAGES[0])
-    assert flat(evaluate(question, vectors={'wrong': low}))['accuracy'] == 1
+    found = flat(evaluate(question, vectors={'wrong': own}))
+    assert (found['accuracy'], found['ties']) == (0, 1)
+    found = flat(evaluate(question, vectors={'wrong': unit(own - IMAGES[0])}))
+    assert (found['accuracy'], found['ties']) == (1, 0)
+    both = [Question((0, 1), ('right', 'wrong'), ((0, 0), (1, 1)), 'one')]
+    assert flat(evaluate(both, vectors={'wrong': own}))['ties'] == 1
 
 
 def test_wrong_texts_that_equal_the_right_one_are_no_choice():
@@ -188,7 +191,8 @@ def test_the_jaccard_index_is_that_of_the_nearest_images():
 def test_images_that_tie_at_the_border_are_the_wrong_ones():
     # Images 0 and 1 tie: the right one is not among the nearest.
     same = Question((0, 0, 1), ('cue',), ((0, 0),), 'x')
-    assert flat(evaluate([same], vectors={'cue': IMAGES[0]}))['jaccard'] == 0
+    found = flat(evaluate([same], vectors={'cue': IMAGES[0]}))
+    assert (found['jaccard'], found['ties']) == (0, 1)
     both = same._replace(matches=((0, 0), (1, 0)))
     assert flat(evaluate([both], vectors={'cue': IMAGES[0]}))['jaccard'] == 1
 
