@@ -21,6 +21,13 @@ def one_file(address: str, spec: str) -> str:
     return path
 
 
+def most(captions: int, spec: str) -> int | None:
+    """Returns the option `captions`, how many of an image count, as the end of a slice."""
+    if type(captions) is not int or captions < 0:
+        raise ValueError(f'{spec}: captions is {captions!r}; expected a number, or 0 for all')
+    return captions or None
+
+
 def text(path: str) -> str:
     """Reads a file as UTF-8; other bytes become surrogates, which `_captions.encoded` undoes."""
     with _files.open_file(path) as file:

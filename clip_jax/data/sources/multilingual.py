@@ -37,8 +37,7 @@ def source(
         ValueError: a file has another layout, or some images are missing.
     """
     spec = f'multilingual:{address}'
-    if type(captions) is not int or captions < 0:
-        raise ValueError(f'{spec}: captions is {captions!r}; expected a number, or 0 for all')
+    most = _annotations.most(captions, spec)
     paths = _files.matches(address, 'multilingual')
     if paths[0].endswith('.jsonl'):
         if names:
@@ -50,10 +49,7 @@ def source(
     return _pictures.Pictures(
         spec,
         [_pictures.File(path) for path in _pictures.locate(images, folder, spec)],
-        [
-            [(language, own[i][: captions or None]) for language, own in texts.items()]
-            for i in range(len(images))
-        ],
+        [[(key, own[i][:most]) for key, own in texts.items()] for i in range(len(images))],
         list(texts),
         functools.partial(source, address, root=root, names=names, captions=captions),
     )

@@ -23,6 +23,8 @@ def test_a_split_has_its_images_with_all_their_captions(tmp_path):
     both = open_source(spec, split='train,restval')
     assert [both[i]['image'] for i in range(4)] == [picture(k) for k in (1, 4, 6, 9)]
     assert len(open_source(spec, split=('val', 'test'))) == 6
+    first = open_source(spec, captions=5)
+    assert [len(first[i]['texts']) for i in range(4)] == [5] * 4
 
 
 def test_images_may_lie_in_one_folder_elsewhere(tmp_path):
@@ -69,6 +71,7 @@ def test_a_wrong_split_file_or_layout(tmp_path):
     said = error(spec, split='tset')
     assert "there is no 'tset'. Did you mean 'test'? There are: restval, test, train, val" in said
     assert 'split is' in error(spec, split='')
+    assert 'captions is 1.5; expected a number' in error(spec, captions=1.5)
     file = tmp_path / 'other.json'
     for content, words in (
         ([1], 'a list of 1; expected an object'),
