@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clip_jax import lookup
+from clip_jax.data.errors import BadRecord
 from clip_jax.data.sources import Question, _annotations, _captions, _files, _pictures, _stored_rows
 from clip_jax.data.sources._table_readers import CACHE_BYTES, Cache
 from clip_jax.runtime import foreign_json
@@ -99,13 +100,21 @@ class Choices(_pictures.Pictures):
     def questions(self) -> list[Question]:
         """All questions, in the order of the rows; BadRecord if a text is not UTF-8."""
         return [
-            Question(places, tuple(map(_text, draft.texts)), draft.matches, draft.group)
+            Question(
+                places,
+                tuple(_text(text, draft.where) for text in draft.texts),
+                draft.matches,
+                draft.group,
+            )
             for draft, places in self._asked
         ]
 
 
-def _text(data: bytes) -> str:
-    return _captions.decode(data).strip()
+def _text(data: bytes, where: str) -> str:
+    try:
+        return _captions.decode(data).strip()
+    except BadRecord as error:
+        raise BadRecord(error.kind, f'{where}: {error}') from None
 
 
 def _drafts(path: str, cache: Cache) -> list[_Draft]:
@@ -151,7 +160,7 @@ def _associations(where: str, row: Mapping[str, Any], folder: str) -> _Draft:
     candidates, right = (_names(where, row, name) for name in ('candidates', 'associations'))
     for name in right:
         lookup.check(name, candidates, what=f'{where}: associations')
-    cue = _text(_caption(where, row, 'cue')).lower()
+    cue = _text(_caption(where, row, 'cue'), where).lower()
     # The published prompt.
     article = 'An' if cue[0] in 'aeiou' else 'A'
     return _Draft(

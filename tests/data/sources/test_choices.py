@@ -138,6 +138,14 @@ def test_files_of_other_layouts(tmp_path):
     )
 
 
+def test_a_text_that_is_not_utf8_is_named(tmp_path):
+    pictures(tmp_path, ['0.png'])
+    file = tmp_path / 'rows.jsonl'
+    file.write_bytes(json.dumps(ROW).replace('"b"', '"caf%"').encode().replace(b'%', b'\xe9'))
+    with pytest.raises(BadRecord, match=r'rows.jsonl: line 1: the caption is not UTF-8'):
+        list(open_source(f'choices:{file}').questions)
+
+
 def test_an_empty_image_in_parquet_is_a_bad_record(tmp_path):
     rows = [{'image': {'bytes': None, 'path': 'x'}, 'caption': 'a', 'negative_caption': 'b'}]
     kind = pa.struct({'bytes': pa.binary(), 'path': pa.string()})
