@@ -210,6 +210,7 @@ def save(folder: pathlib.Path, card: Mapping[str, Any] | None) -> None:
     if card is None:
         return
     tokenizer = from_card(card)
+    card = tokenizer.card  # with every field
     tokenizer.save(folder)
     (folder / CARD).write_text(json.dumps(card, indent=1) + '\n')
     config: Card = {'model_max_length': card['context_length']}

@@ -145,6 +145,32 @@ def pieces() -> bytes:
     return model.getvalue()
 
 
+@functools.cache
+def byte_pieces(rule: str = 'nmt_nfkc', symbols: str = '') -> bytes:
+    """A SentencePiece model of TIPS's kind: merges, and bytes for unknown characters.
+
+    Args:
+        rule: the name of the rules of normalization.
+        symbols: texts that are tokens wherever they stand, with commas between them.
+    """
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(['a red circle on a blue square'] * 50 + ['two green stars é'] * 50),
+        model_writer=model,
+        model_type='bpe',
+        byte_fallback=True,
+        vocab_size=320,
+        normalization_rule_name=rule,
+        user_defined_symbols=symbols,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=3,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
 def words_json(post: str = '$A </s>') -> str:
     made = library.Tokenizer(
         library.models.WordLevel({'<pad>': 0, '</s>': 1, '<unk>': 2, 'a': 3, 'cat': 4}, '<unk>')
