@@ -76,6 +76,30 @@ def test_the_tokenizer_is_written_and_read_back(with_texts, tmp_path):
     np.testing.assert_array_equal(again(TEXTS), clip_jax.load(with_texts).tokenizer(TEXTS))
 
 
+@pytest.mark.reference
+def test_transformers_reads_what_is_written_and_finds_the_same_similarities(with_texts, tmp_path):
+    transformers = pytest.importorskip('transformers', reason='transformers is not installed')
+    import torch
+
+    model = clip_jax.load(with_texts)
+    card = {**model.card, 'tokenizer': model.tokenizer.card}
+    convert.write(tmp_path / 'y', 'huggingface', card, model.variables)
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / 'y').eval()
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / 'y')
+    assert type(theirs).__name__ == 'Tipsv2Model' and type(processor).__name__ == 'Tipsv2Processor'
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    texts = [text for text in TEXTS if text]
+    inputs = processor(
+        text=texts, images=[*images], padding='max_length', max_length=5, return_tensors='pt'
+    )
+    np.testing.assert_array_equal(model.tokenizer(texts), inputs['input_ids'])
+    with torch.no_grad():
+        there = theirs(**inputs).logits_per_image.numpy()
+    scale = np.exp(model.variables['params']['logit_scale'])
+    here = scale * model.encode_image(images) @ model.encode_text(texts).T
+    np.testing.assert_allclose(here, there, atol=2e-5 * np.abs(there).max())
+
+
 def test_a_file_that_is_no_sentencepiece_model_is_one_line(with_texts):
     (with_texts / 'tokenizer.model').write_bytes(b'x' * 100)
     with pytest.raises(ValueError, match=r'tokenizer\.model: not a SentencePiece model'):

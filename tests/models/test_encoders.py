@@ -381,6 +381,7 @@ def test_embeddings_are_l2_normalized_and_the_initial_scale_is_one_over_007():
     )
 
 
+TIPS = {**ROPE_VIT, 'rope': 'none', 'registers': 1, 'key_bias': True, 'layer_scale': 1.0}
 PADDED = {k: v for k, v in {**TEXT, 'pad_id': 0}.items() if k != 'eot_id'}
 
 
@@ -392,8 +393,9 @@ PADDED = {k: v for k, v in {**TEXT, 'pad_id': 0}.items() if k != 'eot_id'}
         (RESNET, {**TEXT, 'pool': 'last'}),
         (CONVNEXT, {**PADDED, 'name': 'nllb'}),
         (ROPE_VIT, {**PADDED, 'name': 'bert'}),
+        (TIPS, {**PADDED, 'name': 'nllb', 'numbering': 'all', 'pool': 'mean'}),
     ],
-    ids=['cls', 'map', 'resnet', 'convnext', 'rope_vit'],
+    ids=['cls', 'map', 'resnet', 'convnext', 'rope_vit', 'tips'],
 )
 def test_both_encoders_are_exported_for_any_batch_size(image, text):
     model = build.model({'image': image, 'text': text, 'embed_dim': 16})
