@@ -15,7 +15,7 @@ from support.layouts import edit, equal
 
 import clip_jax
 from clip_jax import convert
-from clip_jax.convert import huggingface
+from clip_jax.convert import _hf_tips, huggingface
 from clip_jax.models import clip
 from clip_jax.step import state
 
@@ -274,4 +274,9 @@ DINOV3 = {'model_type': 'dinov3_vit', 'num_register_tokens': 4}
 def test_numbers_of_parameters_of_the_published_models(config, count):
     config = {k: v for k, v in config.items() if (k, v) != ('intermediate_size', 0)}
     fields = huggingface.architecture(config, (), what='published')
+    if config['model_type'] == 'tipsv2':
+        again = _hf_tips.config_of(clip.to_card(clip.from_card(fields)))
+        written = huggingface.architecture(again, (), what='written')
+        assert written.pop('init_logit_scale') == pytest.approx(fields['init_logit_scale'])
+        assert written.items() <= fields.items()
     assert state.count_parameters(clip.shapes(clip.from_card(fields))['params']) == count
