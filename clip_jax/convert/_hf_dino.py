@@ -89,6 +89,11 @@ def architecture(config: Fields, what: str) -> dict[str, Any]:
     for key, value in only.items():
         if key in full and full[key] != value:
             raise ValueError(f'{what}: {key} is {full[key]!r}; only {value!r} is supported')
+    if not full['layerscale_value']:
+        raise ValueError(
+            f'{what}: layerscale_value is {full["layerscale_value"]}; expected another number, '
+            'since these models have LayerScale'
+        )
     image = {
         'name': 'rope_vit',
         'image_size': full['image_size'],

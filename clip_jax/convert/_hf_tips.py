@@ -218,11 +218,6 @@ def config_of(model: Fields) -> dict[str, Any]:
     image, text = model['image'], model['text']
     parts = {}
     if image:
-        if not image['layer_scale']:
-            raise ValueError(
-                'the layout huggingface cannot hold this model: its image encoder has no '
-                "LayerScale, which TIPS's has (model.image.layer_scale)"
-            )
         dino = _hf_dino.config_of(model)
         parts['vision'] = {k: v for k, v in dino.items() if k not in ('architectures', 'dtype')}
         parts['vision']['num_register_tokens'] = image['registers']

@@ -198,6 +198,7 @@ def test_an_own_config_that_is_wrong_is_one_line(change, message):
         ('text_config', {'hidden_act': 'gelu'}, "text_config.hidden_act is 'gelu'; only 'relu' is"),
         ('text_config', {'scale_sqrt_depth': False}, 'scale_sqrt_depth is False; only True'),
         ('vision_config', {'hidden_act': 'silu'}, "hidden_act is 'silu'; only 'gelu'"),
+        ('vision_config', {'layerscale_value': 0}, 'layerscale_value is 0; expected another'),
         ('vision_config', {'image_size': 32}, 'vision_config.image_size is 32; set it to 20'),
         ('text_config', {'num_hidden_layers': 1}, 'unknown: text_encoder.transformer.resblocks.1'),
     ],
@@ -219,7 +220,7 @@ def test_weights_without_their_config_say_what_is_missing(folder):
     [
         ({'image_proj': 'linear'}, "it has no image_proj 'linear'"),
         ({'text': {'activation': 'gelu'}}, "text_config.hidden_act is 'gelu'"),
-        ({'image': {'layer_scale': 0.0}}, 'its image encoder has no LayerScale'),
+        ({'image': {'layer_scale': 0.0}}, r'layerscale_value is 0\.0; expected another number'),
     ],
 )
 def test_a_model_that_the_layout_cannot_hold_is_one_line(folder, tmp_path, change, message):
