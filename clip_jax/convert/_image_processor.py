@@ -269,9 +269,11 @@ def written(rule: Mapping[str, Any], family: str) -> dict[str, Any]:
         ValueError: transformers has no such rule.
     """
     size, naflex = rule['size'], rule['resize'] == 'patches'
-    name, squashes = NAFLEX if naflex else f'{family}ImageProcessor', family != 'CLIP'
     square = {'height': size, 'width': size}
     crop = rule['resize'] != 'squash' or rule.get('resize_to') is not None
+    if family == 'Tipsv2' and crop:  # CLIP's crops
+        family = 'CLIP'
+    name, squashes = NAFLEX if naflex else f'{family}ImageProcessor', family != 'CLIP'
     if rule['resize'] == 'longest' or (squashes and crop and not naflex):
         raise ValueError(
             f'the layout huggingface cannot hold this model: {name} has no '

@@ -80,6 +80,7 @@ _PROCESSORS = {
     'dinov3_vit': 'DINOv3ViTImageProcessor',
     **dict.fromkeys((_hf_tips.KIND, *_hf_tips.TOWERS), 'Tipsv2ImageProcessor'),
 }
+_ENCODERS = ('vit', 'naflex', 'transformer', 'bert')
 _SIGLIPS = ('siglip', 'siglip2')
 _PREFIXES = ('vision_model.', 'text_model.', *_hf_tips.PREFIXES)
 # Config keys of which our model supports one value.
@@ -437,7 +438,7 @@ def config_of(model: Mapping[str, Any], siglip: bool) -> dict[str, Any]:
 
 
 def _tower_of(tower: Mapping[str, Any], what: str) -> dict[str, Any]:
-    if 'mlp_dim' not in tower:
+    if tower['name'] not in _ENCODERS:
         raise ValueError(
             f'the layout huggingface cannot hold this model: it has no {tower["name"]} as {what}'
         )

@@ -9,7 +9,7 @@ import sentencepiece
 from reference import hf_towers
 from safetensors.numpy import load_file, save_file
 from support.layouts import edit, equal
-from support.small_models import byte_pieces
+from support.small_models import byte_pieces, made
 
 import clip_jax
 from clip_jax import convert
@@ -233,6 +233,35 @@ def test_a_model_that_the_layout_cannot_hold_is_one_line(folder, tmp_path, chang
     variables = clip.shapes(clip.from_card(model))
     with pytest.raises(ValueError, match=message):
         convert.write(tmp_path / 'y', 'huggingface', {**card, 'model': model}, variables)
+
+
+def test_an_image_encoder_alone_is_written_with_any_rule_for_images(folder, tmp_path):
+    card, variables = convert.read(folder)
+    model = {**card['model'], 'text': None}
+    model['image'] = {**model['image'], 'registers': 1}
+    image = variables['params']['image']
+    image['register_embedding'] = image['register_embedding'][:1]
+    rule = {**card['preprocess'], 'resize': 'shortest', 'resize_to': 9}
+    card = {'model': model, 'preprocess': rule, 'tokenizer': None}
+    convert.write(tmp_path / 'y', 'huggingface', card, {'params': {'image': image}})
+    about = json.loads((tmp_path / 'y/config.json').read_text())
+    assert about['architectures'] == ['Tipsv2VisionModel']
+    again, back = convert.read(tmp_path / 'y')
+    assert again['preprocess'] == rule and equal(back['params'], {'image': image})
+
+
+@pytest.mark.parametrize(
+    ('tower', 'change', 'name'),
+    [
+        ('text', {'numbering': 'text'}, 'rope_vit as the image encoder'),
+        ('image', {'rope': 'rows_first', 'rope_grid': 2}, 'rope_vit as the image encoder'),
+    ],
+)
+def test_towers_that_no_kind_has_together_are_one_line(tower, change, name, tmp_path):
+    card, variables = made('tipsv2')
+    card['model'][tower] |= change
+    with pytest.raises(ValueError, match=f'cannot hold this model: it has no {name}'):
+        convert.write(tmp_path / 'y', 'huggingface', card, variables)
 
 
 def test_dense_heads_are_refused_by_name(folder):
