@@ -328,7 +328,7 @@ class Embeddings:
         }
         self._ends = list(itertools.accumulate(n for n, _ in self.description.shards))
         self._checked: set[str] = set()  # files whose headers are as described
-        self._read = functools.lru_cache(_CACHED)(self._table)
+        self._read = functools.lru_cache(_CACHED)(self.table)
 
     @property
     def fingerprint(self) -> str:
@@ -388,7 +388,7 @@ class Embeddings:
         return [
             _example(record)
             for shard in range(len(self._ends))
-            for record in self._table(shard).to_pylist()
+            for record in self.table(shard).to_pylist()
         ]
 
     def blocks(self) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -399,6 +399,10 @@ class Embeddings:
             part = self._images(shard)
             yield end - len(part), shard, part
 
+    def text_block(self, shard: int) -> np.ndarray:
+        """Returns the embeddings [m, D] of a shard's captions as stored."""
+        return self._load(text_file(self.folder, shard), self.description.shards[shard][1])
+
     def texts(self) -> tuple[list[str], np.ndarray]:
         """Returns all captions and their embeddings, float32 [M, D]; none if not embedded."""
         counts = [count for _, count in self.description.shards]
@@ -406,11 +410,9 @@ class Embeddings:
         captions, start = [], 0
         for shard, count in enumerate(counts):
             if count:
-                values[start : start + count] = self._load(text_file(self.folder, shard), count)
+                values[start : start + count] = self.text_block(shard)
                 start += count
-                captions += [
-                    t for own in self._table(shard)['texts'].to_pylist() for t in own or ()
-                ]
+                captions += [t for own in self.table(shard)['texts'].to_pylist() for t in own or ()]
         return captions, self._exact(values)
 
     def _exact(self, values: np.ndarray) -> np.ndarray:
@@ -457,7 +459,8 @@ class Embeddings:
             )
         self._checked.add(str(path))
 
-    def _table(self, shard: int) -> Any:
+    def table(self, shard: int) -> Any:
+        """Reads the records of a shard, a pyarrow.Table with a row per image."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -481,7 +484,7 @@ class Embeddings:
 
     def __setstate__(self, state: dict[str, Any]):
         self.__dict__.update(state)
-        self._read = functools.lru_cache(_CACHED)(self._table)
+        self._read = functools.lru_cache(_CACHED)(self.table)
 
 
 def _example(record: Mapping[str, Any]) -> dict[str, Any]:

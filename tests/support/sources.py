@@ -8,7 +8,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
-from clip_jax.data import embedding_index, embedding_store
+from clip_jax.data import embedding_index, embedding_store, kept_list
+from clip_jax.data.sources import open_source
 from clip_jax.runtime import atomic
 
 CAPTIONS = [f'picture {i}' for i in range(6)]
@@ -130,10 +131,19 @@ def make_embeddings(path, captions) -> str:
     return f'embeddings:{path}'
 
 
+def make_kept(path, captions) -> str:
+    """A list that leaves the last of seven records of a tar out."""
+    data = make_tars(path, [*captions, b'left out'])
+    of = kept_list.DataSet.of(open_source(data), data, {})
+    kept_list.KeptList(of, np.arange(len(captions))).write(epath.Path(path) / 'kept.parquet')
+    return f'kept:{path}/kept.parquet'
+
+
 MAKERS = {
     'tars': make_tars,
     'table': make_table,
     'folder': make_folder,
     'tfds': make_tfds,
     'embeddings': make_embeddings,
+    'kept': make_kept,
 }
