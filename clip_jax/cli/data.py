@@ -1,4 +1,4 @@
-"""`clip-jax data`: inspects, verifies and imports data sets."""
+"""`clip-jax data`: inspects, verifies, imports and curates data sets."""
 
 import argparse
 import functools
@@ -6,14 +6,16 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from clip_jax.cli import _console, _flags, _help
+from clip_jax.cli import _console, _curate, _flags, _help
 
-SUMMARY = 'inspect or verify a data set, or import it into TFDS'
+SUMMARY = 'inspect, verify or filter a data set, or import it into TFDS'
+ACTIONS = ('inspect', 'verify', 'filter', 'import')
 EXAMPLES = """\
 examples:
   clip-jax data inspect 'tars:flickr8k/train-*.tar' --out=inspected
   clip-jax data verify table:pairs.parquet --out=bad.jsonl
   clip-jax data import 'tars:flickr8k/train-*.tar' prepared --name=flickr8k --size=256
+  clip-jax data filter embeddings:embedded/web --keep=0.3 --out=filtered
 See also clip-jax data inspect --help, and so on."""
 INSPECT = 'statistics and sample images of a data set'
 INSPECT_EXAMPLES = """\
@@ -47,12 +49,13 @@ The same command resumes an interrupted import. To train on the data set, give
 def add_parser(commands: Any) -> None:
     """Adds the command to the parser of `clip-jax`."""
     data = _flags.add_command(commands, 'data', SUMMARY, EXAMPLES)
-    actions = data.add_subparsers(dest='action', required=True, metavar='inspect | verify | import')
+    actions = data.add_subparsers(dest='action', required=True, metavar=' | '.join(ACTIONS))
     add_action = functools.partial(_flags.add_command, actions, details=_details)
     inspect = add_action('inspect', INSPECT, INSPECT_EXAMPLES)
     verify = add_action('verify', VERIFY, VERIFY_EXAMPLES)
     write = add_action('import', IMPORT, IMPORT_EXAMPLES)
-    for action in inspect, verify, write:
+    keep = add_action('filter', _curate.FILTER, _curate.FILTER_EXAMPLES)
+    for action in inspect, verify, write, keep:
         action.add_argument('spec', metavar='SPEC', help=_flags.SPEC)
     inspect.add_argument('--out', metavar='DIR', help='a new folder for statistics and figures')
     inspect.add_argument(
@@ -70,7 +73,8 @@ def add_parser(commands: Any) -> None:
         help='decode every image (default), or read only image headers',
     )
     _add_import(write)
-    for action in inspect, verify, write:
+    _curate.add_filter(keep)
+    for action in inspect, verify, write, keep:
         _flags.add_max_pixels(action)
         _flags.add_threads(action)
 
@@ -114,7 +118,9 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Inspects, verifies or imports; returns the exit code."""
+    """Runs one of ACTIONS; returns the exit code."""
+    if args.action == 'filter':
+        return _curate.run_filter(args, rest)
     options, beam_options = _flags.split_options(rest, 'beam')
     if args.action != 'import':
         options |= {f'beam.{key}': value for key, value in beam_options.items()}

@@ -17,7 +17,7 @@ from etils import epath
 
 from clip_jax.data.errors import DataNotFound
 from clip_jax.data.fingerprint import fingerprint
-from clip_jax.data.sources import Source
+from clip_jax.data.sources import Source, option_key, split
 from clip_jax.runtime import atomic
 from clip_jax.runtime.messages import brief
 
@@ -43,9 +43,11 @@ class DataSet:
     fingerprint: str
 
     @classmethod
-    def of(cls, source: Source, data: str, data_options: Mapping[str, Any]) -> 'DataSet':
-        """Describes an open data set."""
-        return cls(data, dict(data_options), len(source), fingerprint(source))
+    def of(cls, source: Source, spec: str, options: Mapping[str, Mapping[str, Any]]) -> 'DataSet':
+        """Describes an open data set, given its SPEC and options as `build.source` takes them."""
+        check_spec(spec)
+        own = {k: v for k, v in options.get(option_key(spec), {}).items() if v is not None}
+        return cls(spec, own, len(source), fingerprint(source))
 
     def check(self, source: Source, what: str) -> None:
         """Raises ValueError, which begins with `what`, if a source has other records."""
@@ -86,6 +88,15 @@ class KeptList:
         table = pa.table(columns).replace_schema_metadata(metadata)
         pq.write_table(table, file, compression='zstd', write_page_checksum=True)
         atomic.write(path, file.getvalue())
+
+
+def check_spec(spec: str) -> None:
+    """Raises ValueError if a SPEC is a mixture, of which no list can be made."""
+    if [weight for weight, _ in split(spec)] != [1.0]:
+        raise ValueError(
+            f'{spec}: a list is of one data set, not of a mixture; make one of each, and mix the '
+            "lists: '3 * kept:A + 1 * kept:B'"
+        )
 
 
 def read(path: str) -> KeptList:

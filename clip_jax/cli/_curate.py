@@ -1,0 +1,133 @@
+"""`clip-jax data filter`: which records of a data set are kept."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clip_jax.cli import _console, _flags
+
+FILTER = 'keep the records whose captions fit their images best, by the CLIP score of a model'
+FILTER_EXAMPLES = """\
+examples:
+  clip-jax data filter 'tars:web/*.tar' --model=runs/flickr8k --keep=0.3 --out=filtered
+  clip-jax data filter embeddings:embedded/web --min-score=0.28 --out=filtered
+  clip-jax data filter 'tars:web/*.tar' --within=a/kept.parquet --within=b/kept.parquet --out=both
+Options of the source are given as --option=value. The same command resumes an interrupted one.
+kept.parquet, filter.json and scores.png are written to --out; train on the list with
+--config.data.train=kept:filtered/kept.parquet"""
+EMBED_FLAGS = ('model_name', 'dtype', 'batch_size', 'max_pixels', 'threads')
+
+
+def add_filter(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of `clip-jax data filter`."""
+    parser.add_argument('--out', required=True, metavar='DIR', help='the folder to write')
+    parser.add_argument(
+        '--min-score', type=float, metavar='X', help='keep records with at least this cosine'
+    )
+    parser.add_argument(
+        '--keep',
+        type=float,
+        metavar='SHARE',
+        help='keep this share of the scored records, those with the highest scores',
+    )
+    parser.add_argument(
+        '--captions',
+        default='',
+        metavar='HOW',
+        help='the score of several captions: their mean (default), the best, or of the first',
+    )
+    _add_within(parser, 'only records that this list keeps; may be given several times')
+    parser.add_argument(
+        '--model',
+        default='',
+        metavar='PATH',
+        help='a run directory or a checkpoint; not with embeddings:DIR, which has scores',
+    )
+    _flags.add_model_name(parser)
+    parser.add_argument('--dtype', metavar='TYPE', help='compute dtype, as of clip-jax embed')
+    parser.add_argument(
+        '--batch-size', type=int, metavar='N', help='images per device and batch (default: 128)'
+    )
+    _flags.add_processes(parser)
+
+
+def _add_within(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument('--within', action='append', default=[], metavar='FILE', help=text)
+
+
+def run_filter(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Filters; returns the exit code."""
+    of_kind = _flags.by_kind(args.spec, dict(_flags.assignments(rest)))
+    _flags.connect(args)
+    from clip_jax.data import kept_list
+    from clip_jax.embeddings import filter
+    from clip_jax.runtime import multihost
+
+    rule = filter.Rule(args.min_score, args.keep, args.captions, args.within)
+    kept_list.check_spec(args.spec)
+    stored = args.spec.startswith('embeddings:')
+    _check_model(args, rule.scored, stored)
+    settings = {'data': args.spec, 'data_options': dict(of_kind), 'model': args.model}
+    settings |= rule.settings
+    folder = filter.check_folder(args.out, settings)
+    if rule.scored and not stored:
+        _embed(args, of_kind, folder / filter.EMBEDDED)
+
+    def write() -> dict[str, Any]:
+        from clip_jax import build
+        from clip_jax.data.embedding_store import Embeddings
+
+        spec = f'embeddings:{folder / filter.EMBEDDED}' if args.model else args.spec
+        source = build.source(spec, of_kind, embeddings=True)
+        if rule.scored and isinstance(source, Embeddings):
+            return filter.of_embeddings(source, rule, folder, settings)
+        return filter.of_lists(filter.describe(source, spec, of_kind), rule, folder, settings)
+
+    report = multihost.run_on_primary(write)
+    if multihost.is_primary():
+        _show(args, report, folder)
+    return 0
+
+
+def _check_model(args: argparse.Namespace, scored: bool, stored: bool) -> None:
+    """ValueError if the flags of the model do not fit the data and the rule."""
+    if scored and not stored and not args.model:
+        raise ValueError(
+            '--model must be given, which scores the records; or filter embeddings:DIR of '
+            'clip-jax embed'
+        )
+    given = [name for name in ('model', *EMBED_FLAGS) if getattr(args, name)]
+    if given and (stored or not scored):
+        why = 'embeddings:DIR has the embeddings' if stored else 'no record is scored'
+        raise ValueError(f'--{given[0].replace("_", "-")}: {why}; leave it out')
+
+
+def _embed(args: argparse.Namespace, of_kind: Mapping[str, Any], folder: Any) -> None:
+    """Embeds what is missing of the data into a folder."""
+    from clip_jax.runtime import environment, preemption
+
+    environment.keep_freed_memory()
+    preemption.release()  # killed at any moment, the same command resumes
+    from clip_jax import build
+    from clip_jax.data import sources
+    from clip_jax.embeddings import embed
+    from clip_jax.runtime import multihost
+
+    given = {name: getattr(args, name) for name in ('dtype', 'batch_size') if getattr(args, name)}
+    how = embed.Options(threads=_flags.threads(args), **given, **_flags.image_options(args))
+    options = of_kind[sources.option_key(args.spec)]
+    source = multihost.primary_first(lambda: build.source(args.spec, of_kind))
+    model = _flags.named(args.model, args)
+    embed.run(model, source, str(folder), how, spec=args.spec, spec_options=options)
+
+
+def _show(args: argparse.Namespace, report: Mapping[str, Any], folder: Any) -> None:
+    from clip_jax.embeddings import filter
+
+    shown = {k: v for k, v in report.items() if k not in ('settings', 'histogram', 'counts')}
+    _console.show({'data': args.spec, **report['counts'], **shown})
+    if 'histogram' in report:
+        from clip_jax.reports import curation
+
+        curation.scores(report, folder / filter.PICTURE, title=args.spec)
+    print(f'in {folder}: train on it with --config.data.train=kept:{folder / filter.KEPT}')

@@ -1,0 +1,75 @@
+"""Figures of curation: the scores that a filter saw, and pairs of near-duplicates."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clip_jax.reports import _style
+
+COLUMNS = 3  # of pairs
+
+
+class Pair(NamedTuple):
+    """Two images to show beside each other.
+
+    Attributes:
+        removed: the image that is left out, uint8 [H, W, 3].
+        other: the image that it duplicates.
+        cosine: the cosine similarity of their embeddings.
+        names: what both are called.
+    """
+
+    removed: np.ndarray
+    other: np.ndarray
+    cosine: float
+    names: tuple[str, str]
+
+
+@_style.styled
+def scores(report: Mapping[str, Any], path: str | os.PathLike, *, title: str) -> None:
+    """Draws the histogram of the scores in a report of `embeddings.filter`, those of the records
+    that are kept in another color.
+    """
+    edges = np.array(report['histogram']['edges'])
+    counts, lowest = report['histogram']['counts'], report['lowest_kept_score']
+    kept = f'{report["counts"]["kept"]:,} of {report["counts"]["scored"]:,} records'
+    subtitle = f'{kept} kept ({100 * report["kept_share"]:.3g} %), from a score of {lowest:.4f}'
+    figure = _style.new(8.0, 4.2, title, subtitle)
+    axes = figure.add_subplot()
+    width = np.diff(edges)
+    axes.bar(edges[:-1], counts, width, align='edge', color=_style.SKY, label='left out')
+    above = edges[1:] > lowest
+    starts = np.maximum(edges[:-1], lowest)[above]  # one bin may be of both
+    axes.bar(
+        starts,
+        np.array(counts)[above],
+        (edges[1:][above] - starts),
+        align='edge',
+        color=_style.BLUE,
+        label='kept',
+    )
+    axes.axvline(lowest, color=_style.ORANGE, linewidth=1.2)
+    axes.set_xlabel('CLIP score: cosine similarity of image and caption')
+    axes.set_ylabel('records')
+    axes.legend(loc='upper right')
+    _style.save(figure, path)
+
+
+@_style.styled
+def pairs(found: Sequence[Pair], path: str | os.PathLike, *, title: str, subtitle: str) -> None:
+    """Draws pairs of images side by side, each with its cosine similarity and the names of both."""
+    columns = min(COLUMNS, len(found))
+    lines = math.ceil(len(found) / columns)
+    figure = _style.new(max(4.4 * columns, 8.0), 2.75 * lines + _style.HEAD, title, subtitle)
+    for part, pair in zip(
+        figure.subfigures(lines, columns, squeeze=False).flat, found, strict=False
+    ):
+        part.suptitle(f'cosine {pair.cosine:.4f}', fontsize=9, color=_style.ORANGE)
+        both = zip(part.subplots(1, 2), (pair.removed, pair.other), pair.names, strict=True)
+        for axes, image, name in both:
+            _style.picture(axes, _style.in_square(image))
+            axes.set_title(_style.short(name, 34), fontsize=7.5, weight='normal', pad=3)
+    _style.save(figure, path)
