@@ -1,6 +1,7 @@
-"""`clip-jax data filter`: which records of a data set are kept."""
+"""`clip-jax data filter` and `duplicates`: which records of a data set are kept."""
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,15 @@ examples:
 Options of the source are given as --option=value. The same command resumes an interrupted one.
 kept.parquet, filter.json and scores.png are written to --out; train on the list with
 --config.data.train=kept:filtered/kept.parquet"""
+DUPLICATES = 'leave near-duplicates out, and what is in evaluation sets, by embeddings'
+DUPLICATES_EXAMPLES = """\
+examples:
+  clip-jax data duplicates embeddings:embedded/web --out=unique
+  clip-jax data duplicates embeddings:embedded/web --threshold=0.9 --out=unique \\
+      --within=filtered/kept.parquet --against=embeddings:embedded/imagenet
+Of each group of near-duplicates the first record is kept. The same command resumes an interrupted
+one. kept.parquet, duplicates.parquet (what is left out, and why), duplicates.json and pairs.png are
+written to --out; train on the list with --config.data.train=kept:unique/kept.parquet"""
 EMBED_FLAGS = ('model_name', 'dtype', 'batch_size', 'max_pixels', 'threads')
 
 
@@ -47,6 +57,43 @@ def add_filter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--dtype', metavar='TYPE', help='compute dtype, as of clip-jax embed')
     parser.add_argument(
         '--batch-size', type=int, metavar='N', help='images per device and batch (default: 128)'
+    )
+    _flags.add_processes(parser)
+
+
+def add_duplicates(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `clip-jax data duplicates`."""
+    parser.add_argument(
+        'spec', metavar='embeddings:DIR', help='the embeddings of the data, of clip-jax embed'
+    )
+    parser.add_argument('--out', required=True, metavar='DIR', help='the folder to write')
+    parser.add_argument(
+        '--threshold',
+        type=float,
+        default=0.95,
+        metavar='X',
+        help='the least cosine similarity of near-duplicates (default: 0.95)',
+    )
+    parser.add_argument(
+        '--against',
+        action='append',
+        default=[],
+        metavar='embeddings:DIR',
+        help='also leave out what is in this evaluation set; may be given several times',
+    )
+    parser.add_argument(
+        '--within-set',
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help='compare the data with themselves (default), or with the evaluation sets only',
+    )
+    _add_within(parser, 'look only at records that this list keeps; may be given several times')
+    parser.add_argument(
+        '--block-size',
+        type=int,
+        default=65_536,
+        metavar='N',
+        help='rows per block; an interruption loses unfinished blocks (default: 65536)',
     )
     _flags.add_processes(parser)
 
@@ -131,3 +178,77 @@ def _show(args: argparse.Namespace, report: Mapping[str, Any], folder: Any) -> N
 
         curation.scores(report, folder / filter.PICTURE, title=args.spec)
     print(f'in {folder}: train on it with --config.data.train=kept:{folder / filter.KEPT}')
+
+
+def run_duplicates(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Finds near-duplicates; returns the exit code."""
+    _flags.refuse(rest, 'data duplicates')
+    _flags.connect(args)
+    from clip_jax.runtime import preemption
+
+    preemption.release()  # killed at any moment, the same command resumes
+    from clip_jax.embeddings import deduplicate, duplicates
+    from clip_jax.runtime import multihost
+
+    options = duplicates.Options(args.threshold, args.within_set, args.block_size)
+    source, *against = [_stored(spec) for spec in (args.spec, *args.against)]
+    primary = multihost.is_primary()
+    report = deduplicate.run(
+        source,
+        args.out,
+        options,
+        against=against,
+        within=args.within,
+        say=_console.show if primary else lambda plan: None,
+    )
+    if report:
+        _draw_pairs(args, report, [source, *against])
+        shown = {k: v for k, v in report.items() if k not in ('counts', 'examples', 'data')}
+        _console.show({'data': args.spec, **report['counts'], **shown})
+        path = f'{args.out.rstrip("/")}/{deduplicate.KEPT}'
+        print(f'in {args.out}: train on it with --config.data.train=kept:{path}')
+    return 0
+
+
+def _stored(spec: str) -> Any:
+    """Opens a folder of embeddings; ValueError for any other SPEC."""
+    if not spec.startswith('embeddings:'):
+        raise ValueError(
+            f'{spec}: expected embeddings:DIR, which clip-jax embed --data={spec} writes'
+        )
+    from clip_jax import build
+
+    return build.source(spec, {}, embeddings=True)
+
+
+def _draw_pairs(args: argparse.Namespace, report: Mapping[str, Any], stored: Sequence[Any]) -> None:
+    """Draws the examples of a report; a set whose images are not there any more is left out."""
+    from absl import logging
+
+    from clip_jax import build
+    from clip_jax.data.image.upright import decode
+    from clip_jax.embeddings import deduplicate
+    from clip_jax.reports import curation
+
+    found, opened = [], {}
+    for example in report['examples']:
+        images, names = [], []
+        try:
+            for number, record in ((0, example['record']), (example['set'], example['other'])):
+                if number not in opened:
+                    opened[number] = build.source(*stored[number].embedded)
+                images.append(decode(opened[number][record]['image']))
+                names.append(f'{"evaluation set, " if number else ""}record {record:,}')
+        except (ValueError, OSError, IndexError) as error:
+            logging.warning('a pair is left out of the figure: %s', error)
+            continue
+        removed, other = images
+        found.append(curation.Pair(removed, other, example['cosine'], (names[0], names[1])))
+    if found:
+        counts = report['counts']
+        subtitle = (
+            f'{len(found)} of {counts["compared"] - counts["kept"]:,} records that are left out, '
+            'from the least to the most similar: each beside what it duplicates'
+        )
+        path = os.path.expanduser(f'{args.out}/{deduplicate.PICTURE}')
+        curation.pairs(found, path, title=f'Near-duplicates in {args.spec}', subtitle=subtitle)

@@ -8,8 +8,8 @@ from typing import Any
 
 from clip_jax.cli import _console, _curate, _flags, _help
 
-SUMMARY = 'inspect, verify or filter a data set, or import it into TFDS'
-ACTIONS = ('inspect', 'verify', 'filter', 'import')
+SUMMARY = 'inspect, verify, filter or deduplicate a data set, or import it into TFDS'
+ACTIONS = ('inspect', 'verify', 'filter', 'duplicates', 'import')
 EXAMPLES = """\
 examples:
   clip-jax data inspect 'tars:flickr8k/train-*.tar' --out=inspected
@@ -55,6 +55,9 @@ def add_parser(commands: Any) -> None:
     verify = add_action('verify', VERIFY, VERIFY_EXAMPLES)
     write = add_action('import', IMPORT, IMPORT_EXAMPLES)
     keep = add_action('filter', _curate.FILTER, _curate.FILTER_EXAMPLES)
+    _curate.add_duplicates(
+        _flags.add_command(actions, 'duplicates', _curate.DUPLICATES, _curate.DUPLICATES_EXAMPLES)
+    )
     for action in inspect, verify, write, keep:
         action.add_argument('spec', metavar='SPEC', help=_flags.SPEC)
     inspect.add_argument('--out', metavar='DIR', help='a new folder for statistics and figures')
@@ -121,6 +124,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Runs one of ACTIONS; returns the exit code."""
     if args.action == 'filter':
         return _curate.run_filter(args, rest)
+    if args.action == 'duplicates':
+        return _curate.run_duplicates(args, rest)
     options, beam_options = _flags.split_options(rest, 'beam')
     if args.action != 'import':
         options |= {f'beam.{key}': value for key, value in beam_options.items()}

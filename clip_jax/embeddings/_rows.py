@@ -53,16 +53,18 @@ class Rows:
         return self.source.description.shape[0]
 
     def take(self, rows: np.ndarray | slice) -> np.ndarray:
-        """Returns rows by their numbers, ascending, as float32 [n, D] of `similarity.unit`."""
-        wanted = self._numbers[rows]
-        found, start = [], 0
+        """Returns rows by their numbers as float32 [n, D] of `similarity.unit`."""
+        places = self._numbers[rows]
+        order = np.argsort(places, kind='stable')
+        wanted, start = places[order], 0
+        found = np.empty((len(places), self.width))
         while start < len(wanted):
             part = bisect.bisect_right(self._starts, wanted[start]) - 1
             end = self._starts[part] + len(self._parts[part])
             stop = int(np.searchsorted(wanted, end))
-            found.append(self._parts[part][wanted[start:stop] - self._starts[part]])
+            found[order[start:stop]] = self._parts[part][wanted[start:stop] - self._starts[part]]
             start = stop
-        return similarity.unit(np.concatenate([np.zeros((0, self.width)), *found]))
+        return similarity.unit(found)
 
 
 def entries(source: Embeddings) -> list[np.ndarray]:

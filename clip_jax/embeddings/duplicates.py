@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,7 @@ from etils import epath
 from clip_jax.data.sharded_job import ShardedJob
 from clip_jax.embeddings import _bound, _groups
 from clip_jax.embeddings._rows import Rows
+from clip_jax.planning import topologies
 from clip_jax.runtime import atomic, foreign_arrays, foreign_json, lock, multihost, similarity
 from clip_jax.runtime.progress import Progress
 
@@ -176,10 +177,10 @@ class Job(ShardedJob):
                 atomic.write(file, _bytes(_bound.sketch(rows, basis)))
         multihost.barrier('sketches')
 
-    def write_block(self, block: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes what the comparisons of a block found."""
+    def write_block(self, block: int, pairs: np.ndarray, near: np.ndarray, compared: int) -> None:
+        """Writes what the comparisons of a block found; see `Found`."""
         file = io.BytesIO()
-        np.savez(file, **arrays)
+        np.savez(file, pairs=pairs, near=near, compared=np.int64(compared))
         atomic.write(self._block_file(block), file.getvalue())
 
     def read_block(self, block: int) -> dict[str, np.ndarray]:
@@ -201,7 +202,7 @@ class Job(ShardedJob):
 def _identity(rows: Rows) -> dict[str, Any]:
     """What says which rows of which embeddings they are."""
     about = rows.source.description
-    records = hashlib.sha256(np.ascontiguousarray(rows.records, np.int64)).hexdigest()[:32]
+    records = hashlib.sha256(rows.records.tobytes()).hexdigest()[:32]
     return {
         'data': about.data,
         'fingerprint': about.fingerprint,
@@ -234,11 +235,12 @@ def _read(path: epath.Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def find(job: Job) -> Found | None:
+def find(job: Job, say: Callable[[dict[str, Any]], None]) -> Found | None:
     """Compares what has not been compared yet. Every process calls it.
 
     Args:
         job: the search.
+        say: is called with the plan before the first comparison.
 
     Returns:
         The near-duplicates, in the primary process; None in the others.
@@ -253,12 +255,46 @@ def find(job: Job) -> Found | None:
         error = None
         try:
             basis = job.basis()
+            say(plan(job, basis.shape[1] + 1))
             job.write_sketches(basis)
             _compare(job, basis.shape[1] + 1)
         except (ValueError, OSError) as raised:
             error = raised
         multihost.raise_on_all(error)
         return _collected(job) if multihost.is_primary() else None
+
+
+def plan(job: Job, width: int) -> dict[str, Any]:
+    """Says how much work a search is.
+
+    Args:
+        job: the search.
+        width: the numbers of a sketch.
+
+    Returns:
+        JSON values: rows, blocks, pairs and TFLOP of their bounds, next to those of whole
+        embeddings; GiB of the sketches on the disk, and MiB on each device; and, of devices whose
+        peak is known, the seconds that it allows: an estimate, not measured. A product of sketches
+        is written to the device's memory and read once, which takes longer than to compute it.
+    """
+    pairs, rows = sum(map(job.pairs, range(job.shards))), sum(map(len, job.sets))
+    size, tile = job.options.block_size, _bound.tile(job.options.block_size, jax.local_devices())
+    found = {
+        'rows': rows,
+        'blocks': sum(len(job.blocks(k)) for k in range(len(job.sets))),
+        'pairs': pairs,
+        'sketch': f'{width} numbers of {job.rows.width}',
+        'tflop': 2 * width * pairs / 1e12,
+        'tflop_of_whole_rows': 2 * job.rows.width * pairs / 1e12,
+        'gib_on_disk': 4 * width * rows / 2**30,
+        'mib_on_device': (4 * tile**2 + 4 * width * size * (1 + AHEAD)) / 2**20,
+    }
+    chip = topologies.chip_of(jax.devices()[0].device_kind)
+    if chip:
+        peak, bandwidth = chip.peak_tflops * 1e12, chip.bandwidth
+        seconds = max(2 * width * pairs / peak, 8 * pairs / bandwidth) / jax.device_count()
+        found['estimated_seconds'] = seconds
+    return found
 
 
 def _compare(job: Job, width: int) -> None:
@@ -270,23 +306,24 @@ def _compare(job: Job, width: int) -> None:
     done = total - sum(map(job.pairs, missing))
     with Progress('compare', total, done=done, unit='pairs') as progress:
         for block in missing:
-            job.write_block(block, _compared(job, comparison, block, progress))
+            job.write_block(block, *_compared(job, comparison, block, progress))
 
 
 def _compared(
     job: Job, comparison: _bound.Comparison, block: int, progress: Progress
-) -> dict[str, np.ndarray]:
-    """Compares a block of the data with all its partners."""
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Compares a block of the data with all its partners; returns what `write_block` takes."""
     span, threshold = job.blocks(0)[block], job.options.threshold
     count, compared = span.stop - span.start, 0
     sketches = job.sketches(0, block)
+    bar = np.float32(threshold - _bound.slack(sketches.shape[1]))
     near = np.zeros(count, NEAR)
     near['row'], near['cosine'] = np.arange(span.start, span.stop), -1
     pairs = np.zeros((0, 2), np.int64)
     for (number, other), columns, flags in _flagged(job, comparison, block, sketches):
         start = job.blocks(number)[other].start
         edges = [pairs]
-        exact = _Exact(job.rows, job.sets[number], span.start, start, comparison.bar, threshold)
+        exact = _Exact(job.rows, job.sets[number], span.start, start, bar, threshold)
         same = (number, other) == (0, block)
         for rows, others, cosines, passed in exact.pairs(flags, sketches, columns, same=same):
             compared += passed
@@ -297,7 +334,7 @@ def _compared(
         pairs = _groups.stars(np.concatenate(edges)) if len(edges) > 1 else pairs
         both = count * len(columns)
         progress.advance(count * (count - 1) // 2 if same else both)
-    return {'pairs': pairs, 'near': near[near['cosine'] >= 0], 'compared': np.int64(compared)}
+    return pairs, near[near['cosine'] >= 0], compared
 
 
 def _flagged(
