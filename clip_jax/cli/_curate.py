@@ -243,7 +243,9 @@ def _draw_pairs(args: argparse.Namespace, report: Mapping[str, Any], stored: Seq
             logging.warning('a pair is left out of the figure: %s', error)
             continue
         removed, other = images
-        found.append(curation.Pair(removed, other, example['cosine'], (names[0], names[1])))
+        note = ', by way of others' if example['cosine'] < report['threshold'] else ''
+        about = example['cosine'], (names[0], names[1]), note
+        found.append(curation.Pair(removed, other, *about))
     if found:
         counts = report['counts']
         subtitle = (

@@ -20,12 +20,14 @@ class Pair(NamedTuple):
         other: the image that it duplicates.
         cosine: the cosine similarity of their embeddings.
         names: what both are called.
+        note: what the figure adds to the cosine.
     """
 
     removed: np.ndarray
     other: np.ndarray
     cosine: float
     names: tuple[str, str]
+    note: str = ''
 
 
 @_style.styled
@@ -67,7 +69,7 @@ def pairs(found: Sequence[Pair], path: str | os.PathLike, *, title: str, subtitl
     for part, pair in zip(
         figure.subfigures(lines, columns, squeeze=False).flat, found, strict=False
     ):
-        part.suptitle(f'cosine {pair.cosine:.4f}', fontsize=9, color=_style.ORANGE)
+        part.suptitle(f'cosine {pair.cosine:.4f}{pair.note}', fontsize=9, color=_style.ORANGE)
         both = zip(part.subplots(1, 2), (pair.removed, pair.other), pair.names, strict=True)
         for axes, image, name in both:
             _style.picture(axes, _style.in_square(image))
