@@ -201,7 +201,7 @@ def run_duplicates(args: argparse.Namespace, rest: Sequence[str]) -> int:
         within=args.within,
         say=_console.show if primary else lambda plan: None,
     )
-    if report:
+    if primary:
         _draw_pairs(args, report, [source, *against])
         shown = {k: v for k, v in report.items() if k not in ('counts', 'examples', 'data')}
         _console.show({'data': args.spec, **report['counts'], **shown})

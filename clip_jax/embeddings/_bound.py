@@ -25,7 +25,7 @@ from clip_jax.runtime import similarity
 SIZES = (16, 32, 64, 128, 256)  # k, of which the least is taken that leaves few pairs
 # Of the pairs of a sample that pass the bound, as many as are near, and this share of all, may be
 # below the threshold: then to compare them exactly takes little of the time.
-PASSING = 1e-5
+PASSING = 1e-6
 SAMPLE = 4096  # rows that the basis is made of
 CPU_TILE, TILE = 1024, 8192  # rows and columns of a tile of products
 

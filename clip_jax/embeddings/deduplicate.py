@@ -51,7 +51,7 @@ def run(
     against: Sequence[Embeddings] = (),
     within: Sequence[str] = (),
     say: Callable[[Mapping[str, Any]], None] = lambda plan: None,
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Searches near-duplicates and writes the list of the records that are kept.
 
     Every process calls it.
@@ -65,8 +65,7 @@ def run(
         say: is called with the plan of the search before it starts.
 
     Returns:
-        The report: JSON values, with `examples` of pairs for a figure. None in all processes but
-        the primary one.
+        The report: JSON values, with `examples` of pairs for a figure.
 
     Raises:
         ValueError: an option is wrong, the folder holds something else, or the data are not those
@@ -75,6 +74,12 @@ def run(
     if not options.within_set and not against:
         raise ValueError('--no-within-set: nothing is compared; give --against=embeddings:DIR too')
     identity.check_same_model([source, *against])
+    for one in against:
+        if one.description.features != source.description.features:
+            raise ValueError(
+                f'{source} holds the features {source.description.features!r}, and {one} '
+                f'{one.description.features!r}; expected the same of both'
+            )
     folder = _checked_folder(out)
     _, of = multihost.primary_first(lambda: _rows.data_set(source))
     records = None
@@ -86,7 +91,7 @@ def run(
         raise ValueError(f'{source}: no record is left to look at')
     job = Job(rows, [Rows(one) for one in against], folder / WORK, options)
     found = duplicates.find(job, say)
-    return None if found is None else _write(job, of, found, folder)
+    return multihost.run_on_primary(lambda: found and _write(job, of, found, folder))
 
 
 def _checked_folder(out: str) -> epath.Path:

@@ -156,10 +156,11 @@ class Job(ShardedJob):
         def make() -> None:
             places = np.linspace(0, len(self.rows) - 1, min(_bound.SAMPLE, len(self.rows)))
             made = _bound.basis(self.rows.take(places.astype(int)), self.options.threshold)
+            for path in self.folder.glob('sketch-*.npy'):  # of a basis that was removed
+                path.unlink()
             atomic.write(self.folder / BASIS, _bytes(made))
 
-        if not (self.folder / BASIS).exists():
-            multihost.run_on_primary(make)
+        multihost.run_on_primary(lambda: None if (self.folder / BASIS).exists() else make())
         return _load(self.folder / BASIS)
 
     def sketches(self, number: int, block: int) -> np.ndarray:
@@ -167,15 +168,18 @@ class Job(ShardedJob):
         return _load(self._sketch_file(number, block))
 
     def write_sketches(self, basis: np.ndarray) -> None:
-        """Writes those sketches of this process that are missing; waits for the others'."""
+        """Writes those sketches of this process that are missing."""
         every = [(k, b) for k in range(len(self.sets)) for b in range(len(self.blocks(k)))]
-        own = every[jax.process_index() :: jax.process_count()]
-        for number, block in own:
-            file = self._sketch_file(number, block)
-            if not file.exists():
-                rows = self.sets[number].take(self.blocks(number)[block])
-                atomic.write(file, _bytes(_bound.sketch(rows, basis)))
-        multihost.barrier('sketches')
+        for number, block in every[jax.process_index() :: jax.process_count()]:
+            file, rows = self._sketch_file(number, block), self.sets[number]
+            if file.exists():
+                continue
+            span = self.blocks(number)[block]
+            parts = [
+                _bound.sketch(rows.take(slice(k, min(k + similarity.CHUNK, span.stop))), basis)
+                for k in range(span.start, span.stop, similarity.CHUNK)
+            ]
+            atomic.write(file, _bytes(np.concatenate(parts)))
 
     def write_block(self, block: int, pairs: np.ndarray, near: np.ndarray, compared: int) -> None:
         """Writes what the comparisons of a block found; see `Found`."""
@@ -252,16 +256,21 @@ def find(job: Job, say: Callable[[dict[str, Any]], None]) -> Found | None:
     with contextlib.closing(held):
         multihost.run_on_primary(held.open)
         multihost.run_on_primary(job.begin)
-        error = None
-        try:
-            basis = job.basis()
-            say(plan(job, basis.shape[1] + 1))
-            job.write_sketches(basis)
-            _compare(job, basis.shape[1] + 1)
-        except (ValueError, OSError) as raised:
-            error = raised
-        multihost.raise_on_all(error)
+        basis = job.basis()
+        say(plan(job, basis.shape[1] + 1))
+        _on_all(lambda: job.write_sketches(basis))
+        _on_all(lambda: _compare(job, basis.shape[1] + 1))
         return _collected(job) if multihost.is_primary() else None
+
+
+def _on_all(work: Callable[[], None]) -> None:
+    """Works in every process, and waits for all; an error of one is raised in all."""
+    error = None
+    try:
+        work()
+    except (ValueError, OSError) as raised:
+        error = raised
+    multihost.raise_on_all(error)
 
 
 def plan(job: Job, width: int) -> dict[str, Any]:

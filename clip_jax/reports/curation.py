@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from clip_jax.reports import _style
 
 COLUMNS = 3  # of pairs
+SIDE = 288  # pixels of an image of a pair
 
 
 class Pair(NamedTuple):
@@ -65,13 +67,25 @@ def pairs(found: Sequence[Pair], path: str | os.PathLike, *, title: str, subtitl
     """Draws pairs of images side by side, each with its cosine similarity and the names of both."""
     columns = min(COLUMNS, len(found))
     lines = math.ceil(len(found) / columns)
-    figure = _style.new(max(4.4 * columns, 8.0), 2.75 * lines + _style.HEAD, title, subtitle)
-    for part, pair in zip(
-        figure.subfigures(lines, columns, squeeze=False).flat, found, strict=False
-    ):
-        part.suptitle(f'cosine {pair.cosine:.4f}{pair.note}', fontsize=9, color=_style.ORANGE)
-        both = zip(part.subplots(1, 2), (pair.removed, pair.other), pair.names, strict=True)
-        for axes, image, name in both:
-            _style.picture(axes, _style.in_square(image))
-            axes.set_title(_style.short(name, 34), fontsize=7.5, weight='normal', pad=3)
+    figure = _style.new(max(4.4 * columns, 8.0), 2.7 * lines + _style.HEAD, title, subtitle)
+    grid = figure.add_gridspec(lines, columns)
+    for k, pair in enumerate(found):
+        axes = figure.add_subplot(grid[divmod(k, columns)])
+        _style.picture(axes, _side_by_side(pair))
+        names = _style.short('   ·   '.join(pair.names), 60)
+        axes.set_title(names, fontsize=8, weight='normal', pad=3)
+        at = {'transform': axes.transAxes, 'ha': 'left', 'va': 'top', 'fontsize': 8.5}
+        text = f'cosine {pair.cosine:.4f}{pair.note}'
+        axes.text(0, -0.03, text, color=_style.ORANGE, **at)
     _style.save(figure, path)
+
+
+def _side_by_side(pair: Pair) -> np.ndarray:
+    """Both images of a pair in one, each in a square of SIDE pixels."""
+    squares = [
+        np.asarray(Image.fromarray(_style.in_square(image)).resize((SIDE, SIDE)))
+        for image in (pair.removed, pair.other)
+    ]
+    return np.concatenate(
+        [squares[0], np.full((SIDE, SIDE // 24, 3), 255, np.uint8), squares[1]], 1
+    )
