@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import io
 import json
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ from clip_jax.runtime import atomic
 from clip_jax.runtime.messages import brief
 
 _METADATA = b'clip_jax.kept'
-NO_OPTIONS: Mapping[str, Any] = types.MappingProxyType({})
 WRITERS = 'clip-jax data filter and clip-jax data duplicates write such lists'
 
 

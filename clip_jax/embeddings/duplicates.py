@@ -302,7 +302,7 @@ def plan(job: Job, width: int) -> dict[str, Any]:
     if chip:
         peak, bandwidth = chip.peak_tflops * 1e12, chip.bandwidth
         seconds = max(2 * width * pairs / peak, 8 * pairs / bandwidth) / jax.device_count()
-        found['estimated_seconds'] = seconds
+        found['seconds_at_peak'] = seconds
     return found
 
 

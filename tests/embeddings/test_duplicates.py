@@ -263,6 +263,17 @@ def test_groups_do_not_depend_on_batches(monkeypatch):
     assert len(_groups.stars(np.array([[i, j] for i in range(20) for j in range(20)]))) == 19
 
 
+def test_the_plan_says_how_much_work_it_is(embedded, tmp_path, monkeypatch):
+    monkeypatch.setattr(topologies, 'chip_of', lambda _: topologies.Chip(80, 100, 1, 1e12))
+    monkeypatch.setattr(jax, 'device_count', lambda: 1)
+    lines = duplicates(embedded, f'--out={tmp_path / "x"}', '--block-size=64').splitlines()
+    said = dict(line.split(maxsplit=1) for line in lines[:9])
+    pairs, width = 700 * 699 // 2, int(said['sketch'].split()[0])
+    assert said['blocks'] == '11' and said['sketch'] == f'{width} numbers of 24'
+    assert float(said['tflop']) == pytest.approx(2 * width * pairs / 1e12, rel=0.01)
+    assert float(said['seconds_at_peak']) == pytest.approx(8 * pairs / 1e12, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ('kind', 'peak'),
     [('NVIDIA H100 80GB HBM3', 989), ('TPU v5 lite', 197), ('TPU v4', 275), ('cpu', None)],

@@ -9,9 +9,7 @@ from clip_jax.data import kept_list
 from clip_jax.data.sources import Source, open_source, text_fields
 
 
-def source(
-    address: str, *, data: str = '', options: Mapping[str, Any] = kept_list.NO_OPTIONS
-) -> 'KeptSource':
+def source(address: str, *, data: str = '', options: Mapping[str, Any] = {}) -> 'KeptSource':
     """Opens the data set that a list of kept records is of, and has only these records.
 
     The data set must have the records that it had when the list was made.
