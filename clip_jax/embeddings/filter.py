@@ -14,7 +14,7 @@ from etils import epath
 
 from clip_jax import lookup
 from clip_jax.data import kept_list
-from clip_jax.data.embedding_store import Embeddings
+from clip_jax.data.embedding_store import Embeddings, text_file
 from clip_jax.data.kept_list import KeptList
 from clip_jax.data.sharded_job import check_settings
 from clip_jax.data.sources import Source
@@ -109,7 +109,7 @@ def of_embeddings(
             any more or others.
     """
     description = source.description
-    if description.features != 'embedding' or description.captions != 'embedded':
+    if description.features != 'embedding' or description.captions != 'embedding':
         raise ValueError(
             f'{source}: has no embeddings of captions to compare with the images; write a folder '
             'with clip-jax embed --features=embedding, from a model that has a tokenizer'
@@ -170,7 +170,7 @@ def score_records(source: Embeddings, captions: str) -> tuple[np.ndarray, np.nda
         entries, places = entries[entries[:, 3] > 0], np.flatnonzero(entries[:, 3])
         if not len(entries):
             continue
-        texts = similarity.unit(source.text_block(shard))
+        texts = similarity.unit(source.load(text_file, shard))
         images = similarity.unit(images[places])
         firsts, counts = entries[:, 2], entries[:, 3]
         cosines = similarity.of_pairs(np.repeat(images, counts, axis=0), texts)

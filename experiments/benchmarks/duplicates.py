@@ -78,7 +78,7 @@ def write(args: argparse.Namespace, folder: Path) -> None:
         dim=0,
         save_dtype='float32',
         compute_dtype='float32',
-        captions='stored',
+        captions='none',
         shard_size=SHARD,
         batch_size=1,
         image_options={},

@@ -62,13 +62,14 @@ def _description(
         'dim': 0,
         'save_dtype': 'float32',
         'compute_dtype': 'float32',
-        'captions': 'stored',
+        'captions': 'none',
         'shard_size': SHARD,
         'batch_size': 8,
         'scale': 10.0,
         'images': len(rows),
         'texts': 0,
         'shape': [rows.shape[1]],
+        'text_shape': [],
         'shards': [[len(span), 0] for span in shards],
     }
     empty = {'data_options': {}, 'label_names': [], 'image_options': {}, 'card': {}, 'bad': {}}
