@@ -161,7 +161,8 @@ def _embed(args: argparse.Namespace, of_kind: Mapping[str, Any], folder: Any) ->
     from clip_jax.runtime import multihost
 
     given = {name: getattr(args, name) for name in ('dtype', 'batch_size') if getattr(args, name)}
-    how = embed.Options(threads=_flags.threads(args), **given, **_flags.image_options(args))
+    given |= _flags.image_options(args)
+    how = embed.Options(threads=_flags.threads(args), text_features='embedding', **given)
     options = of_kind[sources.option_key(args.spec)]
     source = multihost.primary_first(lambda: build.source(args.spec, of_kind))
     model = _flags.named(args.model, args)
