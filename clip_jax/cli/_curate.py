@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clip_jax.cli import _console, _flags
@@ -25,6 +25,8 @@ examples:
 Of each group of near-duplicates the first record is kept. The same command resumes an interrupted
 one. kept.parquet, duplicates.parquet (what is left out, and why), duplicates.json and pairs.png are
 written to --out; train on the list with --config.data.train=kept:unique/kept.parquet"""
+# (arguments, options of the source by kind, folder): embeds the data into the folder.
+Embed = Callable[[argparse.Namespace, Mapping[str, Any], Any], None]
 EMBED_FLAGS = ('model_name', 'dtype', 'batch_size', 'max_pixels', 'threads')
 
 
@@ -102,8 +104,8 @@ def _add_within(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument('--within', action='append', default=[], metavar='FILE', help=text)
 
 
-def run_filter(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Filters; returns the exit code."""
+def run_filter(args: argparse.Namespace, rest: Sequence[str], embed: Embed) -> int:
+    """Filters; returns the exit code. `embed` writes the embeddings that are missing."""
     of_kind = _flags.by_kind(args.spec, dict(_flags.assignments(rest)))
     _flags.connect(args)
     from clip_jax.data import kept_list
@@ -118,7 +120,7 @@ def run_filter(args: argparse.Namespace, rest: Sequence[str]) -> int:
     settings |= rule.settings
     folder = filter.check_folder(args.out, settings)
     if rule.scored and not stored:
-        _embed(args, of_kind, folder / filter.EMBEDDED)
+        embed(args, of_kind, folder / filter.EMBEDDED)
 
     def write() -> dict[str, Any]:
         from clip_jax import build
@@ -147,26 +149,6 @@ def _check_model(args: argparse.Namespace, scored: bool, stored: bool) -> None:
     if given and (stored or not scored):
         why = 'embeddings:DIR has the embeddings' if stored else 'no record is scored'
         raise ValueError(f'--{given[0].replace("_", "-")}: {why}; leave it out')
-
-
-def _embed(args: argparse.Namespace, of_kind: Mapping[str, Any], folder: Any) -> None:
-    """Embeds what is missing of the data into a folder."""
-    from clip_jax.runtime import environment, preemption
-
-    environment.keep_freed_memory()
-    preemption.release()  # killed at any moment, the same command resumes
-    from clip_jax import build
-    from clip_jax.data import sources
-    from clip_jax.embeddings import embed
-    from clip_jax.runtime import multihost
-
-    given = {name: getattr(args, name) for name in ('dtype', 'batch_size') if getattr(args, name)}
-    given |= _flags.image_options(args)
-    how = embed.Options(threads=_flags.threads(args), text_features='embedding', **given)
-    options = of_kind[sources.option_key(args.spec)]
-    source = multihost.primary_first(lambda: build.source(args.spec, of_kind))
-    model = _flags.named(args.model, args)
-    embed.run(model, source, str(folder), how, spec=args.spec, spec_options=options)
 
 
 def _show(args: argparse.Namespace, report: Mapping[str, Any], folder: Any) -> None:

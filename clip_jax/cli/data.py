@@ -3,7 +3,7 @@
 import argparse
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clip_jax.cli import _console, _curate, _flags, _help
@@ -123,7 +123,7 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Runs one of ACTIONS; returns the exit code."""
     if args.action == 'filter':
-        return _curate.run_filter(args, rest)
+        return _curate.run_filter(args, rest, _embed)
     if args.action == 'duplicates':
         return _curate.run_duplicates(args, rest)
     options, beam_options = _flags.split_options(rest, 'beam')
@@ -212,3 +212,23 @@ def _import(
         f'--config.data.options.tfds.data_dir={args.dir}'
     )
     return 0
+
+
+def _embed(args: argparse.Namespace, of_kind: Mapping[str, Any], folder: Any) -> None:
+    """Embeds what is missing of the data into a folder."""
+    from clip_jax.runtime import environment, preemption
+
+    environment.keep_freed_memory()
+    preemption.release()  # killed at any moment, the same command resumes
+    from clip_jax import build
+    from clip_jax.data import sources
+    from clip_jax.embeddings import embed
+    from clip_jax.runtime import multihost
+
+    given = {name: getattr(args, name) for name in ('dtype', 'batch_size') if getattr(args, name)}
+    given |= _flags.image_options(args)
+    how = embed.Options(threads=_flags.threads(args), text_features='embedding', **given)
+    options = of_kind[sources.option_key(args.spec)]
+    source = multihost.primary_first(lambda: build.source(args.spec, of_kind))
+    model = _flags.named(args.model, args)
+    embed.run(model, source, str(folder), how, spec=args.spec, spec_options=options)
