@@ -1,7 +1,7 @@
 """Near-duplicates of many rows: seconds and memory of our search, next to NumPy's over all pairs.
 
     python experiments/benchmarks/duplicates.py --rows=100000 --repeats=3
-    python experiments/benchmarks/duplicates.py --rows=1000000 --share=0.02 --repeats=1
+    python experiments/benchmarks/duplicates.py --rows=1000000 --share=0.002 --repeats=1
 
 Rows are random unit vectors whose j-th coordinate has a standard deviation of j^-SPECTRUM around a
 common mean; 0 is the hardest case for us, all directions alike. Of them 2 % are copies of others
