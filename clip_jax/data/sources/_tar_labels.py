@@ -97,17 +97,34 @@ def _class_names(shards: list[str], file: str) -> tuple[list[str], str]:
     # Above a server or a bucket there is nothing.
     places = [folder] if above.endswith(':/') else [folder, above]
     for path in (f'{place}/{file}' for place in places):
-        try:
-            text = _captions.decode(_files.read(path))
-        except BadRecord as error:
-            if error.kind == 'not_utf8':
-                raise ValueError(f'{path}: {error}. Write it again.') from None
-            continue  # there is no such file
-        names = [line.strip() for line in text.strip().split('\n')]
-        if '' in names:
-            raise ValueError(
-                f'{path}: line {names.index("") + 1} is empty; expected the name of a class in '
-                "each line. Write it again, or give class_names='' to read no names."
-            )
-        return names, path
+        if names := read_names(path, "give class_names='' to read no names"):
+            return names, path
     return [], ''
+
+
+def read_names(path: str, remedy: str) -> list[str]:
+    """Reads the names of classes, one per line.
+
+    Args:
+        path: the file.
+        remedy: what a message says can be done besides writing the file again.
+
+    Returns:
+        The names, [] if there is no such file.
+
+    Raises:
+        ValueError: the file is not UTF-8, or a line between others is empty.
+    """
+    try:
+        text = _captions.decode(_files.read(path))
+    except BadRecord as error:
+        if error.kind == 'not_utf8':
+            raise ValueError(f'{path}: {error}. Write it again.') from None
+        return []
+    names = [line.strip() for line in text.strip().split('\n')]
+    if '' in names:
+        raise ValueError(
+            f'{path}: line {names.index("") + 1} is empty; expected the name of a class in '
+            f'each line. Write it again, or {remedy}.'
+        )
+    return names
