@@ -11,7 +11,7 @@ from absl import logging
 
 from clip_jax import prompts
 from clip_jax.data.sources import Source
-from clip_jax.evals import _embed, _labeled, _scores, _similarity, _tables, score
+from clip_jax.evals import _embed, _groups, _labeled, _scores, _similarity, _tables, score
 from clip_jax.prompts.by_class import WORDNET_ID
 
 EXAMPLES = 12
@@ -23,7 +23,7 @@ def evaluate(
     data: Source,
     *,
     classes: str | Sequence[str] = 'all',
-    templates: str | Sequence[str] = 'plain',
+    templates: str | Sequence[str] = 'auto',
     key: str = '',
 ) -> dict[str, Any]:
     """Classifies images by the nearest class embedding.
@@ -36,24 +36,29 @@ def evaluate(
         encode_image: images -> unit-length embeddings, float32 [N, D].
         encode_text: texts -> unit-length embeddings, float32 [N, D].
         data: a labeled data set.
-        classes: 'all' class names of the data set, with spaces for underscores; those 'present'
-            among its labels; a file of names in the order of the labels, or by WordNet id or folder
-            (see prompts.class_names); or the names, as a list or as cat,dog.
-        templates: a prompt set, a file of templates, a template such as 'a photo of a {}.', or a
-            list of them (see prompts.templates).
+        classes: 'all' class names of the data set, with spaces for underscores, or as a set with
+            prompts of its own writes them; those 'present' among its labels; a file of names in the
+            order of the labels, or by WordNet id or folder (see prompts.class_names); or the names,
+            as a list or as cat,dog.
+        templates: 'auto', those of the data set if it has some, else the prompt set 'plain'; a
+            prompt set, a file of templates, a template such as 'a photo of a {}.', or a list of
+            them (see prompts.templates).
         key: which entry of a JSON file of several sets to use.
 
     Returns:
         The report. Scores: `top1`, `top5`, `mean_per_class` (the mean over classes of their own
-        top1), and with two classes `roc_auc`, where images are ranked by the difference of the two
-        similarities. If an image may have several labels: `map_11_point` and
+        top1), `macro_f1` (the mean over classes with images of the harmonic mean of precision and
+        recall), and with two classes `roc_auc`, where images are ranked by the difference of the
+        two similarities. If images have a group: `worst_group` and `worst_group_top5`, the lowest
+        top1 and top5 of a group. If an image may have several labels: `map_11_point` and
         `mean_average_precision`, where a class ranks images by similarity.
 
     Raises:
         ValueError: names, templates or labels do not fit each other.
     """
     _check_options(classes, templates, key)
-    filled = prompts.templates(templates, key=key)
+    _check_evaluation(data)
+    filled = prompts.templates(_chosen(templates, data), key=key)
     names = _names(classes, key, data)
     # Errors in names and texts are found before the images are read.
     _check_two(names, data, several=_labeled.several_at_first(data))
@@ -67,14 +72,20 @@ def evaluate(
         number = {k: i for i, k in enumerate(present)}
         labels = [[number[k] for k in own] for own in labels]
     _check_two(names, data, several=several)
-    make_report = _multi_label if several else _single_label
-    report = make_report(images, classifier, labels, names)
+    if several:
+        report = _multi_label(images, classifier, labels, names)
+    else:
+        report = _single_label(images, classifier, labels, names, _groups.of(records))
     equal = [name for name, times in collections.Counter(names).items() if times > 1]
     return report | {'info': report['info'] | {'equal_names': equal}}
 
 
 def _single_label(
-    images: np.ndarray, classifier: np.ndarray, labels: list[list[int]], names: list[str]
+    images: np.ndarray,
+    classifier: np.ndarray,
+    labels: list[list[int]],
+    names: list[str],
+    groups: np.ndarray | None,
 ) -> dict[str, Any]:
     """The report of a data set whose images have one label or none."""
     scored = np.flatnonzero([len(own) for own in labels])
@@ -86,12 +97,13 @@ def _single_label(
         'top1': score(_scores.accuracy(guess, right)),
         'top5': score(np.mean(rank <= 5)),
         'mean_per_class': score(_scores.mean_per_class(guess, right, len(names))),
+        'macro_f1': score(_scores.macro_f1(guess, right, len(names))),
     }
     if len(names) == 2 and counts.all():
         lead = _lead(images[scored], classifier)
         scores['roc_auc'] = score(_scores.roc_auc(lead, right == 1))
     unlabeled = len(labels) - len(scored)
-    return {
+    report = {
         'scores': scores,
         'counts': {'images': len(scored), 'unlabeled': unlabeled, 'classes': len(names)},
         'info': {'chance': 1 / len(names)},
@@ -100,6 +112,8 @@ def _single_label(
         'mistakes': _mistakes(scored[mistakes], guess[mistakes], images, classifier, labels, names),
         'examples': _examples(scored, images, classifier, labels, names),
     }
+    groups = groups if groups is None else groups[scored]
+    return _groups.added(report, groups, {'top1': guess == right, 'top5': rank <= 5})
 
 
 def _multi_label(
@@ -208,9 +222,25 @@ def _check_options(classes: Any, templates: Any, key: Any) -> None:
         )
 
 
+def _check_evaluation(data: Source) -> None:
+    """Raises ValueError if a data set says that it is for retrieval."""
+    if getattr(data, 'evaluation', '') == 'retrieval':
+        raise ValueError(
+            f'evals/zeroshot: {data} is a retrieval set, of captions and no classes; use the '
+            'evaluation retrieval'
+        )
+
+
+def _chosen(templates: str | Sequence[str], data: Source) -> str | Sequence[str]:
+    """The templates, or for 'auto' those of the data set."""
+    return (getattr(data, 'templates', ()) or 'plain') if templates == 'auto' else templates
+
+
 def _names(classes: str | Sequence[str], key: str, data: Source) -> list[str]:
     """The class names, in the order of the labels."""
-    stored = [name.replace('_', ' ') for name in data.label_names]
+    stored = list(getattr(data, 'label_texts', ())) or [
+        name.replace('_', ' ') for name in data.label_names
+    ]
     if isinstance(classes, str) and classes in ('all', 'present'):
         if not stored:
             raise ValueError(

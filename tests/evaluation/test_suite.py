@@ -15,7 +15,7 @@ from support.reports import flat
 from clip_jax import build, lookup, pretrained, prompts
 from clip_jax.cli import main
 from clip_jax.evals import retrieval
-from clip_jax.evaluation import evaluate, suite
+from clip_jax.evaluation import evaluate, suite, suite_table
 
 COUNT = 27  # data sets of the paper
 
@@ -171,7 +171,7 @@ def test_the_table_is_shown_even_if_it_cannot_be_written(run, tiny_run, tmp_path
     def full(*_):
         raise OSError('no space left')
 
-    monkeypatch.setattr(suite, 'write', full)
+    monkeypatch.setattr(suite_table, 'write', full)
     code, table, said = run(f'--model={tiny_run}', f'--out={tmp_path / "out"}')
     assert code == 1 and said.endswith('clip-jax eval: no space left\n')
     assert float(cells(table, 'colors')[3]) > 0

@@ -26,7 +26,10 @@ def matches(address: str) -> list[Shard]:
     found = look_up(patterns)
     for pattern, shards in zip(patterns, found, strict=True):
         if not shards:
-            raise DataNotFound(_no_match(pattern))
+            raise DataNotFound(
+                f'tars: no file matches {pattern!r}. {nearest(pattern)} Expected a path, a glob or '
+                "a range of tar files: 'x-*.tar', 'x-{00000..00041}.tar'."
+            )
     return sorted({shard for shards in found for shard in shards})
 
 
@@ -76,12 +79,9 @@ def _remote_shard(url: str, info: dict[str, Any]) -> Shard:
     return Shard(url, int(info['size']), changed)
 
 
-def _no_match(pattern: str) -> str:
+def nearest(pattern: str) -> str:
+    """Says what the innermost existing folder of a pattern contains, '' if that cannot be read."""
     try:
-        there = _files.nearest(pattern)
+        return _files.nearest(pattern)
     except Exception:
-        there = ''  # Not every server lists its files, and each has its own error.
-    return (
-        f'tars: no file matches {pattern!r}. {there} '
-        "Expected a path, a glob or a range of tar files: 'x-*.tar', 'x-{00000..00041}.tar'."
-    )
+        return ''  # Not every server lists its files, and each has its own error.
