@@ -79,6 +79,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Evaluates; returns the exit code."""
     if args.name == SUITE:
         return suite.run(args, rest)
+    if args.name.startswith('--'):  # an option with a space in it, where there is no NAME
+        args.name, rest = '', [args.name, *rest]
     if args.name and '.' not in args.name:
         lookup.check(args.name, [*lookup.names('evals'), SUITE], what='evals')
     models = [_flags.named(model, args) for model in args.model or []]

@@ -110,11 +110,11 @@ def regions(folder: Path, count: int = 42) -> Path:
 
 def faces(folder: Path, count: int = 24) -> Path:
     """A set as FairFace: several questions, whose answers are in an array."""
-    samples = [
-        {'png': picture((20 * (i % 7), 90, 80), i), 'npy': npy([i % 4, i % 2, i % 3])}
-        for i in range(count)
-    ]
+    samples = []
+    for i in range(count):
+        answers = [i % 4, i % 2, i % 3, int(i % 3 > 0)]
+        samples.append({'png': picture((20 * (i % 7), 90, 80), i), 'npy': npy(answers)})
     names = [f'age:{text}' for text in ('a baby', 'a child', 'an adult', 'an old person')]
-    names += ['gender:man', 'gender:woman']
-    templates = ['age:a photo of {c}.', 'gender:a photo of a {c}.', 'gender:a {c}.']
+    names += ['gender:man', 'gender:woman', 'race:one', 'race:two', 'race:three']
+    templates = ['race:{c}', 'age:a photo of {c}.', 'gender:a photo of a {c}.', 'gender:a {c}.']
     return write(folder, samples, names=names, templates=templates)

@@ -88,7 +88,7 @@ def find(address: str, split: str, root: str) -> Place:
     raise DataNotFound(
         f'wds: no data set in {place!r}: there is no {split or DEFAULT_SPLIT}/nshards.txt. '
         f'{_tar_shards.nearest(place)} Expected the folder of a set as CLIP_benchmark writes them, '
-        'or of a split of one; tars:GLOB reads other shards'
+        'or of a split'
     )
 
 
