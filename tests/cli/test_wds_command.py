@@ -1,10 +1,10 @@
 """`clip-jax eval --data=wds:PLACE`: the set says what it is for and how its prompts read."""
 
-import json
-
 import pytest
 from support import wds_sets
 from support.runs import command
+
+from clip_jax.evaluation import single
 
 
 @pytest.fixture(scope='module')
@@ -16,40 +16,30 @@ def sets(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def evaluate(tiny_run, sets, tmp_path):
-    """Evaluates the tiny run on a set; returns the report."""
-
-    def evaluate(name, *options):
-        out = tmp_path / f'{len([*tmp_path.iterdir()])}.json'
-        arguments = f'--model={tiny_run}', f'--data=wds:{sets / name}', f'--out={out}', *options
-        done = command('eval', *arguments)
-        assert done.returncode == 0, done.stderr
-        return json.loads(out.read_text())
-
-    return evaluate
-
-
-def test_without_a_name_the_set_chooses_the_evaluation(evaluate):
-    for name, type_, headline in (
-        ('colors', 'zeroshot', 'top1'),
-        ('several', 'zeroshot', 'map_11_point'),
-        ('captions', 'retrieval', 'image_to_text/recall@1'),
+def test_without_a_name_the_set_chooses_the_evaluation(tiny_run, sets):
+    for name, headline in (
+        ('colors', 'top1'),
+        ('several', 'map_11_point'),
+        ('captions', 'image_to_text/recall@1'),
     ):
-        report = evaluate(name)
-        assert (report['type'], next(iter(report['scores']))) == (type_, headline)
+        done = command('eval', f'--model={tiny_run}', f'--data=wds:{sets / name}')
+        assert done.returncode == 0 and done.stdout.split()[0] == headline
 
 
-def test_options_come_before_what_the_set_says(evaluate, sets):
-    of_set = evaluate('colors')
-    names = ','.join(wds_sets.COLORS)
-    templates = json.dumps([*wds_sets.TEMPLATES])
-    same = evaluate('colors', f'--classes={names}', f'--templates={templates}')
+def test_an_option_with_spaces_is_no_name(line, tiny_run, sets):
+    flags = f'--model={tiny_run}', f'--data=wds:{sets}/colors'
+    assert "'a photo' lacks the {}" in line('eval', *flags, '--templates=["a photo"]')
+
+
+def test_options_come_before_what_the_set_says(tiny_run, sets):
+    def report(**options):
+        return single.run('zeroshot', options, f'wds:{sets}/colors', model=str(tiny_run))
+
+    of_set = report()
+    same = report(classes=[*wds_sets.COLORS], templates=[*wds_sets.TEMPLATES])
     assert same['scores'] == of_set['scores'] and same['examples'] == of_set['examples']
-    others = evaluate('colors', '--templates=general')
-    assert others['examples'] != of_set['examples']
-    renamed = evaluate('colors', '--classes=a,b,c,d,e,f,g')
-    assert {row[0] for row in renamed['per_class']} == {*'abcdefg'}
+    assert report(templates='general')['examples'] != of_set['examples']
+    assert {row[0] for row in report(classes='a,b,c,d,e,f,g')['per_class']} == {*'abcdefg'}
 
 
 def test_what_does_not_fit_is_one_line(line, tiny_run, tiny_tars, sets, tmp_path):

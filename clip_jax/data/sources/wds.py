@@ -63,7 +63,7 @@ def source(
     texts: Texts = Captions(['txt'], (), lines=True)
     if also:
         texts = _wds_metadata.Texts(texts, meaning)
-    names = found.names(objective) if index.has_labels else []
+    names = [] if kind == 'retrieval' else found.names(objective)
     labels: Labels = _tar_labels.Labels(arrays, names, found.names_file, 'Write it again.')
     if objective:
         labels = _wds_metadata.Labels(names, found.names_file, meaning)
