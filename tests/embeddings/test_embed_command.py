@@ -26,7 +26,7 @@ import clip_jax
 from clip_jax import build, lookup
 from clip_jax.cli import main
 from clip_jax.data.sources import open_source
-from clip_jax.embeddings import embed, source_model
+from clip_jax.embeddings import captions, embed, source_model
 from clip_jax.evaluation import encoders
 from clip_jax.runtime import lock
 
@@ -340,14 +340,34 @@ def test_features_with_more_axes_are_stored_as_they_are(
         stored.embeddings('embedding')
 
 
-def test_a_block_that_the_encoder_has_not_leaves_nothing(arguments, tmp_path, capfd):
-    run(*arguments, f'--out={tmp_path / "x"}', '--features=block:9', code=1)
+@pytest.mark.parametrize('features', ['tokens', 'block:-1', 'pre_projection'])
+def test_features_of_captions_beside_those_of_images(
+    features, arguments, folder, clip, source, tmp_path
+):
+    out = tmp_path / 'x'
+    run(*arguments, f'--out={out}', f'--text-features={features}')
+    stored = open_source(f'embeddings:{out}')
+    texts, rows = stored.texts()
+    assert rows.shape == (128, *clip.text_feature_shape(features))
+    assert texts == [text for i in range(64) for text in source[i]['texts']]
+    expected = clip.encode_text(texts[:4], features=features)
+    np.testing.assert_allclose(rows[:4], expected, atol=2e-5)
+    images = open_source(f'embeddings:{folder}').embeddings()
+    np.testing.assert_array_equal(stored.embeddings(), images)
+    # An evaluation embeds the captions itself.
+    encode = encoders.encoders_for(clip, [stored])[1]
+    np.testing.assert_allclose(encode(texts[:4]), clip.encode_text(texts[:4]), atol=1e-6)
+
+
+@pytest.mark.parametrize('flag', ['--features', '--text-features'])
+def test_a_block_that_the_encoder_has_not_leaves_nothing(flag, arguments, tmp_path, capfd):
+    run(*arguments, f'--out={tmp_path / "x"}', f'{flag}=block:9', code=1)
     assert "features 'block:9': the encoder has" in capfd.readouterr().err
     assert not (tmp_path / 'x').exists()
 
 
 def test_rows_too_large_for_half_precision_are_an_error(arguments, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(embed, '_embed_texts', lambda job, texts: np.full((1, 16), 7e4, np.float32))
+    monkeypatch.setattr(captions, 'rows', lambda *_: np.full((1, 16), 7e4, np.float32))
     run(*arguments, f'--out={tmp_path / "x"}', '--save-dtype=float16', code=1)
     assert '70,000 overflow float16; give --save-dtype=float32' in capfd.readouterr().err
 
@@ -362,7 +382,7 @@ def test_captions_are_kept_where_there_is_no_tokenizer(tiny_run, folder, tmp_pat
     data = json.loads((folder / 'embeddings.json').read_text())['data']
     run('embed', f'--model={bare}', f'--data={data}', f'--out={out}', *SMALL)
     stored = open_source(f'embeddings:{out}')
-    assert stored.description.captions == 'stored' and not list(out.glob('texts-*'))
+    assert stored.description.captions == 'none' and not list(out.glob('texts-*'))
     assert len(stored[0]['texts']) == 2
 
 
