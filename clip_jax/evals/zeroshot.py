@@ -3,7 +3,9 @@
 """
 
 import collections
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,23 @@ from absl import logging
 
 from clip_jax import prompts
 from clip_jax.data.sources import Source
-from clip_jax.evals import _embed, _labeled, _scores, _similarity, _tables, score
+from clip_jax.evals import (
+    Logits,
+    _calibration,
+    _embed,
+    _intervals,
+    _labeled,
+    _paired,
+    _scores,
+    _similarity,
+    _tables,
+    logits_of,
+    score,
+)
 from clip_jax.prompts.by_class import WORDNET_ID
 
 EXAMPLES = 12
+UNKNOWN = 'the factor of the similarities is not known, which makes probabilities of them'
 
 
 def evaluate(
@@ -25,6 +40,7 @@ def evaluate(
     classes: str | Sequence[str] = 'all',
     templates: str | Sequence[str] = 'plain',
     key: str = '',
+    validation: Source | None = None,
 ) -> dict[str, Any]:
     """Classifies images by the nearest class embedding.
 
@@ -42,56 +58,78 @@ def evaluate(
         templates: a prompt set, a file of templates, a template such as 'a photo of a {}.', or a
             list of them (see prompts.templates).
         key: which entry of a JSON file of several sets to use.
+        validation: a labeled data set of the same classes, on which the temperature of the
+            probabilities is fitted (see evals/_calibration.py).
 
     Returns:
         The report. Scores: `top1`, `top5`, `mean_per_class` (the mean over classes of their own
         top1), and with two classes `roc_auc`, where images are ranked by the difference of the two
-        similarities. If an image may have several labels: `map_11_point` and
-        `mean_average_precision`, where a class ranks images by similarity.
+        similarities. Where the logits of the model are known: `ece` and `nll`, its calibration, and
+        with a validation set `fitted/ece` and `fitted/nll`. If an image may have several labels,
+        only `map_11_point` and `mean_average_precision`, where a class ranks images by similarity.
 
     Raises:
-        ValueError: names, templates or labels do not fit each other.
+        ValueError: names, templates or labels do not fit each other, or a validation set is given
+            and the logits of the model are not known.
     """
     _check_options(classes, templates, key)
     filled = prompts.templates(templates, key=key)
     names = _names(classes, key, data)
     # Errors in names and texts are found before the images are read.
-    _check_two(names, data, several=_labeled.several_at_first(data))
+    several = _labeled.several_at_first(data)
+    _check_two(names, data, several=several)
+    _check_validation(validation, data, several=several)
     classifier = _class_embeddings(encode_text, names, filled)
+    logits = logits_of(encode_text)
+    if validation and not logits:
+        raise ValueError(f'evals/zeroshot: validation: {UNKNOWN}; leave it out')
     images, records = _embed.records(encode_image, data)
     images = _similarity.on_grid(images)
     labels, several = _labels(records, names, data)
+    _check_validation(validation, data, several=several)
+    kept = np.arange(len(names))
     if isinstance(classes, str) and classes == 'present':
-        present = sorted(set().union(*labels))
-        names, classifier = [names[k] for k in present], classifier[present]
-        number = {k: i for i, k in enumerate(present)}
-        labels = [[number[k] for k in own] for own in labels]
-    _check_two(names, data, several=several)
-    make_report = _multi_label if several else _single_label
-    report = make_report(images, classifier, labels, names)
-    equal = [name for name, times in collections.Counter(names).items() if times > 1]
+        kept = np.array(sorted(set().union(*labels)))
+    own = [np.searchsorted(kept, some).tolist() for some in labels]
+    shown, classifier = [names[k] for k in kept], classifier[kept]
+    _check_two(shown, data, several=several)
+    if several:
+        report = _multi_label(images, classifier, own, shown)
+    else:
+        report, right = _single_label(images, classifier, own, shown)
+        report['correct'] = {'top1': _paired.packed(right, [one for one in labels if one])}
+        tests = [_with_label(images, own)]
+        if validation:
+            tests.append(_validation(encode_image, validation, names, kept))
+        report = _with_calibration(report, right, classifier, logits, tests)
+    equal = [name for name, times in collections.Counter(shown).items() if times > 1]
     return report | {'info': report['info'] | {'equal_names': equal}}
 
 
 def _single_label(
     images: np.ndarray, classifier: np.ndarray, labels: list[list[int]], names: list[str]
-) -> dict[str, Any]:
-    """The report of a data set whose images have one label or none."""
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The report of a data set whose images have one label or none, and which of those with a label
+    are classified correctly.
+    """
     scored = np.flatnonzero([len(own) for own in labels])
     right = np.array([labels[i][0] for i in scored])
     rank, guess, margin = _ranked(images[scored], classifier, right, _later(names))
     hits, counts = _scores.per_class(guess, right, len(names))
     mistakes = _tables.most_confident(guess != right, margin)
     scores = {
-        'top1': score(_scores.accuracy(guess, right)),
-        'top5': score(np.mean(rank <= 5)),
-        'mean_per_class': score(_scores.mean_per_class(guess, right, len(names))),
+        'top1': _fraction(guess == right),
+        'top5': _fraction(rank <= 5),
+        'mean_per_class': score(
+            _scores.mean_per_class(guess, right, len(names)),
+            interval=_intervals.of_mean_per_class(hits, counts),
+        ),
     }
     if len(names) == 2 and counts.all():
         lead = _lead(images[scored], classifier)
         scores['roc_auc'] = score(_scores.roc_auc(lead, right == 1))
     unlabeled = len(labels) - len(scored)
-    return {
+    report = {
         'scores': scores,
         'counts': {'images': len(scored), 'unlabeled': unlabeled, 'classes': len(names)},
         'info': {'chance': 1 / len(names)},
@@ -100,6 +138,71 @@ def _single_label(
         'mistakes': _mistakes(scored[mistakes], guess[mistakes], images, classifier, labels, names),
         'examples': _examples(scored, images, classifier, labels, names),
     }
+    return report, guess == right
+
+
+def _fraction(right: np.ndarray) -> dict[str, Any]:
+    """The score that is the fraction of right images, bool [N]."""
+    hits = int(np.sum(right))
+    return score(hits / len(right), interval=_intervals.of_fraction(hits, len(right)))
+
+
+def _with_label(images: np.ndarray, labels: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The images that have a label, and their labels, int [n]."""
+    some = np.flatnonzero([len(own) for own in labels])
+    return images[some], np.array([labels[i][0] for i in some], int)
+
+
+def _validation(
+    encode_image: Callable, source: Source, names: list[str], kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images of the validation set with one of the classes `kept`, and their places in it."""
+    images, records = _embed.records(encode_image, source)
+    labels, several = _labels(records, names, source)
+    _check_one_label(source, several=several)
+    place = {k: i for i, k in enumerate(kept.tolist())}
+    own = [[place[k] for k in some if k in place] for some in labels]
+    if not any(own):
+        raise ValueError(f'evals/zeroshot: no image of {source} has a class of the test set')
+    return _with_label(_similarity.on_grid(images), own)
+
+
+def _with_calibration(
+    report: dict[str, Any],
+    right: np.ndarray,
+    classifier: np.ndarray,
+    logits: Logits | None,
+    tests: list[tuple[np.ndarray, np.ndarray]],
+) -> dict[str, Any]:
+    """Adds the calibration to a report; `tests` are the images and labels of the test set and,
+    optional, of the validation set.
+    """
+    if not logits:
+        return report | {'info': report['info'] | {'calibration': f'not measured: {UNKNOWN}'}}
+    test, *validation = [functools.partial(_chunks, classifier, logits, *some) for some in tests]
+    found = _calibration.measured(
+        test, right, sigmoid=logits.sigmoid, validation=validation[0] if validation else None
+    )
+    info = {'logit_scale': logits.scale}
+    if validation:
+        report['counts']['validation_images'] = len(tests[1][0])
+        info['temperature'] = found['calibration']['fitted']['temperature']
+    return {
+        **report,
+        'scores': report['scores'] | found['scores'],
+        'info': report['info'] | info,
+        'calibration': found['calibration'],
+    }
+
+
+def _chunks(
+    classifier: np.ndarray, logits: Logits, images: np.ndarray, labels: np.ndarray
+) -> Iterator[_calibration.Chunk]:
+    """Yields the logits of some images, with their labels."""
+    for start in range(0, len(images), _embed.CHUNK):
+        part = slice(start, start + _embed.CHUNK)
+        similarity = _similarity.matrix(images[part], classifier)
+        yield logits.scale * similarity + (logits.bias or 0.0), labels[part]
 
 
 def _multi_label(
@@ -265,6 +368,29 @@ def _check_order(names: list[str], stored: list[str], data: Source) -> None:
             f'evals/zeroshot: classes gives the names of {data} in another order: {names[k]!r} for '
             f'label {k}, which is {stored[k]!r}; use the order of the data set, or leave out '
             'classes'
+        )
+
+
+def _check_validation(validation: Source | None, data: Source, *, several: bool) -> None:
+    """Raises ValueError if a temperature cannot be fitted on a validation set for a data set."""
+    if not validation:
+        return
+    _check_one_label(data, several=several)
+    _check_one_label(validation, several=_labeled.several_at_first(validation))
+    theirs, ours = [*validation.label_names], [*data.label_names]
+    if theirs != ours:
+        differ = [pair for pair in itertools.zip_longest(theirs, ours) if len({*pair}) > 1]
+        raise ValueError(
+            f'evals/zeroshot: validation: {validation} has other classes than {data}: '
+            f'{differ[0][0]!r} for {differ[0][1]!r}; expected the same in the same order'
+        )
+
+
+def _check_one_label(source: Source, *, several: bool) -> None:
+    if several:
+        raise ValueError(
+            f'evals/zeroshot: validation: {source} has several labels per image, of which the '
+            'calibration is not measured; leave it out'
         )
 
 
