@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from clip_jax import build, lookup, pretrained, prompts
 from clip_jax.data.errors import DataNotFound
 from clip_jax.embeddings.identity import card_hash
@@ -168,8 +170,10 @@ def run(
             pretrained.find(model)
         load = functools.partial(pretrained.load, dtype=dtype)
     results: list[list[Result]] = []
+    parameters: list[int] = []
     for number, (model, slug) in enumerate(zip(models, slugs, strict=True)):
         clip = load(model).with_preprocess(**image_options or {})
+        parameters.append(sum(x.size for x in jax.tree.leaves(clip.variables['params'])))
         identity = {
             'model': resolve.pinned(model) or model,
             'fingerprint': fingerprint(clip.variables),
@@ -188,6 +192,7 @@ def run(
         del clip  # before the next one needs the memory
     table = _table(suite, models, results)
     table |= {'versions': environment.versions(), 'seconds': time.monotonic() - began}
+    table['parameters'] = parameters
     states = [result.state for column in results for result in column]
     return table, FAILED not in states and DONE in states
 
@@ -248,7 +253,10 @@ def _score(task: Task, report: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f'score: {", ".join(names)} have different units or directions; expected alike'
         )
-    return {**found[0], 'value': statistics.fmean(score['value'] for score in found)}
+    mean = {**found[0], 'value': statistics.fmean(score['value'] for score in found)}
+    if len(found) > 1:
+        mean.pop('interval', None)  # it is that of one score
+    return mean
 
 
 def _shown(score: Mapping[str, Any]) -> str:
@@ -272,6 +280,7 @@ def _table(
                 'better': score and score['better'],
                 'unit': score and score['unit'],
                 'values': [result.value for result in found],
+                'intervals': [(result.score or {}).get('interval') for result in found],
                 'states': [result.state for result in found],
                 'messages': [result.message for result in found],
             }

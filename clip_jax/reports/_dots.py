@@ -11,7 +11,7 @@ from clip_jax.reports import _style
 
 Cell = tuple[float | None, Sequence[float] | None]  # a score and the ends of its interval
 LENGTH = 60  # characters of a model's name
-LINE = 0.22  # inches of a line of the legend
+LINE = 0.18  # inches of a line of the legend
 
 
 def draw_dots(
@@ -56,7 +56,7 @@ def draw_dots(
 
 def foot(count: int) -> float:
     """The inches below a figure for the legend of so many models."""
-    return LINE * count + 0.12
+    return LINE * count + 0.16
 
 
 def legend(figure: Figure, models: Sequence[str] | Mapping[str, object]) -> None:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from clip_jax.reports import _style
 
+PEACH = '#f0bf99'
 TICKS = np.linspace(0, 1, 6)
 
 
@@ -31,6 +32,8 @@ def calibration(report: Mapping[str, Any], images: Sequence, path: str | os.Path
     grid = figure.add_gridspec(2, len(panels), height_ratios=(3.4, 1))
     for k, (name, part) in enumerate(panels.items()):
         rows = np.asarray(part['bins'], float)
+        if rows.ndim != 2 or rows.shape[1] != 5:
+            raise ValueError(f'calibration figure: bins {rows.shape}; expected rows of 5 numbers')
         above = figure.add_subplot(grid[0, k])
         _diagram(above, rows)
         above.set_title(name, pad=8)
@@ -46,7 +49,9 @@ def _diagram(axes: Axes, rows: np.ndarray) -> None:
     look = {'width': 0.94 * width, 'linewidth': 0}
     axes.bar(middle, accuracy, color=_style.BLUE, label='accuracy', **look)
     gap = confidence - accuracy
-    axes.bar(middle, gap, bottom=accuracy, color=_style.ORANGE, alpha=0.45, label='gap', **look)
+    above, below = np.maximum(gap, 0), np.minimum(gap, 0)
+    axes.bar(middle, above, bottom=accuracy, color=PEACH, label='overconfident', **look)
+    axes.bar(middle, below, bottom=accuracy, color=_style.SKY, label='underconfident', **look)
     diagonal = {'color': _style.INK, 'linewidth': 1, 'linestyle': (0, (4, 3))}
     axes.plot([0, 1], [0, 1], label='calibrated', **diagonal)
     axes.set(xlim=(0, 1), ylim=(0, 1), xticks=TICKS, yticks=TICKS, ylabel='accuracy')

@@ -227,7 +227,8 @@ def scatter(table: Mapping[str, Any], x: str, y: str, path: str | os.PathLike) -
     for name, axis, scale in (x, axes.xaxis, axes.set_xscale), (y, axes.yaxis, axes.set_yscale):
         if name == PARAMETERS:
             scale('log')
-            axis.set_major_formatter(_style.thousands)
+            axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(_parameters)
             axis.set_minor_formatter(ticker.NullFormatter())
         elif units.get(name, 'fraction') == 'fraction':
             axis.set_major_formatter(_style.per_cent)
@@ -274,7 +275,7 @@ def _shifted(
     points = [
         (k, x, y)
         for k, (x, y) in enumerate(zip(across, up, strict=True))
-        if x is not None and y is not None and 0 < min(x, y) and max(x, y) < 1
+        if x is not None and y is not None and min(x, y) > 0 and max(x, y) < 1
     ]
     axes.set_xscale('logit')
     axes.set_yscale('logit')
@@ -296,6 +297,10 @@ def _shifted(
         axis.set_major_formatter(_style.per_cent)
         axis.set_minor_locator(ticker.NullLocator())
     axes.legend(loc='upper left')
+
+
+def _parameters(value: float, _: float | None = None) -> str:
+    return f'{value / 1e9:g}B' if value >= 1e9 else f'{value / 1e6:g}M'
 
 
 def _spread(ticks: list[float]) -> list[float]:
