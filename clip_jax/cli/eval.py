@@ -126,7 +126,8 @@ def _show(report: Mapping[str, Any]) -> None:
     """Prints scores, counts and the facts that are set."""
     for name, score in report['scores'].items():
         form = '.4f' if score['unit'] == 'fraction' else ',.6g'
-        print(f'{name:28} {score["value"]:{form}}')
+        ends = ' to '.join(f'{end:{form}}' for end in score.get('interval', ()))
+        print(f'{name:28} {score["value"]:{form}}', *([f'  95 %: {ends}'] if ends else []))
     facts = {k: v for k, v in report['info'].items() if v not in ('', [])}
     for name, value in {**report['counts'], **facts, 'seconds': report['seconds']}.items():
         print(f'{name:28} {_console.one_line(value)}')

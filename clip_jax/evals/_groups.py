@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.evals import score
+from clip_jax.evals import _intervals, score
 
 
 def of(records: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
@@ -46,10 +46,13 @@ def added(
     of_group = {group: groups == group for group in sorted({*groups.tolist()}, key=_order)}
     rows, worst = {}, {}
     for name, ok in right.items():
-        means = [int(ok[own].sum()) / int(own.sum()) for own in of_group.values()]
-        counts = [int(own.sum()) for own in of_group.values()]
-        rows[f'{name} by group'] = [*map(list, zip(of_group, counts, means, strict=True))]
-        worst['worst_group' + (f'_{name}' if worst else '')] = score(min(means))
+        hits = {group: (int(ok[own].sum()), int(own.sum())) for group, own in of_group.items()}
+        rows[f'{name} by group'] = [
+            [group, count, hit / count, *(_intervals.of_fraction(hit, count) or ())]
+            for group, (hit, count) in hits.items()
+        ]
+        lowest = min(hit / count for hit, count in hits.values())
+        worst['worst_group' + (f'_{name}' if worst else '')] = score(lowest)
     return {
         **report,
         'scores': {**report['scores'], **worst},

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data.sources import Source
-from clip_jax.evals import _embed, _similarity, score
+from clip_jax.evals import _embed, _intervals, _paired, _similarity, score
 
 AT = (1, 5, 10)
 EXAMPLES = 10
@@ -27,7 +27,7 @@ def evaluate(encode_image: Callable, encode_text: Callable, data: Source) -> dic
 
     Returns:
         The report. Scores: recall at 1, 5 and 10 and the median rank (1 is best), in both
-        directions.
+        directions; intervals of the recall are over images with all their captions.
 
     Raises:
         ValueError: a record has no caption.
@@ -43,8 +43,12 @@ def evaluate(encode_image: Callable, encode_text: Callable, data: Source) -> dic
 
     to_text, to_image = _ranks(image, text, owner)
     both = {'image_to_text': to_text, 'text_to_image': to_image}
+    # Images are resampled, each with all its captions.
+    owners = {'image_to_text': np.arange(len(image)), 'text_to_image': owner}
     scores = {
-        f'{way}/recall@{k}': score(np.mean(ranks <= k)) for way, ranks in both.items() for k in AT
+        f'{way}/recall@{k}': _recall(ranks <= k, owners[way])
+        for way, ranks in both.items()
+        for k in AT
     }
     scores |= {
         f'{way}/median_rank': score(_median(ranks), better='lower', unit='rank')
@@ -53,6 +57,11 @@ def evaluate(encode_image: Callable, encode_text: Callable, data: Source) -> dic
     return {
         'scores': scores,
         'counts': {'images': len(data), 'texts': len(captions)},
+        'correct': {
+            'image_to_text/recall@1': _paired.packed(
+                to_text <= 1, [record['texts'] for record in records]
+            )
+        },
         'similarity': _sample(image, text, owner, captions),
         'queries': _queries(image, text, owner, captions, to_text, to_image),
     }
@@ -70,6 +79,15 @@ def _ranks(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> tuple[np.n
     # tie with its best one.
     mine = np.bincount(owner[own == best[owner]], minlength=len(image))
     return over_images - mine + 1, over_texts
+
+
+def _recall(found: np.ndarray, owner: np.ndarray) -> dict[str, Any]:
+    """The score that is the fraction of queries with a positive, bool [N]; `owner` is the image of
+    each, int [N].
+    """
+    sizes = np.bincount(owner)
+    interval = _intervals.of_clusters(np.bincount(owner, found).astype(int), sizes)
+    return score(np.mean(found), interval=interval)
 
 
 def _median(ranks: np.ndarray) -> int:

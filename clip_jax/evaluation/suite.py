@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from clip_jax import build, lookup, pretrained, prompts
 from clip_jax.data.errors import DataNotFound
 from clip_jax.embeddings.identity import card_hash
@@ -169,8 +171,10 @@ def run(
             pretrained.find(model)
         load = functools.partial(pretrained.load, dtype=dtype)
     results: list[list[Result]] = []
+    parameters: list[int] = []
     for number, (model, slug) in enumerate(zip(models, slugs, strict=True)):
         clip = load(model).with_preprocess(**image_options or {})
+        parameters.append(sum(x.size for x in jax.tree.leaves(clip.variables['params'])))
         identity = {
             'model': resolve.pinned(model) or model,
             'fingerprint': fingerprint(clip.variables),
@@ -189,6 +193,7 @@ def run(
         del clip  # before the next one needs the memory
     table = suite_table.table(_rows(suite, results), models, page)
     table |= {'versions': environment.versions(), 'seconds': time.monotonic() - began}
+    table['parameters'] = parameters
     states = [result.state for column in results for result in column]
     return table, FAILED not in states and DONE in states
 
@@ -243,7 +248,10 @@ def _score(task: Task, report: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f'score: {", ".join(names)} have different units or directions; expected alike'
         )
-    return {**found[0], 'value': statistics.fmean(score['value'] for score in found)}
+    mean = {**found[0], 'value': statistics.fmean(score['value'] for score in found)}
+    if len(found) > 1:
+        mean.pop('interval', None)  # it is that of one score
+    return mean
 
 
 def _rows(suite: Sequence[Task], results: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:
@@ -261,6 +269,7 @@ def _rows(suite: Sequence[Task], results: Sequence[Sequence[Result]]) -> list[di
                 'better': score and score['better'],
                 'unit': score and score['unit'],
                 'values': [result.value for result in found],
+                'intervals': [(result.score or {}).get('interval') for result in found],
                 'states': [result.state for result in found],
                 'messages': [result.message for result in found],
             }
