@@ -3,8 +3,9 @@
     clip-jax eval suite --suite=datacomp38 --model=runs/a --out=suites/a \\
         --suite.options.wds.root=/data/evalsets
 
-Each set has the metric that DataComp averages, and its own class names and templates. Without
-`root` the sets are read from the Hugging Face hub. README.md says where they are.
+Each set has the metric that DataComp averages, and its own class names and templates; WinoGAViL is
+not among them. Without `root` the sets are read from the Hugging Face hub. README.md says where
+they are.
 """
 
 from ml_collections import ConfigDict, config_dict
