@@ -19,6 +19,8 @@ from clip_jax.data.sources._tar_index import Shard
 KINDS = ('classification', 'multilabel', 'retrieval')
 DEFAULT_SPLIT = 'test'
 _HUB = re.compile(r'hf://datasets/[^/]+/')
+# The page of a set, which CLIP_benchmark takes as the root of its data.
+_PAGE = re.compile(r'https://huggingface\.co/datasets/([^/]+/[^/]+?)(?:/tree/([^/]+))?/?')
 
 
 class Place(NamedTuple):
@@ -68,7 +70,8 @@ def find(address: str, split: str, root: str) -> Place:
     """Finds a split of a set.
 
     Args:
-        address: the folder of a set, or that of a split of it; local, or an address with '://'.
+        address: the folder of a set, or that of a split of it; local, or an address with '://'; or
+            the page of a repository of the hub.
         split: the name of the split, '' for that of the address, or else test.
         root: a folder with copies of sets (see `source` of wds).
 
@@ -76,7 +79,8 @@ def find(address: str, split: str, root: str) -> Place:
         DataNotFound: there is no such set or split.
         ValueError: some shards are missing, or the number of shards is none.
     """
-    place = _below(root, address) if root else address
+    place = _of_page(address)
+    place = _below(root, place) if root else place
     place = place if _files.is_remote(place) else os.path.expanduser(place)
     place = place.rstrip('/') or '/'
     for folder, name in [*_parent(place), (place, split or DEFAULT_SPLIT)]:
@@ -90,6 +94,15 @@ def find(address: str, split: str, root: str) -> Place:
         f'{_tar_shards.nearest(place)} Expected the folder of a set as CLIP_benchmark writes them, '
         'or of a split'
     )
+
+
+def _of_page(address: str) -> str:
+    """An address, or in place of the page of a repository its files."""
+    page = _PAGE.fullmatch(address)
+    if not page:
+        return address
+    revision = f'@{page[2]}' if page[2] not in (None, 'main') else ''
+    return f'hf://datasets/{page[1]}{revision}'
 
 
 def _below(root: str, address: str) -> str:

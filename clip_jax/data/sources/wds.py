@@ -33,8 +33,9 @@ def source(
     """Opens a split of an evaluation set.
 
     Args:
-        address: the folder of the set or of a split of it: a path, hf://datasets/OWNER/NAME or
-            another address that fsspec reads.
+        address: the folder of the set or of a split of it: a path, hf://datasets/OWNER/NAME, its
+            page https://huggingface.co/datasets/OWNER/NAME/tree/main, or another address that
+            fsspec reads.
         split: the split; '': that of the address, or else test.
         root: a folder of copies: hf://datasets/OWNER/NAME is read from NAME in it, and other
             addresses are paths in it.

@@ -57,6 +57,8 @@ def test_copies_of_sets_of_the_hub_are_read_below_root(colors, tmp_path):
     for address in (
         'hf://datasets/djghosh/wds_colors',
         'hf://datasets/djghosh/wds_colors@v1/test',
+        'https://huggingface.co/datasets/djghosh/wds_colors',
+        'https://huggingface.co/datasets/djghosh/wds_colors/tree/v1/',
         'wds_colors',
         'wds_colors/test',
     ):
@@ -72,8 +74,14 @@ def test_a_set_of_the_hub_is_read_in_place(hub, tmp_path):  # noqa: F811
     colors = wds_sets.classes(tmp_path / 'colors', 9)
     files = {str(f.relative_to(colors)): f.read_bytes() for f in colors.rglob('*') if f.is_file()}
     hub.add('datasets/owner/wds_colors', files)
-    for end in ('', '/test'):
-        source = open_source(f'wds:hf://datasets/owner/wds_colors{end}')
+    page = 'https://huggingface.co/datasets/owner/wds_colors/tree/main'
+    for address in (
+        'hf://datasets/owner/wds_colors',
+        'hf://datasets/owner/wds_colors/test',
+        page,
+    ):
+        source = open_source(f'wds:{address}')
+        assert str(source) == f'wds:{address}'
         assert source.label_names == [*COLORS] and labels(source) == [*range(7), 0, 1]
         assert source[3] == open_source(f'wds:{colors}')[3]
     with pytest.raises(DataNotFound, match=r'no data set in .*owner/wds_cars'):
