@@ -64,12 +64,13 @@ def add_parser(commands: Any) -> None:
 
 def _details(args: argparse.Namespace) -> str:
     """The part of the help that depends on the evaluation and the data."""
-    if not args.name:
-        return f'evaluations:\n{_help.plugins("evals")}'
     if args.name == SUITE:
         return suite.HELP
-    evaluate = lookup.module('evals', args.name, 'evaluate').evaluate
-    parts = [DIMS, f'options of {args.name}:\n{_help.options(evaluate, own=3)}']
+    if args.name:
+        evaluate = lookup.module('evals', args.name, 'evaluate').evaluate
+        parts = [DIMS, f'options of {args.name}:\n{_help.options(evaluate, own=3)}']
+    else:
+        parts = [f'evaluations:\n{_help.plugins("evals")}']
     if args.data:
         parts.append(_help.source_options(_flags.kinds(args.data), '--data.'))
     return '\n\n'.join(parts)
