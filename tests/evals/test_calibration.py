@@ -176,7 +176,7 @@ def test_zeroshot_reports_the_calibration_before_and_after_fitting(logits):
     alone = evaluate(logits, test)
     assert alone['calibration'] == {k: v for k, v in found.items() if k != 'fitted'}
     assert alone['scores']['ece'] == report['scores']['ece']
-    assert [*alone['scores']] == ['top1', 'top5', 'mean_per_class', 'ece', 'nll']
+    assert [*alone['scores']] == ['top1', 'top5', 'mean_per_class', 'macro_f1', 'ece', 'nll']
 
 
 def test_where_the_logits_are_not_known_it_says_so():
