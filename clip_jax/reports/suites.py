@@ -105,7 +105,8 @@ def axes_of(table: Mapping[str, Any], x: str | None, y: str | None) -> tuple[str
 
     Args:
         table: the table.
-        x: what is asked for, a name of `numbers`; None for the parameters or the first task.
+        x: what is asked for, a name of `numbers`; None for the parameters, or for the first task
+            where all models have the same.
         y: the same; None for the first average or mean.
 
     Returns:
@@ -121,7 +122,8 @@ def axes_of(table: Mapping[str, Any], x: str | None, y: str | None) -> tuple[str
     tasks = [row['task'] for row in table['tasks']]
     means = [name for name in known if name not in (*tasks, PARAMETERS)]
     y = y or next((name for name in reversed(means) if name != x), None) or tasks[-1]
-    x = x or next(name for name in (*([PARAMETERS] if PARAMETERS in known else []), *tasks))
+    sizes = len({*known.get(PARAMETERS, ())}) > 1
+    x = x or (PARAMETERS if sizes and y != PARAMETERS else tasks[0])
     return None if x == y or len(table['models']) < 2 else (x, y)
 
 

@@ -54,6 +54,9 @@ def test_what_models_are_drawn_by():
     assert suites.axes_of(table, 'sketch', None) == ('sketch', 'mean/zeroshot')
     assert suites.axes_of(table, None, 'pets') == ('parameters', 'pets')
     assert suites.axes_of(table, 'mean/zeroshot', None) == ('mean/zeroshot', 'pets')
+    assert suites.axes_of(table, None, 'parameters') == ('imagenet', 'parameters')
+    table['parameters'] = [5, 5, 5]
+    assert suites.axes_of(table, None, None) == ('imagenet', 'mean/zeroshot')
     del table['parameters']
     assert suites.axes_of(table, None, None) == ('imagenet', 'mean/zeroshot')
     table['averages'] = [{'name': 'shifted', 'values': [0.1, 0.2, 0.3]}]
