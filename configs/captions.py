@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Returns the config."""
     c = quickstart.get_config().unlock()
-    c.total_steps = 720
-    c.eval_every = 720
+    c.total_steps = 1_800
+    c.eval_every = 1_800
     del c.evals.retrieval
 
     # Widths that open_clip's files can hold: the decoder, the text encoder and the pooler agree.

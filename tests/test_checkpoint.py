@@ -110,6 +110,7 @@ MESHES = {
         'shard_optimizer': True,
     },
 }
+QUICK = ('2 devices', 'all three', 'slices, optimizer over data')
 
 
 @pytest.fixture(scope='module')
@@ -124,7 +125,13 @@ def trained(tmp_path_factory):
     return current, folder, float(step(current, put(batch(5)))[1]['loss'])
 
 
-@pytest.mark.parametrize('mesh', MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize(
+    'mesh',
+    [
+        pytest.param(mesh, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, mesh in MESHES.items()
+    ],
+)
 def test_training_goes_on_on_another_mesh(trained, mesh, tmp_path):
     current, folder, loss = trained
     start, step, put = setup(**mesh)

@@ -40,6 +40,13 @@ def add_parser(commands: Any) -> None:
         'block:N, the output of a block; attention:N, its attention weights',
     )
     parser.add_argument(
+        '--text-features',
+        default='',
+        metavar='NAME',
+        help='what to write of captions: embedding (default, beside embeddings of images), '
+        'pre_projection, tokens, block:N, attention:N, or none',
+    )
+    parser.add_argument(
         '--dim',
         type=int,
         default=0,
@@ -95,6 +102,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     how = embed.Options(
         features=args.features,
+        text_features=args.text_features,
         dim=args.dim,
         dtype=args.dtype,
         save_dtype=args.save_dtype,

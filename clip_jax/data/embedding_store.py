@@ -3,7 +3,7 @@
     embeddings.json         the data, the model and the options; completed when all shards exist
     images-00000.npy        embeddings [n, D] of a shard's images, in the order of the records; or
                             other features, [n, ...]
-    texts-00000.npy         embeddings [m, D] of all their captions, if these are embedded
+    texts-00000.npy         the same of all their captions, if these are embedded
     records-00000.parquet   a row per image: its index and place in the data, labels, captions
     index-00000.npy         the rows of each record and caption; see embedding_index.py
     shard-00000.json        a note that the shard is complete, with its bad records
@@ -20,7 +20,7 @@ import functools
 import io
 import itertools
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,15 +55,16 @@ class Description:
         dim: how many coordinates of the embeddings are kept; 0: all.
         save_dtype: dtype of the files.
         compute_dtype: dtype that the model computed in.
-        captions: 'embedded', or 'stored' if captions have no embeddings.
+        captions: what is stored of a caption, as `Clip.encode_text` names it, or 'none'.
         shard_size: records per shard.
         batch_size: images per device and batch.
         image_options: `gray16` and `max_pixels` of `Preprocess`.
         card: the card of the model.
-        scale: the factor of the model's cosine similarities.
+        scale: the factor of the model's cosine similarities; 0 of an encoder alone.
         images: how many images have embeddings.
-        texts: how many captions have embeddings.
+        texts: how many captions have features.
         shape: the shape of an image's features, [D] of embeddings.
+        text_shape: the same of a caption; [] if captions have no features.
         bad: per kind of bad records, their 'count' and 'examples'.
         shards: [images, texts] of each shard.
     """
@@ -88,6 +89,7 @@ class Description:
     images: int = 0
     texts: int = 0
     shape: list = dataclasses.field(default_factory=list)
+    text_shape: list = dataclasses.field(default_factory=list)
     bad: dict = dataclasses.field(default_factory=dict)
     shards: list = dataclasses.field(default_factory=list)
 
@@ -99,7 +101,7 @@ class Description:
             valid = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
             if valid and field.name == 'shards':
                 valid = all(isinstance(x, list) and [*map(type, x)] == [int, int] for x in value)
-            if valid and field.name == 'shape':
+            if valid and field.name in ('shape', 'text_shape'):
                 valid = all(type(x) is int and x > 0 for x in value)
             if valid and field.name == 'bad':
                 valid = all(
@@ -378,10 +380,10 @@ class Embeddings:
                 f'{self}: holds the features {self.description.features!r}, this evaluation '
                 f'needs {features!r}; write them with clip-jax embed --features={features}'
             )
-        values = self._memory(len(self))
+        values = self._memory(image_file, len(self))
         for start, _, part in self.blocks():
             values[start : start + len(part)] = part
-        return self._exact(values)
+        return self._exact(values, features)
 
     def records(self) -> list[dict[str, Any]]:
         """Returns texts and labels of all images, as other sources do."""
@@ -400,22 +402,19 @@ class Embeddings:
             yield end - len(part), shard, part
 
     def texts(self) -> tuple[list[str], np.ndarray]:
-        """Returns all captions and their embeddings, float32 [M, D]; none if not embedded."""
-        counts = [count for _, count in self.description.shards]
-        values = self._memory(sum(counts))
-        captions, start = [], 0
-        for shard, count in enumerate(counts):
+        """Returns captions and their embeddings, float32 [M, D], or features; none if none."""
+        values = self._memory(text_file, self.description.texts)
+        captions: list[str] = []
+        for shard, (_, count) in enumerate(self.description.shards):
             if count:
-                values[start : start + count] = self._load(text_file(self.folder, shard), count)
-                start += count
-                captions += [
-                    t for own in self._table(shard)['texts'].to_pylist() for t in own or ()
-                ]
-        return captions, self._exact(values)
+                values[len(captions) : len(captions) + count] = self._load(text_file, shard)
+                own = self._table(shard)['texts'].to_pylist()
+                captions += itertools.chain.from_iterable(texts or () for texts in own)
+        return captions, self._exact(values, self.description.captions)
 
-    def _exact(self, values: np.ndarray) -> np.ndarray:
+    def _exact(self, values: np.ndarray, features: str) -> np.ndarray:
         """Normalizes embeddings again, whose length rounding has changed."""
-        if self.description.features == 'embedding' and self.description.save_dtype != 'float32':
+        if features == 'embedding' and self.description.save_dtype != 'float32':
             values /= np.linalg.norm(values, axis=1, keepdims=True)
         return values
 
@@ -426,30 +425,41 @@ class Embeddings:
         return shard, int(i) - (self._ends[shard - 1] if shard else 0)
 
     def _images(self, shard: int) -> np.ndarray:
-        return self._load(image_file(self.folder, shard), self.description.shards[shard][0])
+        return self._load(image_file, shard)
 
-    def _memory(self, count: int) -> np.ndarray:
-        """Returns memory for embeddings, after a file has the width that the description says."""
-        path = image_file(self.folder, 0)
-        with _reading(path):
-            self._check_header(path, self.description.shards[0][0])
-        return np.empty((count, *self.description.shape), np.float32)
+    def _described(self, kind: Callable, shard: int) -> tuple[int, ...]:
+        """The shape of a file, which is of images or texts, that the description says."""
+        images, texts = self.description.shards[shard]
+        if kind is image_file:
+            return images, *self.description.shape
+        return texts, *self.description.text_shape
 
-    def _load(self, path: epath.Path, count: int) -> np.ndarray:
+    def _memory(self, kind: Callable, count: int) -> np.ndarray:
+        """Returns memory for rows, after a file has the width that the description says."""
+        shape = self._described(kind, 0)
+        for shard in range(len(self.description.shards)):
+            if (shape := self._described(kind, shard))[0]:
+                with _reading(path := kind(self.folder, shard)):
+                    self._check_header(path, shape)
+                break
+        return np.empty((count, *shape[1:]), np.float32)
+
+    def _load(self, kind: Callable, shard: int) -> np.ndarray:
         """Returns the rows of a file; ValueError if they are not as many as described."""
+        path = kind(self.folder, shard)
         with _reading(path):
-            self._check_header(path, count)
+            self._check_header(path, self._described(kind, shard))
             if atomic.is_remote(path):
                 return np.load(io.BytesIO(path.read_bytes()))
             return np.load(path, mmap_mode='r')
 
-    def _check_header(self, path: epath.Path, count: int) -> None:
+    def _check_header(self, path: epath.Path, shape: tuple[int, ...]) -> None:
         # NumPy maps a file of any header, and some of them end the process.
         if str(path) in self._checked:
             return
         with path.open('rb') as file:
             found = foreign_arrays.header(file, checksums.stat(path).bytes)
-        expected = (count, *self.description.shape), np.dtype(self.description.save_dtype)
+        expected = shape, np.dtype(self.description.save_dtype)
         if found != expected:
             raise ValueError(
                 f'it holds {found[1]} {found[0]}, and {DESCRIPTION} says '

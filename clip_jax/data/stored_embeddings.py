@@ -56,10 +56,10 @@ class StoredEmbeddings:
                 f'has the features {self.description.features!r}, which no loss compares',
                 f'expected {"embedding"!r}: {AGAIN} --features=embedding',
             )
-        if self.description.captions != 'embedded':
+        if self.description.captions != 'embedding':
             raise self._error(
                 'has no embeddings of captions, which the losses compare too',
-                f'{AGAIN} from a model that has a tokenizer',
+                f'{AGAIN} from a model that has a tokenizer, without --text-features',
             )
         if not 0 < self.scale < np.inf:
             raise self._error(f'says scale {self.scale}', f'expected a number above 0: {AGAIN}')

@@ -31,6 +31,7 @@ from clip_jax.data.patches import stacked
 from clip_jax.data.sharded_job import ShardedJob, check_settings
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, error_message, in_order
+from clip_jax.embeddings import captions
 from clip_jax.models import matryoshka
 from clip_jax.models.features import check as check_features
 from clip_jax.models.fingerprint import fingerprint
@@ -52,6 +53,8 @@ class Options:
 
     Attributes:
         features: what is stored of an image, as `Clip.encode_image` names it.
+        text_features: what is stored of a caption, as `Clip.encode_text` names it; 'none': its text
+            alone; '': 'embedding' beside embeddings of images, else 'none'.
         dim: only the first coordinates of embeddings, L2-normalized again; 0: all.
         dtype: compute dtype: 'auto', 'float32' or 'bfloat16'.
         save_dtype: dtype of the files: 'float32' or 'float16'.
@@ -64,6 +67,7 @@ class Options:
     """
 
     features: str = 'embedding'
+    text_features: str = ''
     dim: int = 0
     dtype: str = 'auto'
     save_dtype: str = 'float32'
@@ -77,6 +81,8 @@ class Options:
     def __post_init__(self):
         opening.check_max_pixels(self.max_pixels)
         check_features(self.features, 'image', what='--features')
+        if self.text_features not in ('', captions.NONE):
+            check_features(self.text_features, 'text', what='--text-features')
         build.check_dtype(self.dtype)
         lookup.check(self.save_dtype, embedding_store.DTYPES, what='--save-dtype')
         if self.dim < 0:
@@ -196,6 +202,7 @@ def run(
     clip = pretrained.load(model, dtype=options.dtype, mesh=mesh)
     matryoshka.check(options.dim or None, clip.model.embed_dim, features=options.features)
     clip.feature_shape(options.features)  # ValueError before anything is written
+    captions.kind(clip, options.text_features, options.features)
     clip = dataclasses.replace(clip, batch_size=options.batch_size * clip.mesh.size)
     clip = clip.with_preprocess(
         gray16=options.gray16 or clip.preprocess.gray16, max_pixels=options.max_pixels
@@ -230,7 +237,6 @@ def run(
 def _settings(
     clip: Clip, source: Source, options: Options, spec: str, spec_options: Mapping
 ) -> dict[str, Any]:
-    texts = options.features == 'embedding' and clip.tokenizer is not None
     settings = {
         'fingerprint': fingerprint(clip.variables),
         'data': spec,
@@ -240,15 +246,21 @@ def _settings(
         'features': options.features,
         'dim': options.dim,
         'save_dtype': options.save_dtype,
-        'captions': 'embedded' if texts else 'stored',
+        'captions': captions.kind(clip, options.text_features, options.features),
         'compute_dtype': str(np.dtype(clip.model.dtype)),
         'shard_size': options.shard_size,
         'batch_size': options.batch_size,
         'image_options': {k: getattr(clip.preprocess, k) for k in ('gray16', 'max_pixels')},
         'card': clip.card,
-        'scale': float(np.exp(np.asarray(clip.variables['params']['logit_scale'], np.float32))),
+        'scale': _scale(clip),
     }
     return json.loads(json.dumps(settings))
+
+
+def _scale(clip: Clip) -> float:
+    """The factor of the model's similarities; 0 of an encoder alone, which compares nothing."""
+    logit_scale = clip.variables['params'].get('logit_scale')
+    return 0.0 if logit_scale is None else float(np.exp(np.asarray(logit_scale, np.float32)))
 
 
 def _check_folder(folder: epath.Path, spec: str, options: Options) -> None:
@@ -388,23 +400,11 @@ def _to_save(job: EmbedJob, shard: Shard) -> dict[str, np.ndarray]:
     images = np.concatenate([np.zeros((0, *shape), np.float32), *shard.embeddings])
     images = matryoshka.first(images, dim)
     texts = [text for record in shard.records for text in record.get('texts') or ()]
+    of_texts = captions.rows(job.clip, texts, job.settings['captions'], job.options.dim)
     return {
         'images': _cast(job, shard, images, 'images'),
-        'texts': _cast(job, shard, matryoshka.first(_embed_texts(job, texts), dim), 'captions'),
+        'texts': _cast(job, shard, of_texts, 'captions'),
     }
-
-
-def _embed_texts(job: EmbedJob, texts: Sequence[str]) -> np.ndarray:
-    """Embeds captions, float32 [N, D]; equal ones are computed once."""
-    tokenizer = job.clip.tokenizer
-    if job.settings['captions'] != 'embedded' or not texts or tokenizer is None:
-        return np.zeros((0, job.clip.model.embed_dim), np.float32)
-    index = {text: k for k, text in enumerate(dict.fromkeys(texts))}
-    tokens = tokenizer(list(index))
-    # Padded to full batches, whose size must not depend on the number of texts.
-    padding = -len(tokens) % job.clip.batch_size
-    embeddings = job.clip.encode_text(np.pad(tokens, [(0, padding), (0, 0)]))
-    return embeddings[[index[text] for text in texts]]
 
 
 def _cast(job: EmbedJob, shard: Shard, embeddings: np.ndarray, what: str) -> np.ndarray:
@@ -452,6 +452,7 @@ def _complete(job: EmbedJob) -> None:
         images=images,
         texts=sum(m for _, m in counts),
         shape=[job.options.dim or n for n in job.clip.feature_shape(job.options.features)],
+        text_shape=captions.shape(job.clip, job.settings['captions'], job.options.dim),
         bad={k: {'count': kinds[k], 'examples': found} for k, found in examples.items()},
         shards=counts,
     )

@@ -140,6 +140,8 @@ class _StoredTexts:
     def _embeddings(self) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
         for source in self._stored:
+            if source.description.captions != 'embedding':
+                continue
             for text, embedding in zip(*source.texts(), strict=True):
                 found.setdefault(text, embedding)
         return found

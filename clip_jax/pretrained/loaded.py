@@ -143,8 +143,15 @@ class Clip:
 
     def feature_shape(self, features: str = 'embedding') -> tuple[int, ...]:
         """Returns the shape of one image's features, (embed_dim,) of embeddings."""
+        self.model.check_has('image')
         images, _ = self.model.example_inputs(1)
         return jax.eval_shape(_forward(self, features), self.variables, images).shape[1:]
+
+    def text_feature_shape(self, features: str = 'embedding') -> tuple[int, ...]:
+        """Returns the shape of one text's features, (embed_dim,) of embeddings."""
+        self.model.check_has('text')
+        tokens = jax.ShapeDtypeStruct((1, self.model.text.context_length), np.int32)
+        return jax.eval_shape(_forward_texts(self, features), self.variables, tokens).shape[1:]
 
     def encode_text(
         self,
@@ -171,12 +178,7 @@ class Clip:
         self.model.check_has('text')
         matryoshka.check(dim, self.model.embed_dim, features=features)
         texts = inputs.texts(texts)
-        forward = functools.partial(
-            _of_texts,
-            model=self.model,
-            features=check_features(features, 'text'),
-            where=sharding.replicated(self.mesh),
-        )
+        forward = _forward_texts(self, features)
         if isinstance(texts, np.ndarray):
             tokenizer = functools.partial(np.asarray, dtype=np.int32)
         elif self.tokenizer is None:
@@ -194,9 +196,7 @@ class Clip:
         )
         found = list(_embedded(self, forward, batches, 'encode_text'))
         if not found:
-            token = jax.ShapeDtypeStruct((1, self.model.text.context_length), np.int32)
-            shape = jax.eval_shape(forward, self.variables, token).shape[1:]
-            found.append(np.zeros((0, *shape), np.float32))
+            found.append(np.zeros((0, *self.text_feature_shape(features)), np.float32))
         return matryoshka.first(np.concatenate(found), dim)
 
     def classify(
@@ -318,6 +318,16 @@ def _forward(clip: Clip, features: str) -> Callable:
         mean=tuple(clip.preprocess.mean),
         std=tuple(clip.preprocess.std),
         features=check_features(features, 'image'),
+        where=sharding.replicated(clip.mesh),
+    )
+
+
+def _forward_texts(clip: Clip, features: str) -> Callable:
+    """The compiled function of variables and tokens that gives these features."""
+    return functools.partial(
+        _of_texts,
+        model=clip.model,
+        features=check_features(features, 'text'),
         where=sharding.replicated(clip.mesh),
     )
 

@@ -45,6 +45,19 @@ def test_data_that_cannot_be_evaluated(evaluate, bad_tar, one_name):
         assert 'not a readable image' in line
 
 
+def test_data_without_questions_languages_or_images(evaluate, tmp_path):
+    assert 'has no questions; expected data such as choices:FILES' in evaluate('compositional')
+    assert "languages: there is no 'en'" in evaluate('multilingual', '--languages=en')
+    file = tmp_path / 'dataset.json'
+    file.write_text('{"images": [{"filename": "x.jpg", "split": "test", "sentences": []}]}')
+    said = evaluate('retrieval', data=f'karpathy:{file}')
+    assert f'1 of 1 images are not in {tmp_path}; give their folder as root: x.jpg' in said
+    said = evaluate('retrieval', '--data.split=tset', data=f'karpathy:{file}')
+    assert "split: there is no 'tset'. Did you mean 'test'?" in said
+    said = evaluate('multilingual', data=f'multilingual:{file}')
+    assert 'no names of images' in said
+
+
 def test_flags_that_do_not_go_together(line, tiny_run, tiny_tars):
     model, data = f'--model={tiny_run}', f'--data={tiny_tars}'
     for flags in ([model], [model, model, data], [model, data, '--suite=x.py']):

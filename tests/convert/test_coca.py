@@ -47,6 +47,14 @@ def test_logits_and_greedy_captions_are_those_of_open_clip(name):
     compare(coca.FIXTURES / name, name)
 
 
+@pytest.mark.reference
+@pytest.mark.parametrize('name', coca.MODELS)
+def test_logits_and_greedy_captions_by_the_library(name, tmp_path):
+    pytest.importorskip('open_clip', reason='open_clip is not installed')
+    coca.write(tmp_path, name)
+    compare(tmp_path, name)
+
+
 @pytest.mark.parametrize('name', coca.MODELS)
 def test_captions_of_the_fixture_differ_and_end_early(name):
     captions = np.load(coca.FIXTURES / name / 'expected.npz')['captions']

@@ -44,6 +44,8 @@ def used(folder) -> tuple:
         {'images': 7},
         {'texts': 0},
         {'shape': [7]},
+        {'text_shape': [7]},
+        {'text_shape': []},
         {'shape': [-8]},
         {'shape': []},
         {'shard_size': 0},

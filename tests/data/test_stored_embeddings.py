@@ -150,11 +150,11 @@ def test_other_data_is_one_line(folder):
 def test_a_folder_that_cannot_teach_is_one_line(folder):
     change(folder, features='pre_projection')
     assert "has the features 'pre_projection', which no loss compares" in refused(listed(), folder)
-    change(folder, features='embedding', captions='stored')
+    change(folder, features='embedding', captions='none')
     assert 'has no embeddings of captions, which the losses compare too' in refused(
         listed(), folder
     )
-    change(folder, captions='embedded', scale=float('inf'))
+    change(folder, captions='embedding', scale=float('inf'))
     assert 'says scale inf; expected a number above 0' in refused(listed(), folder)
     change(folder, complete=False)
     assert 'is not complete, 2 of 2 shards are written' in refused(listed(), folder)

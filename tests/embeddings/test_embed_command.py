@@ -19,19 +19,20 @@ import pytest
 from etils import epath
 from PIL import Image
 from support.files import hashes
-from support.process import COLORS, clip_jax_command, environment, free_port
+from support.process import COLORS, ROOT, clip_jax_command, environment, free_port
 from support.runs import command
 
 import clip_jax
 from clip_jax import build, lookup
 from clip_jax.cli import main
 from clip_jax.data.sources import open_source
-from clip_jax.embeddings import embed, source_model
+from clip_jax.embeddings import captions, embed, source_model
 from clip_jax.evaluation import encoders
 from clip_jax.runtime import lock
 
 SLOW = pytest.mark.slow
 SMALL = '--shard-size=10', '--batch-size=4'
+FIXTURES = ROOT / 'tests/convert/fixtures'
 
 
 def run(*arguments: object, code: int = 0) -> None:
@@ -340,14 +341,34 @@ def test_features_with_more_axes_are_stored_as_they_are(
         stored.embeddings('embedding')
 
 
-def test_a_block_that_the_encoder_has_not_leaves_nothing(arguments, tmp_path, capfd):
-    run(*arguments, f'--out={tmp_path / "x"}', '--features=block:9', code=1)
+@pytest.mark.parametrize('features', ['tokens', 'block:-1', 'pre_projection'])
+def test_features_of_captions_beside_those_of_images(
+    features, arguments, folder, clip, source, tmp_path
+):
+    out = tmp_path / 'x'
+    run(*arguments, f'--out={out}', f'--text-features={features}')
+    stored = open_source(f'embeddings:{out}')
+    texts, rows = stored.texts()
+    assert rows.shape == (128, *clip.text_feature_shape(features))
+    assert texts == [text for i in range(64) for text in source[i]['texts']]
+    expected = clip.encode_text(texts[:4], features=features)
+    np.testing.assert_allclose(rows[:4], expected, atol=2e-5)
+    images = open_source(f'embeddings:{folder}').embeddings()
+    np.testing.assert_array_equal(stored.embeddings(), images)
+    # An evaluation embeds the captions itself.
+    encode = encoders.encoders_for(clip, [stored])[1]
+    np.testing.assert_allclose(encode(texts[:4]), clip.encode_text(texts[:4]), atol=1e-6)
+
+
+@pytest.mark.parametrize('flag', ['--features', '--text-features'])
+def test_a_block_that_the_encoder_has_not_leaves_nothing(flag, arguments, tmp_path, capfd):
+    run(*arguments, f'--out={tmp_path / "x"}', f'{flag}=block:9', code=1)
     assert "features 'block:9': the encoder has" in capfd.readouterr().err
     assert not (tmp_path / 'x').exists()
 
 
 def test_rows_too_large_for_half_precision_are_an_error(arguments, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(embed, '_embed_texts', lambda job, texts: np.full((1, 16), 7e4, np.float32))
+    monkeypatch.setattr(captions, 'rows', lambda *_: np.full((1, 16), 7e4, np.float32))
     run(*arguments, f'--out={tmp_path / "x"}', '--save-dtype=float16', code=1)
     assert '70,000 overflow float16; give --save-dtype=float32' in capfd.readouterr().err
 
@@ -362,7 +383,7 @@ def test_captions_are_kept_where_there_is_no_tokenizer(tiny_run, folder, tmp_pat
     data = json.loads((folder / 'embeddings.json').read_text())['data']
     run('embed', f'--model={bare}', f'--data={data}', f'--out={out}', *SMALL)
     stored = open_source(f'embeddings:{out}')
-    assert stored.description.captions == 'stored' and not list(out.glob('texts-*'))
+    assert stored.description.captions == 'none' and not list(out.glob('texts-*'))
     assert len(stored[0]['texts']) == 2
 
 
@@ -380,6 +401,21 @@ def fails(capfd):
         return last
 
     return run_
+
+
+def test_an_image_encoder_alone_embeds_images_and_a_text_encoder_nothing(
+    tiny_tars, fails, tmp_path
+):
+    data, out = f'--data={tiny_tars}', f'--out={tmp_path / "x"}'
+    line = fails('embed', f'--model={FIXTURES / "CLIPTextModelWithProjection"}', data, out)
+    assert 'this model has no image encoder' in line and not (tmp_path / 'x').exists()
+    model = FIXTURES / 'Dinov2Model'
+    run('embed', f'--model={model}', data, out, *SMALL)
+    stored = open_source(f'embeddings:{tmp_path / "x"}')
+    image = open_source(tiny_tars)[5]['image']
+    expected = clip_jax.load(model).encode_image([image])
+    np.testing.assert_allclose(stored.embeddings()[5:6], expected, atol=2e-6)
+    assert (stored.description.scale, stored.description.captions) == (0.0, 'none')
 
 
 def test_other_options_in_a_folder_are_named(arguments, folder, fails, tiny_config, tmp_path):

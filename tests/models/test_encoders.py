@@ -388,9 +388,9 @@ PADDED = {k: v for k, v in {**TEXT, 'pad_id': 0}.items() if k != 'eot_id'}
     ('image', 'text'),
     [
         (IMAGE, {**TEXT, 'pool': 'cls'}),
-        ({**IMAGE, 'pool': 'map'}, TEXT),
-        (RESNET, {**TEXT, 'pool': 'last'}),
-        (CONVNEXT, {**PADDED, 'name': 'nllb'}),
+        pytest.param({**IMAGE, 'pool': 'map'}, TEXT, marks=pytest.mark.slow),
+        pytest.param(RESNET, {**TEXT, 'pool': 'last'}, marks=pytest.mark.slow),
+        pytest.param(CONVNEXT, {**PADDED, 'name': 'nllb'}, marks=pytest.mark.slow),
         (ROPE_VIT, {**PADDED, 'name': 'bert'}),
     ],
     ids=['cls', 'map', 'resnet', 'convnext', 'rope_vit'],

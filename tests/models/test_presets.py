@@ -3,6 +3,7 @@
 import pytest
 
 from clip_jax import build
+from clip_jax.convert import _hf_text, _timm_vit
 from clip_jax.models import clip, presets
 from clip_jax.step import state
 
@@ -80,6 +81,27 @@ KINDS = (
 def test_numbers_of_parameters(name):
     model = clip.from_card(presets.architecture(name))
     assert state.count_parameters(clip.shapes(model)['params']) == PARAMETERS[name]
+
+
+def test_biomedclip_has_as_many_parameters_as_in_timm_and_transformers():
+    """ViT-B/16 of timm (85,798,656), BiomedBERT without its pooler (108,891,648), projections."""
+    size, patch_size, width, depth, heads = _timm_vit.TRUNKS['vit_base_patch16_224']
+    sizes = {'width': width, 'depth': depth, 'heads': heads, 'mlp_dim': 4 * width}
+    image = {'name': 'vit', 'image_size': size, 'patch_size': patch_size, 'pool': 'cls', **sizes}
+    bert = 'microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract'
+    model = clip.from_card(
+        {
+            'image': image | _timm_vit._FIELDS,
+            'text': _hf_text.KNOWN[bert] | {'context_length': 256, 'pool': 'cls'},
+            'embed_dim': 512,
+            'image_proj': 'linear',
+            'text_proj': 'mlp',
+            'init_logit_bias': None,
+        }
+    )
+    projections = 768 * 512 + 768 * 640 + 640 * 512
+    count = state.count_parameters(clip.shapes(model)['params'])
+    assert count == 85_798_656 + 108_891_648 + projections + 1 == 195_902_721
 
 
 def block(width, mlp_dim, **_):
