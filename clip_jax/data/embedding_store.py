@@ -60,7 +60,7 @@ class Description:
         batch_size: images per device and batch.
         image_options: `gray16` and `max_pixels` of `Preprocess`.
         card: the card of the model.
-        scale: the factor of the model's cosine similarities.
+        scale: the factor of the model's cosine similarities; 0 of an encoder alone.
         images: how many images have embeddings.
         texts: how many captions have features.
         shape: the shape of an image's features, [D] of embeddings.

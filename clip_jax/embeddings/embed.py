@@ -252,9 +252,15 @@ def _settings(
         'batch_size': options.batch_size,
         'image_options': {k: getattr(clip.preprocess, k) for k in ('gray16', 'max_pixels')},
         'card': clip.card,
-        'scale': float(np.exp(np.asarray(clip.variables['params']['logit_scale'], np.float32))),
+        'scale': _scale(clip),
     }
     return json.loads(json.dumps(settings))
+
+
+def _scale(clip: Clip) -> float:
+    """The factor of the model's similarities; 0 of an encoder alone, which compares nothing."""
+    logit_scale = clip.variables['params'].get('logit_scale')
+    return 0.0 if logit_scale is None else float(np.exp(np.asarray(logit_scale, np.float32)))
 
 
 def _check_folder(folder: epath.Path, spec: str, options: Options) -> None:

@@ -46,6 +46,12 @@ def of_fraction(hits: int, count: int) -> Interval | None:
     return of_kinds(np.array([hits, count - hits]), lambda kinds: kinds[:, 0] / count)
 
 
+def of_mean(values: np.ndarray) -> Interval | None:
+    """Returns the interval of the mean of values, float [N], few of which differ."""
+    kinds, counts = np.unique(values, return_counts=True)
+    return of_kinds(counts, lambda drawn: drawn @ kinds / len(values))
+
+
 def of_mean_per_class(right: np.ndarray, counts: np.ndarray) -> Interval | None:
     """Returns the interval of the mean accuracy of classes.
 

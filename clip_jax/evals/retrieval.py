@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data.sources import Source
-from clip_jax.evals import _embed, _intervals, _paired, _similarity, score
+from clip_jax.evals import _embed, _paired, _ranks, _similarity, score
 
-AT = (1, 5, 10)
 EXAMPLES = 10
 QUERIES = 6  # of each direction
 RESULTS = 5
@@ -41,14 +40,14 @@ def evaluate(encode_image: Callable, encode_text: Callable, data: Source) -> dic
     image = _similarity.on_grid(image)
     text = _similarity.on_grid(_embed.texts(encode_text, captions))
 
-    to_text, to_image = _ranks(image, text, owner)
+    to_text, to_image = _ranks.of(image, text, owner)
     both = {'image_to_text': to_text, 'text_to_image': to_image}
     # Images are resampled, each with all its captions.
     owners = {'image_to_text': np.arange(len(image)), 'text_to_image': owner}
     scores = {
-        f'{way}/recall@{k}': _recall(ranks <= k, owners[way])
+        f'{way}/recall@{k}': _ranks.recall(ranks <= k, owners[way])
         for way, ranks in both.items()
-        for k in AT
+        for k in _ranks.AT
     }
     scores |= {
         f'{way}/median_rank': score(_median(ranks), better='lower', unit='rank')
@@ -67,35 +66,8 @@ def evaluate(encode_image: Callable, encode_text: Callable, data: Source) -> dic
     }
 
 
-def _ranks(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rank (1 is best) of each image's best caption, and of each caption's image."""
-    own = np.concatenate(
-        [_similarity.of_pairs(image[owner[part]], text[part]) for part in _parts(len(text))]
-    )
-    best = np.full(len(image), -np.inf)
-    np.maximum.at(best, owner, own)
-    over_images, over_texts = _similarity.count_at_least(image, text, best, own)
-    # Similarities are exact. The count includes the positive, and all of an image's captions that
-    # tie with its best one.
-    mine = np.bincount(owner[own == best[owner]], minlength=len(image))
-    return over_images - mine + 1, over_texts
-
-
-def _recall(found: np.ndarray, owner: np.ndarray) -> dict[str, Any]:
-    """The score that is the fraction of queries with a positive, bool [N]; `owner` is the image of
-    each, int [N].
-    """
-    sizes = np.bincount(owner)
-    interval = _intervals.of_clusters(np.bincount(owner, found).astype(int), sizes)
-    return score(np.mean(found), interval=interval)
-
-
 def _median(ranks: np.ndarray) -> int:
     return int(np.sort(ranks)[(len(ranks) - 1) // 2])
-
-
-def _parts(count: int) -> list[slice]:
-    return [slice(start, start + _embed.CHUNK) for start in range(0, count, _embed.CHUNK)]
 
 
 def _sample(image: np.ndarray, text: np.ndarray, owner: np.ndarray, captions: list[str]) -> dict:

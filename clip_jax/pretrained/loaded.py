@@ -143,11 +143,13 @@ class Clip:
 
     def feature_shape(self, features: str = 'embedding') -> tuple[int, ...]:
         """Returns the shape of one image's features, (embed_dim,) of embeddings."""
+        self.model.check_has('image')
         images, _ = self.model.example_inputs(1)
         return jax.eval_shape(_forward(self, features), self.variables, images).shape[1:]
 
     def text_feature_shape(self, features: str = 'embedding') -> tuple[int, ...]:
         """Returns the shape of one text's features, (embed_dim,) of embeddings."""
+        self.model.check_has('text')
         tokens = jax.ShapeDtypeStruct((1, self.model.text.context_length), np.int32)
         return jax.eval_shape(_forward_texts(self, features), self.variables, tokens).shape[1:]
 

@@ -64,7 +64,7 @@ def sections(paths: Sequence[str | os.PathLike]) -> list[Section]:
     return found
 
 
-HEAD = ('score', 'images', 'only the first', 'only the second', 'difference', '95 %', 'p')
+HEAD = ('score', 'examples', 'only the first', 'only the second', 'difference', '95 %', 'p')
 
 
 def _pairs(reports: Reports) -> tuple[list[Row], list[str]]:

@@ -31,14 +31,16 @@ TASK = {
     'values': NUMBERS,
     'intervals': [([float], None)],
 }
+MEAN = {'type': str, 'values': NUMBERS}
+AVERAGE = {'name': str, 'values': NUMBERS}
 LINE = {'task': str, 'slope': float, 'intercept': float, 'values': NUMBERS}
 SCHEMA = {
     'models': [str],
     'tasks': [TASK],
-    'means': [{'type': str, 'values': NUMBERS}],
-    'averages': [{'name': str, 'values': NUMBERS}],
+    'means': [MEAN],
+    'averages': [AVERAGE],
     'robustness': {'of': str, 'tasks': [LINE]},
-    'parameters': [int],
+    PARAMETERS: [int],
     'versions': {foreign_json.ANY: str},
 }
 # Tick marks of an axis of the logarithm of the odds.
@@ -62,12 +64,30 @@ def read(folder: str | os.PathLike) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f'{path}: no such file; expected a folder of clip-jax eval suite --out')
     table = foreign_json.read(path, SCHEMA)
-    rows = [*table.get('tasks', ()), *table.get('means', ()), *table.get('averages', ())]
-    rows += table.get('robustness', {}).get('tasks', ())
-    count = len(table.get('models', ()))
-    if not count or any(len(row.get('values', ())) != count for row in rows):
-        raise ValueError(f'{path}: not the table of a suite; expected a value for each model')
+    if wrong := _problem(table):
+        raise ValueError(f'{path}: not the table of a suite ({wrong})')
     return table
+
+
+def _problem(table: dict[str, Any]) -> str:
+    """What keeps an object from being the table of a suite, '' if nothing does."""
+    lines = table.get('robustness', {}).get('tasks', [])
+    parts = {'tasks': TASK, 'means': MEAN, 'averages': AVERAGE}
+    rows = [(row, kind) for part, kind in parts.items() for row in table.get(part, [])]
+    rows += [(row, LINE) for row in lines]
+    for row, kind in rows:
+        if missing := {*kind} - {*row, 'intervals'}:
+            return f'a row has no "{min(missing)}"'
+    if not table.get('models') or not table.get('tasks'):
+        return 'it has no "models" or no "tasks"'
+    count = len(table['models'])
+    lists = [row.get(key) or [None] * count for row, _ in rows for key in ('values', 'intervals')]
+    if any(len(one) != count for one in [*lists, table.get(PARAMETERS) or [0] * count]):
+        return f'a row has not a value for each of {count} models'
+    named = {row['task'] for row in table['tasks']}
+    if lines and not {table['robustness'].get('of'), *(line['task'] for line in lines)} <= named:
+        return '"robustness" names a task that is not there'
+    return ''
 
 
 def numbers(table: Mapping[str, Any]) -> dict[str, list[float | None]]:
@@ -85,7 +105,8 @@ def axes_of(table: Mapping[str, Any], x: str | None, y: str | None) -> tuple[str
 
     Args:
         table: the table.
-        x: what is asked for, a name of `numbers`; None for the parameters or the first task.
+        x: what is asked for, a name of `numbers`; None for the parameters, or for the first task
+            where all models have the same.
         y: the same; None for the first average or mean.
 
     Returns:
@@ -101,7 +122,8 @@ def axes_of(table: Mapping[str, Any], x: str | None, y: str | None) -> tuple[str
     tasks = [row['task'] for row in table['tasks']]
     means = [name for name in known if name not in (*tasks, PARAMETERS)]
     y = y or next((name for name in reversed(means) if name != x), None) or tasks[-1]
-    x = x or next(name for name in (*([PARAMETERS] if PARAMETERS in known else []), *tasks))
+    sizes = len({*known.get(PARAMETERS, ())}) > 1
+    x = x or (PARAMETERS if sizes and y != PARAMETERS else tasks[0])
     return None if x == y or len(table['models']) < 2 else (x, y)
 
 

@@ -45,6 +45,19 @@ def test_data_that_cannot_be_evaluated(evaluate, bad_tar, one_name):
         assert 'not a readable image' in line
 
 
+def test_data_without_questions_languages_or_images(evaluate, tmp_path):
+    assert 'has no questions; expected data such as choices:FILES' in evaluate('compositional')
+    assert "languages: there is no 'en'" in evaluate('multilingual', '--languages=en')
+    file = tmp_path / 'dataset.json'
+    file.write_text('{"images": [{"filename": "x.jpg", "split": "test", "sentences": []}]}')
+    said = evaluate('retrieval', data=f'karpathy:{file}')
+    assert f'1 of 1 images are not in {tmp_path}; give their folder as root: x.jpg' in said
+    said = evaluate('retrieval', '--data.split=tset', data=f'karpathy:{file}')
+    assert "split: there is no 'tset'. Did you mean 'test'?" in said
+    said = evaluate('multilingual', data=f'multilingual:{file}')
+    assert 'no names of images' in said
+
+
 def test_flags_that_do_not_go_together(line, tiny_run, tiny_tars):
     model, data = f'--model={tiny_run}', f'--data={tiny_tars}'
     for flags in ([model], [model, model, data], [model, data, '--suite=x.py']):
@@ -104,6 +117,24 @@ def test_names_and_a_template_as_they_are_typed(run, tiny_run, tiny_tars):
         assert (code, error) == (0, '')
         scores.append([line for line in printed.splitlines() if 'seconds' not in line])
     assert scores[0] == scores[1] and scores[0][0].startswith('top1')
+
+
+def test_scores_are_printed_with_intervals_and_calibration(run, tiny_run, tiny_tars, tmp_path):
+    out = tmp_path / 'report.json'
+    flags = f'--model={tiny_run}', f'--data={tiny_tars}', f'--validation={tiny_tars}'
+    # The model knows the colors: two wrong names, so that it is not always right.
+    names = '--classes=green,red,blue,white', '--templates=a {} picture'
+    code, printed, error = run('eval', 'zeroshot', *flags, *names, f'--out={out}')
+    assert (code, error) == (0, '')
+    report = json.loads(out.read_text())
+    scores = report['scores']
+    value, (low, high) = scores['top1']['value'], scores['top1']['interval']
+    assert f'{value:.4f}   95 %: {low:.4f} to {high:.4f}\n' in printed and low < value < high
+    assert [*scores][-4:] == ['ece', 'nll', 'fitted/ece', 'fitted/nll']
+    # It is fitted on the images that are scored.
+    assert scores['fitted/nll']['value'] <= scores['nll']['value']
+    assert (tmp_path / 'report' / 'calibration.png').exists()
+    assert report['calibration']['fitted']['temperature'] == report['info']['temperature']
 
 
 def test_options_of_data_are_those_of_a_mixture_and_stand_in_the_report(

@@ -19,7 +19,7 @@ import pytest
 from etils import epath
 from PIL import Image
 from support.files import hashes
-from support.process import COLORS, clip_jax_command, environment, free_port
+from support.process import COLORS, ROOT, clip_jax_command, environment, free_port
 from support.runs import command
 
 import clip_jax
@@ -32,6 +32,7 @@ from clip_jax.runtime import lock
 
 SLOW = pytest.mark.slow
 SMALL = '--shard-size=10', '--batch-size=4'
+FIXTURES = ROOT / 'tests/convert/fixtures'
 
 
 def run(*arguments: object, code: int = 0) -> None:
@@ -400,6 +401,21 @@ def fails(capfd):
         return last
 
     return run_
+
+
+def test_an_image_encoder_alone_embeds_images_and_a_text_encoder_nothing(
+    tiny_tars, fails, tmp_path
+):
+    data, out = f'--data={tiny_tars}', f'--out={tmp_path / "x"}'
+    line = fails('embed', f'--model={FIXTURES / "CLIPTextModelWithProjection"}', data, out)
+    assert 'this model has no image encoder' in line and not (tmp_path / 'x').exists()
+    model = FIXTURES / 'Dinov2Model'
+    run('embed', f'--model={model}', data, out, *SMALL)
+    stored = open_source(f'embeddings:{tmp_path / "x"}')
+    image = open_source(tiny_tars)[5]['image']
+    expected = clip_jax.load(model).encode_image([image])
+    np.testing.assert_allclose(stored.embeddings()[5:6], expected, atol=2e-6)
+    assert (stored.description.scale, stored.description.captions) == (0.0, 'none')
 
 
 def test_other_options_in_a_folder_are_named(arguments, folder, fails, tiny_config, tmp_path):

@@ -8,15 +8,30 @@ import numpy as np
 import pytest
 
 from clip_jax import lookup, pretrained, sharding
+from clip_jax.data.sources import Question
 
 COUNT = 150
-OPTIONS = {'zeroshot': {'templates': ['a {} picture', '{}']}, 'retrieval': {}}
+OPTIONS = {
+    'zeroshot': {'templates': ['a {} picture', '{}']},
+    'retrieval': {},
+    'multilingual': {},
+    'compositional': {},
+}
 
 
 class Noise:
-    """Pictures of noise over a color, two captions of their own and a label each."""
+    """Pictures of noise over a color, two captions of their own, a label and a question each."""
 
     label_names = ['red', 'green', 'blue', 'white', 'grid', 'tint']
+    text_fields = ('first', 'second')
+
+    @property
+    def questions(self):
+        texts = [self[i]['texts'] for i in range(COUNT)]
+        return [
+            Question((i, (i + 1) % COUNT), (texts[i][0], texts[i - 1][1]), ((0, 0), (1, 1)), 'all')
+            for i in range(COUNT)
+        ]
 
     def __len__(self):
         return COUNT
@@ -25,7 +40,9 @@ class Noise:
         rng = np.random.default_rng(i)
         image = rng.integers(0, 256, 3) + rng.integers(-90, 90, (16, 16, 3))
         texts = [''.join(rng.choice([*'abdeghilnrtu '], 9)) for _ in range(2)]
-        return {'image': image.clip(0, 255).astype(np.uint8), 'texts': texts, 'label': i % 6}
+        fields = {name: [text] for name, text in zip(self.text_fields, texts, strict=True)}
+        image = image.clip(0, 255).astype(np.uint8)
+        return {'image': image, 'texts': texts, 'fields': fields, 'label': i % 6}
 
     def where(self, i):
         return f'noise {i}'
@@ -33,7 +50,8 @@ class Noise:
 
 def scores(report):
     """What a report says except cosines, which encoders round differently."""
-    return {k: report[k] for k in ('scores', 'counts', 'per_class', 'confusion') if k in report}
+    parts = 'scores', 'counts', 'per_class', 'confusion', 'groups'
+    return {part: report[part] for part in parts if part in report}
 
 
 @pytest.mark.parametrize('name', [*OPTIONS])

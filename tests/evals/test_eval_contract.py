@@ -7,18 +7,25 @@ import numpy as np
 import pytest
 
 from clip_jax import evals, lookup
+from clip_jax.data.sources import Question
 
 NAMES = ['red', 'green', 'blue', 'white', 'black', 'gray', 'pink']
 
 
 class Toy:
-    """Images with captions and labels, held in memory: the same dicts at each reading."""
+    """Images with captions, labels and questions, in memory: the same dicts at each reading."""
 
-    label_names = NAMES
+    label_names, text_fields = NAMES, ('en', 'de')
 
     def __init__(self, n):
+        texts = [{'en': [f'caption {i}'], 'de': [NAMES[i % 7]]} for i in range(n)]
         self.records = [
-            {'image': i, 'texts': [f'caption {i}', NAMES[i % 7]], 'label': i % 7} for i in range(n)
+            {'image': i, 'texts': [*own['en'], *own['de']], 'fields': own, 'label': i % 7}
+            for i, own in enumerate(texts)
+        ]
+        self.questions = [
+            Question((i,), (f'caption {i}', 'another', 'a third'), ((0, 0),), NAMES[i % 7])
+            for i in range(n)
         ]
 
     def __len__(self):

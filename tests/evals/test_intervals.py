@@ -73,3 +73,9 @@ def test_images_that_are_all_alike_say_nothing(found):
 def test_one_class_is_a_fraction():
     found = _intervals.of_mean_per_class(np.array([7]), np.array([10]))
     assert found == _intervals.of_fraction(7, 10)
+
+
+def test_of_values_between_0_and_1():
+    values = np.random.default_rng(4).choice([0, 1 / 3, 0.5, 1], 150)
+    check(_intervals.of_mean(values), resampled(150, lambda rows: values[rows].mean()))
+    assert _intervals.of_mean(np.array([0.5, 0.5])) is None

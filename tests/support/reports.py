@@ -154,7 +154,8 @@ def suite_table(models=3, tasks=('imagenet', 'imagenet_v2', 'sketch', 'pets'), p
             }
         )
     rows[-1]['values'][-1] = rows[-1]['intervals'][-1] = None
-    means = [np.mean([row['values'][k] for row in rows[:-1]]) for k in range(models)]
+    complete = [row['values'] for row in rows[:-1]] or [[0.5] * models]
+    means = np.mean(complete, axis=0).tolist()
     lines = [
         {'task': task, 'slope': 0.9, 'intercept': -0.3, 'values': [0.01] * (models - 1) + [None]}
         for task in tasks[1:3]
@@ -162,7 +163,7 @@ def suite_table(models=3, tasks=('imagenet', 'imagenet_v2', 'sketch', 'pets'), p
     return {
         'models': [f'{prefix}{k}' for k in range(models)],
         'tasks': rows,
-        'means': [{'type': 'zeroshot', 'tasks': len(rows) - 1, 'values': [*map(float, means)]}],
+        'means': [{'type': 'zeroshot', 'tasks': len(rows) - 1, 'values': means}],
         'robustness': {'of': tasks[0], 'tasks': lines},
         'parameters': [int(1.5e8 * 3**k) for k in range(models)],
         'versions': {'jax': '0.10.2'},

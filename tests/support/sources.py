@@ -141,6 +141,38 @@ def make_embeddings(path, captions) -> str:
     return f'embeddings:{path}'
 
 
+def write_pictures(path) -> list[str]:
+    """Writes pictures 0 to 5 into a folder; returns their names."""
+    (path / 'pictures').mkdir(exist_ok=True)
+    names = [f'{i}.png' for i in range(6)]
+    for i, name in enumerate(names):
+        (path / 'pictures' / name).write_bytes(png(i))
+    return names
+
+
+def make_karpathy(path, captions) -> str:
+    entry = b'{"filename": "%s", "filepath": "pictures", "split": "test", "sentences": [%s]}'
+    pairs = zip(write_pictures(path), captions, strict=True)
+    images = [entry % (name.encode(), b'{"raw": "%s"}' % caption) for name, caption in pairs]
+    (path / 'dataset.json').write_bytes(b'{"images": [%s]}' % b', '.join(images))
+    return f'karpathy:{path}/dataset.json'
+
+
+def make_multilingual(path, captions) -> str:
+    (path / 'filenames.txt').write_text('\n'.join(write_pictures(path)))
+    (path / 'eng_Latn.txt').write_bytes(b'\n'.join(captions))
+    return f'multilingual:{path}/eng_Latn.txt'
+
+
+def make_choices(path, captions) -> str:
+    row = b'{"image": "%s", "caption": "%s", "negative_caption": "not it"}'
+    pairs = zip(write_pictures(path), captions, strict=True)
+    rows = [row % (name.encode(), caption) for name, caption in pairs]
+    (path / 'questions.jsonl').write_bytes(b'\n'.join(rows))
+    return f'choices:{path}/questions.jsonl'
+
+
+WITHOUT_LABELS = ('karpathy', 'multilingual', 'choices')
 MAKERS = {
     'tars': make_tars,
     'wds': make_wds,
@@ -148,4 +180,7 @@ MAKERS = {
     'folder': make_folder,
     'tfds': make_tfds,
     'embeddings': make_embeddings,
+    'karpathy': make_karpathy,
+    'multilingual': make_multilingual,
+    'choices': make_choices,
 }

@@ -7,6 +7,9 @@ A SPEC is the same in configs and on the command line. Paths and globs may be lo
     wds:PLACE[/SPLIT]           evaluation sets as CLIP_benchmark and DataComp publish them
     table:FILE                  rows of a .csv, .tsv, .jsonl or .parquet file
     folder:DIR                  image files, one sub-folder per class
+    karpathy:FILE               a Karpathy split of COCO or Flickr30k: images with five captions
+    multilingual:FILES          images with captions in several languages
+    choices:FILES               images with right and wrong captions, for evaluations
     embeddings:DIR              the output of clip-jax embed, for evaluations
     my_package.my_source:ADDRESS   a source of your own, by the import path of its module
 
@@ -39,7 +42,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from clip_jax import lookup
 from clip_jax.data.errors import Skipped
@@ -58,6 +61,22 @@ class Source(Protocol):
     def __getitem__(self, i: int) -> dict[str, Any]: ...
 
     def where(self, i: int) -> str: ...
+
+
+class Question(NamedTuple):
+    """Images and texts, some of which belong together. A source may have a list of `questions`.
+
+    Attributes:
+        images: the indices of the images in the source.
+        texts: the texts.
+        matches: which belong together: pairs of a place in `images` and one in `texts`.
+        group: what the question is about, such as 'swap_obj'.
+    """
+
+    images: tuple[int, ...]
+    texts: tuple[str, ...]
+    matches: tuple[tuple[int, int], ...]
+    group: str
 
 
 class Mixture:

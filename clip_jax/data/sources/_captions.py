@@ -61,6 +61,20 @@ def of_file(data: bytes, *, lines: bool) -> list[str]:
     return [part for part in stripped if part]
 
 
+def encoded(text: str | None) -> bytes | None:
+    """Returns a caption of JSON that was read with surrogates for bytes that are not UTF-8, as the
+    file has it; ValueError if it is no text.
+    """
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise ValueError
+    try:
+        return text.encode('utf-8', 'surrogateescape')
+    except UnicodeEncodeError:  # an unpaired surrogate, such as \ud800
+        return text.encode('utf-8', 'surrogatepass')
+
+
 def decode(data: bytes) -> str:
     """Decodes UTF-8, without a byte order mark; BadRecord('not_utf8')."""
     try:

@@ -15,7 +15,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from clip_jax.data.errors import BadRecord
-from clip_jax.data.sources import _files, _table_labels
+from clip_jax.data.sources import _captions, _files, _table_labels
 from clip_jax.data.sources._skipped import Ledger
 from clip_jax.data.sources._table_csv import Dialect, read_csv
 from clip_jax.data.sources._table_rows import Columns, Rows
@@ -124,28 +124,17 @@ def _parse_line(line: bytes, columns: Columns) -> dict[str, Any]:
     label = row.get(columns.label)
     label = [*map(_as_text, label)] if isinstance(label, list) else _as_text(label)
     texts = {name: row.get(name) for name in columns.texts}
-    parsed = {columns.image: _encoded(row.get(columns.image)), columns.label: label}
+    parsed = {columns.image: _captions.encoded(row.get(columns.image)), columns.label: label}
     for name, text in texts.items():
         several = text if isinstance(text, list) else [text]
-        parsed[name] = [_encoded(one) for one in several]
+        parsed[name] = [_captions.encoded(one) for one in several]
     return parsed
 
 
 def _as_text(label: Any) -> bytes | None:
     """Returns a label of JSON as CSV would have it."""
     number = isinstance(label, int | float) and not isinstance(label, bool)
-    return _encoded(str(label) if number else label)
-
-
-def _encoded(text: str | None) -> bytes | None:
-    if text is None:
-        return None
-    if not isinstance(text, str):
-        raise ValueError
-    try:
-        return text.encode('utf-8', 'surrogateescape')
-    except UnicodeEncodeError:  # an unpaired surrogate, such as \ud800
-        return text.encode('utf-8', 'surrogatepass')
+    return _captions.encoded(str(label) if number else label)
 
 
 def _read_parquet(
