@@ -15,6 +15,7 @@ from clip_jax.evals import _embed, _intervals, _paired, _similarity, score
 from clip_jax.runtime.messages import first_few
 
 TEXTS, IMAGES, BOTH = 'text_score', 'image_score', 'group_score'
+MANY = 10  # images of a question of WinoGAViL; DataComp averages those with so many
 
 
 def evaluate(
@@ -43,7 +44,8 @@ def evaluate(
         fraction whose right text is the most similar to the image. Several images and texts
         (Winoground): `text_score`, each image prefers its text; `image_score`, each text prefers
         its image; `group_score`, both. One text (WinoGAViL): `jaccard`, the mean Jaccard index of
-        the right images and as many of the nearest. `groups` has each group.
+        the right images and as many of the nearest, and `jaccard_10_12`, that of the questions
+        with 10 images or more, if there are any. `groups` has each group.
 
     Raises:
         ValueError: the data set has no questions, questions are of different kinds, or no group is
@@ -218,6 +220,9 @@ def _scores(
         name: score(values[:, k].mean(), interval=_intervals.of_mean(values[:, k]))
         for k, name in enumerate(names)
     }
+    many = values[[len(question.images) >= MANY for question in questions], 0]
+    if kind is _jaccard and len(many):
+        scores['jaccard_10_12'] = score(many.mean(), interval=_intervals.of_mean(many))
     if kind is _accuracy:
         per_group = [values[own == group, 0] for group in counted]
         right = np.array([int(some.sum()) for some in per_group])

@@ -3,9 +3,8 @@
     clip-jax eval suite --suite=datacomp38 --model=runs/a --out=suites/a \\
         --suite.options.wds.root=/data/evalsets
 
-Each set has the metric that DataComp averages, and its own class names and templates; WinoGAViL is
-not among them. Without `root` the sets are read from the Hugging Face hub. README.md says where
-they are.
+Each set has the metric that DataComp averages, and its own class names and templates. Without
+`root` the sets are read from the Hugging Face hub. README.md says where they are.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -51,6 +50,7 @@ SETS = {
 }
 # The test images of Karpathy's splits, as CLIP_benchmark has them.
 RETRIEVAL = {'flickr30k': 'flickr30k', 'mscoco': 'mscoco_captions'}
+WINOGAVIL = 'choices:data/winogavil/winogavil_dataset.csv'  # no set of `wds`
 # The numbers that are stored with each image, and those whose values are its group.
 COLUMNS = {
     'fmow': (('region', 'year', 'y'), ('region',)),
@@ -77,10 +77,11 @@ def get_config() -> ConfigDict:
     """Returns the tasks, with the averages that the paper reports."""
     tasks = {name: zeroshot(name) for name in SETS}
     tasks |= {name: retrieval(set_) for name, set_ in RETRIEVAL.items()}
+    tasks['winogavil'] = {'type': 'compositional', 'data': WINOGAVIL, 'score': 'jaccard_10_12'}
     averages = {
         'ImageNet distribution shifts': SHIFTS,
         'VTAB': VTAB,
-        'retrieval': tuple(RETRIEVAL),
+        'retrieval': (*RETRIEVAL, 'winogavil'),
         'average': tuple(tasks),
     }
     tasks |= {f'{set_}_{what}': faces(set_, what) for set_ in FACES for what in FACE_GROUPS}

@@ -196,6 +196,10 @@ def test_the_jaccard_index_is_that_of_the_nearest_images():
         expected.append(len(right & nearest) / len(right | nearest))
     report = evaluate(questions)
     assert flat(report)['jaccard'] == pytest.approx(np.mean(expected))
+    many = [value for value, q in zip(expected, questions, strict=True) if len(q.images) > 6]
+    assert flat(report)['jaccard_10_12'] == pytest.approx(np.mean(many)) != np.mean(expected)
+    few = [question for question in questions if len(question.images) <= 6]
+    assert 'jaccard_10_12' not in flat(evaluate(few))
     assert without_intervals(report)['jaccard'] == [
         [size, len(expected[k::3]), pytest.approx(np.mean(expected[k::3]))]
         for k, size in enumerate(('5', '6', '10'))

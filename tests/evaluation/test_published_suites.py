@@ -19,6 +19,9 @@ def page(name: str) -> dict:
 def test_the_tasks_of_a_suite_are_evaluations_of_sets_on_the_hub(name):
     tasks = suite.tasks(page(name))
     for task in tasks:
+        if task.name == 'winogavil':  # a file and its images
+            assert task.type == 'compositional' and task.data.startswith('choices:data/')
+            continue
         assert task.data.startswith('wds:hf://datasets/') and '//' not in task.data[18:]
     assert len({task.data for task in tasks if 'objective' not in str(task.source)}) > 5
     text = (ROOT / f'configs/suites/{name}.py').read_text()
@@ -29,8 +32,8 @@ def test_the_tasks_of_a_suite_are_evaluations_of_sets_on_the_hub(name):
 def test_the_tasks_are_as_many_as_are_published():
     found = page('datacomp38')
     averages = {name: len(own) for name, own in found['averages'].items()}
-    assert averages.pop('retrieval') == averages.pop('average') - 35
-    assert averages == {'ImageNet distribution shifts': 6, 'VTAB': 13}
+    shifts = {'ImageNet distribution shifts': 6}
+    assert averages == {**shifts, 'VTAB': 13, 'retrieval': 3, 'average': 38}
     assert len(page('clip_benchmark')['tasks']) == 41
     assert next(iter(page('imagenet_variants')['tasks'])) == 'imagenet'
 
