@@ -94,7 +94,20 @@ def test_the_temperature_is_that_of_scipy(seed, scale, sigmoid):
     assert loss(logits / found, labels, sigmoid=sigmoid) <= expected.fun + 1e-12
 
 
-def test_probabilities_of_one_half_get_the_temperature_that_makes_them_so():
+@pytest.mark.parametrize('sigmoid', [False, True])
+def test_the_temperature_takes_few_passes(sigmoid):
+    logits, labels = random_logits(0)
+    passes = []
+
+    def chunks():
+        passes.append(1)
+        return [(logits, labels)]
+
+    _calibration.temperature(chunks, sigmoid=sigmoid)
+    assert len(passes) <= 10
+
+
+def test_three_of_four_right_give_a_probability_of_three_quarters():
     # Two classes, three of four images right: the best probability is 3/4, logit log 3.
     logits = np.tile([[10.0, 0.0]], (4, 1))
     found = _calibration.temperature(lambda: [(logits, np.array([0, 0, 0, 1]))])
@@ -188,25 +201,29 @@ def test_where_the_logits_are_not_known_it_says_so():
 
 
 def test_images_of_classes_that_do_not_compete_are_not_fitted_on():
-    logits, test = evals.Logits(20.0), Digits(1, 0)
+    logits = evals.Logits(20.0)
     one = Digits(40, 1, label_names=('two', 'one', 'three'))
     with pytest.raises(ValueError, match="other classes than digits: 'two' for 'one'"):
         evaluate(logits, Digits(30, 0), validation=one)
 
     class Two(Digits):
         def __getitem__(self, i):
-            return {'image': self.rows[i], 'label': i % 2}
+            return {'image': self.rows[i], 'label': 2 * (i % 2)}
 
-    report = evaluate(logits, Two(30, 0), validation=Digits(40, 1), classes='present')
-    assert report['counts']['validation_images'] == sum(i % 3 < 2 for i in range(40))
+    validation = Digits(40, 1)
+    report = evaluate(logits, Two(30, 0), validation=validation, classes='present')
+    some = np.array([i for i in range(40) if i % 3 != 1])
+    assert report['counts']['validation_images'] == len(some)
+    z = logits.scale * validation.rows[some][:, [0, 2]].astype(float)
+    expected = _calibration.temperature(lambda: [(z, some % 3 // 2)])
+    assert report['info']['temperature'] == pytest.approx(expected, rel=1e-6)
 
     class Last(Digits):
         def __getitem__(self, i):
-            return {'image': self.rows[i], 'label': 2}
+            return {'image': self.rows[i], 'label': 1}
 
     with pytest.raises(ValueError, match='no image of digits has a class of the test set'):
         evaluate(logits, Two(30, 0), validation=Last(5, 1), classes='present')
-    assert len(test) == 1
 
 
 def test_images_with_several_labels_have_no_calibration():
