@@ -117,7 +117,8 @@ def test_commands_parse_and_name_configs_keys_options_and_data_that_exist(monkey
         elif args.command == 'eval' and args.name == 'suite':
             config_file.read(args.suite, rest, flag='suite')
         elif args.command == 'eval':
-            function = lookup.module('evals', args.name).evaluate
+            # Without a name the data set says which evaluation it is for.
+            function = lookup.module('evals', args.name).evaluate if args.name else None
             check_options(rest, function, args.data, 'data.', what)
         elif args.command == 'data':
             check_options([r for r in rest if '--beam.' not in r], None, args.spec, '', what)

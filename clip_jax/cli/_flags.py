@@ -9,7 +9,7 @@ from typing import Any
 
 from clip_jax.cli import _help
 
-SPEC = 'tfds:NAME/SPLIT, tars:GLOB, table:FILE or folder:DIR'
+SPEC = 'tfds:NAME/SPLIT, tars:GLOB, wds:PLACE, table:FILE or folder:DIR'
 
 
 def add_command(

@@ -15,13 +15,15 @@ examples:
   clip-jax eval retrieval --model=runs/flickr8k --data='tars:flickr8k/val-*.tar' \\
       --out=report.json
   clip-jax eval retrieval --data=embeddings:embedded/flickr8k
+  clip-jax eval --model=runs/flickr8k --data=wds:hf://datasets/clip-benchmark/wds_cars
   clip-jax eval linear_probe --model=runs/flickr8k --data=folder:pets/test \\
       --train=folder:pets/train --save=probe.npz
   clip-jax eval suite --suite=clip27 --model=runs/a --model=runs/b --out=suites/a-and-b
 Options of the evaluation are given as --option=value; clip-jax eval NAME --help lists them. Options
 of the data are given as --data.option=value, overrides of a suite as --suite.key=value. --model can
-be left out if --data is a folder of embeddings. The same command resumes an interrupted suite; its
-exit code is 0 if at least one task ran and none failed."""
+be left out if --data is a folder of embeddings, and NAME if --data is a set, as of wds:, that says
+what it is for. The same command resumes an interrupted suite; its exit code is 0 if at least one
+task ran and none failed."""
 SUITE = 'suite'
 DIMS = """\
 option of every evaluation:
@@ -34,9 +36,11 @@ def add_parser(commands: Any) -> None:
     parser = _flags.add_command(commands, 'eval', SUMMARY, EXAMPLES, details=_details)
     parser.add_argument(
         'name',
+        nargs='?',
+        default='',
         metavar='NAME',
         help='an evaluation (clip-jax eval --help lists them), the import path of your own, or '
-        f'{SUITE}',
+        f'{SUITE}; without, what --data=wds:PLACE says it is for',
     )
     parser.add_argument(
         '--model',
@@ -60,12 +64,13 @@ def add_parser(commands: Any) -> None:
 
 def _details(args: argparse.Namespace) -> str:
     """The part of the help that depends on the evaluation and the data."""
-    if not args.name:
-        return f'evaluations:\n{_help.plugins("evals")}'
     if args.name == SUITE:
         return suite.HELP
-    evaluate = lookup.module('evals', args.name, 'evaluate').evaluate
-    parts = [DIMS, f'options of {args.name}:\n{_help.options(evaluate, own=3)}']
+    if args.name:
+        evaluate = lookup.module('evals', args.name, 'evaluate').evaluate
+        parts = [DIMS, f'options of {args.name}:\n{_help.options(evaluate, own=3)}']
+    else:
+        parts = [f'evaluations:\n{_help.plugins("evals")}']
     if args.data:
         parts.append(_help.source_options(_flags.kinds(args.data), '--data.'))
     return '\n\n'.join(parts)
@@ -75,18 +80,20 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """Evaluates; returns the exit code."""
     if args.name == SUITE:
         return suite.run(args, rest)
-    if '.' not in args.name:
+    if args.name.startswith('--'):  # an option with a space in it, where there is no NAME
+        args.name, rest = '', [args.name, *rest]
+    if args.name and '.' not in args.name:
         lookup.check(args.name, [*lookup.names('evals'), SUITE], what='evals')
     models = [_flags.named(model, args) for model in args.model or []]
     if not args.data or args.suite or len(models) > 1:
         raise ValueError(
-            f'{args.name}: expected --data=SPEC, one --model=PATH and no --suite; for several '
-            f'models or evaluations use clip-jax eval {SUITE}'
+            f'{args.name or "eval"}: expected --data=SPEC, one --model=PATH and no --suite; for '
+            f'several models or evaluations use clip-jax eval {SUITE}'
         )
     options, source_options = _flags.split_options(rest, 'data')
     out = _flags.local_path(args.out)
     from clip_jax import build
-    from clip_jax.evaluation import single
+    from clip_jax.evaluation import evaluate, single
     from clip_jax.reports import files
 
     build.check_dtype(args.dtype)
@@ -95,8 +102,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     of_kind = _flags.by_kind(args.data, source_options, 'data.')
     model = models[0] if models else None
     image_options = _flags.image_options(args)
+    name = args.name or evaluate.made_for(args.data, of_kind)
     report = single.run(
-        *(args.name, options, args.data, of_kind),
+        *(name, options, args.data, of_kind),
         model=model,
         dtype=args.dtype,
         image_options=image_options,
@@ -119,7 +127,8 @@ def _show(report: Mapping[str, Any]) -> None:
     """Prints scores, counts and the facts that are set."""
     for name, score in report['scores'].items():
         form = '.4f' if score['unit'] == 'fraction' else ',.6g'
-        print(f'{name:28} {score["value"]:{form}}')
+        ends = ' to '.join(f'{end:{form}}' for end in score.get('interval', ()))
+        print(f'{name:28} {score["value"]:{form}}', *([f'  95 %: {ends}'] if ends else []))
     facts = {k: v for k, v in report['info'].items() if v not in ('', [])}
     for name, value in {**report['counts'], **facts, 'seconds': report['seconds']}.items():
         print(f'{name:28} {_console.one_line(value)}')

@@ -92,7 +92,7 @@ def _sweep(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ValueError(f'--workdir: {workdir} is a file; a sweep writes a folder')
     page = config_file.read(args.suite, rest, flag='suite')
     from clip_jax import build
-    from clip_jax.evaluation import alphas, suite
+    from clip_jax.evaluation import alphas, suite_table
     from clip_jax.reports import interpolation
     from clip_jax.runtime import atomic
 
@@ -106,7 +106,7 @@ def _sweep(args: argparse.Namespace, rest: Sequence[str]) -> int:
         dtype=args.dtype,
         image_options=_flags.image_options(args),
     )
-    print(suite.markdown(table), end='', flush=True)
+    print(suite_table.markdown(table), end='', flush=True)
     figures = interpolation.write(table, workdir)
     print(f'in {workdir}: suite.json, suite.md, {", ".join([*figures, "a folder per alpha"])}')
     return 0 if fine else 1

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ValueError(f'--out: {out} is a file; a suite writes a folder')
     page = config_file.read(args.suite, rest, flag='suite')
     from clip_jax import build
-    from clip_jax.evaluation import suite
+    from clip_jax.evaluation import suite, suite_table
     from clip_jax.runtime import atomic
 
     if out:
@@ -37,8 +37,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         dtype=args.dtype,
         image_options=_flags.image_options(args),
     )
-    print(suite.markdown(table), end='', flush=True)
+    print(suite_table.markdown(table), end='', flush=True)
     if out:
-        suite.write(table, out)
+        suite_table.write(table, out)
         print(f'in {out}: suite.json, suite.md, and a folder of reports for each checkpoint')
     return 0 if fine else 1

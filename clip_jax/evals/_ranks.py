@@ -1,8 +1,10 @@
 """Ranks of captions for each image, and of images for each caption."""
 
+from typing import Any
+
 import numpy as np
 
-from clip_jax.evals import _embed, _similarity
+from clip_jax.evals import _embed, _intervals, _similarity, score
 
 AT = (1, 5, 10)  # of recall
 
@@ -31,6 +33,21 @@ def of(image: np.ndarray, text: np.ndarray, owner: np.ndarray) -> tuple[np.ndarr
     # tie with its best one.
     mine = np.bincount(owner[own == best[owner]], minlength=len(image))
     return over_images - mine + 1, over_texts
+
+
+def recall(found: np.ndarray, owner: np.ndarray) -> dict[str, Any]:
+    """Makes the score that is the fraction of queries with a positive among the first results.
+
+    Args:
+        found: which queries have one, bool [N].
+        owner: the image of each query, int [N]; for the interval, images are drawn with all their
+            queries.
+
+    Returns:
+        The score.
+    """
+    hits, sizes = np.bincount(owner, found).astype(int), np.bincount(owner)
+    return score(np.mean(found), interval=_intervals.of_clusters(hits, sizes))
 
 
 def _parts(count: int) -> list[slice]:

@@ -15,6 +15,16 @@ def mean_per_class(predicted: np.ndarray, labels: np.ndarray, classes: int) -> f
     return float(np.mean(right[count > 0] / count[count > 0]))
 
 
+def macro_f1(predicted: np.ndarray, labels: np.ndarray, classes: int) -> float:
+    """Returns the mean of the F1 scores, the harmonic means of precision and recall, of all classes
+    that have examples.
+    """
+    right, count = per_class(predicted, labels, classes)
+    guessed = np.bincount(predicted, minlength=classes)
+    own = count > 0
+    return float(np.mean(2 * right[own] / (guessed[own] + count[own])))
+
+
 def per_class(
     predicted: np.ndarray, labels: np.ndarray, classes: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -11,10 +11,11 @@ import numpy as np
 
 from clip_jax import prompts
 from clip_jax.data.sources import Question, Source
-from clip_jax.evals import _embed, _similarity, score
+from clip_jax.evals import _embed, _intervals, _paired, _similarity, score
 from clip_jax.runtime.messages import first_few
 
 TEXTS, IMAGES, BOTH = 'text_score', 'image_score', 'group_score'
+MANY = 10  # images of a question of WinoGAViL; DataComp averages those with so many
 
 
 def evaluate(
@@ -43,7 +44,8 @@ def evaluate(
         fraction whose right text is the most similar to the image. Several images and texts
         (Winoground): `text_score`, each image prefers its text; `image_score`, each text prefers
         its image; `group_score`, both. One text (WinoGAViL): `jaccard`, the mean Jaccard index of
-        the right images and as many of the nearest. `groups` has each group.
+        the right images and as many of the nearest, and `jaccard_10_12`, that of the questions
+        with 10 images or more, if there are any. `groups` has each group.
 
     Raises:
         ValueError: the data set has no questions, questions are of different kinds, or no group is
@@ -209,15 +211,32 @@ def _scores(
     """The scores, and a table of groups for each."""
     own = np.array([question.group for question in questions])
     names = {_both: [TEXTS, IMAGES, BOTH], _jaccard: ['jaccard']}.get(kind, ['accuracy'])
+    groups = list(dict.fromkeys(own.tolist()))
     tables = {
-        name: [
-            [group, int((own == group).sum()), float(values[own == group, k].mean())]
-            for group in dict.fromkeys(own.tolist())
-        ]
+        name: [_row(group, values[own == group, k]) for group in groups]
         for k, name in enumerate(names)
     }
-    scores = {name: score(values[:, k].mean()) for k, name in enumerate(names)}
+    scores = {
+        name: score(values[:, k].mean(), interval=_intervals.of_mean(values[:, k]))
+        for k, name in enumerate(names)
+    }
+    many = values[[len(question.images) >= MANY for question in questions], 0]
+    if kind is _jaccard and len(many):
+        scores['jaccard_10_12'] = score(many.mean(), interval=_intervals.of_mean(many))
     if kind is _accuracy:
-        per_group = [value for group, _, value in tables['accuracy'] if group in counted]
-        scores = {'mean_per_group': score(np.mean(per_group)), **scores}
-    return {'scores': scores, 'groups': {name.replace('_', ' '): tables[name] for name in names}}
+        per_group = [values[own == group, 0] for group in counted]
+        right = np.array([int(some.sum()) for some in per_group])
+        interval = _intervals.of_mean_per_class(right, np.array(list(map(len, per_group))))
+        mean = np.mean([some.mean() for some in per_group])
+        scores = {'mean_per_group': score(mean, interval=interval), **scores}
+    found = {'scores': scores, 'groups': {name.replace('_', ' '): tables[name] for name in names}}
+    if kind is not _jaccard:
+        truth = [[*question.texts] for question in questions]
+        correct = {name: _paired.packed(values[:, k], truth) for k, name in enumerate(names)}
+        found['correct'] = correct
+    return found
+
+
+def _row(group: str, values: np.ndarray) -> list[Any]:
+    """The row of a group: its examples, their mean and, if it has one, its interval."""
+    return [group, len(values), float(values.mean()), *(_intervals.of_mean(values) or ())]

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data.sources import Source
-from clip_jax.evals import _labeled, _scores, _sweep, _tables, score
+from clip_jax.evals import (
+    _calibration,
+    _intervals,
+    _labeled,
+    _paired,
+    _scores,
+    _sweep,
+    _tables,
+    score,
+)
 from clip_jax.evals._labeled import Examples, Task
 from clip_jax.evals._logistic import Fit, Regression
 from clip_jax.evals._probe import (
@@ -60,7 +69,8 @@ def evaluate(
         save: file (.npz) for the fitted Probe.
 
     Returns:
-        The report; its score is the metric.
+        The report; its first score is the metric. Where images have one label, `ece` and `nll` are
+        the calibration of the probe.
 
     Raises:
         ValueError: an option is wrong, or the data sets do not fit each other.
@@ -167,17 +177,27 @@ def _scored(probe: Probe, task: Task, metric: str) -> tuple[dict[str, Any], dict
     """Scores on the test set, and tables by class."""
     test, names = task.parts['test'], task.names
     logits = probe.scores(test.features)
-    scores = {metric: score(METRICS[metric](logits, test))}
+    value = METRICS[metric](logits, test)
     if task.several:
+        scores = {metric: score(value)}
         values = _scores.average_precisions(logits, test.targets, points=11)
         counts = test.targets.sum(axis=0)
         return scores, {'per_class': _tables.per_class(names, counts, values)}
     guess = logits.argmax(axis=1)
     right, counts = _scores.per_class(guess, test.targets, len(names))
-    return scores, {
+    interval = None
+    if metric == 'accuracy':
+        interval = _intervals.of_fraction(int(right.sum()), len(test))
+    elif metric == 'mean_per_class':
+        interval = _intervals.of_mean_per_class(right, counts)
+    correct = guess == test.targets
+    measured = _calibration.measured(lambda: [(logits, test.targets)], correct)
+    return {metric: score(value, interval=interval), **measured['scores']}, {
         'per_class': _tables.per_class(names, counts, right / np.maximum(counts, 1)),
         'confusion': _tables.confusion(guess, test.targets, names),
         'mistakes': _mistakes(probe.probabilities(test.features), test, names),
+        'calibration': measured['calibration'],
+        'correct': {'accuracy': _paired.packed(correct, test.targets.tolist())},
     }
 
 

@@ -39,7 +39,7 @@ def evaluate(
     image, records = _embed.records(encode_image, data)
     image = _similarity.on_grid(image)
     texts = [sources.with_fields(data, record).get('fields', {}) for record in records]
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
     images: dict[str, int] = {}
     captions = 0
     for language in chosen:
@@ -50,7 +50,8 @@ def evaluate(
     names = list(found[chosen[0]])
     return {
         'scores': {
-            name: score(np.mean([values[name] for values in found.values()])) for name in names
+            name: score(np.mean([scores[name]['value'] for scores in found.values()]))
+            for name in names
         },
         'counts': {
             'images': len(data),
@@ -60,7 +61,9 @@ def evaluate(
         },
         'groups': {
             _title(name): [
-                [language, images[language], found[language][name]] for language in found
+                [language, images[language], x['value'], *x.get('interval', ())]
+                for language, scores in found.items()
+                for x in [scores[name]]
             ]
             for name in names
         },
@@ -84,18 +87,23 @@ def _languages(given: str | Sequence[str], data: Source) -> list[str]:
 
 def _of_language(
     encode_text: Callable, image: np.ndarray, own: Sequence[Sequence[str]], what: str
-) -> dict[str, float]:
-    """Recall among the images that have captions of one language."""
+) -> dict[str, Any]:
+    """The scores of recall among the images that have captions of one language."""
     chosen = [i for i, texts in enumerate(own) if texts]
     if not chosen:
         raise ValueError(f'evals/multilingual: {what}: no image has a caption')
     captions = [text for texts in own for text in texts]
     owner = np.repeat(np.arange(len(chosen)), [len(own[i]) for i in chosen])
     text = _similarity.on_grid(_embed.texts(encode_text, captions))
-    ways = ('image_to_text', 'text_to_image')
-    both = zip(ways, _ranks.of(image[chosen], text, owner), strict=True)
+    to_text, to_image = _ranks.of(image[chosen], text, owner)
+    queries = {
+        'image_to_text': (to_text, np.arange(len(chosen))),
+        'text_to_image': (to_image, owner),
+    }
     return {
-        f'{way}/recall@{k}': float(np.mean(ranks <= k)) for way, ranks in both for k in _ranks.AT
+        f'{way}/recall@{k}': _ranks.recall(ranks <= k, images)
+        for way, (ranks, images) in queries.items()
+        for k in _ranks.AT
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.data.sources import Source
-from clip_jax.evals import _embed, _ranks, _similarity, score
+from clip_jax.evals import _embed, _paired, _ranks, _similarity, score
 
 EXAMPLES = 10
 QUERIES = 6  # of each direction
@@ -26,7 +26,7 @@ def evaluate(encode_image: Callable, encode_text: Callable, data: Source) -> dic
 
     Returns:
         The report. Scores: recall at 1, 5 and 10 and the median rank (1 is best), in both
-        directions.
+        directions; intervals of the recall are over images with all their captions.
 
     Raises:
         ValueError: a record has no caption.
@@ -42,8 +42,10 @@ def evaluate(encode_image: Callable, encode_text: Callable, data: Source) -> dic
 
     to_text, to_image = _ranks.of(image, text, owner)
     both = {'image_to_text': to_text, 'text_to_image': to_image}
+    # Images are resampled, each with all its captions.
+    owners = {'image_to_text': np.arange(len(image)), 'text_to_image': owner}
     scores = {
-        f'{way}/recall@{k}': score(np.mean(ranks <= k))
+        f'{way}/recall@{k}': _ranks.recall(ranks <= k, owners[way])
         for way, ranks in both.items()
         for k in _ranks.AT
     }
@@ -54,6 +56,11 @@ def evaluate(encode_image: Callable, encode_text: Callable, data: Source) -> dic
     return {
         'scores': scores,
         'counts': {'images': len(data), 'texts': len(captions)},
+        'correct': {
+            'image_to_text/recall@1': _paired.packed(
+                to_text <= 1, [record['texts'] for record in records]
+            )
+        },
         'similarity': _sample(image, text, owner, captions),
         'queries': _queries(image, text, owner, captions, to_text, to_image),
     }

@@ -3,18 +3,33 @@
 """
 
 import collections
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from clip_jax import prompts
 from clip_jax.data.sources import Source
-from clip_jax.evals import _embed, _labeled, _scores, _similarity, _tables, score
-from clip_jax.prompts.by_class import WORDNET_ID
+from clip_jax.evals import (
+    Logits,
+    _calibration,
+    _class_names,
+    _embed,
+    _groups,
+    _intervals,
+    _labeled,
+    _paired,
+    _scores,
+    _similarity,
+    _tables,
+    logits_of,
+    score,
+)
 
 EXAMPLES = 12
+UNKNOWN = 'the factor of the similarities is not known, which makes probabilities of them'
 
 
 def evaluate(
@@ -23,8 +38,9 @@ def evaluate(
     data: Source,
     *,
     classes: str | Sequence[str] = 'all',
-    templates: str | Sequence[str] = 'plain',
+    templates: str | Sequence[str] = 'auto',
     key: str = '',
+    validation: Source | None = None,
 ) -> dict[str, Any]:
     """Classifies images by the nearest class embedding.
 
@@ -36,62 +52,99 @@ def evaluate(
         encode_image: images -> unit-length embeddings, float32 [N, D].
         encode_text: texts -> unit-length embeddings, float32 [N, D].
         data: a labeled data set.
-        classes: 'all' class names of the data set, with spaces for underscores; those 'present'
-            among its labels; a file of names in the order of the labels, or by WordNet id or folder
-            (see prompts.class_names); or the names, as a list or as cat,dog.
-        templates: a prompt set, a file of templates, a template such as 'a photo of a {}.', or a
-            list of them (see prompts.templates).
+        classes: 'all' class names of the data set, with spaces for underscores, or as a set with
+            prompts of its own writes them; those 'present' among its labels; a file of names in the
+            order of the labels, or by WordNet id or folder (see prompts.class_names); or the names,
+            as a list or as cat,dog.
+        templates: 'auto', those of the data set if it has some, else the prompt set 'plain'; a
+            prompt set, a file of templates, a template such as 'a photo of a {}.', or a list of
+            them (see prompts.templates).
         key: which entry of a JSON file of several sets to use.
+        validation: a labeled data set of the same classes, on which the temperature of the
+            probabilities is fitted (see evals/_calibration.py).
 
     Returns:
         The report. Scores: `top1`, `top5`, `mean_per_class` (the mean over classes of their own
-        top1), and with two classes `roc_auc`, where images are ranked by the difference of the two
-        similarities. If an image may have several labels: `map_11_point` and
-        `mean_average_precision`, where a class ranks images by similarity.
+        top1), `macro_f1` (the mean over classes with images of the harmonic mean of precision and
+        recall), and with two classes `roc_auc`, where images are ranked by the difference of the
+        two similarities. If images have a group: `worst_group` and `worst_group_top5`, the lowest
+        top1 and top5 of a group. Where the logits of the model are known: `ece` and `nll`, its
+        calibration, and with a validation set `fitted/ece` and `fitted/nll`. If an image may have
+        several labels, only `map_11_point` and `mean_average_precision`, where a class ranks images
+        by similarity.
 
     Raises:
-        ValueError: names, templates or labels do not fit each other.
+        ValueError: names, templates or labels do not fit each other, or a validation set is given
+            and the logits of the model are not known.
     """
     _check_options(classes, templates, key)
-    filled = prompts.templates(templates, key=key)
-    names = _names(classes, key, data)
+    if getattr(data, 'evaluation', '') == 'retrieval':
+        raise ValueError(
+            f'evals/zeroshot: {data} is a retrieval set, of captions and no classes; use the '
+            'evaluation retrieval'
+        )
+    filled = prompts.templates(_class_names.templates(templates, data), key=key)
+    names = _class_names.names(classes, key, data)
     # Errors in names and texts are found before the images are read.
-    _check_two(names, data, several=_labeled.several_at_first(data))
+    several = _labeled.several_at_first(data)
+    _check_two(names, data, several=several)
+    _check_validation(validation, data, several=several)
     classifier = _class_embeddings(encode_text, names, filled)
+    logits = logits_of(encode_text)
+    if validation and not logits:
+        raise ValueError(f'evals/zeroshot: validation: {UNKNOWN}; leave it out')
     images, records = _embed.records(encode_image, data)
     images = _similarity.on_grid(images)
     labels, several = _labels(records, names, data)
+    _check_validation(validation, data, several=several)
+    kept = np.arange(len(names))
     if isinstance(classes, str) and classes == 'present':
-        present = sorted(set().union(*labels))
-        names, classifier = [names[k] for k in present], classifier[present]
-        number = {k: i for i, k in enumerate(present)}
-        labels = [[number[k] for k in own] for own in labels]
-    _check_two(names, data, several=several)
-    make_report = _multi_label if several else _single_label
-    report = make_report(images, classifier, labels, names)
-    equal = [name for name, times in collections.Counter(names).items() if times > 1]
+        kept = np.array(sorted(set().union(*labels)))
+    own = [np.searchsorted(kept, some).tolist() for some in labels]
+    shown, classifier = [names[k] for k in kept], classifier[kept]
+    _check_two(shown, data, several=several)
+    if several:
+        report = _multi_label(images, classifier, own, shown)
+    else:
+        report, right = _single_label(images, classifier, own, shown, _groups.of(records))
+        report['correct'] = {'top1': _paired.packed(right, [one for one in labels if one])}
+        tests = [_with_label(images, own)]
+        if validation:
+            tests.append(_validation(encode_image, validation, names, kept))
+        report = _with_calibration(report, right, classifier, logits, tests)
+    equal = [name for name, times in collections.Counter(shown).items() if times > 1]
     return report | {'info': report['info'] | {'equal_names': equal}}
 
 
 def _single_label(
-    images: np.ndarray, classifier: np.ndarray, labels: list[list[int]], names: list[str]
-) -> dict[str, Any]:
-    """The report of a data set whose images have one label or none."""
+    images: np.ndarray,
+    classifier: np.ndarray,
+    labels: list[list[int]],
+    names: list[str],
+    groups: np.ndarray | None,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The report of a data set whose images have one label or none, and which of those with a label
+    are classified correctly.
+    """
     scored = np.flatnonzero([len(own) for own in labels])
     right = np.array([labels[i][0] for i in scored])
     rank, guess, margin = _ranked(images[scored], classifier, right, _later(names))
     hits, counts = _scores.per_class(guess, right, len(names))
     mistakes = _tables.most_confident(guess != right, margin)
     scores = {
-        'top1': score(_scores.accuracy(guess, right)),
-        'top5': score(np.mean(rank <= 5)),
-        'mean_per_class': score(_scores.mean_per_class(guess, right, len(names))),
+        'top1': _fraction(guess == right),
+        'top5': _fraction(rank <= 5),
+        'mean_per_class': score(
+            _scores.mean_per_class(guess, right, len(names)),
+            interval=_intervals.of_mean_per_class(hits, counts),
+        ),
+        'macro_f1': score(_scores.macro_f1(guess, right, len(names))),
     }
     if len(names) == 2 and counts.all():
         lead = _lead(images[scored], classifier)
         scores['roc_auc'] = score(_scores.roc_auc(lead, right == 1))
     unlabeled = len(labels) - len(scored)
-    return {
+    report = {
         'scores': scores,
         'counts': {'images': len(scored), 'unlabeled': unlabeled, 'classes': len(names)},
         'info': {'chance': 1 / len(names)},
@@ -100,6 +153,73 @@ def _single_label(
         'mistakes': _mistakes(scored[mistakes], guess[mistakes], images, classifier, labels, names),
         'examples': _examples(scored, images, classifier, labels, names),
     }
+    groups = groups if groups is None else groups[scored]
+    report = _groups.added(report, groups, {'top1': guess == right, 'top5': rank <= 5})
+    return report, guess == right
+
+
+def _fraction(right: np.ndarray) -> dict[str, Any]:
+    """The score that is the fraction of right images, bool [N]."""
+    hits = int(np.sum(right))
+    return score(hits / len(right), interval=_intervals.of_fraction(hits, len(right)))
+
+
+def _with_label(images: np.ndarray, labels: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The images that have a label, and their labels, int [n]."""
+    some = np.flatnonzero([len(own) for own in labels])
+    return images[some], np.array([labels[i][0] for i in some], int)
+
+
+def _validation(
+    encode_image: Callable, source: Source, names: list[str], kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images of the validation set with one of the classes `kept`, and their places in it."""
+    images, records = _embed.records(encode_image, source)
+    labels, several = _labels(records, names, source)
+    _check_one_label(source, several=several)
+    place = {k: i for i, k in enumerate(kept.tolist())}
+    own = [[place[k] for k in some if k in place] for some in labels]
+    if not any(own):
+        raise ValueError(f'evals/zeroshot: no image of {source} has a class of the test set')
+    return _with_label(_similarity.on_grid(images), own)
+
+
+def _with_calibration(
+    report: dict[str, Any],
+    right: np.ndarray,
+    classifier: np.ndarray,
+    logits: Logits | None,
+    tests: list[tuple[np.ndarray, np.ndarray]],
+) -> dict[str, Any]:
+    """Adds the calibration to a report; `tests` are the images and labels of the test set and,
+    optional, of the validation set.
+    """
+    if not logits:
+        return report | {'info': report['info'] | {'calibration': f'not measured: {UNKNOWN}'}}
+    test, *validation = [functools.partial(_chunks, classifier, logits, *some) for some in tests]
+    found = _calibration.measured(
+        test, right, sigmoid=logits.sigmoid, validation=validation[0] if validation else None
+    )
+    info = {'logit_scale': logits.scale}
+    if validation:
+        report['counts']['validation_images'] = len(tests[1][0])
+        info['temperature'] = found['calibration']['fitted']['temperature']
+    return {
+        **report,
+        'scores': report['scores'] | found['scores'],
+        'info': report['info'] | info,
+        'calibration': found['calibration'],
+    }
+
+
+def _chunks(
+    classifier: np.ndarray, logits: Logits, images: np.ndarray, labels: np.ndarray
+) -> Iterator[_calibration.Chunk]:
+    """Yields the logits of some images, with their labels."""
+    for start in range(0, len(images), _embed.CHUNK):
+        part = slice(start, start + _embed.CHUNK)
+        similarity = _similarity.matrix(images[part], classifier)
+        yield logits.scale * similarity + (logits.bias or 0.0), labels[part]
 
 
 def _multi_label(
@@ -208,63 +328,26 @@ def _check_options(classes: Any, templates: Any, key: Any) -> None:
         )
 
 
-def _names(classes: str | Sequence[str], key: str, data: Source) -> list[str]:
-    """The class names, in the order of the labels."""
-    stored = [name.replace('_', ' ') for name in data.label_names]
-    if isinstance(classes, str) and classes in ('all', 'present'):
-        if not stored:
-            raise ValueError(
-                f'evals/zeroshot: {data} does not name its classes; '
-                'give a file with one name per line, or the names, as `classes`'
-            )
-        _warn_of_wordnet_ids(stored, data)
-        return stored
-    names = prompts.class_names(classes, key=key) if isinstance(classes, str) else [*classes]
-    if isinstance(names, dict):
-        return _names_by_folder(names, data, classes)
-    if not names:
-        raise ValueError('evals/zeroshot: classes is an empty list; expected at least one name')
-    if stored:
-        _check_order(names, stored, data)
-    return names
-
-
-def _warn_of_wordnet_ids(names: list[str], data: Source) -> None:
-    if all(map(WORDNET_ID.fullmatch, names)):
-        logging.warning(
-            'evals/zeroshot: the classes of %s are named by WordNet ids (%s), which say nothing to '
-            'a model; give a file with their names as `classes`: LOC_synset_mapping.txt of '
-            "ImageNet, Keras' imagenet_class_index.json, or a list in the order of the folders",
-            *(data, names[0]),
+def _check_validation(validation: Source | None, data: Source, *, several: bool) -> None:
+    """Raises ValueError if a temperature cannot be fitted on a validation set for a data set."""
+    if not validation:
+        return
+    _check_one_label(data, several=several)
+    _check_one_label(validation, several=_labeled.several_at_first(validation))
+    theirs, ours = [*validation.label_names], [*data.label_names]
+    if theirs != ours:
+        differ = [pair for pair in itertools.zip_longest(theirs, ours) if len({*pair}) > 1]
+        raise ValueError(
+            f'evals/zeroshot: validation: {validation} has other classes than {data}: '
+            f'{differ[0][0]!r} for {differ[0][1]!r}; expected the same in the same order'
         )
 
 
-def _names_by_folder(names: dict[str, str], data: Source, path: Any) -> list[str]:
-    """The names of the data set's classes, in its order, from those of all folders."""
-    missing = [name for name in data.label_names if name not in names]
-    if missing or not data.label_names:
-        found = f'{missing[0]!r} is not among them' if missing else 'it does not name its classes'
+def _check_one_label(source: Source, *, several: bool) -> None:
+    if several:
         raise ValueError(
-            f'evals/zeroshot: {path!r} gives names by folder ({next(iter(names))!r} …), which do '
-            f'not fit {data}: {found}; give a list of names in the order of the labels'
-        )
-    return [names[name] for name in data.label_names]
-
-
-def _check_order(names: list[str], stored: list[str], data: Source) -> None:
-    """Raises ValueError if names are not those of the data set's classes, in its order."""
-    if len(names) != len(stored):
-        raise ValueError(
-            f'evals/zeroshot: {data} has {len(stored)} classes ({stored[0]!r} …), and classes '
-            f'gives {len(names)} names ({names[0]!r} …); expected one each, in the same order'
-        )
-    words = [name.replace('_', ' ') for name in names]
-    if words != stored and sorted(words) == sorted(stored):
-        k = next(k for k, name in enumerate(words) if name != stored[k])
-        raise ValueError(
-            f'evals/zeroshot: classes gives the names of {data} in another order: {names[k]!r} for '
-            f'label {k}, which is {stored[k]!r}; use the order of the data set, or leave out '
-            'classes'
+            f'evals/zeroshot: validation: {source} has several labels per image, of which the '
+            'calibration is not measured; leave it out'
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from clip_jax import lookup, pretrained
-from clip_jax.evaluation import suite
+from clip_jax.evaluation import suite, suite_table
 from clip_jax.pretrained import Clip, loaded
 from clip_jax.training import interpolation
 
@@ -66,7 +66,7 @@ def run(
         load=load,
     )
     table |= {'a': a, 'b': b, 'alphas': list(alphas.values()), 'reference': reference}
-    suite.write(table, workdir)
+    suite_table.write(table, workdir)
     return table, fine
 
 

@@ -80,7 +80,7 @@ def evaluate(
     if not dims:
         return function(encode_image, encode_text, data, **others)
     images = {id(x): functools.cache(_reader(encode_image, x)) for x in (data, *others.values())}
-    texts = _Texts(encode_text)
+    texts, logits = _Texts(encode_text), functools.partial(evals.logits_of, encode_text)
 
     def report(dim: int | None) -> dict[str, Any]:
         def cut(source: Source) -> Any:
@@ -88,7 +88,7 @@ def evaluate(
 
         return function(
             lambda rows, **options: matryoshka.first(encode_image(rows, **options), dim),
-            lambda some: matryoshka.first(texts(some), dim),
+            evals.TextEncoder(lambda some: matryoshka.first(texts(some), dim), logits),
             cut(data),
             **{name: cut(source) for name, source in others.items()},
         )

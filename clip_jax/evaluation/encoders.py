@@ -10,7 +10,8 @@ import numpy as np
 from clip_jax.data.embedding_store import Embeddings
 from clip_jax.data.sources import Source
 from clip_jax.embeddings import identity
-from clip_jax.models import matryoshka
+from clip_jax.evals import Logits, TextEncoder
+from clip_jax.models import inference, matryoshka
 
 
 class Model(identity.Model, Protocol):
@@ -47,7 +48,7 @@ def encoders_for(
             there is no model.
 
     Returns:
-        (encode_image, encode_text).
+        (encode_image, encode_text); evals.logits_of(encode_text) are those of the model.
 
     Raises:
         ValueError: there are images and no model, or a folder was made by another model.
@@ -60,7 +61,7 @@ def encoders_for(
     encode_image = clip.encode_image if clip else _no_images
     if not stored:
         # pyrefly: ignore[missing-attribute]  # `check_model` found one
-        return encode_image, clip.encode_text
+        return encode_image, TextEncoder(clip.encode_text, functools.partial(_logits, clip))
     if clip and (dim := stored[0].description.dim):
         encode_image = functools.partial(_cut_images, clip.encode_image, dim)
 
@@ -71,7 +72,7 @@ def encoders_for(
             return load(stored[0])
         raise ValueError(f'--model must be given: {stored[0]} has no embedding of some text')
 
-    return encode_image, _StoredTexts(stored, load_model)
+    return encode_image, _StoredTexts(stored, load_model, clip)
 
 
 def check_model(model: Any, data: Sequence[Source]) -> None:
@@ -102,6 +103,17 @@ def compute_dtype(clip: Model) -> str:
     return str(np.dtype(clip.model.dtype))
 
 
+def _logits(clip: Any) -> Logits | None:
+    """What makes logits of the model's similarities, as `Clip.classify` does; None without it."""
+    params = clip.variables.get('params', {})
+    if 'logit_scale' not in params:
+        return None
+    scale = float(np.exp(np.asarray(params['logit_scale'], np.float32)))
+    if inference.is_sigmoid('auto', params):
+        return Logits(scale, float(np.asarray(params['logit_bias'], np.float32)))
+    return Logits(scale)
+
+
 def _stored(data: Sequence[Source]) -> list[Embeddings]:
     return [source for source in data if isinstance(source, Embeddings)]
 
@@ -120,8 +132,8 @@ def _cut_images(
 class _StoredTexts:
     """Embeds texts: captions are looked up in folders, others need the model."""
 
-    def __init__(self, stored: Sequence[Embeddings], load: Callable[[], Model]):
-        self._stored, self._load = stored, load
+    def __init__(self, stored: Sequence[Embeddings], load: Callable[[], Model], clip: Model | None):
+        self._stored, self._load, self._clip = stored, load, clip
         self.model: Model | None = None  # set once a text needed it
 
     @functools.cached_property
@@ -142,3 +154,12 @@ class _StoredTexts:
         self.model = self._load()
         dim = self._stored[0].description.dim
         return matryoshka.first(self.model.encode_text(texts), dim or None)
+
+    def logits(self) -> Logits | None:
+        """Returns the logits of the model that made the folders, None if they are not known."""
+        if model := self._clip or self.model:
+            return _logits(model)
+        description = self._stored[0].description
+        # The folder has the factor, but not the value of a bias.
+        biased = description.card.get('model', {}).get('init_logit_bias') is not None
+        return None if biased else Logits(description.scale)

@@ -135,6 +135,25 @@ def prepare(
     )
 
 
+def made_for(spec: str, source_options: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """Returns the name of the evaluation that a data set says it is made for.
+
+    Args:
+        spec: SPEC of the data set.
+        source_options: options of each kind of source.
+
+    Raises:
+        ValueError: the data set does not say, or cannot be opened.
+    """
+    found = getattr(build.source(spec, source_options or {}, embeddings=True), 'evaluation', '')
+    if not found:
+        raise ValueError(
+            f'{spec} does not say which evaluation it is made for, as wds: sets do; give its name: '
+            'clip-jax eval NAME'
+        )
+    return found
+
+
 def settings(
     type_: str,
     options: Mapping[str, Any],

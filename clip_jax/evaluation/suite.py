@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import inspect
-import itertools
 import json
 import os
 import pathlib
@@ -14,17 +13,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from clip_jax import build, lookup, pretrained, prompts
 from clip_jax.data.errors import DataNotFound
 from clip_jax.embeddings.identity import card_hash
-from clip_jax.evaluation import encoders, evaluate
+from clip_jax.evaluation import encoders, evaluate, suite_table
+from clip_jax.evaluation.suite_table import DONE, FAILED, MISSING
 from clip_jax.models.fingerprint import fingerprint
 from clip_jax.places import resolve
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import atomic, environment, foreign_json
 from clip_jax.runtime.messages import one_line
-
-DONE, MISSING, FAILED = 'done', 'missing', 'failed'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Task:
         if isinstance(classes, str) and classes not in ('all', 'present'):
             classes = prompts.class_names(classes, key=key)
         if isinstance(templates, str):
+            # Templates of the data set are part of the data.
+            templates = 'plain' if templates == 'auto' else templates
             templates = prompts.templates(templates, key=key)
         content = json.dumps([classes, templates])
         return hashlib.sha256(content.encode()).hexdigest()[:32]
@@ -90,8 +92,8 @@ def tasks(page: Mapping[str, Any]) -> list[Task]:
 
     Args:
         page: the config: `tasks` by name, each with 'type', 'data', the options of that evaluation
-            and, optional, 'score' and 'source' (options of its source); and `options` of each kind
-            of source, for all tasks.
+            and, optional, 'score' and 'source' (options of its source); `options` of each kind of
+            source, for all tasks; and, optional, `averages` and `robustness` (see suite_table).
 
     Returns:
         The tasks.
@@ -100,7 +102,7 @@ def tasks(page: Mapping[str, Any]) -> list[Task]:
         ValueError: an unknown key, evaluation or option, or no tasks.
     """
     for key in page:
-        lookup.check(key, ('tasks', 'options'), what='suite')
+        lookup.check(key, ('tasks', 'options', 'averages', 'robustness'), what='suite')
     if not page.get('tasks'):
         raise ValueError('suite: the config has no tasks; expected tasks by name, each with a type')
     return [_task(name, dict(task), page) for name, task in page['tasks'].items()]
@@ -160,6 +162,7 @@ def run(
         ValueError: the config is wrong, or a path holds no checkpoint.
     """
     suite, began = tasks(page), time.monotonic()
+    suite_table.check(page, models)
     slugs = [_slug(model) for model in models]
     if len({*slugs}) < len(slugs):
         raise ValueError(f'--model: {", ".join(models)}: expected different checkpoints')
@@ -168,8 +171,10 @@ def run(
             pretrained.find(model)
         load = functools.partial(pretrained.load, dtype=dtype)
     results: list[list[Result]] = []
+    parameters: list[int] = []
     for number, (model, slug) in enumerate(zip(models, slugs, strict=True)):
         clip = load(model).with_preprocess(**image_options or {})
+        parameters.append(sum(x.size for x in jax.tree.leaves(clip.variables['params'])))
         identity = {
             'model': resolve.pinned(model) or model,
             'fingerprint': fingerprint(clip.variables),
@@ -182,20 +187,15 @@ def run(
             file = out / slug / f'{task.name}.json' if out else None
             result, how = _result(task, clip, identity, file)
             column.append(result)
-            shown = _shown(result.score) if result.score else result.message
+            shown = suite_table.shown(result.score) if result.score else result.message
             say(f'[{k}/{len(suite) * len(models)}] {task.name}, {model}: {shown}{how}')
         results.append(column)
         del clip  # before the next one needs the memory
-    table = _table(suite, models, results)
+    table = suite_table.table(_rows(suite, results), models, page)
     table |= {'versions': environment.versions(), 'seconds': time.monotonic() - began}
+    table['parameters'] = parameters
     states = [result.state for column in results for result in column]
     return table, FAILED not in states and DONE in states
-
-
-def write(table: Mapping[str, Any], out: pathlib.Path) -> None:
-    """Writes the table into a folder, as `suite.json` and `suite.md`."""
-    atomic.write_json(out / 'suite.json', table)
-    atomic.write(out / 'suite.md', markdown(table))
 
 
 def _slug(model: str) -> str:
@@ -248,17 +248,14 @@ def _score(task: Task, report: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f'score: {", ".join(names)} have different units or directions; expected alike'
         )
-    return {**found[0], 'value': statistics.fmean(score['value'] for score in found)}
+    mean = {**found[0], 'value': statistics.fmean(score['value'] for score in found)}
+    if len(found) > 1:
+        mean.pop('interval', None)  # it is that of one score
+    return mean
 
 
-def _shown(score: Mapping[str, Any]) -> str:
-    value = score['value']
-    return f'{value:.4f}' if score['unit'] == 'fraction' else f'{value:,.6g}'
-
-
-def _table(
-    suite: Sequence[Task], models: Sequence[str], results: Sequence[Sequence[Result]]
-) -> dict[str, Any]:
+def _rows(suite: Sequence[Task], results: Sequence[Sequence[Result]]) -> list[dict[str, Any]]:
+    """The rows of the table, a task each, from the results of each checkpoint."""
     rows: list[dict[str, Any]] = []
     for task, found in zip(suite, zip(*results, strict=True), strict=True):
         # The same evaluation with the same options has the same score for every checkpoint.
@@ -272,55 +269,9 @@ def _table(
                 'better': score and score['better'],
                 'unit': score and score['unit'],
                 'values': [result.value for result in found],
+                'intervals': [(result.score or {}).get('interval') for result in found],
                 'states': [result.state for result in found],
                 'messages': [result.message for result in found],
             }
         )
-    means = []
-    for name in dict.fromkeys(task.type for task in suite):
-        # Over the tasks that every checkpoint has; only fractions have a mean.
-        own = [row['values'] for row in rows if row['type'] == name and row['unit'] == 'fraction']
-        complete = [values for values in own if all(x is not None for x in values)]
-        if complete:
-            values = [statistics.fmean(column) for column in zip(*complete, strict=True)]
-            means.append({'type': name, 'tasks': len(complete), 'values': values})
-    return {'models': list(models), 'tasks': rows, 'means': means}
-
-
-def markdown(table: Mapping[str, Any]) -> str:
-    """Returns the table as Markdown, in percent; below it, what is missing or failed."""
-
-    def row(*cells: str) -> str:
-        return f'| {" | ".join(cell.replace("|", "/") for cell in cells)} |'
-
-    def cell(value: float | None, state: str, unit: str | None) -> str:
-        if value is None:
-            return state
-        return f'{100 * value:.2f}' if unit == 'fraction' else f'{value:,.6g}'
-
-    text = [row('task', 'type', 'score', *table['models']), '|---|---|---|']
-    text[-1] += '--:|' * len(table['models'])
-    for task in table['tasks']:
-        cells = [cell(*x, task['unit']) for x in zip(task['values'], task['states'], strict=True)]
-        text.append(row(task['task'], task['type'], task['score'], *cells))
-    for mean in table['means']:
-        cells = [cell(value, DONE, 'fraction') for value in mean['values']]
-        text.append(row(f'**mean of {mean["tasks"]}**', mean['type'], '', *cells))
-    for state, title in (MISSING, 'Not on this machine'), (FAILED, 'Failed'):
-        found = [_reasons(task, state, table['models']) for task in table['tasks']]
-        if reasons := list(itertools.chain.from_iterable(found)):
-            text += ['', f'{title}:', '', *reasons]
-    return '\n'.join(text) + '\n'
-
-
-def _reasons(task: Mapping[str, Any], state: str, models: Sequence[str]) -> list[str]:
-    """Why a task did not run, one line for all checkpoints with the same message."""
-    found: dict[str, list[str]] = {}
-    for model, its, message in zip(models, task['states'], task['messages'], strict=True):
-        if its == state:
-            found.setdefault(message, []).append(model)
-    lines = []
-    for message, own in found.items():
-        which = '' if len(own) == len(models) else f', {", ".join(own)}'
-        lines.append(f'* {task["task"]} ({task["data"]}){which}: {message}')
-    return lines
+    return rows

@@ -66,6 +66,10 @@ SCORES = {
     'map_11_point': '11-point mAP',
     'mean_average_precision': 'mAP',
     'roc_auc': 'ROC AUC',
+    'ece': 'ECE',
+    'nll': 'NLL',
+    'fitted/ece': 'ECE, fitted',
+    'fitted/nll': 'NLL, fitted',
 }
 HEADLINES = 4  # scores in the subtitle of a figure
 
@@ -126,6 +130,14 @@ def score_text(score: Mapping[str, Any]) -> str:
     return f'{value:,.0f}' if unit == 'rank' else f'{value:,.4g} {unit}'
 
 
+def interval_text(score: Mapping[str, Any]) -> str:
+    """The 95 % interval of a score: '61.2 to 63.8 %'; '' if it has none."""
+    if not score.get('interval'):
+        return ''
+    low, high = (score_text({**score, 'value': end}) for end in score['interval'])
+    return f'{low.removesuffix(" %")} to {high}'
+
+
 def score_of_class(report: Mapping[str, Any]) -> str:
     """What the score of a class in `per_class` is."""
     several = {'map_11_point', 'mean_average_precision'} & {*report['scores']}
@@ -150,6 +162,19 @@ def new(width: float, height: float, title: str, subtitle: str, foot: float = 0.
     figure.text(0.12 / width, 1 - 0.12 / height, title, fontsize=14, weight='bold', va='top')
     figure.text(0.12 / width, 1 - 0.43 / height, subtitle, fontsize=10, color=GRAY, va='top')
     return figure
+
+
+def look(k: int) -> dict[str, Any]:
+    """The color and the marker of the k-th of several models; the first 64 differ."""
+    count = len(COLORS)
+    return {'color': COLORS[k % count], 'marker': MARKERS[(k + k // count) % len(MARKERS)]}
+
+
+def whiskers(values: Sequence[float], intervals: Sequence[Sequence[float] | None]) -> np.ndarray:
+    """The lengths of error bars below and above values, [2, N]; 0 without an interval."""
+    ends = [(v, v) if x is None else x for v, x in zip(values, intervals, strict=True)]
+    low, high = np.asarray(ends, float).reshape(-1, 2).T
+    return np.maximum([values - low, high - values], 0)
 
 
 def thousands(value: float, _: float | None = None) -> str:

@@ -14,8 +14,9 @@ from etils import epath
 
 from clip_jax import metrics
 from clip_jax.reports import files
+from clip_jax.reports.calibration import calibration
 from clip_jax.reports.images import mistakes, queries, similarity, zero_shot
-from clip_jax.reports.scores import confusion, dims, per_class, shots, sweep
+from clip_jax.reports.scores import confusion, dims, groups, per_class, shots, sweep
 from clip_jax.reports.training import compared as compared
 from clip_jax.reports.training import training
 from clip_jax.runtime import atomic
@@ -138,7 +139,9 @@ def figures(report: Mapping[str, Any]) -> dict[str, tuple[Draw, list[int]]]:
         ('similarity', similarity, 'similarity'),
         ('queries', queries, 'queries'),
         ('per_class', per_class, 'per_class'),
+        ('groups', groups, 'groups'),
         ('confusion', confusion, 'confusion'),
+        ('calibration', calibration, 'calibration'),
         ('sweep', sweep, 'sweep'),
         ('shots', shots, 'shots'),
         ('dims', dims, 'dims'),

@@ -55,7 +55,17 @@ def _problem(report: dict[str, Any]) -> str:
     for name, score in report['scores'].items():
         if not isinstance(score, dict) or not {'value', 'better', 'unit'} <= {*score}:
             return f'score {name} is {score!r:.60}'
+        if 'interval' in score and not _is_interval(score['interval']):
+            return f'the interval of score {name} is {score["interval"]!r:.60}'
     return ''
+
+
+def _is_interval(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(x, int | float) for x in value)
+    )
 
 
 def read_folder(folder: str | PathLike) -> dict[str, dict[str, Any]]:

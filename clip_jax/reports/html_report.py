@@ -50,6 +50,14 @@ class Table(NamedTuple):
     rows: Sequence[Row]
 
 
+class Card(NamedTuple):
+    """A number in a box, with what it is and, below, a note."""
+
+    label: str
+    value: str
+    note: str = ''
+
+
 class Image(NamedTuple):
     """A PNG in base64."""
 
@@ -62,7 +70,7 @@ class Section(NamedTuple):
 
     title: str
     subtitle: str = ''
-    cards: Sequence[tuple[str, str]] = ()
+    cards: Sequence[Card] = ()
     table: Table | None = None
     summary: str = ''
     images: Sequence[Image] = ()
@@ -166,8 +174,8 @@ def run_page(
     facts = [state, f'{run.step:,} steps']
     facts += [f'{run.summary["devices"]}'] if 'devices' in run.summary else []
     numbers = run.numbers
-    headline = [(_word(key), _number(run, key)) for key in HEADLINE if key in numbers]
-    sections = [Section('Curves', images=_images(figures.get('', ())))]
+    headline = [Card(_word(key), _number(run, key)) for key in HEADLINE if key in numbers]
+    sections = [Section('Curves', images=images_of(figures.get('', ())))]
     sections += [report_section(name, x, figures.get(name, ())) for name, x in reports.items()]
     sections += more
     last = [Row(_word(key), [_number(run, key)]) for key in numbers]
@@ -175,7 +183,7 @@ def run_page(
     sections.append(Section('Numbers', table=Table(['', 'last'], last)))
     sections.append(Section('Config', table=Table(['key', 'value'], config), summary='all keys'))
     versions = run.summary.get('versions', {})
-    return _page(run.name, ' · '.join(facts), sections, versions, headline)
+    return page(run.name, ' · '.join(facts), sections, versions, headline)
 
 
 def compare_page(runs: Sequence[Run], reports: Iterable[Section] = ()) -> str:
@@ -195,7 +203,7 @@ def compare_page(runs: Sequence[Run], reports: Iterable[Section] = ()) -> str:
         sections.append(Section('Curves', images=[_curves(runs)]))
     versions = next((run.summary.get('versions', {}) for run in runs if run.summary), {})
     names = ' · '.join(run.name for run in runs)
-    return _page('Comparison', names, [*sections, *reports], versions)
+    return page('Comparison', names, [*sections, *reports], versions)
 
 
 def report_file_section(path: str | os.PathLike) -> Section:
@@ -235,11 +243,16 @@ def report_section(
     return Section(
         f'{name}: {report["type"]}',
         ' · '.join(about),
-        cards=[(_word(k), _style.score_text(score)) for k, score in report['scores'].items()],
+        cards=[_card(name, score) for name, score in report['scores'].items()],
         table=Table(['', ''], [Row(_word(k), [text]) for k, text in facts.items()]),
         summary='counts',
-        images=_images(figures),
+        images=images_of(figures),
     )
+
+
+def _card(name: str, score: Mapping[str, Any]) -> Card:
+    interval = _style.interval_text(score)
+    return Card(_word(name), _style.score_text(score), interval and f'95 %: {interval}')
 
 
 def _info(value: Any) -> str:
@@ -303,7 +316,7 @@ def _curves(runs: Sequence[Run]) -> Image:
     with tempfile.TemporaryDirectory() as folder:
         path = epath.Path(folder) / 'compared.png'
         drawing.compared({run.name: run.rows for run in runs}, path, scores=scores)
-        (image,) = _images([path])
+        (image,) = images_of([path])
     return image
 
 
@@ -327,7 +340,8 @@ def _number(run: Run, key: str, scores: Mapping[str, Mapping[str, Any]] | None =
     return f'{value:,.1f}' if abs(value) >= 100 else f'{value:.4g}'
 
 
-def _images(paths: Iterable[str | os.PathLike]) -> list[Image]:
+def images_of(paths: Iterable[str | os.PathLike]) -> list[Image]:
+    """Reads PNG files to show in a section."""
     places = list(map(epath.Path, paths))
     return [Image(path.stem, base64.b64encode(path.read_bytes()).decode()) for path in places]
 
@@ -336,13 +350,25 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _page(
+def page(
     title: str,
     subtitle: str,
     sections: Sequence[Section],
     versions: Mapping[str, str],
-    headline: Sequence[tuple[str, str]] = (),
+    headline: Sequence[Card] = (),
 ) -> str:
+    """Makes a page of sections.
+
+    Args:
+        title: of the page.
+        subtitle: below it.
+        sections: the boxes.
+        versions: versions of packages, for the last line.
+        headline: numbers above all sections.
+
+    Returns:
+        The HTML.
+    """
     footer = ' · '.join(f'{name} {version}' for name, version in versions.items())
     return ENVIRONMENT.get_template('html_report.html.j2').render(
         title=title, subtitle=subtitle, headline=headline, sections=sections, footer=footer

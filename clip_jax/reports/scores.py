@@ -1,7 +1,7 @@
-"""Figures of scores from the reports of evaluations: per class, confusion matrix, sweeps."""
+"""Figures of scores from the reports of evaluations: per class and group, confusion, sweeps."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,32 +20,74 @@ def per_class(report: Mapping[str, Any], images: Sequence, path: str | os.PathLi
     many classes the best and the worst.
     """
     rows = sorted(report['per_class'], key=lambda row: -row[2])
-    shown = rows if len(rows) <= BARS else rows[: BARS // 2] + rows[-BARS // 2 :]
-    places = np.arange(len(shown)) + (np.arange(len(shown)) >= BARS // 2) * (len(rows) > BARS)
-    height = max(0.21 * (places[-1] + 1) + _style.HEAD + 0.7, 2.6)
+    height = max(0.21 * (_places(rows)[-1] + 1) + _style.HEAD + 0.7, 2.6)
     figure = _style.new(8.4, height, f'{_style.title(report)} by class', _style.subtitle(report))
     axes = figure.add_subplot()
     mean = float(np.mean([score for _, _, score in rows]))
-    names, counts, values = zip(*shown, strict=True)
-    colors = [_style.BLUE if value >= mean else _style.ORANGE for value in values]
-    axes.barh(places, values, color=colors, height=0.74)
+    _bars(axes, rows, lambda value: _style.BLUE if value >= mean else _style.ORANGE)
     axes.axvline(mean, color=_style.INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_yticks(places, [_style.short(name, 34) for name in names])
+    axes.set_xlabel(f'{_style.score_of_class(report)}; dashed: the mean of all, {100 * mean:.1f} %')
+    _style.save(figure, path)
+
+
+@_style.shows()
+def groups(report: Mapping[str, Any], images: Sequence, path: str | os.PathLike) -> None:
+    """Draws the score of each group, with its interval and the worst one marked: report['groups'],
+    {title: [[group, examples, value(, low, high)], ...]}; of many groups the best and the worst.
+    """
+    tables = {title: list(rows) for title, rows in report['groups'].items() if rows}
+    for title, rows in tables.items():
+        if len(rows) > BARS:
+            tables[title] = sorted(rows, key=lambda row: -row[2])
+    heights = [0.26 * (_places(rows)[-1] + 1) + 0.85 for rows in tables.values()]
+    title = f'{_style.title(report)} by group'
+    figure = _style.new(8.4, sum(heights) + _style.HEAD, title, _style.subtitle(report))
+    grid = figure.add_gridspec(len(tables), 1, height_ratios=heights)
+    for k, (name, rows) in enumerate(tables.items()):
+        axes = figure.add_subplot(grid[k])
+        values = [row[2] for row in rows]
+        worst, gap = min(values), max(values) - min(values)
+        marked = worst if gap else None
+        _bars(axes, rows, lambda v, worst=marked: _style.ORANGE if v == worst else _style.BLUE)
+        axes.set_title(_style.short(name, 60), pad=8)
+        gaps = f'worst group {100 * worst:.1f} %, {100 * gap:.1f} points below the best'
+        axes.set_xlabel(gaps if gap else 'all groups are equal')
+    _style.save(figure, path)
+
+
+def _places(rows: Sequence) -> np.ndarray:
+    """The places of bars; those of more than BARS rows have a gap in the middle."""
+    numbers = np.arange(min(len(rows), BARS))
+    return numbers + (numbers >= BARS // 2) * (len(rows) > BARS)
+
+
+def _bars(axes: Axes, rows: Sequence[Sequence], color: Callable[[float], str]) -> None:
+    """Draws rows [name, examples, value], maybe with the ends of an interval, from the top; of more
+    than BARS the first and the last.
+    """
+    shown = rows if len(rows) <= BARS else [*rows[: BARS // 2], *rows[-BARS // 2 :]]
+    places = _places(rows)
+    names, counts, values = zip(*(row[:3] for row in shown), strict=True)
+    axes.barh(places, values, color=[color(value) for value in values], height=0.74)
+    axes.set_yticks(places, [_style.short(str(name), 34) for name in names])
     axes.set_ylim(places[-1] + 0.7, -0.7)
     axes.set_xlim(0, 1.13)
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.xaxis.set_major_formatter(_style.per_cent)
     axes.tick_params(axis='y', length=0, labelcolor=_style.INK)
     axes.grid(axis='y', visible=False)
-    for place, value, count in zip(places, values, counts, strict=True):
+    intervals = [row[3:5] if len(row) > 4 and None not in row[3:5] else None for row in shown]
+    if any(intervals):
+        lengths = _style.whiskers(values, intervals)
+        axes.errorbar(values, places, xerr=lengths, fmt='none', ecolor=_style.INK, elinewidth=1)
+    for place, value, count, ends in zip(places, values, counts, intervals, strict=True):
         text = f' {100 * value:.0f} %  of {count:,}'
         # The dashed line passes behind the words.
         white = {'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.3}
-        axes.text(value, place, text, va='center', fontsize=7, color=_style.GRAY, bbox=white)
+        at = max(value, ends[1] if ends else value)
+        axes.text(at, place, text, va='center', fontsize=7, color=_style.GRAY, bbox=white)
     if len(rows) > BARS:
         axes.text(0.01, BARS // 2, f'… {len(rows) - BARS} more …', va='center', fontsize=8)
-    axes.set_xlabel(f'{_style.score_of_class(report)}; dashed: the mean of all, {100 * mean:.1f} %')
-    _style.save(figure, path)
 
 
 @_style.shows()

@@ -119,6 +119,24 @@ def test_names_and_a_template_as_they_are_typed(run, tiny_run, tiny_tars):
     assert scores[0] == scores[1] and scores[0][0].startswith('top1')
 
 
+def test_scores_are_printed_with_intervals_and_calibration(run, tiny_run, tiny_tars, tmp_path):
+    out = tmp_path / 'report.json'
+    flags = f'--model={tiny_run}', f'--data={tiny_tars}', f'--validation={tiny_tars}'
+    # The model knows the colors: two wrong names, so that it is not always right.
+    names = '--classes=green,red,blue,white', '--templates=a {} picture'
+    code, printed, error = run('eval', 'zeroshot', *flags, *names, f'--out={out}')
+    assert (code, error) == (0, '')
+    report = json.loads(out.read_text())
+    scores = report['scores']
+    value, (low, high) = scores['top1']['value'], scores['top1']['interval']
+    assert f'{value:.4f}   95 %: {low:.4f} to {high:.4f}\n' in printed and low < value < high
+    assert [*scores][-4:] == ['ece', 'nll', 'fitted/ece', 'fitted/nll']
+    # It is fitted on the images that are scored.
+    assert scores['fitted/nll']['value'] <= scores['nll']['value']
+    assert (tmp_path / 'report' / 'calibration.png').exists()
+    assert report['calibration']['fitted']['temperature'] == report['info']['temperature']
+
+
 def test_options_of_data_are_those_of_a_mixture_and_stand_in_the_report(
     run, evaluate, tiny_run, tiny_tars, tmp_path
 ):

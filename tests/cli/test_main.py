@@ -34,7 +34,6 @@ trian
 train
 train --config=x.py
 train --workdir=x
-eval --model=x --data=y
 embed --model=x --data=y
 classify folder:x --model=x --labels=a,b
 classify folder:x --model=x --out=x.csv

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from support.files import hashes
+from support.reports import suite_table
 
 
 def test_a_plot_needs_a_run(line, tmp_path):
@@ -66,6 +67,36 @@ def test_what_a_page_needs(line, tiny_run, tmp_path):
     assert 'not a report of an eval' in line('plot', here, f'--report={tmp_path / "x.json"}', out)
     assert '/no/x.json: no such file' in line('plot', '--report=/no/x.json', out)
     assert 'not a run directory' in line('plot', here, f'--workdir={tmp_path}', out)
+
+
+def test_reports_on_the_same_data_are_compared(run, tiny_run, tmp_path):
+    paths = []
+    for name in 'a', 'b':
+        paths.append(tmp_path / f'{name}.json')
+        shutil.copy(tiny_run / 'evals' / 'retrieval.json', paths[-1])
+    out = tmp_path / 'page.html'
+    flags = *(f'--report={path}' for path in paths), f'--out={out}'
+    assert run('plot', *flags) == (0, f'{out}\n', '')
+    page = out.read_text()
+    assert '2 reports compared' in page and '<td>a and b</td>' in page
+    out.unlink()
+    assert run('plot', *flags[1:])[0] == 0
+    assert 'compared' not in out.read_text()
+
+
+def test_a_suite_has_a_page_of_its_own(run, line, tiny_run, tmp_path):
+    (tmp_path / 'suite.json').write_text(json.dumps(suite_table()))
+    suite, out = f'--suite={tmp_path}', tmp_path / 'models.html'
+    flags = suite, f'--out={out}', '--x=sketch', '--y=pets'
+    assert run('plot', *flags) == (0, f'{out}\n', '')
+    assert out.read_text().count('<img') == 3
+    out.unlink()
+    assert '--out: expected a file' in line('plot', suite)
+    assert 'a suite has its own page' in line('plot', suite, f'--out={out}', tiny_run)
+    assert "--x: there is no 'ket'" in line('plot', suite, f'--out={out}', '--x=ket')
+    assert '--x and --y: expected --suite' in line('plot', tiny_run, '--x=pets')
+    assert 'suite.json: no such file' in line('plot', f'--suite={tiny_run}', f'--out={out}')
+    assert not out.exists()
 
 
 def test_links_in_a_run_directory_are_not_followed(run, tiny_run, tmp_path):

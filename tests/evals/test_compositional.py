@@ -5,7 +5,11 @@ import pytest
 from support.reports import flat
 
 from clip_jax.data.sources import Question
-from clip_jax.evals import compositional
+from clip_jax.evals import _paired, compositional
+
+
+def without_intervals(report):
+    return {title: [row[:3] for row in rows] for title, rows in report['groups'].items()}
 
 
 class Asked:
@@ -80,7 +84,7 @@ def test_accuracy_counts_right_texts_above_all_wrong_ones():
     assert found['accuracy'] == np.mean(everything)
     assert found['mean_per_group'] == pytest.approx(np.mean([np.mean(x) for x in right.values()]))
     assert 0.1 < found['accuracy'] < 0.9 and found['mean_per_group'] != found['accuracy']
-    assert report['groups'] == {
+    assert without_intervals(report) == {
         'accuracy': [[name, len(x), pytest.approx(np.mean(x))] for name, x in right.items()]
     }
     assert next(iter(report['scores'])) == 'mean_per_group'
@@ -88,10 +92,20 @@ def test_accuracy_counts_right_texts_above_all_wrong_ones():
     assert found['chance'] == pytest.approx(np.mean([1 / len(q.texts) for q in questions]))
 
 
+def test_scores_and_groups_have_intervals_and_questions_say_which_are_right():
+    report = evaluate(choices())
+    for entry in report['scores'].values():
+        assert entry['interval'][0] < entry['value'] < entry['interval'][1]
+    for _, _, value, low, high in report['groups']['accuracy']:
+        assert low < value < high
+    right = _paired.unpacked(report['correct']['accuracy'])
+    assert right.mean() == report['scores']['accuracy']['value'] and len(right) == 60
+
+
 @pytest.mark.parametrize('options', [{'min_examples': 11}, {'leave_out': ['add', 'swap', 'none']}])
 def test_groups_that_do_not_count_stay_in_the_table(options):
     report = evaluate(choices(), **options)
-    rows = {name: value for name, _, value in report['groups']['accuracy']}
+    rows = {name: value for name, _, value, *_ in report['groups']['accuracy']}
     assert set(rows) == {'add', 'swap', 'replace'}
     assert flat(report)['mean_per_group'] == rows['replace']
 
@@ -158,7 +172,7 @@ def test_text_image_and_group_scores_are_those_of_winoground():
     assert len(set(expected.mean(axis=0))) == 3
     for k, name in enumerate(('text score', 'image score', 'group score')):
         rows = [['Object', 20, expected[::2, k].mean()], ['Relation', 20, expected[1::2, k].mean()]]
-        assert report['groups'][name] == rows
+        assert without_intervals(report)[name] == rows
     assert flat(report)['chance'] == 0.25
 
 
@@ -182,7 +196,11 @@ def test_the_jaccard_index_is_that_of_the_nearest_images():
         expected.append(len(right & nearest) / len(right | nearest))
     report = evaluate(questions)
     assert flat(report)['jaccard'] == pytest.approx(np.mean(expected))
-    assert report['groups']['jaccard'] == [
+    many = [value for value, q in zip(expected, questions, strict=True) if len(q.images) > 6]
+    assert flat(report)['jaccard_10_12'] == pytest.approx(np.mean(many)) != np.mean(expected)
+    few = [question for question in questions if len(question.images) <= 6]
+    assert 'jaccard_10_12' not in flat(evaluate(few))
+    assert without_intervals(report)['jaccard'] == [
         [size, len(expected[k::3]), pytest.approx(np.mean(expected[k::3]))]
         for k, size in enumerate(('5', '6', '10'))
     ]

@@ -103,7 +103,9 @@ def test_each_language_has_the_recall_of_retrieval_on_it_alone():
         way, _, recall = name.partition('/')
         table = report['groups'][f'{recall}, {way.replace("_", " ")}']
         sizes = {'en': 40, 'de': 40, 'quz': 32}
-        assert table == [[x, sizes[x], pytest.approx(alone[x, name])] for x in NOISE]
+        assert [row[:3] for row in table] == [
+            [x, sizes[x], pytest.approx(alone[x, name])] for x in NOISE
+        ]
     texts = sum(len(own) for one in captions() for own in one.values())
     assert report['counts'] == {
         'images': 40,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.reports import flat
 
-from clip_jax.evals import _embed, _similarity, retrieval
+from clip_jax.evals import _embed, _paired, _similarity, retrieval
 
 
 class Toy:
@@ -96,6 +96,28 @@ def test_numbers_do_not_depend_on_how_much_is_handled_at_a_time(monkeypatch, blo
     report = evaluate(image, text, captions)
     assert report == expected
     assert scores(report) == brute_force(image, text, captions)
+
+
+def test_recall_has_an_interval_over_images_with_all_their_captions():
+    image, text, captions = example(1, 30)
+    report = retrieval.evaluate(
+        lambda images: image[images], lambda t: np.stack([text[x] for x in t]), Toy(captions)
+    )
+    found = report['scores']['text_to_image/recall@1']
+    owner = np.repeat(np.arange(30), [len(own) for own in captions])
+    rows = np.stack([text[c] for own in captions for c in own])
+    hits = (rows @ image.T).argmax(axis=1) == owner
+    assert found['value'] == hits.mean()
+    rng, values = np.random.default_rng(0), []
+    for _ in range(4000):
+        rows = np.concatenate([np.flatnonzero(owner == i) for i in rng.integers(0, 30, 30)])
+        values.append(hits[rows].mean())
+    low, high = np.quantile(values, [0.025, 0.975])
+    np.testing.assert_allclose(found['interval'], [low, high], atol=0.1 * (high - low))
+    value = report['scores']['image_to_text/recall@1']['value']
+    correct = report['correct']['image_to_text/recall@1']
+    assert _paired.unpacked(correct).mean() == value and correct['images'] == 30
+    assert 'interval' not in report['scores']['image_to_text/median_rank']
 
 
 def test_any_own_caption_among_the_first_is_a_hit():

@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 
+import numpy as np
 import pytest
 
+from clip_jax import evals
 from clip_jax.data.embedding_store import Description, Embeddings
 from clip_jax.embeddings import identity, source_model
 from clip_jax.evaluation import encoders
@@ -83,3 +85,41 @@ def test_reports_say_in_what_rows_were_computed(clip, stored):
         is encoders.model_used(clip, clip.encode_text)
         is clip
     )
+
+
+def with_bias(clip):
+    """The model as if it was trained with a sigmoid."""
+    params = {**clip.variables['params'], 'logit_bias': np.float32(-7.5)}
+    return dataclasses.replace(clip, variables={'params': params})
+
+
+def test_texts_come_with_the_logits_of_the_model(clip):
+    def logits(model):
+        return evals.logits_of(encoders.encoders_for(model, [])[1])
+
+    scale = float(np.exp(np.asarray(clip.variables['params']['logit_scale'])))
+    assert logits(clip) == evals.Logits(pytest.approx(scale, rel=1e-6), None)
+    assert logits(with_bias(clip)) == evals.Logits(pytest.approx(scale, rel=1e-6), -7.5)
+    params = {k: v for k, v in clip.variables['params'].items() if k != 'logit_scale'}
+    assert logits(dataclasses.replace(clip, variables={'params': params})) is None
+    assert evals.logits_of(clip.encode_text) is None
+    # They are those of `Clip.classify`.
+    images, labels = np.zeros((2, 32, 32, 3), np.uint8), ['red', 'green']
+    z = logits(clip).scale * clip.encode_image(images) @ clip.encode_text(labels).T
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(clip.classify(images, labels, templates='{}'), p, atol=1e-5)
+
+
+def test_stored_embeddings_have_the_logits_of_their_model(clip, stored):
+    def texts(**options):
+        return encoders.encoders_for(None, [stored], **options)[1]
+
+    assert evals.logits_of(texts()) == evals.Logits(1.0)  # the scale of the folder
+    assert evals.logits_of(encoders.encoders_for(clip, [stored])[1]).scale > 5
+    # The folder does not have a bias: it is known once the model is loaded.
+    card = {**clip.card, 'model': {**clip.card['model'], 'init_logit_bias': -10.0}}
+    stored.description = dataclasses.replace(stored.description, card=card)
+    encode_text = texts(load=lambda source: with_bias(clip))
+    assert evals.logits_of(encode_text) is None
+    encode_text('a text of its own')
+    assert evals.logits_of(encode_text).bias == -7.5

@@ -44,7 +44,7 @@ def get_config():
     paths = single, next(suite.glob('*/captions.json')), tiny_run / 'evals/retrieval.json'
     reports = [json.loads(path.read_text()) for path in paths]
     common = set.intersection(*(set(report) for report in reports))
-    assert common == {*reports[0]} == KEYS | {'similarity', 'queries'}
+    assert common == {*reports[0]} == KEYS | {'similarity', 'queries', 'correct'}
     assert {*reports[1]} - common == {*('fingerprint', 'card_hash', 'image_options', 'text_hash')}
     assert {*reports[2]} - common == {'step'}
     # A config has all options of a source, with their defaults.

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 
+import jax
 import numpy as np
 import pytest
 from support.process import COLORS, ROOT
@@ -15,7 +16,7 @@ from support.reports import flat
 from clip_jax import build, lookup, pretrained, prompts
 from clip_jax.cli import main
 from clip_jax.evals import retrieval
-from clip_jax.evaluation import evaluate, suite
+from clip_jax.evaluation import evaluate, suite, suite_table
 
 COUNT = 27  # data sets of the paper
 
@@ -113,6 +114,12 @@ def test_the_table_holds_the_numbers_of_single_evaluations(
     assert [row['task'] for row in written['tasks']] == ['colors', 'captions', 'absent']
     assert written['tasks'][0]['values'] == colors
     assert written['means'][0] == {'type': 'zeroshot', 'tasks': 1, 'values': colors}
+    found = [json.loads(path.read_text())['scores']['top1'] for path in out.glob('*/colors.json')]
+    intervals = written['tasks'][0]['intervals']
+    assert sorted(map(str, intervals)) == sorted(str(score.get('interval')) for score in found)
+    assert written['tasks'][1]['intervals'] == [None, None]  # the score is a mean of two
+    size = sum(x.size for x in jax.tree.leaves(pretrained.load(tiny_run).variables['params']))
+    assert written['parameters'] == [size, size]
     reports = sorted(str(path.relative_to(out)) for path in out.glob('*/*.json'))
     assert len(reports) == 4 and all(
         path.endswith(('colors.json', 'captions.json')) for path in reports
@@ -171,7 +178,7 @@ def test_the_table_is_shown_even_if_it_cannot_be_written(run, tiny_run, tmp_path
     def full(*_):
         raise OSError('no space left')
 
-    monkeypatch.setattr(suite, 'write', full)
+    monkeypatch.setattr(suite_table, 'write', full)
     code, table, said = run(f'--model={tiny_run}', f'--out={tmp_path / "out"}')
     assert code == 1 and said.endswith('clip-jax eval: no space left\n')
     assert float(cells(table, 'colors')[3]) > 0

@@ -14,18 +14,21 @@ from support.reports import (
     CLASSES,
     LONG,
     SCORES,
+    calibrated,
     classified,
+    grouped,
     pictures,
     probe_report,
     queries_report,
     run_rows,
     shots_report,
     similarity_report,
+    suite_table,
     zero_shot_report,
 )
 
 from clip_jax import evals, metrics
-from clip_jax.reports import _style, drawing
+from clip_jax.reports import _style, compared, drawing, suites
 
 ALL_SCORES = SCORES | {f'{n}{LONG * 2}/top1': evals.score(0.5) for n in range(9)}
 
@@ -59,7 +62,8 @@ def check_png(path, width, height):
 @pytest.mark.filterwarnings('error')
 def test_every_figure_of_a_report_is_written_and_not_blank(tmp_path):
     # 漢 is no sign of the font: a box stands for it, without a word.
-    reports = [classified(['猫', *CLASSES]), queries_report(), probe_report(), shots_report()]
+    first = calibrated() | grouped() | classified(['猫', *CLASSES])
+    reports = [first, queries_report(), probe_report(), shots_report()]
     names = []
 
     def load(spec, indices):
@@ -70,7 +74,7 @@ def test_every_figure_of_a_report_is_written_and_not_blank(tmp_path):
             check_png(path, (700, 2400), (300, 2400))
             names.append(path.stem)
     assert names == [
-        *('zero_shot', 'mistakes', 'per_class', 'confusion'),
+        *('zero_shot', 'mistakes', 'per_class', 'groups', 'confusion', 'calibration'),
         *('similarity', 'queries', 'sweep', 'shots'),
     ]
 
@@ -132,6 +136,19 @@ def test_the_three_figures_are_written_and_not_blank(tmp_path):
         (drawing.confusion, [classified(), []]),
         (drawing.confusion, [classified(['cat', 'dog']), []]),
         (drawing.confusion, [classified([f'{k} {LONG}' for k in range(40)]), []]),
+        (drawing.groups, [grouped(), []]),
+        (drawing.groups, [grouped(1, interval=False), []]),
+        (drawing.groups, [grouped(90, LONG), []]),
+        (drawing.calibration, [calibrated(), []]),
+        (drawing.calibration, [calibrated(1, fitted=False), []]),
+        (compared.scores, [{'a': zero_shot_report()}]),
+        (compared.scores, [{f'{k} {LONG}': queries_report() for k in range(12)}]),
+        (suites.tasks, [suite_table()]),
+        (suites.tasks, [suite_table(12, [f'{k} {LONG}' for k in range(30)], LONG)]),
+        (suites.scatter, [suite_table(), 'parameters', 'mean/zeroshot']),
+        (suites.scatter, [suite_table(20, prefix=LONG), 'imagenet', 'pets']),
+        (suites.robustness, [suite_table()]),
+        (suites.robustness, [suite_table(20, [f'{k} {LONG}' for k in range(9)], LONG)]),
         (drawing.sweep, [probe_report(), []]),
         (drawing.shots, [shots_report(), []]),
         (drawing.compared, [{'a': run_rows(), 'b': run_rows(300)}]),
@@ -196,6 +213,76 @@ def test_the_confusion_matrix_has_true_classes_as_rows(monkeypatch):
     report['confusion']['matrix'] = [[3, 1]]
     with pytest.raises(ValueError, match=r'matrix \(1, 2\) does not fit 2 classes'):
         drawing.confusion(report, [], 'figure.png')
+
+
+def test_the_worst_group_is_marked_and_intervals_are_drawn(monkeypatch):
+    report = grouped()
+    above, below = drawn(drawing.groups, report, [], monkeypatch=monkeypatch).axes
+    colors = [bar.get_facecolor() for bar in above.patches]
+    assert colors[0] == colors[1] == colors[3] != colors[2]
+    assert [t.get_text().strip() for t in above.get_yticklabels()] == [
+        f'group {k}' for k in range(4)
+    ]
+    [whiskers] = above.collections
+    ends = [segment[:, 0].tolist() for segment in whiskers.get_segments()]
+    rows = report['groups']['class and background']
+    np.testing.assert_allclose(ends, [row[3:] for row in rows])
+    assert above.get_xlabel() == 'worst group 10.0 %, 57.1 points below the best'
+    assert below.get_title(loc='left') == 'continent'
+    report['groups'] = {'x': [['a', 1, 0.5], ['b', 2, 0.5]]}
+    [axes] = drawn(drawing.groups, report, [], monkeypatch=monkeypatch).axes
+    assert axes.get_xlabel() == 'all groups are equal'
+    assert len({bar.get_facecolor() for bar in axes.patches}) == 1 and not axes.collections
+
+
+def test_reliability_is_accuracy_over_confidence_with_the_gap_between(monkeypatch):
+    report = calibrated()
+    report['calibration']['bins'] = [[0.4, 0.5, 30, 0.45, 0.6], [0.9, 1.0, 10, 0.95, 0.7]]
+    above, below, *fitted = drawn(drawing.calibration, report, [], monkeypatch=monkeypatch).axes
+    bars = [(bar.get_y(), bar.get_height()) for bar in above.patches]
+    expected = [(0, 0.6), (0, 0.7), (0.7, 0.25), (0.6, -0.15)]  # accuracy, over-, underconfident
+    np.testing.assert_allclose(sorted(b for b in bars if b[1]), sorted(expected))
+    assert 'ECE 17.5 %' in {t.get_text() for t in above.texts}
+    shares = [bar.get_height() for bar in below.patches]
+    np.testing.assert_allclose(shares, [0.75, 0.25])
+    assert 'accuracy 62.5 %, mean confidence 57.5 %' in below.get_xlabel()
+    assert fitted[0].get_title(loc='left') == 'fitted: logits divided by 1.43'
+    assert 'ECE 0.0 %' in {t.get_text() for t in fitted[0].texts}
+    report['calibration']['bins'] = [[0.1, 0.2]]
+    with pytest.raises(ValueError, match=r'bins \(1, 2\); expected rows of 5'):
+        drawing.calibration(report, [], 'figure.png')
+
+
+def test_models_stand_at_their_scores_with_intervals(monkeypatch):
+    table = suite_table()
+    [axes] = drawn(suites.tasks, table, monkeypatch=monkeypatch).axes
+    found = [c.lines[0].get_xdata().tolist() for c in axes.containers]
+    columns = [[row['values'][k] for row in table['tasks']] for k in range(3)]
+    assert found == [columns[0], columns[1], columns[2][:-1]]
+    lines = axes.containers[0].lines[2][0].get_segments()
+    ends = [segment[:, 0].tolist() for segment in lines]
+    np.testing.assert_allclose(ends, [row['intervals'][0] for row in table['tasks']])
+    [axes] = drawn(suites.scatter, table, 'imagenet', 'pets', monkeypatch=monkeypatch).axes
+    points = [line.get_xydata().tolist()[0] for line in axes.get_lines()]
+    assert points == [[columns[k][0], columns[k][3]] for k in range(2)]
+
+
+def test_robustness_has_the_line_of_the_table_on_axes_of_logits(monkeypatch):
+    table = suite_table(5)
+    panels = drawn(suites.robustness, table, monkeypatch=monkeypatch).axes
+    assert [axes.get_title(loc='left') for axes in panels] == ['imagenet_v2', 'sketch']
+    for k, axes in enumerate(panels, start=1):
+        assert axes.get_xscale() == axes.get_yscale() == 'logit'
+        equal, fit, *points = axes.get_lines()
+        np.testing.assert_array_equal(equal.get_xdata(), equal.get_ydata())
+        x, y = (np.log(z / (1 - z)) for z in (fit.get_xdata(), fit.get_ydata()))
+        np.testing.assert_allclose(y, 0.9 * x - 0.3, rtol=1e-6, atol=1e-9)
+        found = [line.get_xydata().tolist()[0] for line in points]
+        values = [table['tasks'][i]['values'] for i in (0, k)]
+        assert found == [list(pair) for pair in zip(*values, strict=True)]
+    table['tasks'][0]['values'][:2] = [0.0, 1.0]  # which have no logit
+    panels = drawn(suites.robustness, table, monkeypatch=monkeypatch).axes
+    assert [len(axes.get_lines()) for axes in panels] == [5, 5]
 
 
 def test_mistakes_show_the_true_and_the_predicted_class(monkeypatch):
@@ -473,6 +560,9 @@ def test_write_all_wants_a_run_directory_and_whole_reports(tmp_path):
         {'examples': [{'index': 0, 'label': 'red star', 'top': 3}]},
         {'mistakes': 5},
         {'similarity': [1]},
+        {'groups': [1]},
+        {'groups': {'x': [['a']]}},
+        {'calibration': 5},
     ],
 )
 def test_a_malformed_report_is_named(tmp_path, wrong):

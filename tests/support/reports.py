@@ -114,6 +114,62 @@ def classified(classes=CLASSES, value=0.7):
     }
 
 
+def calibrated(count=15, fitted=True):
+    """A report with the calibration of a classifier that is too sure of itself."""
+    bins = [[k / 15, (k + 1) / 15, 10 + k, (k + 0.6) / 15, (k + 0.3) / 18] for k in range(count)]
+    found = {'activation': 'softmax', 'temperature': 1.0, 'bins': bins}
+    if fitted:
+        found['fitted'] = {'temperature': 1.43, 'bins': [[*row[:4], row[3]] for row in bins]}
+    return {**zero_shot_report(), 'calibration': found}
+
+
+def grouped(groups=4, title='class and background', interval=True):
+    """A report with the scores of groups; the third is the worst."""
+    rows = []
+    for k in range(groups):
+        value = 0.1 if k == 2 else 0.5 + 0.4 * (k % 7) / 7
+        ends = [value - 0.05, value + 0.04] if interval else []
+        rows.append([f'group {k} {LONG if title is LONG else ""}', 100 + k, value, *ends])
+    return {**zero_shot_report(), 'groups': {title: rows, 'continent': rows[:3]}}
+
+
+def suite_table(models=3, tasks=('imagenet', 'imagenet_v2', 'sketch', 'pets'), prefix='runs/'):
+    """The table of a suite; the last model lacks the last task."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for k, task in enumerate(tasks):
+        values = (rng.uniform(0.3, 0.8, models) - 0.05 * k).tolist()
+        rows.append(
+            {
+                'task': task,
+                'type': 'zeroshot',
+                'data': f'folder:{task}',
+                'score': 'top1',
+                'better': 'higher',
+                'unit': 'fraction',
+                'values': values,
+                'intervals': [[value - 0.02, value + 0.02] for value in values],
+                'states': ['done'] * models,
+                'messages': [''] * models,
+            }
+        )
+    rows[-1]['values'][-1] = rows[-1]['intervals'][-1] = None
+    complete = [row['values'] for row in rows[:-1]] or [[0.5] * models]
+    means = np.mean(complete, axis=0).tolist()
+    lines = [
+        {'task': task, 'slope': 0.9, 'intercept': -0.3, 'values': [0.01] * (models - 1) + [None]}
+        for task in tasks[1:3]
+    ]
+    return {
+        'models': [f'{prefix}{k}' for k in range(models)],
+        'tasks': rows,
+        'means': [{'type': 'zeroshot', 'tasks': len(rows) - 1, 'values': means}],
+        'robustness': {'of': tasks[0], 'tasks': lines},
+        'parameters': [int(1.5e8 * 3**k) for k in range(models)],
+        'versions': {'jax': '0.10.2'},
+    }
+
+
 def queries_report(count=6, text='two dogs run over wet sand beside the sea in the evening light'):
     from_image = [
         {

@@ -11,6 +11,7 @@ from PIL import Image
 from clip_jax.data import embedding_index, embedding_store, kept_list
 from clip_jax.data.sources import open_source
 from clip_jax.runtime import atomic
+from support import wds_sets
 
 CAPTIONS = [f'picture {i}' for i in range(6)]
 
@@ -29,6 +30,15 @@ def make_tars(path, captions) -> str:
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     return f'tars:{path}/a.tar'
+
+
+def make_wds(path, captions) -> str:
+    samples = [
+        {'png': png(i), 'txt': caption, 'cls': b'%d' % (i % 2)}
+        for i, caption in enumerate(captions)
+    ]
+    wds_sets.write(path / 'set', samples, names=['even', 'odd'])
+    return f'wds:{path}/set'
 
 
 def make_table(path, captions) -> str:
@@ -176,6 +186,7 @@ def make_kept(path, captions) -> str:
 
 MAKERS = {
     'tars': make_tars,
+    'wds': make_wds,
     'table': make_table,
     'folder': make_folder,
     'tfds': make_tfds,

@@ -71,7 +71,8 @@ def test_the_summary_has_the_last_numbers_and_what_they_depend_on(tiny_run):
 def test_figures_are_pictures(tiny_run):
     figures = summary(tiny_run)['figures']
     assert {f'plots/{p.name}' for p in (tiny_run / 'plots').iterdir()} == set(figures)
-    of_zeroshot, of_retrieval = {'zero_shot', 'per_class', 'confusion'}, {'similarity', 'queries'}
+    of_zeroshot = {'zero_shot', 'per_class', 'confusion', 'calibration'}
+    of_retrieval = {'similarity', 'queries'}
     # Whether it makes mistakes depends on rounding.
     names = {Path(figure).stem for figure in figures} - {'mistakes'}
     assert names == {'training', *of_zeroshot, *of_retrieval}

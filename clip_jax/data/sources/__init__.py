@@ -4,6 +4,7 @@ A SPEC is the same in configs and on the command line. Paths and globs may be lo
 
     tfds:NAME[/CONFIG]/SPLIT    a prepared TFDS data set; slices such as `train[:10%]` work
     tars:GLOB                   uncompressed tar shards
+    wds:PLACE[/SPLIT]           evaluation sets as CLIP_benchmark and DataComp publish them
     table:FILE                  rows of a .csv, .tsv, .jsonl or .parquet file
     folder:DIR                  image files, one sub-folder per class
     karpathy:FILE               a Karpathy split of COCO or Flickr30k: images with five captions
@@ -25,11 +26,15 @@ If there are several, examples have 'fields' too: the texts by field.
 
 'texts' and 'label' are missing if the storage has none. Images that may have several classes have
 'labels', a list of int, instead of 'label'. A label of -1 means none; `label_names[label]` is the
-name of a class, and `label_names` is [] if there are no names. `where(i)` says in error messages
-where example i is stored. `skipped` counts, by kind, what was found and could not become an
-example. Sources are safe to read in several threads and can be pickled. An index out of range is an
-IndexError, an example that cannot be used a BadRecord. Data that does not exist is a DataNotFound
-when the source is opened.
+name of a class, and `label_names` is [] if there are no names. Examples have 'group', a text, if
+the storage groups images, each of them. `where(i)` says in error messages where example i is
+stored. `skipped` counts, by kind, what was found and could not become an example. Sources are safe
+to read in several threads and can be pickled. An index out of range is an IndexError, an example
+that cannot be used a BadRecord. Data that does not exist is a DataNotFound when the source is
+opened.
+
+A set that is made for an evaluation may say so: `evaluation` is the name of a plug-in,
+`label_texts` are the class names as they stand in prompts, and `templates` those of the prompts.
 """
 
 import bisect

@@ -16,6 +16,7 @@ class Labels(NamedTuple):
     is_npy: bool
     names: list[str]  # of the classes, [] if they have none
     names_file: str
+    remedy: str = "Give class_names='' to read no names."
 
     def named(self, shards: list[str], file: str) -> 'Labels':
         """Returns these with the names of the classes, from a file beside the shards."""
@@ -30,7 +31,7 @@ class Labels(NamedTuple):
         if self.names and max(found, default=0) >= len(self.names):
             raise ValueError(
                 f'expected a label below {len(self.names)}, the number of names in '
-                f"{self.names_file}, found {max(found)}. Give class_names='' to read no names."
+                f'{self.names_file}, found {max(found)}. {self.remedy}'
             )
         several = self.is_npy or len(found) != 1
         return {'labels': found} if several else {'label': found[0]}
@@ -62,6 +63,16 @@ def _from_npy(data: bytes, classes: int) -> list[int]:
     Raises:
         ValueError: if the file is damaged or holds anything else.
     """
+    found, is_bool = integers(data)
+    distinct = set(found)
+    marks = is_bool or len(distinct) < len(found) or len(found) == classes
+    return np.flatnonzero(found).tolist() if marks and distinct <= {0, 1} else found
+
+
+def integers(data: bytes) -> tuple[list[int], bool]:
+    """Returns the numbers of a .npy file, and whether they are true and false; ValueError if it
+    holds anything but whole numbers on at most one axis.
+    """
     wanted = 'expected a .npy array of integers with one axis'
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
@@ -73,10 +84,7 @@ def _from_npy(data: bytes, classes: int) -> list[int]:
     array = np.atleast_1d(array)
     if not np.isfinite(array).all() or (array != np.trunc(array)).any():
         raise ValueError(f'{wanted}, found {array[:5].tolist()}.')
-    found = [int(number) for number in array]
-    distinct = set(found)
-    marks = array.dtype.kind == 'b' or len(distinct) < len(found) or len(found) == classes
-    return np.flatnonzero(array).tolist() if marks and distinct <= {0, 1} else found
+    return [int(number) for number in array], array.dtype.kind == 'b'
 
 
 def _class_names(shards: list[str], file: str) -> tuple[list[str], str]:
@@ -97,17 +105,34 @@ def _class_names(shards: list[str], file: str) -> tuple[list[str], str]:
     # Above a server or a bucket there is nothing.
     places = [folder] if above.endswith(':/') else [folder, above]
     for path in (f'{place}/{file}' for place in places):
-        try:
-            text = _captions.decode(_files.read(path))
-        except BadRecord as error:
-            if error.kind == 'not_utf8':
-                raise ValueError(f'{path}: {error}. Write it again.') from None
-            continue  # there is no such file
-        names = [line.strip() for line in text.strip().split('\n')]
-        if '' in names:
-            raise ValueError(
-                f'{path}: line {names.index("") + 1} is empty; expected the name of a class in '
-                "each line. Write it again, or give class_names='' to read no names."
-            )
-        return names, path
+        if names := read_names(path, "give class_names='' to read no names"):
+            return names, path
     return [], ''
+
+
+def read_names(path: str, remedy: str) -> list[str]:
+    """Reads the names of classes, one per line.
+
+    Args:
+        path: the file.
+        remedy: what a message says can be done besides writing the file again.
+
+    Returns:
+        The names, [] if there is no such file.
+
+    Raises:
+        ValueError: the file is not UTF-8, or a line between others is empty.
+    """
+    try:
+        text = _captions.decode(_files.read(path))
+    except BadRecord as error:
+        if error.kind == 'not_utf8':
+            raise ValueError(f'{path}: {error}. Write it again.') from None
+        return []
+    names = [line.strip() for line in text.strip().split('\n')]
+    if '' in names:
+        raise ValueError(
+            f'{path}: line {names.index("") + 1} is empty; expected the name of a class in '
+            f'each line. Write it again, or {remedy}.'
+        )
+    return names

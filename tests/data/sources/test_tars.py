@@ -29,6 +29,7 @@ from clip_jax.data.sources import (
     _tar_format,
     _tar_index,
     _tar_samples,
+    _tar_shards,
     open_source,
     tars,
 )
@@ -895,7 +896,7 @@ def test_a_large_cached_index_opens_at_once_and_takes_24_bytes_a_sample(tmp_path
         with open(tmp_path / f'x-{shard:05}.tar', 'wb') as file:
             file.truncate(each * 32_768)  # a hole, which takes no room on the disk
     made = _tar_index._Cache(str(folder), address, ROLES)
-    found = tars._matches(address)
+    found = _tar_shards.matches(address)
     made.save({shard: Part(rows, {}, {}) for shard in found})
     start = time.perf_counter()
     source = tars.source(address, image_exts=['png'], index_dir=str(folder))
