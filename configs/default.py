@@ -147,6 +147,9 @@ def get_config() -> ConfigDict:
     c.data.options.folder.image_exts = (
         *('jpg', 'jpeg', 'png', 'webp', 'bmp', 'gif', 'tif', 'tiff', 'avif', 'heic', 'heif'),
     )
+    c.data.options.kept = ConfigDict()
+    c.data.options.kept.data = ''  # the SPEC of the listed data where it has moved; '': the list's
+    c.data.options.kept.options = ConfigDict()  # options of its source, instead of the list's
 
     # Preprocessing for evaluation, stored in the model card. Default: OpenAI's, or init_from's.
     c.preprocess = ConfigDict()

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -105,3 +106,18 @@ def test_all_pieces_run_on_a_cpu(tmp_path):
         'deterministic',
     }
     assert (tmp_path / 'device.md').read_text() in done.stdout
+
+
+@pytest.mark.slow
+def test_both_searches_for_near_duplicates_find_the_same_groups():
+    arguments = '--rows=9000', '--width=64', '--repeats=1'
+    done = subprocess.run(
+        [sys.executable, FOLDER / 'duplicates.py', *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'NumPy computed 100.0% of the pairs' in done.stdout
+    found = re.search(r'Duplicates: (\d+); the same groups: True', done.stdout)
+    assert found and 60 < int(found[1]) < 180

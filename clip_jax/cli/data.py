@@ -1,19 +1,21 @@
-"""`clip-jax data`: inspects, verifies and imports data sets."""
+"""`clip-jax data`: inspects, verifies, imports and curates data sets."""
 
 import argparse
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from clip_jax.cli import _console, _flags, _help
+from clip_jax.cli import _console, _curate, _flags, _help
 
-SUMMARY = 'inspect or verify a data set, or import it into TFDS'
+SUMMARY = 'inspect, verify, filter or deduplicate a data set, or import it into TFDS'
+ACTIONS = ('inspect', 'verify', 'filter', 'duplicates', 'import')
 EXAMPLES = """\
 examples:
   clip-jax data inspect 'tars:flickr8k/train-*.tar' --out=inspected
   clip-jax data verify table:pairs.parquet --out=bad.jsonl
   clip-jax data import 'tars:flickr8k/train-*.tar' prepared --name=flickr8k --size=256
+  clip-jax data filter embeddings:embedded/web --keep=0.3 --out=filtered
 See also clip-jax data inspect --help, and so on."""
 INSPECT = 'statistics and sample images of a data set'
 INSPECT_EXAMPLES = """\
@@ -47,12 +49,16 @@ The same command resumes an interrupted import. To train on the data set, give
 def add_parser(commands: Any) -> None:
     """Adds the command to the parser of `clip-jax`."""
     data = _flags.add_command(commands, 'data', SUMMARY, EXAMPLES)
-    actions = data.add_subparsers(dest='action', required=True, metavar='inspect | verify | import')
+    actions = data.add_subparsers(dest='action', required=True, metavar=' | '.join(ACTIONS))
     add_action = functools.partial(_flags.add_command, actions, details=_details)
     inspect = add_action('inspect', INSPECT, INSPECT_EXAMPLES)
     verify = add_action('verify', VERIFY, VERIFY_EXAMPLES)
     write = add_action('import', IMPORT, IMPORT_EXAMPLES)
-    for action in inspect, verify, write:
+    keep = add_action('filter', _curate.FILTER, _curate.FILTER_EXAMPLES)
+    _curate.add_duplicates(
+        _flags.add_command(actions, 'duplicates', _curate.DUPLICATES, _curate.DUPLICATES_EXAMPLES)
+    )
+    for action in inspect, verify, write, keep:
         action.add_argument('spec', metavar='SPEC', help=_flags.SPEC)
     inspect.add_argument('--out', metavar='DIR', help='a new folder for statistics and figures')
     inspect.add_argument(
@@ -70,7 +76,8 @@ def add_parser(commands: Any) -> None:
         help='decode every image (default), or read only image headers',
     )
     _add_import(write)
-    for action in inspect, verify, write:
+    _curate.add_filter(keep)
+    for action in inspect, verify, write, keep:
         _flags.add_max_pixels(action)
         _flags.add_threads(action)
 
@@ -114,7 +121,11 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Inspects, verifies or imports; returns the exit code."""
+    """Runs one of ACTIONS; returns the exit code."""
+    if args.action == 'filter':
+        return _curate.run_filter(args, rest, _embed)
+    if args.action == 'duplicates':
+        return _curate.run_duplicates(args, rest)
     options, beam_options = _flags.split_options(rest, 'beam')
     if args.action != 'import':
         options |= {f'beam.{key}': value for key, value in beam_options.items()}
@@ -201,3 +212,23 @@ def _import(
         f'--config.data.options.tfds.data_dir={args.dir}'
     )
     return 0
+
+
+def _embed(args: argparse.Namespace, of_kind: Mapping[str, Any], folder: Any) -> None:
+    """Embeds what is missing of the data into a folder."""
+    from clip_jax.runtime import environment, preemption
+
+    environment.keep_freed_memory()
+    preemption.release()  # killed at any moment, the same command resumes
+    from clip_jax import build
+    from clip_jax.data import sources
+    from clip_jax.embeddings import embed
+    from clip_jax.runtime import multihost
+
+    given = {name: getattr(args, name) for name in ('dtype', 'batch_size') if getattr(args, name)}
+    given |= _flags.image_options(args)
+    how = embed.Options(threads=_flags.threads(args), text_features='embedding', **given)
+    options = of_kind[sources.option_key(args.spec)]
+    source = multihost.primary_first(lambda: build.source(args.spec, of_kind))
+    model = _flags.named(args.model, args)
+    embed.run(model, source, str(folder), how, spec=args.spec, spec_options=options)

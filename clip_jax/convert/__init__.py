@@ -31,14 +31,15 @@ from clip_jax.runtime import atomic
 _CONFIGS = (
     ('visual.', 'open_clip_config.json', 'open_clip'),
     ('vision_model.', 'config.json', 'transformers'),
+    ('vision_encoder.', 'config.json', 'transformers'),
 )
 _WEIGHTS = ('.safetensors', '.bin', '.pt', '.pth')
 _NUMBER = re.compile(r'(?<=block_)\d+|(?<=\.)\d+(?=\.)')  # the index of a block
 BARE = 'bare:'  # before the name of an architecture
 EXPECTED = (
     "OpenAI's .pt; open_clip's open_clip_config.json with its weights; transformers' config.json "
-    "with its weights (CLIP, MetaCLIP 2, SigLIP); big_vision's .npz (SigLIP); a folder of Orbax "
-    'with the parameters of big_vision or OpenVision'
+    "with its weights (CLIP, MetaCLIP 2, SigLIP, TIPS v2); big_vision's .npz (SigLIP); a folder of "
+    'Orbax with the parameters of big_vision or OpenVision'
 )
 
 

@@ -1,8 +1,8 @@
 """The tokenizers of big_vision's SigLIP and SigLIP 2, which are not beside its weights."""
 
-from collections.abc import Iterator
-
 import sentencepiece
+
+from clip_jax.convert import _sentencepiece
 
 _TEXTS = 'gs://t5-data/vocabs'
 # By the size of the vocabulary, where big_vision gets the SentencePiece model (pp/ops_text.py and
@@ -43,31 +43,8 @@ def without_extra(model: bytes, vocab_size: int) -> bytes:
     if not rest or not all(_EXTRA in library.id_to_piece(i) for i in rest):
         return model
     fields, pieces = bytearray(), 0
-    for number, field in _fields(model):
+    for number, field, _ in _sentencepiece.fields(model):
         pieces += number == 1
         if number != 1 or pieces <= vocab_size:
             fields += field
     return bytes(fields)
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """The numbers and the bytes of the fields of a protocol buffer, all of which have a length."""
-    start = 0
-    while start < len(message):
-        key, at = _number(message, start)
-        if key & 7 != 2:
-            raise ValueError('not a SentencePiece model: a field without a length')
-        size, at = _number(message, at)
-        yield key >> 3, message[start : at + size]
-        start = at + size
-
-
-def _number(message: bytes, at: int) -> tuple[int, int]:
-    """A number in base 128, the lowest digit first, and where it ends."""
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at

@@ -7,6 +7,7 @@ the features of queries and keys are reordered, which leaves their products as t
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from clip_jax.convert._table import (
@@ -26,7 +27,7 @@ from clip_jax.convert._table import (
     out_of_heads,
     row,
 )
-from clip_jax.models import clip
+from clip_jax.models import clip, positions
 
 Fields = Mapping[str, Any]
 
@@ -88,6 +89,11 @@ def architecture(config: Fields, what: str) -> dict[str, Any]:
     for key, value in only.items():
         if key in full and full[key] != value:
             raise ValueError(f'{what}: {key} is {full[key]!r}; only {value!r} is supported')
+    if not full['layerscale_value']:
+        raise ValueError(
+            f'{what}: layerscale_value is {full["layerscale_value"]}; expected another number, '
+            'since these models have LayerScale'
+        )
     image = {
         'name': 'rope_vit',
         'image_size': full['image_size'],
@@ -208,10 +214,15 @@ def _mlp(image: Fields, ours: str, theirs: str, three: bool) -> Iterator[Row]:
         for a, b in (('gate', 'gate'), ('in', 'up'), ('out', 'down')):
             yield from dense(f'{ours}/{a}', f'{theirs}.{b}_proj')
     else:
-        for part, name, rule in (('kernel', 'weight', LINEAR), ('bias', 'bias', SAME)):
-            two = [f'{ours}/{x}/{part}' for x in ('gate', 'in')]
-            yield row(two, f'{theirs}.weights_in.{name}', divided(rule, 2))
-        yield from dense(f'{ours}/out', f'{theirs}.weights_out')
+        yield from swiglu(ours, f'{theirs}.weights_in', f'{theirs}.weights_out')
+
+
+def swiglu(ours: str, first: str, last: str) -> Iterator[Row]:
+    """Yields the table of a gated MLP whose gate and input are one layer, `first`."""
+    for part, name, rule in (('kernel', 'weight', LINEAR), ('bias', 'bias', SAME)):
+        two = [f'{ours}/{x}/{part}' for x in ('gate', 'in')]
+        yield row(two, f'{first}.{name}', divided(rule, 2))
+    yield from dense(f'{ours}/out', last)
 
 
 def _attention2(image: Fields, ours: str, theirs: str) -> Iterator[Row]:
@@ -257,19 +268,33 @@ def _reordered_bias(heads: int) -> Rule:
     return Rule(lambda x: rule.read(_neighbors(x, heads)), lambda x: _halves(rule.write(x), heads))
 
 
-def resized(model: Fields, variables: Fields, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the model for images of `size` pixels, as transformers interpolates positions: those
-    of models with registers with antialiasing, and others without.
+def resized(
+    model: Fields, variables: Fields, size: int, *, bilinear: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the model for images of `size` pixels, as transformers interpolates positions.
+
+    Args:
+        model: a card's `model`.
+        variables: the model's variables; they are not changed.
+        size: height and width of images, in pixels.
+        bilinear: whether positions are interpolated bilinearly with antialiasing, as TIPS's are.
+            DINO's are bicubically: of models with registers with antialiasing, and of others
+            without.
     """
     image = model['image']
-    if image['registers'] or not image['learned_positions'] or size == image['image_size']:
+    plain = image['registers'] and not bilinear
+    if plain or not image['learned_positions'] or size == image['image_size']:
         return clip.with_image_size(model, variables, size)
     table = np.asarray(variables['params']['image']['position_embedding'])
     old, new = image['image_size'] // image['patch_size'], size // image['patch_size']
-    weights = _cubic(old, new)
-    patches = table[1:].reshape(old, old, -1)
-    patches = np.einsum('io,jp,opw->ijw', weights, weights, patches, optimize=True)
-    table = np.concatenate([table[:1], patches.reshape(new * new, -1)]).astype(np.float32)
+    if bilinear:
+        found = positions.resized(jnp.asarray(table), new, tokens=1, method='bilinear')
+        table = np.asarray(found)
+    else:
+        weights = _cubic(old, new)
+        patches = table[1:].reshape(old, old, -1)
+        patches = np.einsum('io,jp,opw->ijw', weights, weights, patches, optimize=True)
+        table = np.concatenate([table[:1], patches.reshape(new * new, -1)]).astype(np.float32)
     params = variables['params']
     params = {**params, 'image': {**params['image'], 'position_embedding': table}}
     return {**model, 'image': {**image, 'image_size': size}}, {**variables, 'params': params}

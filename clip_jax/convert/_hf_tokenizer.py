@@ -14,7 +14,13 @@ import tokenizers
 from tokenizers import normalizers, pre_tokenizers, processors
 
 from clip_jax import lookup
-from clip_jax.convert import _cards, _files, _hf_text_tokenizer, _settings
+from clip_jax.convert import (
+    _cards,
+    _files,
+    _hf_text_tokenizer,
+    _hf_tips_tokenizer,
+    _settings,
+)
 from clip_jax.runtime import foreign_json
 from clip_jax.runtime.messages import shown
 
@@ -55,17 +61,19 @@ class _Class:
     Attributes:
         tokens: the special tokens that the settings do not name.
         model: fields of the model in the file.
-        rules: sets normalization and the split into words.
+        rules: sets normalization and the split into words, by the content of the file and the
+            settings.
         side: where padding is, if neither settings nor file say it.
     """
 
     tokens: Mapping[str, str]
     model: Mapping[str, Any]
-    rules: Callable[[tokenizers.Tokenizer], None]
+    rules: Callable[[tokenizers.Tokenizer, Mapping[str, Any], Options], None]
     side: str
 
 
-def _clip(library: tokenizers.Tokenizer) -> None:
+def _clip(library: tokenizers.Tokenizer, content: Mapping[str, Any], given: Options) -> None:
+    del content, given
     spaces = normalizers.Replace(tokenizers.Regex(r'\s+'), ' ')
     library.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
     words = pre_tokenizers.Split(tokenizers.Regex(_CLIP_WORDS), behavior='removed', invert=True)
@@ -75,7 +83,8 @@ def _clip(library: tokenizers.Tokenizer) -> None:
     library.decoder = tokenizers.decoders.ByteLevel()
 
 
-def _gemma(library: tokenizers.Tokenizer) -> None:
+def _gemma(library: tokenizers.Tokenizer, content: Mapping[str, Any], given: Options) -> None:
+    del content, given
     # SigLIP 2 was trained on lowercase texts; transformers' class GemmaTokenizer does not lower,
     # and its Siglip2Tokenizer, made for these models, does.
     library.normalizer = normalizers.Sequence(
@@ -92,6 +101,7 @@ _OF_GEMMA = {
     name: f'<{name.removesuffix("_token")}>' for name in _NAMED if name[:3] not in 'sepcls'
 }
 _BPE = {'type': 'BPE', 'dropout': None, 'ignore_merges': False}
+_BYTES = {**_BPE, 'fuse_unk': True, 'byte_fallback': True}
 _SUFFIX = {'continuing_subword_prefix': '', 'end_of_word_suffix': '</w>'}
 _CLASSES = {
     'CLIPTokenizer': _Class(
@@ -99,7 +109,10 @@ _CLASSES = {
     ),
     **dict.fromkeys(
         ('GemmaTokenizer', 'Siglip2Tokenizer'),
-        _Class(_OF_GEMMA, {**_BPE, 'fuse_unk': True, 'byte_fallback': True}, _gemma, 'left'),
+        _Class(_OF_GEMMA, _BYTES, _gemma, 'left'),
+    ),
+    _hf_tips_tokenizer.NAME: _Class(
+        _hf_tips_tokenizer.TOKENS, {**_BYTES, 'unk_token': None}, _hf_tips_tokenizer.rules, 'right'
     ),
 }
 
@@ -157,7 +170,8 @@ def sides(given: Options, text: Mapping[str, Any], what: str, pad: str = 'right'
 def card(
     folder: pathlib.Path, text: Mapping[str, Any], given: Options, name: str, how: Options
 ) -> dict[str, Any] | None:
-    """Reads a `tokenizer.json`, or for CLIP `vocab.json` and `merges.txt`.
+    """Reads a `tokenizer.json`, or for CLIP `vocab.json` and `merges.txt`, and for TIPS v2 a
+    SentencePiece model.
 
     Args:
         folder: the folder of the weights.
@@ -205,8 +219,9 @@ def card(
         fields['start_ids'] = [x for x in (token('cls'),) if x is not None]
     elif not library.num_special_tokens_to_add(is_pair=False):
         start = token('bos') if given.get('add_bos_token') else None
-        fields |= {'start_ids': [] if start is None else [start], 'eot_id': token('eos')}
-        if not given.get('add_eos_token'):
+        end = token('eos') if given.get('add_eos_token') else None
+        fields |= {'start_ids': [] if start is None else [start], 'eot_id': end}
+        if not given.get('add_eos_token') and text['pool'] != 'mean':
             raise ValueError(
                 f'{what}: adds no end token, at which the model pools; add a post_processor that '
                 f'does, or set add_eos_token to true in {CONFIG}'
@@ -245,6 +260,8 @@ def _content(folder: pathlib.Path, name: str, given: Options) -> dict[str, Any] 
         return _files.json_of(folder / JSON, _FILE)
     if name == 'BertTokenizer' and (folder / _hf_text_tokenizer.WORDS).is_file():
         return _hf_text_tokenizer.bert(folder / _hf_text_tokenizer.WORDS, given)
+    if name == _hf_tips_tokenizer.NAME and (folder / _hf_tips_tokenizer.MODEL).is_file():
+        return _hf_tips_tokenizer.content(folder / _hf_tips_tokenizer.MODEL)
     if name != 'CLIPTokenizer' or not (folder / MERGES).is_file():
         return None
     vocabulary = _files.json_of(folder / VOCABULARY, {foreign_json.ANY: int})
@@ -311,11 +328,11 @@ def _rebuilt(
     unknown = _token(given['unk_token']).content
     kept = {'vocab': model['vocab'], 'merges': model['merges'], 'unk_token': unknown}
     empty = dict.fromkeys(('normalizer', 'pre_tokenizer', 'decoder', 'truncation', 'padding'))
-    made = {**content, **empty, 'added_tokens': [], 'model': {**rules.model, **kept}}
+    made = {**content, **empty, 'added_tokens': [], 'model': {**kept, **rules.model}}
     if rules is _CLASSES['CLIPTokenizer']:
         made['post_processor'] = None
     library = _library_of(json.dumps({'version': '1.0', **made}), what)
-    rules.rules(library)
+    rules.rules(library, content, given)
     return library
 
 

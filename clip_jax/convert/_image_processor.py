@@ -72,6 +72,12 @@ DEFAULTS['DINOv3ViTImageProcessor'] = {
     'image_mean': list(IMAGENET_MEAN),
     'image_std': list(IMAGENET_STD),
 }
+DEFAULTS['Tipsv2ImageProcessor'] = {
+    **DEFAULTS['SiglipImageProcessor'],
+    'size': {'height': 448, 'width': 448},
+    'resample': 2,
+    'do_normalize': False,
+}
 
 
 def size_of(folder: pathlib.Path, usual: str) -> int | None:
@@ -252,21 +258,23 @@ def three(numbers: Any, what: str) -> list[float]:
     return numbers
 
 
-def written(rule: Mapping[str, Any], *, siglip: bool) -> dict[str, Any]:
+def written(rule: Mapping[str, Any], family: str) -> dict[str, Any]:
     """Returns the `preprocessor_config.json` of a card's `preprocess`.
 
     Args:
         rule: the card's `preprocess`.
-        siglip: whether the model is a SigLIP.
+        family: that of the model, whose image processor it is: 'CLIP', 'Siglip' or 'Tipsv2'.
 
     Raises:
         ValueError: transformers has no such rule.
     """
     size, naflex = rule['size'], rule['resize'] == 'patches'
-    name = NAFLEX if naflex else f'{"Siglip" if siglip else "CLIP"}ImageProcessor'
     square = {'height': size, 'width': size}
     crop = rule['resize'] != 'squash' or rule.get('resize_to') is not None
-    if rule['resize'] == 'longest' or (siglip and crop and not naflex):
+    if family == 'Tipsv2' and crop:  # CLIP's crops
+        family = 'CLIP'
+    name, squashes = NAFLEX if naflex else f'{family}ImageProcessor', family != 'CLIP'
+    if rule['resize'] == 'longest' or (squashes and crop and not naflex):
         raise ValueError(
             f'the layout huggingface cannot hold this model: {name} has no '
             f'preprocess.resize {rule["resize"]!r}'
@@ -284,7 +292,7 @@ def written(rule: Mapping[str, Any], *, siglip: bool) -> dict[str, Any]:
         'do_resize': rule['resize'] != 'none',
         **geometry,
         'resample': {ours: number for number, ours in RESAMPLE.items()}[rule['interpolation']],
-        **({} if siglip else {'do_center_crop': crop, 'crop_size': square}),
+        **({} if squashes else {'do_center_crop': crop, 'crop_size': square}),
         'do_rescale': True,
         'rescale_factor': 1 / 255,
         'do_normalize': True,

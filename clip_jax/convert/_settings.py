@@ -143,7 +143,9 @@ TOKENIZER: Table = {
     ),
     'add_bos_token': read(_ADDS, bool),
     'add_eos_token': read(_ADDS, bool),
-    'do_lower_case': read(f'SiglipTokenizer; {_BERT}; the others have a rule of their own', bool),
+    'do_lower_case': read(
+        f'SiglipTokenizer, Tipsv2Tokenizer; {_BERT}; the others have a rule of their own', bool
+    ),
     'split_special_tokens': refused('special tokens in a text are always recognized'),
     'add_prefix_space': read('must be what tokenizer.json does', bool),
     'trim_offsets': irrelevant('offsets, not tokens'),

@@ -111,16 +111,20 @@ def rows(fields: Mapping[str, Any]) -> Iterator[Row]:
 
 def blocks(fields: Mapping[str, Any], ours: str, theirs: str) -> Iterator[Row]:
     """Yields the table of the blocks of timm's vision transformer and of the norm after them."""
-    heads = fields['heads']
     for i in range(fields['depth']):
         a, b = f'{ours}/transformer/block_{i}', f'{theirs}.blocks.{i}'
-        yield from norm(f'{a}/attention_norm', f'{b}.norm1')
-        yield row(f'{a}/attention/qkv/kernel', f'{b}.attn.qkv.weight', into_heads(3, heads))
-        yield row(f'{a}/attention/qkv/bias', f'{b}.attn.qkv.bias', into_heads(3, heads))
-        yield from dense(f'{a}/attention/out', f'{b}.attn.proj', out_of_heads(heads))
-        yield from norm(f'{a}/mlp_norm', f'{b}.norm2')
+        yield from norms_and_attention(fields['heads'], a, b)
         yield from mlp(f'{a}/mlp', f'{b}.mlp', 'fc1', 'fc2')
     yield from norm(f'{ours}/post_norm', f'{theirs}.norm')
+
+
+def norms_and_attention(heads: int, ours: str, theirs: str) -> Iterator[Row]:
+    """Yields the table of one block without its MLP."""
+    yield from norm(f'{ours}/attention_norm', f'{theirs}.norm1')
+    for part, name in (('kernel', 'weight'), ('bias', 'bias')):
+        yield row(f'{ours}/attention/qkv/{part}', f'{theirs}.attn.qkv.{name}', into_heads(3, heads))
+    yield from dense(f'{ours}/attention/out', f'{theirs}.attn.proj', out_of_heads(heads))
+    yield from norm(f'{ours}/mlp_norm', f'{theirs}.norm2')
 
 
 def attention_pool(heads: int, ours: str, theirs: str) -> Iterator[Row]:

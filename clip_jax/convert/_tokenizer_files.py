@@ -16,7 +16,15 @@ import tokenizers
 from absl import logging
 
 from clip_jax import lookup
-from clip_jax.convert import _big_vision_tokenizer, _cards, _files, _hf_tokenizer, _settings
+from clip_jax.convert import (
+    _big_vision_tokenizer,
+    _cards,
+    _files,
+    _hf_tips_tokenizer,
+    _hf_tokenizer,
+    _sentencepiece,
+    _settings,
+)
 from clip_jax.runtime import foreign_json
 from clip_jax.runtime.messages import shown
 from clip_jax.tokenizers import from_card
@@ -99,8 +107,8 @@ def huggingface(folder: pathlib.Path, text: Mapping[str, Any]) -> Card | None:
     given, what = _hf_tokenizer.options(folder), str(folder / _hf_tokenizer.CONFIG)
     _hf_tokenizer.check_use(given, text, what)
     siglip = text['pool'] == 'last'
-    bert = text.get('name') == 'bert'
-    usual = 'SiglipTokenizer' if siglip else 'BertTokenizer' if bert else 'CLIPTokenizer'
+    others = {'bert': 'BertTokenizer', 'nllb': _hf_tips_tokenizer.NAME}
+    usual = 'SiglipTokenizer' if siglip else others.get(text.get('name', ''), 'CLIPTokenizer')
     kind = _hf_tokenizer.class_of(given, usual)
     if kind == 'SiglipTokenizer' and (folder / PIECES[0]).is_file():
         return _siglip(folder, text, given, what)
@@ -119,7 +127,7 @@ def _siglip(
     """Returns the SentencePiece model of transformers' SiglipTokenizer."""
     if not given.get('legacy', True):
         raise ValueError(f'{what}: legacy is false; only the published rule, true, is supported')
-    library = _library(folder / PIECES[0])
+    library = _sentencepiece.library(folder / PIECES[0])
     tokens = {f'{name}_token': token for name, token in _OF_SIGLIP.items()} | given
     special = {}
     with _cards.understood(what):
@@ -145,13 +153,6 @@ def _siglip(
     card = _pieces(folder, text, how | _hf_tokenizer.sides(given, text, what))
     assert card is not None  # the file is there
     return card
-
-
-def _library(path: pathlib.Path) -> sentencepiece.SentencePieceProcessor:
-    try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except RuntimeError as error:
-        raise ValueError(f'{path}: not a SentencePiece model; download it again') from error
 
 
 def big_vision(folder: pathlib.Path, text: Mapping[str, Any]) -> Card | None:
@@ -189,7 +190,7 @@ def _pieces(folder: pathlib.Path, text: Mapping[str, Any], how: Card) -> Card | 
     """Returns a SentencePiece model; no published layout adds BOS."""
     for name in PIECES:
         if (folder / name).is_file():
-            _library(folder / name)  # an error names the file
+            _sentencepiece.library(folder / name)  # an error names the file
             model = base64.b64encode((folder / name).read_bytes()).decode('ascii')
             card = {'name': 'sentencepiece', 'context_length': text['context_length']}
             return {**card, 'add_bos': False, **how, 'model': model}
@@ -209,6 +210,7 @@ def save(folder: pathlib.Path, card: Mapping[str, Any] | None) -> None:
     if card is None:
         return
     tokenizer = from_card(card)
+    card = tokenizer.card  # with every field
     tokenizer.save(folder)
     (folder / CARD).write_text(json.dumps(card, indent=1) + '\n')
     config: Card = {'model_max_length': card['context_length']}
@@ -232,7 +234,8 @@ def save(folder: pathlib.Path, card: Mapping[str, Any] | None) -> None:
             library.normalizer = tokenizers.normalizers.Sequence(rules)
             library.save(str(folder / _hf_tokenizer.JSON))
         names = {'eos_token': tokenizer.eot_id, 'pad_token': tokenizer.pad_id}
-        config |= {name: library.id_to_token(token) for name, token in names.items()}
+        known = {name: token for name, token in names.items() if token is not None}
+        config |= {name: library.id_to_token(token) for name, token in known.items()}
         config['tokenizer_class'] = 'PreTrainedTokenizerFast'
     elif card['add_bos']:
         logging.warning(

@@ -1,5 +1,5 @@
-"""Hugging Face folders: weights and the `config.json` of CLIP, MetaCLIP 2, Chinese-CLIP, SigLIP or
-SigLIP 2, and of one tower of these.
+"""Hugging Face folders: weights and the `config.json` of CLIP, MetaCLIP 2, Chinese-CLIP, SigLIP,
+SigLIP 2 or TIPS v2, and of one tower of these.
 
 SigLIP 2 at fixed resolution is a SigLIP, and for images of any size (NaFlex) a `siglip2`. Missing
 keys of the config have the defaults of transformers' classes.
@@ -18,10 +18,12 @@ from clip_jax.convert import (
     _files,
     _hf_dino,
     _hf_text,
+    _hf_tips,
     _image_processor,
     _table,
     _tokenizer_files,
 )
+from clip_jax.convert._hf_defaults import DEFAULTS
 from clip_jax.convert._table import (
     CONV,
     LEADING_ONE,
@@ -49,66 +51,6 @@ WEIGHTS = (
     'pytorch_model.bin.index.json',
 )
 ACTIVATIONS = {'quick_gelu': 'quick_gelu', 'gelu': 'gelu', 'gelu_pytorch_tanh': 'gelu_tanh'}
-
-_TOWER = {'hidden_size': 768, 'intermediate_size': 3072, 'num_hidden_layers': 12}
-_TOWER |= {'num_attention_heads': 12}
-_CLIP = {'hidden_act': 'quick_gelu', 'layer_norm_eps': 1e-5}
-_SIGLIP = {'hidden_act': 'gelu_pytorch_tanh', 'layer_norm_eps': 1e-6}
-DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
-    'clip': {
-        'vision_config': {**_TOWER, **_CLIP, 'image_size': 224, 'patch_size': 32},
-        'text_config': {
-            **_CLIP,
-            'hidden_size': 512,
-            'intermediate_size': 2048,
-            'num_hidden_layers': 12,
-            'num_attention_heads': 8,
-            'vocab_size': 49408,
-            'max_position_embeddings': 77,
-            'eos_token_id': 49407,
-        },
-    },
-    'siglip': {
-        'vision_config': {
-            **_TOWER,
-            **_SIGLIP,
-            'image_size': 224,
-            'patch_size': 16,
-            'vision_use_head': True,
-        },
-        'text_config': {
-            **_TOWER,
-            **_SIGLIP,
-            'vocab_size': 32000,
-            'max_position_embeddings': 64,
-        },
-    },
-}
-DEFAULTS['siglip2'] = {
-    'vision_config': {
-        **_TOWER,
-        **_SIGLIP,
-        'num_patches': 256,
-        'patch_size': 16,
-        'vision_use_head': True,
-    },
-    'text_config': DEFAULTS['siglip']['text_config'],
-}
-# The same model; but its text is pooled at eos_token_id whatever that is.
-DEFAULTS['metaclip_2'] = DEFAULTS['clip']
-# Chinese-CLIP (arXiv 2211.01335): the same image encoder, and a BERT.
-DEFAULTS['chinese_clip'] = {
-    'vision_config': DEFAULTS['clip']['vision_config'],
-    'text_config': {
-        **_TOWER,
-        'hidden_act': 'gelu',
-        'layer_norm_eps': 1e-12,
-        'vocab_size': 30522,
-        'max_position_embeddings': 512,
-        'type_vocab_size': 2,
-        'pad_token_id': 0,
-    },
-}
 CHINESE_TOKENS = 52  # of a text in Chinese-CLIP's training; the table of positions is longer
 # Old configs of CLIP have eos_token_id 2, which is ignored: the text is pooled at the largest id.
 LEGACY_EOS = 2
@@ -128,6 +70,7 @@ TOWERS = {
 }
 _REFUSED = {
     'clipseg': 'CLIPSeg segments images and is not supported; load the CLIP that it was made from',
+    'tipsv2_dpt': 'heads for depth and segmentation are not supported; load the TIPS v2 below them',
     'clap': 'CLAP embeds audio, which is not supported; only images and texts are',
 }
 _PROCESSORS = {
@@ -135,8 +78,11 @@ _PROCESSORS = {
     'dinov2': 'BitImageProcessor',
     'dinov2_with_registers': 'BitImageProcessor',
     'dinov3_vit': 'DINOv3ViTImageProcessor',
+    **dict.fromkeys((_hf_tips.KIND, *_hf_tips.TOWERS), 'Tipsv2ImageProcessor'),
 }
+_ENCODERS = ('vit', 'naflex', 'transformer', 'bert')
 _SIGLIPS = ('siglip', 'siglip2')
+_PREFIXES = ('vision_model.', 'text_model.', *_hf_tips.PREFIXES)
 # Config keys of which our model supports one value.
 _ONLY = {'num_channels': 3, 'attention_dropout': 0.0, 'vision_use_head': True}
 
@@ -153,8 +99,8 @@ def sniff(path: pathlib.Path) -> bool:
         return False
     if path.is_file():
         names = list(_files.names_of(path))
-        return any(name.startswith(('vision_model.', 'text_model.')) for name in names) or (
-            _files.json_of(config)['model_type'] in {*TOWERS, *_hf_dino.DEFAULTS}
+        return any(name.startswith(_PREFIXES) for name in names) or (
+            _files.json_of(config)['model_type'] in {*TOWERS, *_hf_dino.DEFAULTS, *_hf_tips.TOWERS}
             and not any('visual.' in x for x in names)
         )
     return any((path / name).is_file() for name in WEIGHTS)
@@ -168,19 +114,17 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     theirs = _files.arrays(weights)
     with _cards.understood(str(folder / CONFIG)):
         fields = architecture(config, theirs, what=str(folder / CONFIG))
+    tips = _hf_tips.describes(config['model_type'])
+    theirs = _hf_tips.completed(theirs, fields) if tips else theirs
     # One tower alone may have no prefix before its names.
-    prefixed = any(name.startswith(('vision_model.', 'text_model.')) for name in theirs)
+    prefixed = any(name.startswith(_PREFIXES) for name in theirs)
     model, variables = _cards.complete(
         fields,
-        functools.partial(rows, prefixed=prefixed),
+        functools.partial(_hf_tips.rows if tips else rows, prefixed=prefixed),
         theirs,
         what=str(weights),
-        image_size=(
-            'patch_size * num_patches ** 0.5'
-            if config['model_type'] == 'siglip2'
-            else 'vision_config.image_size'
-        ),
-        ignored=lambda name: name.endswith('.position_ids') or _hf_dino.ignored(name),
+        image_size=_image_size_key(config),
+        ignored=_ignored,
     )
     usual = _PROCESSORS.get(config['model_type'], 'CLIPImageProcessor')
     if _is_siglip(model):
@@ -188,7 +132,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         usual = _image_processor.NAFLEX if naflex else 'SiglipImageProcessor'
     if _hf_dino.holds(model['image']) and (size := _image_processor.size_of(folder, usual)):
         # Trained on larger images than transformers' processor makes.
-        model, variables = _hf_dino.resized(model, variables, size)
+        model, variables = _hf_dino.resized(model, variables, size, bilinear=tips)
     image, text = model['image'], model['text']
     card = {
         'model': model,
@@ -204,6 +148,19 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return card, variables
 
 
+def _image_size_key(config: Mapping[str, Any]) -> str:
+    """Returns what a config calls the image size."""
+    if _hf_tips.describes(config['model_type']):
+        return _hf_tips.image_size_key(config)
+    naflex = config['model_type'] == 'siglip2'
+    return 'patch_size * num_patches ** 0.5' if naflex else 'vision_config.image_size'
+
+
+def _ignored(name: str) -> bool:
+    """Returns whether an array is no parameter that is read."""
+    return name.endswith('.position_ids') or _hf_dino.ignored(name) or _hf_tips.ignored(name)
+
+
 def _is_siglip(model: Mapping[str, Any]) -> bool:
     text = model['text']
     return text['pool'] == 'last' if text else model['image'].get('pool') == 'map'
@@ -216,9 +173,12 @@ def architecture(config: Mapping[str, Any], names: Container[str], *, what: str)
     kind = config['model_type']
     if kind in _REFUSED:
         raise ValueError(f'{what}: {_REFUSED[kind]}')
-    lookup.check(kind, [*DEFAULTS, *TOWERS, *_hf_dino.DEFAULTS], what=f'{what}: model_type')
-    if kind in _hf_dino.DEFAULTS:
+    dino, tips = _hf_dino.DEFAULTS, (_hf_tips.KIND, *_hf_tips.TOWERS)
+    lookup.check(kind, [*DEFAULTS, *TOWERS, *dino, *tips], what=f'{what}: model_type')
+    if kind in dino:
         return _hf_dino.architecture(config, what)
+    if kind in tips:
+        return _hf_tips.architecture(config, what)
     if kind in TOWERS:
         return _one_tower(config, names, what)
     vision, text = (_filled(config, kind, part, what) for part in ('vision_config', 'text_config'))
@@ -407,16 +367,16 @@ def pooling_head(heads: int, theirs: str) -> Iterator[Row]:
 def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str, Any]) -> list[Row]:
     """Writes config, weights, preprocessing and tokenizer files; returns the table applied."""
     model = card['model']
-    siglip = _is_siglip(model)
-    config = config_of(model, siglip)
-    table = list(rows(model))
+    siglip, tips = _is_siglip(model), _hf_tips.holds(model)
+    config = _hf_tips.config_of(model) if tips else config_of(model, siglip)
+    table = list(_hf_tips.rows(model) if tips else rows(model))
     names = {name for row in table for name in row.theirs}
     _cards.check_expressible(model, architecture(config, names, what='huggingface'), 'huggingface')
     arrays = _table.write(table, variables)
     files = {CONFIG: config}
     if model['image']:
-        processor = _image_processor.written(card['preprocess'], siglip=siglip)
-        files[_image_processor.PREPROCESSOR] = processor
+        family = 'Tipsv2' if tips else 'Siglip' if siglip else 'CLIP'
+        files[_image_processor.PREPROCESSOR] = _image_processor.written(card['preprocess'], family)
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + '\n')
     _files.save(folder / SAFETENSORS, arrays)
@@ -478,7 +438,7 @@ def config_of(model: Mapping[str, Any], siglip: bool) -> dict[str, Any]:
 
 
 def _tower_of(tower: Mapping[str, Any], what: str) -> dict[str, Any]:
-    if 'mlp_dim' not in tower:
+    if tower['name'] not in _ENCODERS:
         raise ValueError(
             f'the layout huggingface cannot hold this model: it has no {tower["name"]} as {what}'
         )

@@ -46,3 +46,19 @@ def build(records: Sequence[Mapping[str, Any]], span: range, *, texts: bool) -> 
         table[record['record'] - span.start] = row, record['image_hash'], len(hashes), len(own)
         hashes += map(hash_of, own)
     return np.concatenate([table.ravel(), np.array(hashes, np.int64)])
+
+
+def entries(index: np.ndarray, span: range) -> np.ndarray:
+    """Returns what the index of a shard says of the records that have an embedding.
+
+    Args:
+        index: the index, int64 [4 * len(span) + M].
+        span: the records of the data that the shard is of.
+
+    Returns:
+        int64 [n, 4], in the order of the rows: the record in the data, the hash of its image, the
+        row of its first caption and the number of its captions.
+    """
+    table = index[: FIELDS * len(span)].reshape(-1, FIELDS)
+    records = np.flatnonzero(table[:, 0] != NONE)
+    return np.concatenate([records[:, None] + span.start, table[records, 1:]], axis=1)

@@ -407,7 +407,7 @@ class Embeddings:
         captions: list[str] = []
         for shard, (_, count) in enumerate(self.description.shards):
             if count:
-                values[len(captions) : len(captions) + count] = self._load(text_file, shard)
+                values[len(captions) : len(captions) + count] = self.load(text_file, shard)
                 own = self._table(shard)['texts'].to_pylist()
                 captions += itertools.chain.from_iterable(texts or () for texts in own)
         return captions, self._exact(values, self.description.captions)
@@ -425,7 +425,7 @@ class Embeddings:
         return shard, int(i) - (self._ends[shard - 1] if shard else 0)
 
     def _images(self, shard: int) -> np.ndarray:
-        return self._load(image_file, shard)
+        return self.load(image_file, shard)
 
     def _described(self, kind: Callable, shard: int) -> tuple[int, ...]:
         """The shape of a file, which is of images or texts, that the description says."""
@@ -444,8 +444,8 @@ class Embeddings:
                 break
         return np.empty((count, *shape[1:]), np.float32)
 
-    def _load(self, kind: Callable, shard: int) -> np.ndarray:
-        """Returns the rows of a file; ValueError if they are not as many as described."""
+    def load(self, kind: Callable, shard: int) -> np.ndarray:
+        """Returns the rows of a shard's `image_file` or `text_file`, [n, ...] as stored."""
         path = kind(self.folder, shard)
         with _reading(path):
             self._check_header(path, self._described(kind, shard))

@@ -1,10 +1,4 @@
-"""Exact cosine similarities, and counts of those above a threshold.
-
-Embeddings are rounded to multiples of 2^-26, by less than 1e-8; encoders have errors of 1e-7.
-Products of two such numbers are multiples of 2^-52, and dot products of unit vectors stay between
--2 and 2, so that float64 holds every partial sum exactly. Equal embeddings then tie, and a
-similarity is the same bit for bit in any block size, summation order and device, unlike in float32.
-"""
+"""Counts of exact cosine similarities above a threshold (see runtime/similarity.py)."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,40 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from clip_jax.evals import _embed
+from clip_jax.runtime.similarity import matrix as matrix
+from clip_jax.runtime.similarity import of_pairs as of_pairs
+from clip_jax.runtime.similarity import on_grid as on_grid
 
-GRID = float(2**26)
 COLUMNS = 8192  # of a tile of the similarity matrix
 GPU_ROWS = 8192
-
-
-def on_grid(rows: np.ndarray) -> np.ndarray:
-    """Rounds unit-length embeddings, float32 [N, D], so that their similarities are exact;
-    ValueError if their length is not 1.
-    """
-    rows = np.array(rows, np.float32)
-    rows *= GRID
-    np.rint(rows, out=rows)
-    rows /= GRID
-    lengths = np.sqrt(np.einsum('nd,nd->n', rows, rows))
-    if len(rows) and np.abs(lengths - 1).max() > 0.01:
-        wrong = lengths[np.abs(lengths - 1).argmax()]
-        raise ValueError(f'evals: embeddings of length {wrong:.4g}; expected length 1')
-    return rows
-
-
-def matrix(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Returns the similarities, float64 [N, M], of embeddings [N, D] and [M, D] of `on_grid`."""
-    return rows.astype(np.float64) @ columns.astype(np.float64).T
-
-
-def of_pairs(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Returns the similarities of pairs, float64 [N], of embeddings [N, D] and [N, D]."""
-    found = np.empty(len(rows))
-    for start in range(0, len(rows), COLUMNS):
-        part = slice(start, start + COLUMNS)
-        # As exact as `matrix`, hence equal to it.
-        found[part] = np.einsum('nd,nd->n', rows[part], columns[part], dtype=np.float64)
-    return found
 
 
 def count_at_least(

@@ -25,16 +25,17 @@ def sincos2d(grid: int, width: int) -> jax.Array:
     return jnp.concatenate([f(angle) for angle in angles for f in (jnp.sin, jnp.cos)], axis=1)
 
 
-def resized(table: jax.Array, grid: int, *, tokens: int) -> jax.Array:
+def resized(table: jax.Array, grid: int, *, tokens: int, method: str = 'bicubic') -> jax.Array:
     """Interpolates learned position embeddings to another number of patches.
 
-    Bicubic with antialiasing, as in open_clip. Hugging Face's transformers do not antialias, which
-    differs where the grid shrinks.
+    With antialiasing, and bicubic as in open_clip unless another method is given. Hugging Face's
+    transformers do not antialias, which differs where the grid shrinks.
 
     Args:
         table: position embeddings [tokens + n^2, width].
         grid: patches along each side of the new image.
         tokens: the number of tokens at the start that are not patches; theirs do not change.
+        method: of `jax.image.resize`.
 
     Returns:
         [tokens + grid^2, width]
@@ -46,7 +47,7 @@ def resized(table: jax.Array, grid: int, *, tokens: int) -> jax.Array:
     if old == grid:
         return table
     patches = table[tokens:].reshape(old, old, width)
-    patches = jax.image.resize(patches, (grid, grid, width), 'bicubic', antialias=True)
+    patches = jax.image.resize(patches, (grid, grid, width), method, antialias=True)
     return jnp.concatenate([table[:tokens], patches.reshape(-1, width)])
 
 

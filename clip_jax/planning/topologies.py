@@ -60,9 +60,7 @@ def topology(name: str, slices: int = 1) -> Planned:
         return Planned(name, jax.devices(), None)
     lookup.check(kind, [*CHIPS, *gpu.GPUS, 'local'], what='--topology')
     if kind in gpu.GPUS:
-        one = gpu.GPUS[kind]
-        chip = Chip(one.usable_gib, one.peak_tflops, one.clock_ghz, one.bandwidth, is_gpu=True)
-        return Planned(name, gpu.devices(kind, shape), chip)
+        return Planned(name, gpu.devices(kind, shape), _of_gpu(gpu.GPUS[kind]))
     if not re.fullmatch(r'\d+(x\d+){1,2}', shape):
         raise ValueError(f'--topology is {name!r}; expected for instance {kind}:4x4')
     if slices < 1:
@@ -78,3 +76,14 @@ def topology(name: str, slices: int = 1) -> Planned:
             'v5e and v6e have two dimensions, v4 and v5p three, multiples of 4 or the small slices'
         ) from error
     return Planned(name, list(found), CHIPS[kind])
+
+
+def chip_of(kind: str) -> Chip | None:
+    """Returns the figures of a device by JAX's name of its kind, None if they are not known."""
+    names = kind.lower().replace(' lite', 'e').split()  # 'TPU v5 lite', 'NVIDIA H100 80GB HBM3'
+    tpu = next((chip for name, chip in CHIPS.items() if name in names), None)
+    return tpu or next((_of_gpu(one) for name, one in gpu.GPUS.items() if name in names), None)
+
+
+def _of_gpu(one: gpu.Gpu) -> Chip:
+    return Chip(one.usable_gib, one.peak_tflops, one.clock_ghz, one.bandwidth, is_gpu=True)

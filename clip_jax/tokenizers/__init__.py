@@ -7,7 +7,7 @@ A `Tokenizer` has:
 
 * `tokenizer(texts) -> int32 [N, context_length]` for one string or a sequence of strings, padded
   with `pad_id`. Long texts are truncated; the last token is still `eot_id`, where models pool.
-* `vocab_size`, `context_length`, `eot_id`, `pad_id`.
+* `vocab_size`, `context_length`, `eot_id`, `pad_id`. `eot_id` is None if texts have no end token.
 * `decode(ids) -> str`: the text of one sequence of tokens, up to its end token.
 * `card`: a JSON dict with the module's name as `name` and the content of any vocabulary file, from
   which `Tokenizer.from_card(card)` makes the same tokenizer.

@@ -12,7 +12,7 @@ from clip_jax.tokenizers._library import ids_of, library_of
 
 
 class Tokenizer:
-    """The tokenizer of a `tokenizer.json`; truncation keeps the end token.
+    """The tokenizer of a `tokenizer.json`; truncation keeps the end token, if there is one.
 
     The file's own length, truncation and padding settings are ignored.
 
@@ -20,9 +20,10 @@ class Tokenizer:
         tokenizer_json: the content of the file.
         context_length: tokens per text.
         pad_id: by default the file's padding token, or else the end token.
-        eot_id: the end token; by default the one that the file adds.
+        eot_id: the end token; by default the one that the file adds, or none if there are
+            `start_ids`.
         start_ids: None if the file adds the start and end tokens itself. Otherwise sequences are
-            `start_ids`, the ids of the text and `eot_id`, whatever the file adds.
+            `start_ids`, the ids of the text and `eot_id` if there is one, whatever the file adds.
         clean: the cleaning rule, applied before the file's own normalizer.
         repair: whether CLIP's repair of encoding and HTML comes before `clean`.
         pad_side: where padding is, 'right' or 'left' of the sequence.
@@ -50,16 +51,24 @@ class Tokenizer:
         # Ids need not be contiguous.
         self.vocab_size = max(self._library.get_vocab().values(), default=-1) + 1
         added = _end(self._library, self.vocab_size)
-        if eot_id is None and added is None:
-            raise ValueError(
-                'tokenizers/huggingface: the file adds no end token, at which models pool; add a '
-                'post_processor to it that does, or give start_ids and eot_id.'
-            )
-        eot_id = added if eot_id is None else eot_id
+        if eot_id is None and start_ids is None:
+            if added is None:
+                raise ValueError(
+                    'tokenizers/huggingface: the file adds no end token, at which models pool; add '
+                    'a post_processor to it that does, or give start_ids and eot_id.'
+                )
+            eot_id = added
         if pad_id is None:
             pad_id = padding['pad_id'] if padding else eot_id
+        if pad_id is None:
+            raise ValueError(
+                'tokenizers/huggingface: the file says no padding token, and there is no end token '
+                'to pad with; give pad_id.'
+            )
         self.pad_id = _tokens.known(pad_id, self.vocab_size, what='tokenizers/huggingface: pad_id')
-        self.eot_id = _tokens.known(eot_id, self.vocab_size, what='tokenizers/huggingface: eot_id')
+        self.eot_id = eot_id
+        if eot_id is not None:
+            _tokens.known(eot_id, self.vocab_size, what='tokenizers/huggingface: eot_id')
         self._start_ids = None if start_ids is None else [*start_ids]
         self.clean, self.repair = _clean.check(clean), repair
         what = 'tokenizers/huggingface'
@@ -72,7 +81,8 @@ class Tokenizer:
                 f'tokenizers/huggingface: the file adds the token {added} at the end of a text, '
                 f'not eot_id, {eot_id}; give start_ids ([] for none) to have eot_id added.'
             )
-        special = len(start_ids or []) + 1
+        self._end_ids = [] if eot_id is None else [eot_id]
+        special = len([*(start_ids or []), *self._end_ids])
         if start_ids is None:
             special = self._library.num_special_tokens_to_add(is_pair=False)
         why = 'one token and the special tokens'
@@ -96,8 +106,8 @@ class Tokenizer:
         if self._start_ids is None:
             return ids_of(self._library, text)
         ids = ids_of(self._library, text, add_special_tokens=False)
-        room = self.context_length - len(self._start_ids) - 1
-        return [*self._start_ids, *_tokens.cut(ids, room, self.truncate_side), self.eot_id]
+        room = self.context_length - len(self._start_ids) - len(self._end_ids)
+        return [*self._start_ids, *_tokens.cut(ids, room, self.truncate_side), *self._end_ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of one sequence, without special tokens."""

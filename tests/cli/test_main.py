@@ -27,6 +27,7 @@ COMMANDS = (
     'plan',
     'plot',
 )
+ACTIONS = 'inspect', 'verify', 'filter', 'duplicates', 'import'
 WRONG = """\
 
 trian
@@ -48,6 +49,8 @@ data inspect
 data verify --out=x
 data import x
 data import x y
+data filter x
+data duplicates embeddings:x
 plan --config=quickstart
 """
 
@@ -61,7 +64,7 @@ def test_wrong_usage_shows_the_usage(run):
 
 
 def test_help_explains_with_an_example(run):
-    for command in (*COMMANDS, 'data inspect', 'data verify', 'data import'):
+    for command in (*COMMANDS, *(f'data {action}' for action in ACTIONS)):
         code, text, _ = run(*command.split(), '--help')
         assert code == 0
         examples = text.partition('example')[2]

@@ -15,7 +15,7 @@ from support.layouts import edit, equal
 
 import clip_jax
 from clip_jax import convert
-from clip_jax.convert import huggingface
+from clip_jax.convert import _hf_tips, huggingface
 from clip_jax.models import clip
 from clip_jax.step import state
 
@@ -29,6 +29,9 @@ def compare(folder) -> dict:
     card, variables = convert.read(folder)
     model = clip.from_card(card['model'])
     expected = dict(np.load(folder / 'expected.npz'))
+    if 'scale' in expected:
+        scale = np.exp(variables['params']['logit_scale'])
+        np.testing.assert_allclose(scale, expected.pop('scale'), rtol=1e-6)
     inputs = dict(zip(('image', 'text'), hf_towers.inputs(hf_towers.IMAGE_SIZE), strict=True))
     for tower, encoder in model.towers.items():
         embedding, found = jax.jit(
@@ -46,7 +49,7 @@ def compare(folder) -> dict:
         for name, x in {tower: embedding, **outputs}.items():
             there = expected.pop(name)
             real = np.ones(x.shape[:2], bool)
-            if tower == 'text' and x.ndim == 3 and card['model']['text']['name'] == 'bert':
+            if tower == 'text' and x.ndim == 3 and card['model']['text']['name'] != 'transformer':
                 real = inputs['text'] != 0  # what is computed of padding does not count
             if x.ndim == 2:
                 real = slice(None)
@@ -58,18 +61,18 @@ def compare(folder) -> dict:
 
 @pytest.mark.parametrize('name', hf_towers.STORED)
 def test_outputs_of_every_block_are_those_of_transformers(name):
-    compare(hf_towers.FIXTURES / name)
+    compare(hf_towers.folder_of(name))
 
 
 @pytest.mark.parametrize('name', hf_towers.STORED)
 def test_it_is_written_back_as_it_was(name, tmp_path):
-    card, variables = convert.read(hf_towers.FIXTURES / name)
+    card, variables = convert.read(hf_towers.folder_of(name))
     convert.write(tmp_path / 'x', 'huggingface', card, variables)
     again, back = convert.read(tmp_path / 'x')
     assert again == card and equal(back, variables)
     before, after = (
         json.loads((x / 'config.json').read_text())
-        for x in (hf_towers.FIXTURES / name, tmp_path / 'x')
+        for x in (hf_towers.folder_of(name), tmp_path / 'x')
     )
     same = ('model_type', 'architectures', 'hidden_size', 'num_hidden_layers')
     assert all(before.get(key) == after.get(key) for key in same)
@@ -123,9 +126,10 @@ def test_other_kinds_are_refused_by_name(kind, line, tmp_path):
 
 @pytest.mark.parametrize('name', hf_towers.STORED)
 def test_weights_that_lack_some_are_one_line(name, tmp_path):
-    folder = shutil.copytree(hf_towers.FIXTURES / name, tmp_path / 'x')
+    folder = shutil.copytree(hf_towers.folder_of(name), tmp_path / 'x')
     weights = load_file(folder / WEIGHTS)
-    for missing in [*weights][:: len(weights) // 2]:
+    needed = [n for n in weights if n.rpartition('.')[2] not in hf_towers.OPTIONAL]
+    for missing in needed[:: len(needed) // 2]:
         save_file({n: x for n, x in weights.items() if n != missing}, folder / WEIGHTS)
         with pytest.raises(ValueError, match='1 missing: '):
             convert.read(folder)
@@ -141,11 +145,11 @@ def test_transformers_computes_the_same_today_and_loads_what_we_write(name, tmp_
     model, about = getattr(transformers, name.partition(':')[0]).from_pretrained(
         tmp_path / 'x', output_loading_info=True
     )
-    # What masks patches in pretraining is not read.
-    assert not {*about['missing_keys']} - {'embeddings.mask_token'} and not about['unexpected_keys']
+    missing = {x.rpartition('.')[2] for x in about['missing_keys']}
+    assert not missing - {'mask_token'} and not about['unexpected_keys']
     there = hf_towers.outputs(model.eval())
     expected = np.load(tmp_path / 'made' / 'expected.npz')
-    for key in {'image', 'text'} & {*expected}:
+    for key in {'image', 'text', 'scale'} & {*expected}:
         x = expected[key]
         np.testing.assert_allclose(there[key], x, atol=TOLERANCE * np.abs(x).max())
 
@@ -217,12 +221,34 @@ def chinese_clip(image: dict, text: dict, dim: int) -> dict:
     return {'model_type': 'chinese_clip', 'projection_dim': dim, **parts}
 
 
+def tips(name: str, width: int, mlp_dim: int, depth: int, heads: int) -> dict:
+    """The config of TIPS's own program."""
+    return {
+        'model_type': 'tipsv2',
+        'vision_fn': name,
+        'embed_dim': width,
+        'ffn_layer': 'swiglu' if name == 'vit_giant2' else 'mlp',
+        'img_size': 448,
+        'patch_size': 14,
+        'num_register_tokens': 1,
+        'init_values': 1.0,
+        'text_hidden_size': width,
+        'text_mlp_dim': mlp_dim,
+        'text_num_layers': depth,
+        'text_num_heads': heads,
+        'vocab_size': 32000,
+        'max_len': 64,
+        'temperature': 0.00478,
+    }
+
+
 BASE, LARGE = sizes(768, 12, 12, 3072), sizes(1024, 24, 16, 4096)
 DINOV2 = {'model_type': 'dinov2', 'image_size': 518, 'patch_size': 14}
 DINOV3 = {'model_type': 'dinov3_vit', 'num_register_tokens': 4}
 
 
-# Counted by transformers 5.24 in its own models of these sizes; DINO's also have a mask token.
+# Counted by transformers 5.24 in its own models of these sizes; DINO's and TIPS's also have a mask
+# token.
 @pytest.mark.parametrize(
     ('config', 'count'),
     [
@@ -238,9 +264,19 @@ DINOV3 = {'model_type': 'dinov3_vit', 'num_register_tokens': 4}
         ({**DINOV3, **sizes(768, 12, 12, 3072)}, 85_660_416 - 768),
         ({**DINOV3, **sizes(1024, 24, 16, 4096)}, 303_129_600 - 1024),
         ({**DINOV3, **sizes(1280, 32, 20, 5120)}, 630_713_600 - 1280),
+        (tips('vit_base', 768, 3072, 12, 12), 195_948_289 - 768),
+        ({'model_type': 'tipsv2'}, 195_948_289 - 768),
+        (tips('vit_large', 1024, 4096, 12, 16), 487_941_121 - 1024),
+        (tips('vit_so400m', 1152, 4304, 27, 16), 861_726_817 - 1152),
+        (tips('vit_giant2', 1536, 6144, 12, 24), 1_525_085_697 - 1536),
     ],
 )
 def test_numbers_of_parameters_of_the_published_models(config, count):
     config = {k: v for k, v in config.items() if (k, v) != ('intermediate_size', 0)}
     fields = huggingface.architecture(config, (), what='published')
+    if config['model_type'] == 'tipsv2':
+        again = _hf_tips.config_of(clip.to_card(clip.from_card(fields)))
+        written = huggingface.architecture(again, (), what='written')
+        assert written.pop('init_logit_scale') == pytest.approx(fields['init_logit_scale'])
+        assert written.items() <= fields.items()
     assert state.count_parameters(clip.shapes(clip.from_card(fields))['params']) == count

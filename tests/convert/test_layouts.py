@@ -27,9 +27,10 @@ from clip_jax.runtime.foreign_arrays import Array
 
 WRITTEN = {
     'open_clip': ['clip', 'eot', 'quick', 'metaclip_2', 'resnet', 'clipa', 'scaled'],
-    'huggingface': ['clip', 'eot', 'quick', 'metaclip_2', 'siglip', 'naflex', 'chinese_clip'],
+    'huggingface': ['clip', 'eot', 'quick', 'metaclip_2', 'siglip', 'naflex'],
     'big_vision': ['siglip', 'naflex'],
 }
+WRITTEN['huggingface'] += ['chinese_clip', 'tipsv2']
 PAIRS = [(layout, name) for layout, names in WRITTEN.items() for name in names]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tokenizers
 from support.layouts import edit
+from support.small_models import byte_pieces
 
 from clip_jax import tokenizers as ours
 from clip_jax.convert import _tokenizer_files
@@ -75,6 +76,24 @@ def test_tokens_are_equal(kind, length, tmp_path):
     card = _tokenizer_files.open_clip(tmp_path, text, {'hf_tokenizer_name': 'x'}, what='here')
     found = ours.from_card(card)(texts())
     np.testing.assert_array_equal(found, theirs(texts()).numpy())
+
+
+@pytest.mark.parametrize('lower', [True, False])
+@pytest.mark.parametrize('rule', ['nmt_nfkc', 'identity'])
+def test_tokens_of_tips_are_those_of_transformers(rule, lower, tmp_path):
+    transformers = pytest.importorskip('transformers', reason='transformers is not installed')
+    (tmp_path / 'tokenizer.model').write_bytes(byte_pieces(rule, 'red,▁two'))
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'do_lower_case': lower}))
+    theirs = transformers.Tipsv2Tokenizer.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / 'saved')
+    assert (tmp_path / 'saved/tokenizer.json').is_file()
+    many = [*texts(), 'A Red red circle, two <s> two</s>RED<pad>  <unk> \u03a3\u0391\u03a3 \u0130']
+    made = theirs(many, padding='max_length', max_length=24, truncation=True)['input_ids']
+    text = {'context_length': 24, 'pool': 'mean', 'vocab_size': 320, 'name': 'nllb'}
+    for folder in (tmp_path, tmp_path / 'saved'):
+        found = ours.from_card(_tokenizer_files.huggingface(folder, text))(many)
+        np.testing.assert_array_equal(found, made)
+    assert len({tuple(x) for x in made}) > 200
 
 
 @pytest.mark.parametrize('legacy', [False, True])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from clip_jax.evals import _embed, _similarity
+from clip_jax.runtime import similarity
 
 
 def unit_rows(seed, count, dim):
@@ -73,3 +74,15 @@ def test_rows_of_another_length_are_an_error(scale):
     rows[2] *= scale
     with pytest.raises(ValueError, match=f'of length {scale}; expected length 1'):
         _similarity.on_grid(rows)
+
+
+def test_rows_of_any_length_are_scaled_whatever_the_others_are():
+    rows = unit_rows(0, 50, 640) * np.random.default_rng(1).uniform(0.1, 9, (50, 1))
+    found = similarity.unit(rows)
+    np.testing.assert_allclose(found, unit_rows(0, 50, 640), atol=1e-7)
+    np.testing.assert_array_equal(similarity.on_grid(found), found)
+    for i in range(50):
+        np.testing.assert_array_equal(similarity.unit(rows[[i]])[0], found[i])
+    for wrong in 0, np.nan, np.inf:
+        with pytest.raises(ValueError, match='of length 0 or not finite'):
+            similarity.unit(np.where(np.arange(50)[:, None] == 7, wrong, rows))

@@ -381,6 +381,7 @@ def test_embeddings_are_l2_normalized_and_the_initial_scale_is_one_over_007():
     )
 
 
+TIPS = {**ROPE_VIT, 'rope': 'none', 'registers': 1, 'key_bias': True, 'layer_scale': 1.0}
 PADDED = {k: v for k, v in {**TEXT, 'pad_id': 0}.items() if k != 'eot_id'}
 
 
@@ -392,8 +393,9 @@ PADDED = {k: v for k, v in {**TEXT, 'pad_id': 0}.items() if k != 'eot_id'}
         pytest.param(RESNET, {**TEXT, 'pool': 'last'}, marks=pytest.mark.slow),
         pytest.param(CONVNEXT, {**PADDED, 'name': 'nllb'}, marks=pytest.mark.slow),
         (ROPE_VIT, {**PADDED, 'name': 'bert'}),
+        (TIPS, {**PADDED, 'name': 'nllb', 'numbering': 'all', 'pool': 'mean'}),
     ],
-    ids=['cls', 'map', 'resnet', 'convnext', 'rope_vit'],
+    ids=['cls', 'map', 'resnet', 'convnext', 'rope_vit', 'tips'],
 )
 def test_both_encoders_are_exported_for_any_batch_size(image, text):
     model = build.model({'image': image, 'text': text, 'embed_dim': 16})
@@ -411,6 +413,21 @@ def test_both_encoders_are_exported_for_any_batch_size(image, text):
             given = jnp.ones((n, *shape), dtype)
             found, expected = exported.call(variables, given), encode(variables, given)
             np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('numbering', ['text', 'all'])
+def test_padding_before_a_text_moves_it_only_if_all_tokens_are_numbered(numbering):
+    fields = {**PADDED, 'name': 'nllb', 'numbering': numbering, 'pool': 'mean'}
+    model = build.model({'image': IMAGE, 'text': fields, 'embed_dim': 16})
+    encode = functools.partial(model.apply, random_variables(model), method='encode_text')
+    text = [7, 9, 5]
+    tokens = jnp.array([[*text, *[0] * 7], [0, 0, *text, *[0] * 5], [*[0] * 7, *text]])
+    first, moved, last = encode(tokens)
+    np.testing.assert_allclose(encode(tokens[:1, :3])[0], first, atol=1e-5)
+    for other in (moved, last):
+        assert np.allclose(other, first, atol=1e-5) == (numbering == 'text')
+    with pytest.raises(ValueError, match="numbering: there is no 'al'"):
+        build.model({'image': IMAGE, 'text': {**fields, 'numbering': 'al'}, 'embed_dim': 16})
 
 
 @pytest.mark.parametrize(

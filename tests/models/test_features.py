@@ -35,6 +35,7 @@ TEXTS = {
     'cls': ({**TEXT, 'pool': 'cls'}, 7),
     'bert': ({**TEXT, 'name': 'bert', 'pad_id': 0, 'pool': 'cls'}, 6),
     'nllb': ({**TEXT, 'name': 'nllb', 'pad_id': 0}, 6),
+    'tips': ({**TEXT, 'name': 'nllb', 'pad_id': 0, 'numbering': 'all', 'pool': 'mean'}, 6),
 }
 TOKENS = jnp.array([[2, 7, 8, 9, 3, 0], [2, 5, 3, 0, 0, 0]])
 

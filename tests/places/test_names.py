@@ -103,7 +103,7 @@ def of_row(row: names.Published) -> tuple[dict[str, bytes], dict]:
     if 'openvision' in row.name:
         return orbax_trees.openvision_files(), orbax_trees.openvision_variables()
     if row.name == row.repository:
-        kinds = ('naflex', 'siglip', 'metaclip_2', 'chinese_clip', 'clip')
+        kinds = ('naflex', 'siglip', 'metaclip_2', 'chinese_clip', 'clip', 'tipsv2')
         kind = next(x for x in kinds if x in row.name.replace('-', '_'))
         return exported('huggingface', kind), made(kind)[1]
     model = row.name.partition('/')[0]

@@ -20,11 +20,18 @@ _TEXT = {**_BLOCKS, 'vocab_size': 40, 'max_position_embeddings': 5}
 # Trained on larger images than its processor makes: positions are interpolated.
 _DINO = {**_IMAGE, 'image_size': 20}
 del _DINO['intermediate_size']
-PROCESSOR = {
-    'image_processor_type': 'BitImageProcessor',
-    'size': {'shortest_edge': 9},
-    'crop_size': {'height': IMAGE_SIZE, 'width': IMAGE_SIZE},
+_SQUARE = {'height': IMAGE_SIZE, 'width': IMAGE_SIZE}
+# The beginning of a class -> its image processor.
+PROCESSORS = {
+    'Dinov2': {
+        'image_processor_type': 'BitImageProcessor',
+        'size': {'shortest_edge': 9},
+        'crop_size': _SQUARE,
+    },
+    'Tipsv2': {'image_processor_type': 'Tipsv2ImageProcessor', 'size': _SQUARE},
 }
+# Of TIPS v2 a file may lack the temperature; what masks patches in pretraining is not read.
+OPTIONAL = ('temperature', 'mask_token')
 # Class -> its config's class and values.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     'CLIPVisionModel': ('CLIPVisionConfig', {**_IMAGE, 'hidden_act': 'gelu'}),
@@ -59,6 +66,20 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             'value_bias': False,
         },
     ),
+    'Tipsv2Model': (
+        'Tipsv2Config',
+        {'vision_config': {**_DINO, 'mlp_ratio': 2.5}, 'text_config': _TEXT},
+    ),
+    'Tipsv2Model:gated': (
+        'Tipsv2Config',
+        {
+            'vision_config': {**_DINO, 'use_swiglu_ffn': True, 'num_register_tokens': 2},
+            'text_config': {**_TEXT, 'layer_norm_eps': 1e-4},
+            'temperature_init_value': 0.02,
+        },
+    ),
+    'Tipsv2VisionModel': ('Tipsv2VisionConfig', {**_DINO, 'mlp_ratio': 1.5}),
+    'Tipsv2TextModel': ('Tipsv2TextConfig', _TEXT),
     'SiglipVisionModel': ('SiglipVisionConfig', _IMAGE),
     'SiglipTextModel': ('SiglipTextConfig', {**_TEXT, 'projection_size': 6}),
 }
@@ -70,7 +91,13 @@ STORED = (
     'Dinov2Model',
     'Dinov2WithRegistersModel',
     'DINOv3ViTModel',
+    'Tipsv2Model:gated',
 )
+
+
+def folder_of(name: str) -> pathlib.Path:
+    """Where a stored model is."""
+    return FIXTURES / name.replace(':', '_')
 
 
 def inputs(image_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +111,7 @@ def inputs(image_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def outputs(model: Any) -> dict[str, np.ndarray]:
     """What a model of transformers computes of `inputs`: the embeddings of its towers, 'image' and
-    'text', and of each block, 'image_0', ….
+    'text', of each block, 'image_0', …, and the factor of similarities, 'scale', of TIPS v2.
     """
     import torch
 
@@ -105,10 +132,13 @@ def outputs(model: Any) -> dict[str, np.ndarray]:
             'text': lambda: model.get_text_features(tokens, attention_mask=tokens != 0),
         }
     elif hasattr(about, 'vocab_size'):
-        runs = {'text': lambda: model(tokens)}
+        masks = about.model_type.startswith('tipsv2')
+        runs = {'text': lambda: model(tokens, **({'attention_mask': tokens != 0} if masks else {}))}
     else:
         runs = {'image': lambda: model(images)}
     found = {}
+    if hasattr(model, 'temperature'):
+        found['scale'] = 1 / model.temperature.detach().numpy()
     for tower, run in runs.items():
         with torch.no_grad():
             out = run()
@@ -133,8 +163,8 @@ def make(name: str) -> Any:
         getattr(transformers, config)(**values)
     ).eval()
     with torch.no_grad():
-        for x in model.parameters():
-            x.add_(0.1 * torch.randn_like(x))
+        for key, x in model.named_parameters():
+            x.add_(0.003 if key == 'temperature' else 0.1 * torch.randn_like(x))
     return model
 
 
@@ -143,8 +173,8 @@ def write(folder: pathlib.Path, name: str) -> None:
     model = make(name)
     model.save_pretrained(folder)
     np.savez_compressed(folder / 'expected.npz', **outputs(model))
-    if name.startswith('Dinov2'):
-        (folder / 'preprocessor_config.json').write_text(json.dumps(PROCESSOR) + '\n')
+    if processor := PROCESSORS.get(name[:6]):
+        (folder / 'preprocessor_config.json').write_text(json.dumps(processor) + '\n')
     config = json.loads((folder / 'config.json').read_text())
     config.pop('transformers_version')
     (folder / 'config.json').write_text(json.dumps(config, indent=1) + '\n')
@@ -152,4 +182,4 @@ def write(folder: pathlib.Path, name: str) -> None:
 
 if __name__ == '__main__':
     for name in STORED:
-        write(FIXTURES / name, name)
+        write(folder_of(name), name)

@@ -10,6 +10,7 @@ TEXTS = {
     'bert': {**BERT, 'pool': 'cls_dense', 'numbering': 'all', 'depth': 2},
     'roberta': BERT,
     'nllb': NLLB,
+    'tips': {**NLLB, 'numbering': 'all'},
 }
 
 

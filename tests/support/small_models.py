@@ -63,6 +63,29 @@ MODELS = {
             'norm_eps': 1e-12,
         },
     },
+    'tipsv2': {
+        'image': {
+            'name': 'rope_vit',
+            'image_size': 32,
+            'patch_size': 16,
+            **SMALL,
+            'registers': 1,
+            'key_bias': True,
+            'layer_scale': 1.0,
+        },
+        'text': {
+            'name': 'nllb',
+            **SMALL,
+            'vocab_size': 60,
+            'context_length': 9,
+            'pad_id': 0,
+            'numbering': 'all',
+            'pool': 'mean',
+        },
+        'embed_dim': 32,
+        'image_proj': 'none',
+        'text_proj': 'none',
+    },
     'clipa': {
         **CLIP,
         'image': {
@@ -103,8 +126,10 @@ def _made(name: str) -> tuple[str, dict]:
         return array
 
     variables = jax.tree.map(random, clip.shapes(model))
-    siglip = name.startswith('siglip')
-    rule = {'resize': 'squash' if siglip else 'shortest'}
+    if name == 'tipsv2':  # whose file has its inverse exponential, which is exact from 1 on
+        variables['params']['logit_scale'] = np.float32(model.init_logit_scale)
+    square = name.startswith(('siglip', 'tips'))
+    rule = {'resize': 'squash' if square else 'shortest'}
     rule = getattr(model.image, 'preprocess', rule)
     preprocess = Preprocess(model.image.image_size, **rule)
     fields = {'model': clip.to_card(model), 'preprocess': preprocess.card, 'tokenizer': None}
@@ -140,6 +165,32 @@ def pieces() -> bytes:
         eos_id=1,
         unk_id=2,
         bos_id=-1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+@functools.cache
+def byte_pieces(rule: str = 'nmt_nfkc', symbols: str = '') -> bytes:
+    """A SentencePiece model of TIPS's kind: merges, and bytes for unknown characters.
+
+    Args:
+        rule: the name of the rules of normalization.
+        symbols: texts that are tokens wherever they stand, with commas between them.
+    """
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(['a red circle on a blue square'] * 50 + ['two green stars é'] * 50),
+        model_writer=model,
+        model_type='bpe',
+        byte_fallback=True,
+        vocab_size=320,
+        normalization_rule_name=rule,
+        user_defined_symbols=symbols,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=3,
         minloglevel=2,
     )
     return model.getvalue()

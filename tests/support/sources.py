@@ -8,7 +8,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
-from clip_jax.data import embedding_index, embedding_store
+from clip_jax.data import embedding_index, embedding_store, kept_list
+from clip_jax.data.sources import open_source
 from clip_jax.runtime import atomic
 
 CAPTIONS = [f'picture {i}' for i in range(6)]
@@ -163,6 +164,16 @@ def make_choices(path, captions) -> str:
 
 
 WITHOUT_LABELS = ('karpathy', 'multilingual', 'choices')
+
+
+def make_kept(path, captions) -> str:
+    """A list that leaves the last of seven records of a tar out."""
+    data = make_tars(path, [*captions, b'left out'])
+    of = kept_list.DataSet.of(open_source(data), data, {})
+    kept_list.KeptList(of, np.arange(len(captions))).write(epath.Path(path) / 'kept.parquet')
+    return f'kept:{path}/kept.parquet'
+
+
 MAKERS = {
     'tars': make_tars,
     'table': make_table,
@@ -172,4 +183,5 @@ MAKERS = {
     'karpathy': make_karpathy,
     'multilingual': make_multilingual,
     'choices': make_choices,
+    'kept': make_kept,
 }

@@ -135,6 +135,9 @@ def test_cleaning_comes_before_the_rules_of_the_file():
         ('', [], 1, 0, [5, 7, 1, 0, 0], [4, 5, 6, 7, 1]),
         # CLIPA's tokens end where the padding begins, whatever the file adds.
         ('<s> $A </s>', [2], 0, 0, [2, 5, 7, 0, 0], [2, 4, 5, 6, 0]),
+        # Those of TIPS have none.
+        ('$A </s>', [], None, 0, [5, 7, 0, 0, 0], [4, 5, 6, 7, 4]),
+        ('', [2], None, 0, [2, 5, 7, 0, 0], [2, 4, 5, 6, 7]),
     ],
 )
 def test_special_tokens_are_those_of_the_file_or_those_given(
@@ -144,6 +147,9 @@ def test_special_tokens_are_those_of_the_file_or_those_given(
     tokens = tokenizer(['red circle', 'a red blue circle a red'])
     assert tokens.tolist() == [short, long]
     assert tokenizer.decode(tokens[0]) == 'red circle'
+    assert tokenizer.eot_id == eot_id
+    again = huggingface.Tokenizer.from_card(tokenizer.card)
+    np.testing.assert_array_equal(again('red circle'), tokens[:1])
 
 
 def test_what_a_file_says_of_length_and_padding_does_not_count():
@@ -240,6 +246,11 @@ def test_a_file_that_is_none_is_refused(text):
         ('<s> $A', {'eot_id': 2}, r'adds the token None at the end .* not eot_id, 2'),
         ('$A </s>', {'eot_id': 99}, r'eot_id: there is no token 99; ids are below 9'),
         ('$A </s>', {'pad_id': -1}, r'pad_id: there is no token -1'),
+        (
+            '',
+            {'start_ids': [], 'eot_id': None, 'pad_id': None},
+            r'no padding token, .* give pad_id',
+        ),
         ('$A </s>', {'start_ids': [9]}, r'start_ids: there is no token 9'),
         ('<s> $A </s>', {'context_length': 2}, r'context_length is 2; .* at least 3'),
         ('$A </s>', {'context_length': 3, 'start_ids': [2, 2]}, r'length is 3; .* at least 4'),

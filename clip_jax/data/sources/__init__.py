@@ -10,6 +10,7 @@ A SPEC is the same in configs and on the command line. Paths and globs may be lo
     multilingual:FILES          images with captions in several languages
     choices:FILES               images with right and wrong captions, for evaluations
     embeddings:DIR              the output of clip-jax embed, for evaluations
+    kept:FILE                   the records of another data set that a list keeps
     my_package.my_source:ADDRESS   a source of your own, by the import path of its module
 
 Several SPECs, each with a weight, are a mixture: `3 * tars:A.tar + 1 * tars:B.tar`.

@@ -1,4 +1,6 @@
-"""The encoder of NLLB (arXiv 2207.04672), a translation model, as an encoder of texts."""
+"""Text encoders with fixed positions: the encoder of NLLB (arXiv 2207.04672), a translation model,
+and that of TIPS (arXiv 2410.16512).
+"""
 
 import math
 
@@ -25,6 +27,7 @@ VARIANTS: dict[str, dict[str, int]] = {
 }
 LOGICAL_AXES = {'token_embedding/embedding': ('vocab', 'width')}
 POOLS = ('mean', 'cls')
+NUMBERINGS = ('text', 'all')
 
 
 class Encoder(nn.Module):
@@ -34,7 +37,9 @@ class Encoder(nn.Module):
         vocab_size: the number of token ids.
         context_length: the number of tokens of a text.
         width: features of a token, a multiple of 2.
-        pad_id: the padding token; positions are counted from pad_id + 1.
+        pad_id: the padding token.
+        numbering: the positions of tokens. 'text': counted from pad_id + 1 without padding, which
+            has none (NLLB); 'all': 0, 1, 2, … (TIPS).
         pool: what the output is. 'mean': the average of tokens that are not padding; 'cls': the
             first token's features (that of the language, in NLLB's texts).
         depth, heads, mlp_dim, activation, norm_eps, dropout, remat, scan, attention: see
@@ -48,6 +53,7 @@ class Encoder(nn.Module):
     heads: int
     mlp_dim: int
     pad_id: int
+    numbering: str = 'text'
     pool: str = 'cls'
     activation: str = 'relu'
     norm_eps: float = 1e-5
@@ -60,6 +66,7 @@ class Encoder(nn.Module):
 
     def __post_init__(self):
         lookup.check(self.pool, POOLS, what='models/text/nllb: pool')
+        lookup.check(self.numbering, NUMBERINGS, what='models/text/nllb: numbering')
         check_sizes(
             'models/text/nllb',
             self.activation,
@@ -90,8 +97,7 @@ class Encoder(nn.Module):
             self.vocab_size, self.width, std=self.width**-0.5, name='token_embedding', **types
         )
         x = embedding(tokens) * math.sqrt(self.width)
-        places = sines(_padded.positions(is_text, self.pad_id), self.width)
-        x = x + jnp.where(is_text[..., None], places, 0).astype(x.dtype)
+        x = x + self._places(is_text).astype(x.dtype)
         keys = None
         if train and self.dropout:
             keys = example_keys(self.make_rng('dropout'), example_index, tokens.shape[0])
@@ -102,6 +108,13 @@ class Encoder(nn.Module):
         x = Norm(epsilon=self.norm_eps, name='post_norm', **types)(x)
         capture.keep(self, 'tokens', x)
         return _padded.mean(x, is_text) if self.pool == 'mean' else x[:, 0]
+
+    def _places(self, is_text: jax.Array) -> jax.Array:
+        """Embeds the positions of tokens: bool [B, L] -> float32 [B or 1, L, width]."""
+        if self.numbering == 'all':
+            return sines(jnp.arange(is_text.shape[1])[None], self.width)
+        places = sines(_padded.positions(is_text, self.pad_id), self.width)
+        return jnp.where(is_text[..., None], places, 0)
 
 
 def sines(places: jax.Array, width: int) -> jax.Array:
