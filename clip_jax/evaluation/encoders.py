@@ -160,6 +160,6 @@ class _StoredTexts:
         if model := self._clip or self.model:
             return _logits(model)
         description = self._stored[0].description
-        # The folder has the factor, but not the value of a bias.
+        # The folder has the factor, if the model had one, but not the value of a bias.
         biased = description.card.get('model', {}).get('init_logit_bias') is not None
-        return None if biased else Logits(description.scale)
+        return None if biased or not description.scale else Logits(description.scale)

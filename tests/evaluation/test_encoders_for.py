@@ -115,6 +115,10 @@ def test_stored_embeddings_have_the_logits_of_their_model(clip, stored):
         return encoders.encoders_for(None, [stored], **options)[1]
 
     assert evals.logits_of(texts()) == evals.Logits(1.0)  # the scale of the folder
+    described = stored.description
+    stored.description = dataclasses.replace(described, scale=0.0)  # of an image encoder alone
+    assert evals.logits_of(texts()) is None
+    stored.description = described
     assert evals.logits_of(encoders.encoders_for(clip, [stored])[1]).scale > 5
     # The folder does not have a bias: it is known once the model is loaded.
     card = {**clip.card, 'model': {**clip.card['model'], 'init_logit_bias': -10.0}}
