@@ -3,14 +3,16 @@
 It is a dict that can be written as JSON:
 
     models      the checkpoints, whose values are in this order below
-    tasks       [{'task', 'type', 'data', 'score', 'better', 'unit', 'values', 'states',
-                'messages'}, ...]; a value is None where the state is 'missing' or 'failed'
+    tasks       [{'task', 'type', 'data', 'score', 'better', 'unit', 'values', 'intervals',
+                'states', 'messages'}, ...]; a value is None where the state is 'missing' or
+                'failed', and an interval where the score has none
     means       [{'type', 'tasks', 'values'}, ...]: of the tasks of each evaluation
     averages    [{'name', 'tasks', 'of', 'values'}, ...]: those that the config asks for, in place
                 of `means`: over `tasks` of `of` tasks
     robustness  {'of': task, 'tasks': [{'task', 'slope', 'intercept', 'values'}, ...]}: the
                 effective robustness of each checkpoint, and the line on the logit scale that it is
                 above; if the config asks for it
+    parameters  how many each checkpoint has
 """
 
 import itertools
@@ -141,7 +143,8 @@ def markdown(table: Mapping[str, Any]) -> str:
     text = [_row('task', 'type', 'score', *table['models']), '|---|---|---|']
     text[-1] += '--:|' * len(table['models'])
     for task in table['tasks']:
-        cells = [_cell(*x, task['unit']) for x in zip(task['values'], task['states'], strict=True)]
+        found = zip(task['values'], task['states'], task['intervals'], strict=True)
+        cells = [_cell(value, state, task['unit'], ends) for value, state, ends in found]
         text.append(_row(task['task'], task['type'], task['score'], *cells))
     for mean in table.get('means', ()):
         cells = [_cell(value, DONE, 'fraction') for value in mean['values']]
@@ -163,10 +166,15 @@ def _row(*cells: str) -> str:
     return f'| {" | ".join(cell.replace("|", "/") for cell in cells)} |'
 
 
-def _cell(value: float | None, state: str, unit: str | None) -> str:
+def _cell(
+    value: float | None, state: str, unit: str | None, ends: Sequence[float] | None = None
+) -> str:
     if value is None:
         return state
-    return f'{100 * value:.2f}' if unit == 'fraction' else f'{value:,.6g}'
+    if unit != 'fraction':
+        return f'{value:,.6g}'
+    text = f'{100 * value:.2f}'
+    return f'{text} ± {50 * (ends[1] - ends[0]):.2f}' if ends else text
 
 
 def _reasons(task: Mapping[str, Any], state: str, models: Sequence[str]) -> list[str]:

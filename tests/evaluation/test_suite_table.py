@@ -10,6 +10,7 @@ def row(task, values, unit='fraction'):
     states = ['missing' if value is None else 'done' for value in values]
     same = {'type': 'zeroshot', 'data': 'x:y', 'score': '', 'better': 'higher'}
     found = {'values': values, 'states': states, 'messages': len(values) * ['']}
+    found['intervals'] = len(values) * [None]
     return {'task': task, 'unit': unit, **same, **found}
 
 
@@ -95,3 +96,10 @@ def test_a_model_that_was_not_scored_or_has_no_logit_has_no_robustness():
 def test_wrong_averages_are_found_before_anything_runs(change, message):
     with pytest.raises(ValueError, match=message):
         suite_table.check({**page(), 'robustness': {}, **change}, ['a', 'b'])
+
+
+def test_intervals_stand_behind_the_values():
+    rows = [row('pets', [0.5, 0.625, None])]
+    rows[0]['intervals'] = [[0.45, 0.57], None, None]
+    table = suite_table.table(rows, ['a', 'b', 'c'], {'tasks': {}})
+    assert '| 50.00 ± 6.00 | 62.50 | missing |' in suite_table.markdown(table)
