@@ -161,7 +161,7 @@ def _write(job: Job, of: DataSet, found: Found, folder: epath.Path) -> dict[str,
         'kept': int(np.count_nonzero(kept)),
     }
     chosen = np.argsort(left.cosines, kind='stable')
-    chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, EXAMPLES).astype(int))]
+    spread = np.linspace(0, max(0, len(chosen) - 1), min(EXAMPLES, len(chosen))).astype(int)
     report = {
         'data': of.data,
         'threshold': job.options.threshold,
@@ -174,7 +174,7 @@ def _write(job: Job, of: DataSet, found: Found, folder: epath.Path) -> dict[str,
                 'other': int(other_records[k]),
                 'cosine': float(left.cosines[k]),
             }
-            for k in (chosen if len(left.rows) else ())
+            for k in chosen[spread]
         ],
     }
     if not counts['kept']:

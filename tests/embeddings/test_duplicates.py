@@ -160,6 +160,13 @@ def test_only_records_of_a_list_are_looked_at(rows, embedded, tmp_path):
     assert kept(tmp_path / 'x') == some[first == np.arange(len(some))].tolist()
 
 
+def test_a_set_without_duplicates_stays_whole(tmp_path):
+    spec = store(tmp_path / 'different', np.eye(20, dtype=np.float32))
+    assert 'groups               0\n' in duplicates(spec, f'--out={tmp_path / "x"}')
+    assert kept(tmp_path / 'x') == list(range(20))
+    assert not (tmp_path / 'x/pairs.png').exists()
+
+
 def test_a_set_of_one_image_keeps_it(tmp_path):
     spec = store(tmp_path / 'same', np.tile(planted(1), (150, 1)))
     duplicates(spec, f'--out={tmp_path / "x"}', '--block-size=40')
