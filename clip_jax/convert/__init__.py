@@ -24,7 +24,7 @@ from absl import logging
 from clip_jax import lookup
 from clip_jax.convert import _cards, _files, _table
 from clip_jax.convert._table import Row
-from clip_jax.data.preprocess import Preprocess
+from clip_jax.data.preprocess import PILLOW, Preprocess
 from clip_jax.runtime import atomic
 
 # The start of a name in the weights, and the config that must lie next to them.
@@ -194,6 +194,7 @@ def _check_equal(written: Mapping[str, Any], back: Mapping[str, Any], layout: st
 def _changed(card: Mapping[str, Any], again: Mapping[str, Any]) -> list[str]:
     """Returns the settings of preprocessing and tokenizer that a layout cannot express."""
     before, after = card['preprocess'] or {}, again['preprocess'] or {}
+    after = {'resampling': PILLOW, **after}
     changed = [
         f'preprocess.{name} {before[name]!r} becomes {after[name]!r}'
         for name in before

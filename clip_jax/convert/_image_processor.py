@@ -1,6 +1,7 @@
-"""transformers' image processors of CLIP and SigLIP, as its Pillow backend applies them.
+"""transformers' image processors, as its Pillow backend applies them; those of TIPS and DINOv3,
+which have no other, as its torchvision backend does.
 
-Its torchvision backend rounds otherwise: pixels differ by 1 of 255, and with the filter 'nearest'
+For the others the latter rounds otherwise: pixels differ by 1 of 255, and with the filter 'nearest'
 by more.
 """
 
@@ -17,6 +18,7 @@ from clip_jax.data.preprocess import (
     CLIP_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    PILLOW,
     Preprocess,
 )
 
@@ -78,6 +80,8 @@ DEFAULTS['Tipsv2ImageProcessor'] = {
     'resample': 2,
     'do_normalize': False,
 }
+# Those that transformers has with torchvision alone, and what it resizes: bytes or floats.
+_RESAMPLING = {'Tipsv2ImageProcessor': 'torchvision', 'DINOv3ViTImageProcessor': 'float'}
 
 
 def size_of(folder: pathlib.Path, usual: str) -> int | None:
@@ -141,14 +145,17 @@ def read(
     mean, std = _statistics(values, what)
     if values['resample'] not in RESAMPLE:
         raise ValueError(f'{what}: resample is {values["resample"]}; expected 0 to 5, of Pillow')
+    geometry = (_geometry if patch_size is None else _of_patches)(values, patch_size or size, what)
+    resizes = geometry['resize'] != 'none'
     rule = {
         'size': size,
-        **(_geometry if patch_size is None else _of_patches)(values, patch_size or size, what),
+        **geometry,
         'interpolation': RESAMPLE[values['resample']],
         'mean': mean,
         'std': std,
         'rgb': 'white',
         'crop': 'down',
+        'resampling': _RESAMPLING.get(name, PILLOW) if resizes else PILLOW,
     }
     return valid(rule, what)
 
@@ -258,12 +265,12 @@ def three(numbers: Any, what: str) -> list[float]:
     return numbers
 
 
-def written(rule: Mapping[str, Any], family: str) -> dict[str, Any]:
+def written(rule: Mapping[str, Any], *, siglip: bool) -> dict[str, Any]:
     """Returns the `preprocessor_config.json` of a card's `preprocess`.
 
     Args:
         rule: the card's `preprocess`.
-        family: that of the model, whose image processor it is: 'CLIP', 'Siglip' or 'Tipsv2'.
+        siglip: whether the model is a SigLIP.
 
     Raises:
         ValueError: transformers has no such rule.
@@ -271,9 +278,10 @@ def written(rule: Mapping[str, Any], family: str) -> dict[str, Any]:
     size, naflex = rule['size'], rule['resize'] == 'patches'
     square = {'height': size, 'width': size}
     crop = rule['resize'] != 'squash' or rule.get('resize_to') is not None
-    if family == 'Tipsv2' and crop:  # CLIP's crops
-        family = 'CLIP'
-    name, squashes = NAFLEX if naflex else f'{family}ImageProcessor', family != 'CLIP'
+    name = NAFLEX if naflex else f'{"Siglip" if siglip else "CLIP"}ImageProcessor'
+    for own, how in _RESAMPLING.items():
+        name = own if how == rule.get('resampling') else name
+    squashes = name != 'CLIPImageProcessor'
     if rule['resize'] == 'longest' or (squashes and crop and not naflex):
         raise ValueError(
             f'the layout huggingface cannot hold this model: {name} has no '

@@ -375,8 +375,8 @@ def write(folder: pathlib.Path, card: Mapping[str, Any], variables: Mapping[str,
     arrays = _table.write(table, variables)
     files = {CONFIG: config}
     if model['image']:
-        family = 'Tipsv2' if tips else 'Siglip' if siglip else 'CLIP'
-        files[_image_processor.PREPROCESSOR] = _image_processor.written(card['preprocess'], family)
+        rule = _image_processor.written(card['preprocess'], siglip=siglip)
+        files[_image_processor.PREPROCESSOR] = rule
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + '\n')
     _files.save(folder / SAFETENSORS, arrays)

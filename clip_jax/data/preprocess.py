@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from clip_jax import lookup
 from clip_jax.data import patches
 from clip_jax.data.errors import BadRecord
-from clip_jax.data.image import arrays, opening
+from clip_jax.data.image import arrays, opening, resampling
 from clip_jax.data.patches import Patches
 from clip_jax.runtime.messages import one_line, printable, shown
 
@@ -31,6 +31,8 @@ DRAFT = 4
 _RESIZES = ('shortest', 'squash', 'longest', 'none', 'patches')
 # Fields of the resize 'patches', which other cards do not have.
 _OF_PATCHES = ('patch_size', 'max_patches')
+PILLOW = 'pillow'
+_RESAMPLINGS = (PILLOW, 'torchvision', 'float')
 # Of mean and std: what scaled values could have; 123.7 is a mean of values from 0 to 255.
 _MEAN, _STD = 100, (1e-5, 100)
 # Pillow's: bicubic, bilinear, lanczos, nearest, box, hamming.
@@ -41,7 +43,7 @@ def normalize(images: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
     """Normalizes images on the device: (images / 255 - mean) / std.
 
     Args:
-        images: uint8 [..., 3], or Patches of uint8.
+        images: uint8 [..., 3], or Patches of uint8; or float32 with values from 0 to 255.
         mean: mean of each channel, of values from 0 to 1.
         std: standard deviation of each channel.
 
@@ -79,6 +81,8 @@ class Preprocess:
             open_clip) or 'down' (transformers, which rounds half of missing columns up).
         gray16: 16-bit grayscale: values above 255 'clip' to white, as published, or 'scale' to 8
             bits, as in training.
+        resampling: what resizes: 'pillow'; 'torchvision' bytes as torchvision does (TIPS), or
+            'float' as it does floats, which are not rounded (DINOv3); for 'squash' without a crop.
         patch_size: for 'patches', height and width of a patch in pixels.
         max_patches: for 'patches', the number of patches that images are padded to.
         max_pixels: encoded images with more are refused; not part of the card.
@@ -93,6 +97,7 @@ class Preprocess:
     crop: str = 'even'
     gray16: str = 'clip'
     resize_to: int | tuple[int, int] | None = None
+    resampling: str = PILLOW
     patch_size: int | None = None
     max_patches: int | None = None
     max_pixels: int = opening.MAX_PIXELS
@@ -104,18 +109,20 @@ class Preprocess:
         lookup.check(self.crop, ('even', 'down'), what='preprocess: crop')
         lookup.check(self.gray16, ('clip', 'scale'), what='preprocess: gray16')
         lookup.check(self.interpolation, _INTERPOLATIONS, what='preprocess: interpolation')
+        _check_resampling(self)
         opening.check_max_pixels(self.max_pixels)
 
     def __call__(self, image: Image.Image | str | os.PathLike | bytes | np.ndarray) -> Any:
-        """Preprocesses a PIL image, path, encoded bytes or uint8 array to uint8 [size, size, 3], or
-        with the resize 'patches' to Patches without a batch axis.
+        """Preprocesses a PIL image, path, encoded bytes or uint8 array to uint8 [size, size, 3],
+        with the resampling 'float' to float32, or with the resize 'patches' to Patches without a
+        batch axis.
 
         Raises BadRecord if it is an image that cannot be used, ValueError for anything else.
         """
         shape = (self.size, self.size, 3)
         right = isinstance(image, np.ndarray) and (image.shape, image.dtype) == (shape, np.uint8)
         if right and self.resize_to is None and self.resize != 'patches':
-            return image  # an image of the right size does not change
+            return np.asarray(image, self._dtype)  # an image of the right size does not change
         try:
             with _opened(image, self.max_pixels) as opened:
                 resized = self._resized(*opened.size)
@@ -138,9 +145,13 @@ class Preprocess:
     def blank(self, *shape: int) -> Any:
         """Returns black images as this makes them, with a leading `shape`."""
         if self.resize != 'patches':
-            return np.zeros((*shape, self.size, self.size, 3), np.uint8)
+            return np.zeros((*shape, self.size, self.size, 3), self._dtype)
         assert self.patch_size and self.max_patches  # as __post_init__ found
         return patches.blank(shape, self.max_patches, self.patch_size)
+
+    @property
+    def _dtype(self) -> type:
+        return np.float32 if self.resampling == 'float' else np.uint8
 
     def _prepared(self, image: Image.Image, resized: tuple[int, int]) -> Any:
         transparent = 'A' in image.getbands() or image.info.get('transparency') is not None
@@ -149,6 +160,10 @@ class Preprocess:
             image = Image.alpha_composite(white, image.convert('RGBA'))
         if self.rgb != 'after':
             image = image.convert('RGB')
+        if self.resampling != PILLOW:
+            rows = np.asarray(image.convert('RGB'))
+            rounded = self.resampling != 'float'
+            return resampling.resized(rows, resized, self.interpolation, rounded=rounded)
         if self.resize != 'none':
             image = image.resize(resized, _INTERPOLATIONS[self.interpolation])
         if self.resize == 'patches':
@@ -192,6 +207,8 @@ class Preprocess:
         """What a checkpoint's card says of these fields, JSON values; see `from_card`."""
         fields = {name: getattr(self, name) for name in card_fields()}
         fields = {k: v for k, v in fields.items() if v is not None or k not in _OF_PATCHES}
+        if self.resampling == PILLOW:
+            del fields['resampling']
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
 
     @classmethod
@@ -237,6 +254,19 @@ def _check_numbers(rule: Preprocess) -> None:
                 f'preprocess: {name} is {shown(numbers)}; expected three numbers, one for each '
                 f'channel, from {low} to {high} (of values from 0 to 1)'
             )
+
+
+def _check_resampling(rule: Preprocess) -> None:
+    """Raises a ValueError for an unknown resampling, or one that the other fields do not allow."""
+    what = lookup.check(rule.resampling, _RESAMPLINGS, what='preprocess: resampling')
+    if what == PILLOW:
+        return
+    lookup.check(rule.interpolation, resampling.FILTERS, what=f'preprocess: {what}: interpolation')
+    if rule.resize != 'squash' or rule.resize_to is not None:
+        raise ValueError(
+            f'preprocess: resampling {what!r} with resize {rule.resize!r} and resize_to '
+            f"{rule.resize_to!r}; expected 'squash' without a crop"
+        )
 
 
 def card_fields() -> list[str]:
