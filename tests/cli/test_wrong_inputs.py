@@ -20,7 +20,7 @@ WRONG = [
     ('train --config=mine.py --workdir=x', 'mine.py, line 2'),
     ('train --config=quickstart --workdir=x --config.data.train=photos', "'folder:photos'"),
     ('eval zero-shot --model=RUN --data=folder:photos', "Did you mean 'zeroshot'?"),
-    ('eval --model=RUN --data=folder:photos', 'required: NAME'),
+    ('eval --model=RUN --data=folder:photos', 'give its name: clip-jax eval NAME'),
     ('eval zeroshot --model=RUN', '--data=SPEC'),
     ('eval zeroshot --model=RUN --data=photos', "'folder:photos'"),
     ('eval zeroshot --model=RUN --data=folders:photos', "Did you mean 'folder'?"),
