@@ -229,7 +229,7 @@ def train(devices: int, steps: int, card: dict = CARD, **options) -> tuple:
 @pytest.mark.parametrize(
     ('devices', 'options', 'steps'),
     [
-        (1, {'remat': 'dots', 'scan': True}, 3),
+        pytest.param(1, {'remat': 'dots', 'scan': True}, 3, marks=pytest.mark.slow),
         (8, SHARDED, 3),
         pytest.param(1, {}, 20, marks=pytest.mark.slow),
         pytest.param(8, {}, 20, marks=pytest.mark.slow),

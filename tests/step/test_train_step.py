@@ -37,6 +37,7 @@ def test_recomputation_and_scan_change_nothing(encoder, remat, scan):
     assert_same(result, on_one_device(encoder, count=5))
 
 
+@pytest.mark.slow
 def test_recomputation_saves_memory():
     deep = {**CARD, 'image': {**VIT, 'depth': 8, 'patch_dropout': 0.0}}
 

@@ -89,7 +89,7 @@ def test_they_are_ten_and_short():
 
 
 # Those that no other test of runs is like; the others are slow.
-USUAL = ('mine.py', 'adapters.py', 'precomputed.py', 'negatives.py', 'larger.py')
+USUAL = ('mine.py', 'adapters.py', 'precomputed.py', 'negatives.py')
 ANY = [
     pytest.param(file, marks=() if file in USUAL else pytest.mark.slow, id=file) for file in RECIPES
 ]
