@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from clip_jax.runtime import atomic
+from clip_jax.runtime.messages import first_few
+
 
 class ShardedJob(abc.ABC):
     """Base class: a subclass has `source`, `shard_size` and `settings`, and knows its own files."""
@@ -81,6 +84,14 @@ class ShardedJob(abc.ABC):
         """Returns those of the shards (default: of all) that are still to be written."""
         shards = range(self.shards) if shards is None else shards
         return [shard for shard in shards if not self.is_complete(shard)]
+
+
+def check_files(folder: epath.Path, *own: str, what: str) -> None:
+    """Raises ValueError, which begins with `what`, if a folder has files besides its `own`."""
+    if folder.exists() and (others := atomic.unexpected_files(folder, *own)):
+        raise ValueError(
+            f'{what}: {folder} holds other files ({first_few(others)}); name a new folder'
+        )
 
 
 def check_settings(

@@ -36,8 +36,9 @@ class Rows:
                 'write a folder with clip-jax embed --features=embedding'
             )
         self.source = source
-        self._parts = [part for _, _, part in source.blocks()]
-        self._starts = [first for first, _, _ in source.blocks()]
+        blocks = list(source.blocks())
+        self._starts = [first for first, _, _ in blocks]
+        self._parts = [part for _, _, part in blocks]
         self.records = np.concatenate([entry[:, 0] for entry in entries(source)])
         self._numbers = np.arange(len(source))
         if records is not None:

@@ -14,11 +14,11 @@ from etils import epath
 from clip_jax.data import kept_list
 from clip_jax.data.embedding_store import Embeddings
 from clip_jax.data.kept_list import DataSet, KeptList
+from clip_jax.data.sharded_job import check_files
 from clip_jax.embeddings import _rows, duplicates, identity
 from clip_jax.embeddings._rows import Rows
 from clip_jax.embeddings.duplicates import Found, Job, Options
 from clip_jax.runtime import atomic, multihost, similarity
-from clip_jax.runtime.messages import first_few
 
 KEPT, REPORT, PICTURE, TABLE = 'kept.parquet', 'duplicates.json', 'pairs.png', 'duplicates.parquet'
 WORK = 'work'
@@ -97,11 +97,7 @@ def run(
 def _checked_folder(out: str) -> epath.Path:
     folder = epath.Path(out).expanduser()
     atomic.check_place(folder / REPORT, '--out')
-    own = KEPT, REPORT, PICTURE, TABLE, WORK
-    if folder.exists() and (others := atomic.unexpected_files(folder, *own)):
-        raise ValueError(
-            f'--out: {folder} holds other files ({first_few(others)}); name a new folder'
-        )
+    check_files(folder, KEPT, REPORT, PICTURE, TABLE, WORK, what='--out')
     return folder
 
 

@@ -28,17 +28,16 @@ from clip_jax.data.errors import BadRecord
 from clip_jax.data.examples import describe_counts
 from clip_jax.data.image import opening
 from clip_jax.data.patches import stacked
-from clip_jax.data.sharded_job import ShardedJob, check_settings
+from clip_jax.data.sharded_job import ShardedJob, check_files, check_settings
 from clip_jax.data.sources import Source
 from clip_jax.data.tools.scan import ERRORS, error_message, in_order
 from clip_jax.embeddings import captions
-from clip_jax.models import matryoshka
+from clip_jax.models import inference, matryoshka
 from clip_jax.models.features import check as check_features
 from clip_jax.models.fingerprint import fingerprint
 from clip_jax.places import resolve
 from clip_jax.pretrained import Clip, loaded
 from clip_jax.runtime import atomic, environment, lock, multihost
-from clip_jax.runtime.messages import first_few
 from clip_jax.runtime.progress import Progress
 
 LISTED = 5  # bad records of each kind that the description names
@@ -202,7 +201,6 @@ def run(
     clip = pretrained.load(model, dtype=options.dtype, mesh=mesh)
     matryoshka.check(options.dim or None, clip.model.embed_dim, features=options.features)
     clip.feature_shape(options.features)  # ValueError before anything is written
-    captions.kind(clip, options.text_features, options.features)
     clip = dataclasses.replace(clip, batch_size=options.batch_size * clip.mesh.size)
     clip = clip.with_preprocess(
         gray16=options.gray16 or clip.preprocess.gray16, max_pixels=options.max_pixels
@@ -259,8 +257,8 @@ def _settings(
 
 def _scale(clip: Clip) -> float:
     """The factor of the model's similarities; 0 of an encoder alone, which compares nothing."""
-    logit_scale = clip.variables['params'].get('logit_scale')
-    return 0.0 if logit_scale is None else float(np.exp(np.asarray(logit_scale, np.float32)))
+    params = clip.variables['params']
+    return float(inference.scale(params)) if 'logit_scale' in params else 0.0
 
 
 def _check_folder(folder: epath.Path, spec: str, options: Options) -> None:
@@ -283,10 +281,7 @@ def _check_folder(folder: epath.Path, spec: str, options: Options) -> None:
             remedy=REMEDY,
         )
         return
-    if others := atomic.unexpected_files(folder, lock.name('embed'), file.name):
-        raise ValueError(
-            f'--out: {folder} holds other files ({first_few(others)}); name a new folder'
-        )
+    check_files(folder, lock.name('embed'), file.name, what='--out')
 
 
 def write_shards(job: EmbedJob, shards: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from clip_jax import lookup
 from clip_jax.data import kept_list
 from clip_jax.data.embedding_store import Embeddings, text_file
 from clip_jax.data.kept_list import KeptList
-from clip_jax.data.sharded_job import check_settings
+from clip_jax.data.sharded_job import check_files, check_settings
 from clip_jax.data.sources import Source
 from clip_jax.embeddings import _rows
 from clip_jax.runtime import atomic, foreign_json, similarity
@@ -74,12 +74,7 @@ def check_folder(out: str, settings: Mapping[str, Any]) -> epath.Path:
     """Returns the folder; ValueError if it holds a list by another rule, or anything else."""
     folder = epath.Path(out).expanduser()
     atomic.check_place(folder / REPORT, '--out')
-    if not folder.exists():
-        return folder
-    if others := atomic.unexpected_files(folder, KEPT, REPORT, PICTURE, EMBEDDED):
-        raise ValueError(
-            f'--out: {folder} holds other files ({first_few(others)}); name a new folder'
-        )
+    check_files(folder, KEPT, REPORT, PICTURE, EMBEDDED, what='--out')
     if (folder / REPORT).exists():
         check_settings(
             foreign_json.read(folder / REPORT).get('settings', {}),

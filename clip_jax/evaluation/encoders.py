@@ -108,7 +108,7 @@ def _logits(clip: Any) -> Logits | None:
     params = clip.variables.get('params', {})
     if 'logit_scale' not in params:
         return None
-    scale = float(np.exp(np.asarray(params['logit_scale'], np.float32)))
+    scale = float(inference.scale(params))
     if inference.is_sigmoid('auto', params):
         return Logits(scale, float(np.asarray(params['logit_bias'], np.float32)))
     return Logits(scale)

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from clip_jax import build, lookup, pretrained, prompts
 from clip_jax.data.errors import DataNotFound
 from clip_jax.embeddings.identity import card_hash
@@ -25,6 +23,7 @@ from clip_jax.places import resolve
 from clip_jax.pretrained import Clip
 from clip_jax.runtime import atomic, environment, foreign_json
 from clip_jax.runtime.messages import one_line
+from clip_jax.step import state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +173,7 @@ def run(
     parameters: list[int] = []
     for number, (model, slug) in enumerate(zip(models, slugs, strict=True)):
         clip = load(model).with_preprocess(**image_options or {})
-        parameters.append(sum(x.size for x in jax.tree.leaves(clip.variables['params'])))
+        parameters.append(state.count_parameters(clip.variables['params']))
         identity = {
             'model': resolve.pinned(model) or model,
             'fingerprint': fingerprint(clip.variables),

@@ -23,11 +23,16 @@ def is_sigmoid(activation: str, params: Mapping[str, Any]) -> bool:
     return activation != 'softmax' and 'logit_bias' in params
 
 
+def scale(params: Mapping[str, Any]) -> np.ndarray:
+    """The factor of a model's cosine similarities, float32 []."""
+    return np.exp(np.asarray(params['logit_scale'], np.float32))
+
+
 def probabilities(
     images: np.ndarray, classes: np.ndarray, params: Mapping[str, Any], *, sigmoid: bool
 ) -> np.ndarray:
     """The softmax or sigmoid of the scaled cosine similarities, float32 [N, classes]."""
-    logits = np.exp(np.asarray(params['logit_scale'], np.float32)) * images @ classes.T
+    logits = scale(params) * images @ classes.T
     if sigmoid:
         return np.asarray(jax.nn.sigmoid(logits + np.asarray(params['logit_bias'], np.float32)))
     return np.asarray(jax.nn.softmax(logits, axis=-1))

@@ -15,6 +15,7 @@ from PIL import Image
 from support.process import clip_jax_command, environment, free_port
 from support.runs import command
 from support.stored import store
+from support.vectors import unit
 
 from clip_jax.data import kept_list
 from clip_jax.embeddings import _bound, _groups
@@ -22,10 +23,6 @@ from clip_jax.planning import topologies
 from clip_jax.reports import curation
 
 SEED = 3
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def planted(count: int, width: int = 24) -> np.ndarray:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from support.reports import flat
+from support.vectors import unit
 
 from clip_jax.data.sources import Question
 from clip_jax.evals import _paired, compositional
@@ -31,10 +32,6 @@ class Asked:
 
     def __str__(self):
         return 'asked'
-
-
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
 IMAGES = unit(np.random.default_rng(0).normal(size=(30, 8)))

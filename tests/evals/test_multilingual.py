@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from support.reports import flat
+from support.vectors import unit
 
 from clip_jax.evals import multilingual, retrieval
 
@@ -29,10 +30,6 @@ class Fields:
 
     def __str__(self):
         return 'fields'
-
-
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
 IMAGES = unit(np.random.default_rng(0).normal(size=(40, 12)))

@@ -5,6 +5,7 @@ import statistics
 import numpy as np
 import pytest
 from support.reports import flat
+from support.vectors import unit
 
 from clip_jax.evals import _embed, _paired, _similarity, retrieval
 
@@ -25,10 +26,6 @@ class Toy:
 
     def where(self, i):
         return f'toy record {i}'
-
-
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def brute_force(image, text, captions):

@@ -7,6 +7,7 @@ import pytest
 from absl import logging
 from sklearn import metrics
 from support.reports import flat
+from support.vectors import unit
 
 from clip_jax.evals import _embed, _tables, zeroshot
 
@@ -36,10 +37,6 @@ class Toy:
 class Unlabeled(Toy):
     def __getitem__(self, i):
         return {'image': i}
-
-
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
 class Encoders:

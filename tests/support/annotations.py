@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image, ImageDraw
+
+from clip_jax.data.sources import open_source
 
 COLORS = ('red', 'green', 'blue', 'white', 'black')
 SHAPES = ('circle', 'square')
@@ -173,3 +176,11 @@ def karpathy_coco(path: Path) -> str:
     pictures(path, [f'{one["filepath"]}/{one["filename"]}' for one in images])
     (path / 'dataset_coco.json').write_text(json.dumps({'images': images, 'dataset': 'coco'}))
     return f'karpathy:{path}/dataset_coco.json'
+
+
+def error_of(spec: str, **options) -> str:
+    """The one line of the error of a SPEC that cannot be opened."""
+    with pytest.raises(ValueError) as found:
+        open_source(spec, **options)
+    assert '\n' not in str(found.value)
+    return str(found.value)

@@ -14,6 +14,7 @@ from scipy import sparse
 
 BITS = 15  # of an integer weight, with its sign
 MOST_SHIFT = 22
+SIZES = 256  # pairs of lengths whose weights, few of which are not 0, are kept
 
 
 def _triangle(x: np.ndarray) -> np.ndarray:
@@ -56,27 +57,38 @@ def resized(
 
 def _along_bytes(image: np.ndarray, new: int, interpolation: str) -> np.ndarray:
     """Resizes the first axis, in integers."""
-    weights = _weights(len(image), new, interpolation, np.float64)
-    shift = 0
-    while shift < MOST_SHIFT and int(0.5 + weights.max() * 2 ** (shift + 1)) < 2**BITS:
-        shift += 1
-    # Half away from zero; a sum stays below 2^31.
-    whole = np.trunc(weights * 2**shift + np.copysign(0.5, weights)).astype(np.int32)
-    sums = _product(whole, image.astype(np.int32)) + np.int32(1 << (shift - 1))
+    weights, shift = _integers(len(image), new, interpolation)
+    sums = _product(weights, image.astype(np.int32)) + np.int32(1 << (shift - 1))
     return np.clip(sums >> shift, 0, 255).astype(np.uint8)
 
 
 def _along_floats(image: np.ndarray, new: int, interpolation: str) -> np.ndarray:
-    return _product(_weights(len(image), new, interpolation, np.float32), image)
+    return _product(_floats(len(image), new, interpolation), image)
 
 
-def _product(weights: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """The weighted sums over the first axis; few of the weights are not 0."""
-    sums = sparse.csr_array(weights) @ image.reshape(len(image), -1)
-    return sums.reshape(len(weights), *image.shape[1:])
+def _product(weights: sparse.csr_array, image: np.ndarray) -> np.ndarray:
+    """The weighted sums over the first axis."""
+    sums = weights @ image.reshape(len(image), -1)
+    return sums.reshape(-1, *image.shape[1:])
 
 
-@functools.lru_cache(16)
+@functools.lru_cache(SIZES)
+def _integers(old: int, new: int, interpolation: str) -> tuple[sparse.csr_array, int]:
+    """Returns integer weights [new, old], and how many bits their sums are shifted."""
+    weights = _weights(old, new, interpolation, np.float64)
+    shift = 0
+    while shift < MOST_SHIFT and int(0.5 + weights.max() * 2 ** (shift + 1)) < 2**BITS:
+        shift += 1
+    # Half away from zero; a sum stays below 2^31.
+    whole = np.trunc(weights * 2**shift + np.copysign(0.5, weights))
+    return sparse.csr_array(whole.astype(np.int32)), shift
+
+
+@functools.lru_cache(SIZES)
+def _floats(old: int, new: int, interpolation: str) -> sparse.csr_array:
+    return sparse.csr_array(_weights(old, new, interpolation, np.float32))
+
+
 def _weights(old: int, new: int, interpolation: str, dtype: type) -> np.ndarray:
     """Returns the weights [new, old] of the values along an axis."""
     kernel, reach = FILTERS[interpolation]

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support import annotations
-from support.annotations import caption, picture, pictures
+from support.annotations import caption, error_of, picture, pictures
 
 from clip_jax.data.errors import BadRecord
 from clip_jax.data.sources import open_source
@@ -80,13 +80,6 @@ def test_a_cue_and_candidates(tmp_path):
     assert len(words) == 5 and set(words) < set(annotations.WORDS)
 
 
-def error(spec, **options) -> str:
-    with pytest.raises(ValueError) as found:
-        open_source(spec, **options)
-    assert '\n' not in str(found.value)
-    return str(found.value)
-
-
 ROW = {'image': '0.png', 'caption': 'a', 'negative_caption': 'b'}
 BOX = {'bbox_x': 0, 'bbox_y': 0, 'bbox_w': 9, 'bbox_h': 9}
 WINOGAVIL = {'cue': 'x', 'candidates': '["0", "1"]', 'associations': '["1"]'}
@@ -111,7 +104,7 @@ def test_rows_of_other_layouts(tmp_path, row, words):
     pictures(tmp_path, ['0.png', '1.png'])
     file = tmp_path / 'rows.jsonl'
     file.write_text(f'{json.dumps(ROW)}\n\n{json.dumps(row)}\n')
-    said = error(f'choices:{file}')
+    said = error_of(f'choices:{file}')
     assert said.startswith(f'{file}: line 3: ') and words in said
 
 
@@ -124,16 +117,16 @@ def test_files_of_other_layouts(tmp_path):
         ('[', 'not valid JSON'),
     ):
         file.write_text(content)
-        assert words in error(f'choices:{file}')
+        assert words in error_of(f'choices:{file}')
     text = tmp_path / 'rows.txt'
     text.write_text('x')
-    assert "extension: there is no '.txt'" in error(f'choices:{text}')
+    assert "extension: there is no '.txt'" in error_of(f'choices:{text}')
     broken = tmp_path / 'rows.parquet'
     broken.write_bytes(b'PAR1 no more')
-    assert 'rows.parquet: cannot be read' in error(f'choices:{broken}')
+    assert 'rows.parquet: cannot be read' in error_of(f'choices:{broken}')
     file.write_text(json.dumps([ROW, {**ROW, 'image': 'gone.png'}]))
     pictures(tmp_path, ['0.png'])
-    assert f'1 of 2 images are not in {tmp_path}; give their folder as root: gone.png' in error(
+    assert f'1 of 2 images are not in {tmp_path}; give their folder as root: gone.png' in error_of(
         f'choices:{file}'
     )
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from support.annotations import caption, karpathy_coco, picture
+from support.annotations import caption, error_of, karpathy_coco, picture
 
 from clip_jax.data.errors import DataNotFound
 from clip_jax.data.sources import open_source
@@ -46,19 +46,12 @@ def test_flickr30k_has_no_folders(tmp_path):
     assert source[0] == {'image': picture(1), 'texts': ['a dog .']}
 
 
-def error(spec, **options) -> str:
-    with pytest.raises(ValueError) as found:
-        open_source(spec, **options)
-    assert '\n' not in str(found.value)
-    return str(found.value)
-
-
 def test_missing_images_are_listed(tmp_path):
     spec = karpathy_coco(tmp_path)
-    assert 'cannot list the folder of the images, /no/such' in error(spec, root='/no/such')
+    assert 'cannot list the folder of the images, /no/such' in error_of(spec, root='/no/such')
     for k in (3, 8):
         (tmp_path / f'val2014/COCO_val2014_{k:012}.jpg').unlink()
-    said = error(spec)
+    said = error_of(spec)
     assert f'2 of 4 images are not in {tmp_path}; give their folder as root' in said
     assert all(f'COCO_val2014_{k:012}.jpg' in said for k in (3, 8)) and f'{0:012}' not in said
     (tmp_path / 'other').mkdir()
@@ -68,10 +61,10 @@ def test_missing_images_are_listed(tmp_path):
 
 def test_a_wrong_split_file_or_layout(tmp_path):
     spec = karpathy_coco(tmp_path)
-    said = error(spec, split='tset')
+    said = error_of(spec, split='tset')
     assert "there is no 'tset'. Did you mean 'test'? There are: restval, test, train, val" in said
-    assert 'split is' in error(spec, split='')
-    assert 'captions is 1.5; expected a number' in error(spec, captions=1.5)
+    assert 'split is' in error_of(spec, split='')
+    assert 'captions is 1.5; expected a number' in error_of(spec, captions=1.5)
     file = tmp_path / 'other.json'
     for content, words in (
         ([1], 'a list of 1; expected an object'),
@@ -80,11 +73,11 @@ def test_a_wrong_split_file_or_layout(tmp_path):
         ({'images': [{'filename': 'x', 'split': 'test', 'sentences': 'a'}]}, 'expected a list'),
     ):
         file.write_text(json.dumps(content))
-        assert words in error(f'karpathy:{file}')
+        assert words in error_of(f'karpathy:{file}')
     file.write_text('{')
-    assert 'not valid JSON' in error(f'karpathy:{file}')
+    assert 'not valid JSON' in error_of(f'karpathy:{file}')
     (tmp_path / 'more.json').write_text('{}')
-    assert 'expected one' in error(f'karpathy:{tmp_path}/*.json')
+    assert 'expected one' in error_of(f'karpathy:{tmp_path}/*.json')
 
 
 def test_paths_that_leave_the_folder_are_refused(tmp_path):
@@ -92,4 +85,4 @@ def test_paths_that_leave_the_folder_are_refused(tmp_path):
     (tmp_path / 'data').mkdir()
     images = [{'filename': '../secret.jpg', 'split': 'test', 'sentences': []}]
     (tmp_path / 'data/dataset.json').write_text(json.dumps({'images': images}))
-    assert 'leaves the folder' in error(f'karpathy:{tmp_path}/data/dataset.json')
+    assert 'leaves the folder' in error_of(f'karpathy:{tmp_path}/data/dataset.json')

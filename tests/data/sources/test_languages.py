@@ -3,7 +3,16 @@
 import json
 
 import pytest
-from support.annotations import COUNT, LANGUAGES, caption, crossmodal, picture, pictures, xtd10
+from support.annotations import (
+    COUNT,
+    LANGUAGES,
+    caption,
+    crossmodal,
+    error_of,
+    picture,
+    pictures,
+    xtd10,
+)
 
 from clip_jax.data.sources import open_source, text_fields
 
@@ -48,25 +57,18 @@ def test_crossmodal_has_an_object_for_each_language(tmp_path, captions):
         assert source[k]['image'] == picture(k) and source[k]['fields'] == fields
 
 
-def error(spec, **options) -> str:
-    with pytest.raises(ValueError) as found:
-        open_source(spec, **options)
-    assert '\n' not in str(found.value)
-    return str(found.value)
-
-
 def test_other_layouts(tmp_path):
     spec = xtd10(tmp_path)
     (tmp_path / 'MIC/test_1kcaptions_de.txt').write_text('one\ntwo\n')
-    assert '2 lines, but there are 10 names of images' in error(spec, root=str(tmp_path))
+    assert '2 lines, but there are 10 names of images' in error_of(spec, root=str(tmp_path))
     (tmp_path / 'XTD10/test_1kcaptions_de.txt').write_text('\n'.join('0123456789'))
     (tmp_path / 'MIC/test_1kcaptions_de.txt').write_text('\n'.join('0123456789'))
-    assert "another file has the captions of 'de' too" in error(spec, root=str(tmp_path))
+    assert "another file has the captions of 'de' too" in error_of(spec, root=str(tmp_path))
     names_alone = f'multilingual:{tmp_path}/XTD10/test_image_names.txt'
-    assert 'matches no file of captions' in error(names_alone)
+    assert 'matches no file of captions' in error_of(names_alone)
     file = tmp_path / 'rows.jsonl'
     for row in {'image': 'x'}, {'image/key': 'x'}, {'image/key': 'x', 'en': {'caption': [1]}}:
         file.write_text(json.dumps(row))
-        assert "rows.jsonl: line 1: expected 'image/key' and" in error(f'multilingual:{file}')
-    assert 'names is for text files' in error(f'multilingual:{file}', names='x.txt')
-    assert 'captions is -1; expected a number' in error(spec, captions=-1)
+        assert "rows.jsonl: line 1: expected 'image/key' and" in error_of(f'multilingual:{file}')
+    assert 'names is for text files' in error_of(f'multilingual:{file}', names='x.txt')
+    assert 'captions is -1; expected a number' in error_of(spec, captions=-1)
